@@ -1,0 +1,246 @@
+"""Data: the lab's door to pictures and clips: gather what there is, decode it, give each sample its split.
+
+In: a Recipe. Out: Found (samples, and what was skipped with the reason), uint8 pixels of the recipe's size, splits.
+Called by audit, cache and the CLI. It writes nothing, enforces no max_bad, and knows no net.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stillwatch import pixels, toy
+from stillwatch.lab.sources import SOURCES, Found, Sample, Skipped, drawn, read_idx
+from stillwatch.lab.splits import assign
+from stillwatch.recipe import Data, Mistake, Recipe, nearest, pick
+
+__all__ = ["SOURCES", "Found", "Sample", "Skipped", "assign", "decode", "gather"]
+
+
+def gather(recipe: Recipe) -> Found:
+    """All samples of the recipe's data, each with its group, and what was skipped with the reason.
+
+    Raises Mistake, one line, for a missing root, an unknown source or option, a group that no file has, labels that
+    do not agree with the recipe's, and for nothing found at all.
+    """
+    data = recipe.data
+    source, options = pick(SOURCES, data.source, "data.source")
+    _check_options(source, options)
+    if source is not drawn and not data.root.is_dir():
+        parent = data.root.parent
+        beside = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+        raise Mistake(
+            f"data.root = '{data.root}': no such folder" + (nearest(data.root.name, beside) if beside else "")
+        )
+    found: Found = source(data, recipe.labels, **options)
+    if not found.samples:
+        first = found.skipped[:1]
+        why = f"; {len(found.skipped)} skipped, first {first[0].file}: {first[0].reason}" if first else ""
+        raise Mistake(f"data.root = '{data.root}': the source finds no sample there{why}")
+    odd = next((sample for sample in found.samples if len(sample.frames or (0,)) != data.frames), None)
+    if odd:
+        raise Mistake(f"data.frames = {data.frames}: {odd.id} is a single picture; only videos give more than 1")
+    _check_labels(found, recipe.labels)
+    _give_groups(found, data)
+    return found
+
+
+def _check_options(source: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Options against the source's own signature. Raises Mistake."""
+    known = {name: p for name, p in inspect.signature(source).parameters.items() if p.default is not p.empty}
+    for name, value in options.items():
+        if name not in known:
+            hint = nearest(name, known) if known else "; this source has no options"
+            raise Mistake(f"data.source.{name} = {value!r}: unknown option{hint}")
+        kind = type(known[name].default)
+        if kind in (int, str) and type(value) is not kind:
+            raise Mistake(f"data.source.{name} = {value!r}: must be {'a whole number' if kind is int else 'text'}")
+        if kind is int and value < 0:
+            raise Mistake(f"data.source.{name} = {value!r}: must not be negative")
+
+
+def _check_labels(found: Found, labels: Sequence[str]) -> None:
+    """The data's labels against the recipe's, both ways. Raises Mistake."""
+    there = {sample.label: sample.id for sample in reversed(found.samples)}
+    missing = [label for label in labels if label not in there]
+    for label, id in there.items():
+        if label not in labels:
+            hint = nearest(label, missing or labels)
+            raise Mistake(f"labels: the data has {label!r} ({id}), which the recipe lacks{hint}")
+    if missing:
+        raise Mistake(f"labels = {missing[0]!r}: no sample has it{nearest(missing[0], there)}")
+
+
+def _give_groups(found: Found, data: Data) -> None:
+    """Lay data.group over the samples; one without a group is skipped. Raises Mistake where none has one."""
+    if data.group is None:
+        return
+    if data.group != "folder" and not data.group.startswith("column:"):
+        found.samples = _by_regex(found.samples, data.group)
+    kept = [sample for sample in found.samples if sample.group]
+    if not kept:
+        first = found.samples[0].id
+        raise Mistake(f"data.group = {data.group!r}: no sample gets a group by it; the first one's name is {first}")
+    found.skipped += [
+        Skipped(sample.id, f"no group by data.group = {data.group!r}") for sample in found.samples if not sample.group
+    ]
+    found.samples = kept
+
+
+def _by_regex(samples: list[Sample], pattern: str) -> list[Sample]:
+    """The regex's first bracket, looked for in the file's own name and then in its whole path."""
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise Mistake(
+            f'data.group = {pattern!r}: not a regular expression ({error}); else it is "folder" or "column:NAME"'
+        ) from error
+    if not regex.groups:
+        raise Mistake(
+            f"data.group = {pattern!r}: has no bracket (...) that says which part is the group;"
+            ' else it is "folder" or "column:NAME"'
+        )
+    out = []
+    for sample in samples:
+        whole = re.sub(r"#\d+$", "", sample.id) if sample.frames else sample.id
+        match = regex.search(whole.rpartition("/")[2]) or regex.search(whole)
+        out.append(replace(sample, group=(match[1] or "") if match else ""))
+    return out
+
+
+def decode(samples: Sequence[Sample], data: Data) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
+    """The pixels of samples that share one file, which is opened once.
+
+    Yields each sample with uint8 (T,h,w,C) RGB or gray, brought to data.hw and data.channels by pixels.fit, or with
+    a str that says why it cannot be read. Raises nothing for a bad file.
+    """
+    if not samples:
+        return
+    if samples[0].path == Path():
+        read = _draw
+    elif not samples[0].frames:
+        read = _pictures
+    elif "-ubyte" in samples[0].path.name:
+        read = _rows
+    else:
+        read = _clip
+    for sample, value in read(samples, data):
+        yield sample, value if isinstance(value, str) else np.stack(value)
+
+
+Read = Iterator[tuple[Sample, list[NDArray[np.uint8]] | str]]
+
+
+def _fit(image: NDArray[np.uint8], data: Data) -> NDArray[np.uint8]:
+    return pixels.fit(image, data.hw, data.fit, data.channels)
+
+
+def _draw(samples: Sequence[Sample], data: Data) -> Read:
+    options = {} if isinstance(data.source, str) else data.source
+    defaults = inspect.signature(drawn).parameters
+    size = tuple(int(options.get(side, defaults[side].default)) for side in ("height", "width"))
+    for sample in samples:
+        _, scene, person, label, number = sample.id.split("/")
+        yield sample, [_fit(toy.still(scene, label, int(person), int(number), (size[0], size[1])), data)]
+
+
+def _pictures(samples: Sequence[Sample], data: Data) -> Read:
+    image = read_picture(samples[0].path)
+    value: list[NDArray[np.uint8]] | str = image if isinstance(image, str) else [_fit(image, data)]
+    for sample in samples:
+        yield sample, value
+
+
+def read_picture(path: Path) -> NDArray[np.uint8] | str:
+    """A picture file as uint8 (H,W,3) RGB, or the reason why it is none."""
+    try:
+        raw = np.fromfile(path, np.uint8)  # not imread: that one cannot open every name on every system
+    except OSError as error:
+        return "missing file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+    if not raw.size:
+        return "empty file"
+    if cut_off(raw.tobytes()):
+        return "truncated"
+    try:
+        image = cv2.imdecode(raw, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        return f"cannot be decoded: {error.err}"
+    if image is None or not image.size:
+        return "cannot be decoded"
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def cut_off(raw: bytes) -> bool:
+    """Whether a JPEG, PNG, BMP or WebP ends before its own end mark; a decoder would fill the rest with gray."""
+    if raw.startswith(b"\xff\xd8"):
+        # An embedded thumbnail has an end mark of its own: look for ours behind the first scan's header. Bytes
+        # FF D9 cannot occur within a scan (ITU T.81, B.1.1.5).
+        place = 2
+        while raw[place : place + 1] == b"\xff" and raw[place + 1 : place + 2] not in (b"\xda", b""):
+            if raw[place + 1] == 0xFF:  # fill bytes may stand before a marker
+                place += 1
+                continue
+            place += 2 + int.from_bytes(raw[place + 2 : place + 4], "big")
+        return raw.find(b"\xff\xd9", place) < 0
+    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        place = 8
+        while place + 12 <= len(raw):
+            if raw[place + 4 : place + 8] == b"IEND":
+                return False
+            place += 12 + int.from_bytes(raw[place : place + 4], "big")
+        return True
+    if raw.startswith(b"BM"):
+        return int.from_bytes(raw[2:6], "little") > len(raw)
+    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
+        return int.from_bytes(raw[4:8], "little") + 8 > len(raw)
+    return False
+
+
+def _rows(samples: Sequence[Sample], data: Data) -> Read:
+    try:
+        images = read_idx(samples[0].path, 3)
+    except Mistake as error:
+        for sample in samples:
+            yield sample, str(error)
+        return
+    for sample in samples:
+        row = sample.frames[0]
+        yield sample, [_fit(images[row], data)] if row < len(images) else f"the file has {len(images)} rows"
+
+
+def _clip(samples: Sequence[Sample], data: Data) -> Read:
+    """Decode forward once, and hand out each window as soon as it is whole, so that memory stays flat."""
+    waiting = sorted(samples, key=lambda sample: sample.frames)
+    wanted = {number for sample in samples for number in sample.frames}
+    kept: dict[int, NDArray[np.uint8] | str] = {}
+    number = -1
+    reason = ""
+    try:
+        with av.open(str(samples[0].path), metadata_errors="replace") as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+                    kept[number] = "damaged frame" if frame.is_corrupt else _fit(image, data)
+                while waiting and waiting[0].frames[-1] <= number:
+                    sample = waiting.pop(0)
+                    yield sample, _window(sample, kept)
+                    kept = {n: image for n, image in kept.items() if waiting and n >= waiting[0].frames[0]}
+                if not waiting:
+                    return
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
+        reason = f": {getattr(error, 'strerror', None) or error}"
+    for sample in waiting:
+        yield sample, f"only {number + 1} frames can be decoded, frame {sample.frames[-1]} is wanted{reason}"
+
+
+def _window(sample: Sample, kept: dict[int, NDArray[np.uint8] | str]) -> list[NDArray[np.uint8]] | str:
+    images = [kept[number] for number in sample.frames]
+    damaged = next((image for image in images if isinstance(image, str)), None)
+    return damaged or [image for image in images if not isinstance(image, str)]

@@ -1,0 +1,461 @@
+"""The lessons: a recipe becomes an audited data set, a taught teacher, a student alone or distilled; each a run.
+
+In: a Recipe, and from the CLI a `mark` (the judge's) and a Voice. Out: a Run, finished, with its predictions.
+Called by the CLI. Chapters in order: data, net, run, inputs, teacher, fit, mark. The loop itself is loop.py.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stillwatch import metrics
+from stillwatch.lab import augment, cache, losses, nets
+from stillwatch.lab.audit import audit
+from stillwatch.lab.data import Sample, assign, gather
+from stillwatch.lab.loop import Lesson, Step, fit
+from stillwatch.recipe import Fit, Mistake, Recipe, Spec, pick
+from stillwatch.run import SILENT, Run, Voice, runs
+
+SPLITS = ("train", "valid", "test")
+Rows: TypeAlias = NDArray[np.int64]
+Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# mark(run, split, predict, pixels, ids, groups, sequences, y): the judge's, which saves predictions/<split>.npz
+Mark: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Material:
+    """A recipe's data, decoded and divided: samples[i], y[i] and store.pixels[i] belong together."""
+
+    recipe: Recipe
+    store: cache.Store
+    samples: list[Sample]  # with their split
+    y: NDArray[np.int64]  # (N,)
+    numbers: NDArray[np.uint64]  # (N,) what augmentation draws from
+    rows: dict[str, Rows]  # split -> rows
+
+    def picture(self, rows: Rows) -> Tensor:
+        """uint8 (B,T,H,W,C)."""
+        order = np.argsort(rows, kind="stable")  # the disk is read in its own order
+        picked = self.store.pixels[rows[order]]
+        return torch.from_numpy(picked[np.argsort(order, kind="stable")])
+
+
+def material(recipe: Recipe, voice: Voice = SILENT) -> Material:
+    """Gather, decode once and split. Raises Mistake where that leaves nothing to learn from."""
+    store = cache.pictures(gather(recipe), recipe.data, voice=voice)
+    samples = assign(store.samples, recipe.data)
+    place = {label: number for number, label in enumerate(recipe.labels)}
+    y = np.array([place[sample.label] for sample in samples], np.int64)
+    numbers = np.array([augment.number(sample.id) for sample in samples], np.uint64)
+    split = np.array([sample.split for sample in samples])
+    rows = {name: np.flatnonzero(split == name) for name in SPLITS}
+    for name in ("train", "valid"):
+        if not len(rows[name]):
+            raise Mistake(f"data.split = {recipe.data.split!r}: leaves no sample for {name}")
+    return Material(recipe, store, samples, y, numbers, rows)
+
+
+def inspect(recipe: Recipe, root: Path | str = "runs", source: str = "", voice: Voice = SILENT) -> tuple[Run, Material]:
+    """`stillwatch audit`: look at the data, train nothing. Returns the run (audit.json, split.csv) and the data."""
+    data = material(recipe, voice)
+    run = Run.create(recipe, "audit", root, source)
+    _record(run, data)
+    return run, data
+
+
+def teach(
+    recipe: Recipe, mark: Mark, root: Path | str = "runs", source: str = "", fresh: bool = False, voice: Voice = SILENT
+) -> Run:
+    """Train the recipe's teacher. An unfinished run of the same recipe is gone on with, unless `fresh`."""
+    return _lesson(recipe, "teacher", None, mark, Desk(root, source, fresh, voice))
+
+
+def distil(
+    recipe: Recipe,
+    mark: Mark,
+    alone: bool = False,
+    root: Path | str = "runs",
+    source: str = "",
+    fresh: bool = False,
+    voice: Voice = SILENT,
+) -> Run:
+    """Train the recipe's student under its teacher, or `alone`: the control, without the parts that need one."""
+    desk = Desk(root, source, fresh, voice)
+    if alone:
+        return _lesson(recipe, "alone", None, mark, desk)
+    return _lesson(recipe, "distilled", _teacher(recipe, root), mark, desk)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where a lesson takes place: the folder of runs, the recipe's text, whether to start afresh, how to speak."""
+
+    root: Path | str
+    source: str
+    fresh: bool
+    voice: Voice
+
+
+def _lesson(
+    recipe: Recipe, kind: Literal["teacher", "alone", "distilled"], teacher: Run | None, mark: Mark, desk: Desk
+) -> Run:
+    # ---- what is asked
+    side: Literal["teacher", "student"] = "teacher" if kind == "teacher" else "student"
+    plan = recipe.fit_of(side)
+    specs = plan.loss if kind == "distilled" else hard(plan.loss)
+    accelerator = Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
+    voice = desk.voice if accelerator.is_main_process else SILENT
+
+    # ---- data (one process decodes, the others find it done)
+    with accelerator.main_process_first():
+        data = material(recipe, voice)
+    if teacher:
+        _refuse(teacher, data)
+
+    # ---- net and losses
+    torch.manual_seed(plan.seed)
+    net = nets.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    master = load(teacher) if teacher else None
+    parts = losses.parts(specs, _task(data, net, master))
+    step = Step(net, parts)
+    net.check(step.maps)
+
+    # ---- the run: a new one, or one that was cut off
+    run = _run(recipe, kind, teacher, data, accelerator, desk)
+    if accelerator.is_main_process:
+        run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
+
+    # ---- fit
+    step.to(accelerator.device)
+    try:
+        lesson = _inputs(data, net, master, step.maps, plan, accelerator, voice)
+        best = fit(step, lesson, _judge(data, net, accelerator, voice), plan, run, accelerator, voice)
+    except BaseException as error:
+        if accelerator.is_main_process and not isinstance(error, KeyboardInterrupt):
+            run.finish("failed", error=str(error))
+        raise
+
+    # ---- mark the epoch that was kept
+    net.load_state_dict(torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)["net"])
+    if accelerator.is_main_process:
+        for split in ("valid", "test"):
+            rows = data.rows[split]
+            if len(rows):
+                mark(run, split, predictor(net), *_paper(data, rows))
+        run.finish(best=best, epochs=len(run.history()))
+    accelerator.wait_for_everyone()
+    return run
+
+
+def hard(specs: Sequence[Spec]) -> tuple[Spec, ...]:
+    """The loss parts that need no teacher, their weights brought to a sum of 1: what "alone" means."""
+    kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not _needs_teacher(s)]
+    total = sum(float(spec.get("weight", 1.0)) for spec in kept)
+    if not kept or total <= 0:
+        return ("ce",)
+    return tuple(spec | {"weight": float(spec.get("weight", 1.0)) / total} for spec in kept)
+
+
+def _needs_teacher(spec: Spec) -> bool:
+    return bool(getattr(pick(losses.LOSSES, spec, "fit.loss")[0], "needs_teacher", False))
+
+
+def _task(data: Material, net: nets.Watcher, master: nets.Watcher | None) -> losses.Task:
+    counts = np.bincount(data.y[data.rows["train"]], minlength=len(data.recipe.labels))
+    return losses.Task(
+        labels=len(data.recipe.labels),
+        counts=tuple(int(count) for count in counts),
+        head=data.recipe.student.net.head if master else net.kind,
+        student=losses.Shape(*net.shape()),
+        teacher=losses.Shape(*master.shape()) if master else None,
+    )
+
+
+# ---- inputs: what the loop is fed, computed once wherever it can be
+
+
+def _inputs(
+    data: Material,
+    net: nets.Watcher,
+    master: nets.Watcher | None,
+    maps: tuple[int, ...],
+    plan: Fit,
+    accelerator: Accelerator,
+    voice: Voice,
+) -> Lesson:
+    """Batches for the loop. With a fixed set of views, the frozen trunk's features and the teacher's outputs are
+    computed once and replayed from disk; with a new view every epoch they are computed as they are needed."""
+    recipe, device = data.recipe, accelerator.device
+    change = augment.plan(plan.augment, plan.seed)
+    views = (plan.views or 0) if change else 1
+    train = data.rows["train"]
+    if master:
+        master.to(device).eval().requires_grad_(False)
+
+    def look(rows: Rows, view: int) -> Tensor:
+        """The training rows' pictures as this view shows them, uint8 (B,T,H,W,C)."""
+        x = change(data.picture(train[rows]).to(device), data.numbers[train[rows]], view)
+        if change.mixup:
+            others, share = change.partners(data.numbers[train[rows]], view, len(train))
+            y = change(data.picture(train[others]).to(device), data.numbers[train[others]], view)
+            x = augment.mix(x, y, torch.from_numpy(share).to(device))
+        return x
+
+    def label(rows: Rows, view: int) -> Tensor:
+        y = torch.from_numpy(data.y[train[rows]]).to(device)
+        if not change.mixup:
+            return y
+        others, share = change.partners(data.numbers[train[rows]], view, len(train))
+        w = torch.from_numpy(share).to(device, torch.float32)[:, None]
+        one = nn.functional.one_hot(y, len(recipe.labels)).float()
+        two = nn.functional.one_hot(torch.from_numpy(data.y[train[others]]).to(device), len(recipe.labels)).float()
+        return w * one + (1 - w) * two
+
+    def once(what: str, who: nets.Watcher, compute: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Any]:
+        ids = cache.short([f"{data.samples[row].id}\t{data.y[row]}" for row in train])
+        drawn = f"{plan.augment} {plan.seed}" if change else ""
+        key = [data.store.key, ids, drawn, cache.digest(who.state_dict()), who.name, f"{maps} {plan.precision}"]
+        with accelerator.main_process_first():
+            return cache.outputs(lambda r, v: compute(look(r, v)), len(train), views, key, voice, what)
+
+    trunk = once("features", net, lambda x: {"h": net.trunk(x)}) if net.cut and views else None
+    spoken = once("teacher", master, lambda x: _spread(master(x, maps))) if master and views else None
+
+    def batch(rows: Rows, epoch: int) -> tuple[Tensor, Tensor, nets.Out | None]:
+        view = epoch % views if views else epoch
+        x = look(rows, view) if trunk is None or (master and spoken is None) else None
+        h = net.trunk(x) if trunk is None else torch.from_numpy(trunk["h"][view, rows]).to(device)  # type: ignore[arg-type]
+        teacher = None
+        if spoken is not None:
+            teacher = _gathered(
+                {name: torch.from_numpy(a[view, rows]).to(device).float() for name, a in spoken.items()}
+            )
+        elif master:
+            with torch.no_grad():
+                teacher = master(x, maps)
+        return h, label(rows, view), teacher
+
+    return Lesson(len(train), batch)
+
+
+def _spread(out: nets.Out) -> dict[str, Tensor]:
+    return {"logits": out.logits, "feature": out.feature, **{f"map{s}": m for s, m in out.maps.items()}}
+
+
+def _gathered(arrays: dict[str, Tensor]) -> nets.Out:
+    maps = {int(name[3:]): value for name, value in arrays.items() if name.startswith("map")}
+    return nets.Out(arrays["logits"], arrays["feature"], maps)
+
+
+# ---- judging
+
+
+def _judge(
+    data: Material, net: nets.Watcher, accelerator: Accelerator, voice: Voice
+) -> Callable[[nets.Watcher], dict[str, float]]:
+    """net -> its figures on the validation split; every process looks at its share of it."""
+    rows = data.rows["valid"]
+    share = rows[accelerator.process_index :: accelerator.num_processes]
+    longest = -(-len(rows) // accelerator.num_processes)
+    share = np.concatenate([share, rows[: longest - len(share)]])  # gather wants equal lengths
+    starts = range(0, len(share), 128)
+    frozen = None
+    if net.cut:
+        with torch.inference_mode():
+            frozen = [net.trunk(data.picture(share[s : s + 128]).to(accelerator.device)) for s in starts]
+
+    def judge(net: nets.Watcher) -> dict[str, float]:
+        net.eval()
+        with torch.inference_mode():
+            said = []
+            for number, start in voice.bar(enumerate(starts), len(starts), "validation"):
+                if frozen is not None:
+                    out = net.rest(frozen[number])
+                else:
+                    out = net(data.picture(share[start : start + 128]).to(accelerator.device))
+                said.append(net.probabilities(out.logits.float()))
+        everyone = accelerator.gather(torch.cat(said)).cpu().numpy()
+        p = np.empty((len(rows), everyone.shape[1]), np.float32)
+        for process in range(accelerator.num_processes):
+            mine = len(rows[process :: accelerator.num_processes])
+            p[process :: accelerator.num_processes] = everyone[process * longest : process * longest + mine]
+        recipe = data.recipe
+        found = metrics.scores(data.y[rows], p, recipe.labels, recipe.safe)
+        return {name: found[name] for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")}
+
+    return judge
+
+
+def predictor(net: nets.Watcher) -> Predict:
+    """net -> predict(uint8 (B,T,H,W,C)) -> float32 (B,K): what any judge is handed."""
+    device = next(net.parameters()).device
+    net.eval()
+
+    def predict(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits = net(torch.from_numpy(np.ascontiguousarray(x)).to(device)).logits
+            return net.probabilities(logits.float()).cpu().numpy()
+
+    return predict
+
+
+def _paper(data: Material, rows: Rows) -> tuple[Any, ...]:
+    samples = [data.samples[row] for row in rows]
+    return (
+        _Slice(data.store.pixels, rows),
+        [sample.id for sample in samples],
+        [sample.group for sample in samples],
+        [sample.sequence for sample in samples],
+        data.y[rows],
+    )
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Some rows of a memory-mapped array, read only when they are asked for."""
+
+    array: NDArray[np.uint8]
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> NDArray[np.uint8]:
+        return self.array[self.rows[part]]
+
+
+# ---- runs
+
+
+def load(run: Run) -> nets.Watcher:
+    """The net that a run kept, with its weights."""
+    recipe = run.recipe
+    side = recipe.teacher if run.info["kind"] == "teacher" else recipe.student
+    spec = side.net.model_copy(update={"weights": "scratch"})  # the run's own follow; the hub need not be asked
+    net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    path = run.path / "best.pt"
+    try:
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["net"])
+    except FileNotFoundError:
+        raise Mistake(f"{path}: missing; this run kept no epoch") from None
+    return net.eval()
+
+
+def _run(recipe: Recipe, kind: str, teacher: Run | None, data: Material, accelerator: Accelerator, desk: Desk) -> Run:
+    """A new run, or the newest one of this very recipe that was cut off and that nobody is working on."""
+    names: list[str | None] = [None]
+    run = None
+    if accelerator.is_main_process:
+        parent = teacher.path.name if teacher else None
+        wanted = (kind, recipe.model_dump(mode="json"), parent, data.store.fingerprint)
+        for old in [] if desk.fresh else reversed(runs(desk.root)):
+            info = old.info
+            same = (info["kind"], info["recipe"], info["parent"], info.get("fingerprint")) == wanted
+            if same and info["status"] in ("running", "failed") and (old.path / "last.pt").is_file() and old.lock():
+                desk.voice.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
+                run = old
+                run.note(status="running")
+                break
+        if run is None:
+            about = {"parent": parent, "seed": recipe.fit_of("student" if kind != "teacher" else "teacher").seed}
+            run = Run.create(recipe, kind, desk.root, desk.source, fingerprint=data.store.fingerprint, **about)
+            _record(run, data)
+        desk.voice.say(f"run: {run.path}")
+        names = [str(run.path)]
+    broadcast_object_list(names)
+    return run or Run.open(str(names[0]))
+
+
+def _record(run: Run, data: Material) -> None:
+    """split.csv, audit.json, and in run.json what guessing alone would reach on the validation split."""
+    rows = [(s.id, s.label, s.group, s.split) for s in data.samples]
+    run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
+    found = audit(data.samples, data.store.skipped, data.store.pixels, data.recipe.labels, data.recipe.data.split)
+    run.save_json("audit.json", found)
+    most = Counter(data.y[data.rows["train"]].tolist()).most_common(1)[0][0]
+    share = float(np.mean(data.y[data.rows["valid"]] == most))
+    run.note(
+        fingerprint=data.store.fingerprint,
+        majority={"label": data.recipe.labels[most], "valid_accuracy": share},
+        status="done" if run.info["kind"] == "audit" else "running",
+    )
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """What a teacher and a student must share: labels, and all of [data] but where it lies."""
+    return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude={"root", "max_bad"})}
+
+
+def _teacher(recipe: Recipe, root: Path | str) -> Run:
+    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net."""
+    if recipe.teacher.init:
+        run = Run.open(recipe.teacher.init)
+        if run.info["kind"] != "teacher" or run.info["status"] != "done":
+            raise Mistake(
+                f"teacher.init = {recipe.teacher.init}: a {run.info['kind']} run ({run.info['status']}), "
+                "not a finished teacher"
+            )
+        if run.recipe.labels != recipe.labels:
+            raise Mistake(f"teacher.init = {recipe.teacher.init}: its labels are {', '.join(run.recipe.labels)}")
+        return run
+    for run in reversed(runs(root)):
+        if run.info["kind"] == "teacher" and run.info["status"] == "done" and run.recipe.name == recipe.name:
+            theirs, ours = run.recipe.teacher.net, recipe.teacher.net
+            if _comparable(run.recipe) == _comparable(recipe) and theirs == ours:
+                return run
+    raise Mistake(
+        f"{root}: no finished teacher for {recipe.name!r} with this data, split (fold {recipe.data.fold}) and net; run "
+        "`stillwatch teach` with the same recipe and overrides first, or name one with teacher.init=RUN"
+    )
+
+
+def _refuse(teacher: Run, data: Material) -> None:
+    """Refuse a teacher that learnt nothing, or that has seen what the student will be tested on."""
+    best, majority = teacher.info["best"], teacher.info["majority"]
+    if best["accuracy"] <= majority["valid_accuracy"]:
+        raise Mistake(
+            f"{teacher.path}: refused as a teacher: its validation accuracy, {100 * best['accuracy']:.1f} %, does not "
+            f"beat always saying {majority['label']} ({100 * majority['valid_accuracy']:.1f} %). Teach it longer, or "
+            "with another fit.lr"
+        )
+    seen = set(trained_on(teacher))
+    held = [data.samples[row].id for split in ("valid", "test") for row in data.rows[split]]
+    leaked = sum(name in seen for name in held)
+    if leaked:
+        raise Mistake(
+            f"{teacher.path}: refused as a teacher: it was trained on {leaked} of the {len(held)} pictures that this "
+            "split holds back; teach one on the same data.split, data.fold and data.seed"
+        )
+
+
+def album(run: Run) -> Callable[[Sequence[str]], dict[str, NDArray[np.uint8]]]:
+    """ids -> their pictures, uint8 (H,W,C), as the net saw them; those that are no longer there are left out."""
+
+    def pictures(ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        try:
+            data = material(run.recipe)
+        except Mistake:  # the data has moved: the report does without pictures
+            return {}
+        place = {sample.id: row for row, sample in enumerate(data.samples)}
+        middle = run.recipe.data.frames // 2
+        return {name: np.array(data.store.pixels[place[name], middle]) for name in ids if name in place}
+
+    return pictures
+
+
+def trained_on(run: Run) -> list[str]:
+    """The ids of a run's training samples."""
+    import csv
+
+    with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
+        return [row["path"] for row in csv.DictReader(file) if row["split"] == "train"]

@@ -1,0 +1,410 @@
+"""Numbers that judge a classifier: pure functions of truth y and probabilities p, and how sure those numbers are.
+
+In: y (N,) int, p (N,K) float, one row a sample. Out: plain floats, lists and dicts, ready for JSON; never a NaN.
+Called by the lab once an epoch and by the judge. It knows no file, no run and no net.
+Every figure uses p with its rows divided by their sum, so that sigmoid heads are judged like softmax heads.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+BINS = 15  # of the calibration error
+FLOOR = 1e-7  # a probability of 0 costs 16.1 in the loss, not infinity
+FEW = 8  # below that many groups a percentile interval is too narrow
+ROUGH_DRAWS = 200  # enough for the figures that must sort: their interval's ends then stand to about a tenth
+
+
+def checked(y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats]:
+    """y (N,) and p (N,K) as int64 and float64 with rows that sum to 1. Raises ValueError where they are not."""
+    truth, table = np.asarray(y), np.asarray(p, np.float64)
+    if table.ndim != 2 or truth.shape != table.shape[:1] or len(truth) == 0 or table.shape[1] < 2:
+        raise ValueError(f"y {truth.shape} and p {table.shape} must be (N,) and (N,K) with N >= 1 and K >= 2")
+    if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= table.shape[1]:
+        raise ValueError(f"y must be whole numbers from 0 to {table.shape[1] - 1}")
+    return truth.astype(np.int64), normalised(table)
+
+
+def normalised(p: ArrayLike) -> Floats:
+    """p (...,K) with rows divided by their sum; a row of zeros knows nothing, so it becomes 1/K each."""
+    table = np.asarray(p, np.float64)
+    if not np.isfinite(table).all() or (table < 0).any():
+        raise ValueError("p must be finite and not negative")
+    total = table.sum(-1, keepdims=True)
+    return np.where(total > 0, table / np.where(total > 0, total, 1), 1 / table.shape[-1])
+
+
+def confusion(y: ArrayLike, p: ArrayLike) -> Ints:
+    """(K,K) counts: row = true class, column = predicted class (the first of equal maxima)."""
+    truth, table = checked(y, p)
+    k = table.shape[1]
+    return np.bincount(truth * k + table.argmax(1), minlength=k * k).reshape(k, k)
+
+
+def accuracy(y: ArrayLike, p: ArrayLike) -> float:
+    """Share of samples whose most probable class is the true one."""
+    return float(_accuracy(confusion(y, p)))
+
+
+def balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
+    """Mean recall over the classes that occur in y."""
+    return float(_balanced_accuracy(confusion(y, p)))
+
+
+def macro_f1(y: ArrayLike, p: ArrayLike) -> float:
+    """Mean F1 over the classes. A class that is neither in y nor ever predicted is left out of the mean."""
+    return float(_macro_f1(confusion(y, p)))
+
+
+def loss(y: ArrayLike, p: ArrayLike) -> float:
+    """Mean -log p[y] in nats, p clipped at 1e-7 from below."""
+    truth, table = checked(y, p)
+    return float(_surprise(truth, table).mean())
+
+
+def ece(y: ArrayLike, p: ArrayLike) -> float:
+    """Expected calibration error: 15 equal bins of the largest probability, mean |share right - mean probability|
+    weighted by bin size (Guo et al., On Calibration of Modern Neural Networks, eq. 3)."""
+    truth, table = checked(y, p)
+    return float(np.abs(_gaps(truth, table).sum(0)).sum() / len(truth))
+
+
+def reliability(y: ArrayLike, p: ArrayLike) -> list[dict[str, float]]:
+    """The filled bins behind `ece`: [{"confidence", "accuracy", "count"}], from unsure to sure."""
+    truth, table = checked(y, p)
+    right, sure = table.argmax(1) == truth, table.max(1)
+    at = _bin(sure)
+    return [
+        {
+            "confidence": float(sure[at == b].mean()),
+            "accuracy": float(right[at == b].mean()),
+            "count": int((at == b).sum()),
+        }
+        for b in np.unique(at)
+    ]
+
+
+def auroc(y: ArrayLike, p: ArrayLike) -> float | None:
+    """Area under the ROC curve: of class 1 where K = 2, else the mean of one class against the rest.
+
+    None where a class does not occur in y. Ties count half.
+    """
+    truth, table = checked(y, p)
+    return _known(_auroc(truth, table, np.ones((1, len(truth))))[0])
+
+
+def recall_at_false_alarms(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float = 0.01) -> float | None:
+    """Share of the samples to be alarmed about that raise an alarm, when few safe samples may.
+
+    safe: the classes that raise no alarm. The alarm's score is 1 - sum p[safe]; the threshold is the smallest whose
+    share of safe samples at or above it is at most `rate`. An alarm for the wrong reason counts as an alarm.
+    None where no class is safe, all are, or one of the two kinds does not occur in y.
+    """
+    truth, table = checked(y, p)
+    return _known(_alarm_recall(truth, table, np.ones((1, len(truth))), safe, rate)[0])
+
+
+def per_class(y: ArrayLike, p: ArrayLike, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{label: {"precision", "recall", "f1", "support"}}; a quotient of nothing by nothing is 0."""
+    table = confusion(y, p)
+    hit, true, said = table.diagonal(), table.sum(1), table.sum(0)
+    return {
+        label: {
+            "precision": float(hit[k] / max(said[k], 1)),
+            "recall": float(hit[k] / max(true[k], 1)),
+            "f1": float(2 * hit[k] / max(true[k] + said[k], 1)),
+            "support": int(true[k]),
+        }
+        for k, label in enumerate(labels)
+    }
+
+
+def scores(y: ArrayLike, p: ArrayLike, labels: Sequence[str], safe: Iterable[str] = ()) -> dict[str, Any]:
+    """Every figure of one model on one set of samples.
+
+    labels: the K class names; safe: those that raise no alarm. Keys: those of METRICS, "n", "per_class", "confusion".
+    """
+    harmless = [list(labels).index(name) for name in safe]
+    return {
+        "accuracy": accuracy(y, p),
+        "balanced_accuracy": balanced_accuracy(y, p),
+        "macro_f1": macro_f1(y, p),
+        "loss": loss(y, p),
+        "ece": ece(y, p),
+        "auroc": auroc(y, p),
+        "recall_at_1pct_fa": recall_at_false_alarms(y, p, harmless),
+        "n": int(np.asarray(y).size),
+        "per_class": per_class(y, p, labels),
+        "confusion": confusion(y, p).tolist(),
+    }
+
+
+def clusters(groups: Sequence[str] | NDArray[Any]) -> tuple[Ints, int]:
+    """Groups (N,) -> (the number of each sample's group (N,), how many groups). A sample without a group is its own."""
+    names = np.asarray(groups, dtype=str)
+    known, codes = np.unique(names, return_inverse=True)
+    codes = codes.reshape(-1).astype(np.int64)
+    if len(known) and known[0] == "":  # the empty name sorts first
+        alone = np.flatnonzero(names == "")
+        codes -= 1
+        codes[alone] = len(known) - 1 + np.arange(len(alone))
+    return codes, int(codes.max(initial=-1)) + 1
+
+
+def interval(
+    names: Iterable[str],
+    y: ArrayLike,
+    p: ArrayLike,
+    groups: Sequence[str] | NDArray[Any],
+    draws: int = 1000,
+    seed: int = 0,
+    safe: Sequence[int] = (),
+) -> dict[str, list[float] | None]:
+    """95 % percentile intervals by bootstrap over whole groups: {metric: [low, high]}.
+
+    names: keys of METRICS. p: (N,K), or (S,N,K) from S trainings: the figure is then the mean over them, and they are
+    drawn with replacement too. groups: (N,), "" where unknown (each such sample is drawn on its own).
+    None for a metric that is undefined here, and for all of them where there is a single group: one person tells
+    nothing about the next. Below FEW groups the interval is too narrow; the caller should say so.
+    """
+    weights, codes, picked = _lots(groups, len(_stack(p)), draws, seed)
+    return {name: _ends(_mean(_drawn(name, y, p, codes, weights, safe), picked)) for name in names}
+
+
+def paired(
+    y: ArrayLike,
+    p_a: ArrayLike,
+    p_b: ArrayLike,
+    groups: Sequence[str] | NDArray[Any],
+    metric: str = "macro_f1",
+    draws: int = 1000,
+    seed: int = 0,
+    safe: Sequence[int] = (),
+) -> dict[str, Any]:
+    """How much better b is than a on the same samples: {"difference": b - a, "ci95": [low, high] | None, "p_better"}.
+
+    Each draw takes the same groups, and where p is (S,N,K) the same trainings, for both. p_better is the share of
+    draws in which b's figure is the larger (ties count half); None beside an interval of None.
+    """
+    stack_a, stack_b = _stack(p_a), _stack(p_b)
+    if stack_a.shape != stack_b.shape:
+        raise ValueError(f"p_a {stack_a.shape} and p_b {stack_b.shape} must match")
+    weights, codes, picked = _lots(groups, len(stack_a), draws, seed)
+    a = _drawn(metric, y, stack_a, codes, weights, safe)
+    b = _drawn(metric, y, stack_b, codes, weights, safe)
+    gain = _mean(b - a, picked)
+    once = np.ones((1, weights.shape[1]))
+    whole = _drawn(metric, y, stack_b, codes, once, safe) - _drawn(metric, y, stack_a, codes, once, safe)
+    ends = _ends(gain)
+    told = gain[np.isfinite(gain)]
+    better = float((told > 0).mean() + (told == 0).mean() / 2) if ends else None
+    return {"difference": _known(whole.mean()), "ci95": ends, "p_better": better}
+
+
+def by_sequence(
+    sequence: Sequence[str] | NDArray[Any], y: ArrayLike, p: ArrayLike, groups: Sequence[str] | NDArray[Any]
+) -> tuple[Ints, Floats, NDArray[Any]] | None:
+    """Frames -> clips: the mean probability over the frames of each sequence, as (y, p, groups), one row a clip.
+
+    p: (N,K) or (S,N,K). A sample without a sequence is a clip of its own. None where that makes no sense: no sequence
+    has two frames, or one has two labels.
+    """
+    codes, number = clusters(sequence)
+    truth, table = np.asarray(y, np.int64), normalised(p)
+    order = np.argsort(codes, kind="stable")
+    first = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    low, high = np.minimum.reduceat(truth[order], first), np.maximum.reduceat(truth[order], first)
+    if number == len(truth) or (low != high).any():
+        return None
+    sizes = np.bincount(codes, minlength=number)
+    total = np.add.reduceat(table[..., order, :], first, axis=-2)
+    return low, total / sizes[:, None], np.asarray(groups, dtype=str)[order][first]
+
+
+# ---- one figure from a (…,K,K) pile of confusions
+
+
+def _accuracy(table: NDArray[Any]) -> Floats:
+    return table.trace(axis1=-2, axis2=-1) / table.sum((-2, -1))
+
+
+def _balanced_accuracy(table: NDArray[Any]) -> Floats:
+    true = table.sum(-1)
+    recall = table.diagonal(axis1=-2, axis2=-1) / np.maximum(true, 1)
+    return recall.sum(-1) / (true > 0).sum(-1)
+
+
+def _macro_f1(table: NDArray[Any]) -> Floats:
+    both = table.sum(-1) + table.sum(-2)
+    f1 = 2 * table.diagonal(axis1=-2, axis2=-1) / np.maximum(both, 1)
+    return f1.sum(-1) / (both > 0).sum(-1)
+
+
+# ---- one number, or one row, a sample
+
+
+def _surprise(y: Ints, p: Floats) -> Floats:
+    return -np.log(np.maximum(p[np.arange(len(y)), y], FLOOR))
+
+
+def _bin(sure: Floats) -> Ints:
+    return np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def _gaps(y: Ints, p: Floats) -> Floats:
+    """(N,15): right - confidence in the sample's own bin, else 0."""
+    out = np.zeros((len(y), BINS))
+    sure = p.max(1)
+    out[np.arange(len(y)), _bin(sure)] = (p.argmax(1) == y) - sure
+    return out
+
+
+# ---- figures that need an order of the samples: weights w (D,N) -> (D,), NaN where undefined
+
+
+def _auroc(y: Ints, p: Floats, w: Floats) -> Floats:
+    kinds = [1] if p.shape[1] == 2 else range(p.shape[1])
+    return np.mean([_area(p[:, k], y == k, w) for k in kinds], axis=0)
+
+
+def _area(score: Floats, positive: NDArray[np.bool_], w: Floats) -> Floats:
+    order, first = _ties(score)
+    yes = np.add.reduceat(w[:, order] * positive[order], first, axis=1)
+    no = np.add.reduceat(w[:, order] * ~positive[order], first, axis=1)
+    won = (yes * (np.cumsum(no, axis=1) - no / 2)).sum(1)
+    return _ratio(won, yes.sum(1) * no.sum(1))
+
+
+def _alarm_recall(y: Ints, p: Floats, w: Floats, safe: Sequence[int], rate: float) -> Floats:
+    harmless = np.isin(y, list(safe))
+    if not harmless.any() or harmless.all() or len(set(safe)) == p.shape[1]:
+        return np.full(len(w), np.nan)
+    order, first = _ties(-(1 - p[:, list(safe)].sum(1)))  # most alarming first
+    quiet = np.cumsum(np.add.reduceat(w[:, order] * harmless[order], first, axis=1), axis=1)
+    wanted = np.cumsum(np.add.reduceat(w[:, order] * ~harmless[order], first, axis=1), axis=1)
+    allowed = quiet <= rate * quiet[:, -1:] + 1e-9
+    caught = np.where(allowed, wanted, 0).max(1)
+    return _ratio(np.where(quiet[:, -1] > 0, caught, 0), np.where(quiet[:, -1] > 0, wanted[:, -1], 0))
+
+
+def _ties(score: Floats) -> tuple[Ints, Ints]:
+    """The order of rising score, and where in it each new value begins."""
+    order = np.argsort(score, kind="stable")
+    return order, np.flatnonzero(np.diff(score[order], prepend=-np.inf))
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+# ---- the bootstrap
+
+
+def _stack(p: ArrayLike) -> NDArray[Any]:
+    """p as (S,N,K)."""
+    table = np.asarray(p)
+    return table[None] if table.ndim == 2 else table
+
+
+def _lots(groups: Any, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
+    """(D,G) how often each group is drawn, (N,) each sample's group, (D,S) the share of each training."""
+    codes, number = clusters(groups)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float64)
+    picked = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size=draws) / trainings
+    if number < 2:
+        weights[:] = np.nan  # no interval can come of one group
+    return weights, codes, picked
+
+
+def _drawn(name: str, y: ArrayLike, p: ArrayLike, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
+    """The metric in each draw: (S,D). Sums over a group are made once, so that most draws are one matrix product."""
+    if name not in METRICS:
+        raise ValueError(f"{name!r} is no metric; known: {', '.join(METRICS)}")
+    if np.isnan(weights).any():
+        return np.full((len(_stack(p)), len(weights)), np.nan)
+    rows = []
+    for one in _stack(p):
+        truth, table = checked(y, one)
+        rows.append(METRICS[name](truth, table, codes, weights, safe))
+    return np.stack(rows)
+
+
+def _per_group(rows: Floats, codes: Ints, number: int) -> Floats:
+    """(N,…) -> (G,…): the sums over each group."""
+    flat = rows.reshape(len(rows), -1)
+    keys = codes[:, None] * flat.shape[1] + np.arange(flat.shape[1])
+    sums = np.bincount(keys.ravel(), flat.ravel(), minlength=number * flat.shape[1])
+    return np.asarray(sums, np.float64).reshape(number, -1)
+
+
+def _from_confusion(figure: Callable[[Floats], Floats]) -> Callable[..., Floats]:
+    def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
+        k = p.shape[1]
+        cells = codes * k * k + y * k + p.argmax(1)
+        tables = np.bincount(cells, minlength=weights.shape[1] * k * k).reshape(-1, k * k)
+        return figure((weights @ tables).reshape(-1, k, k))
+
+    return drawn
+
+
+def _drawn_loss(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
+    number = weights.shape[1]
+    total = weights @ _per_group(_surprise(y, p)[:, None], codes, number)[:, 0]
+    return total / (weights @ np.bincount(codes, minlength=number))
+
+
+def _drawn_ece(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
+    number = weights.shape[1]
+    gaps = np.abs(weights @ _per_group(_gaps(y, p), codes, number)).sum(1)
+    return gaps / (weights @ np.bincount(codes, minlength=number))
+
+
+def _drawn_auroc(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
+    return _sorted(lambda w: _auroc(y, p, w), codes, weights)
+
+
+def _drawn_alarm_recall(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
+    return _sorted(lambda w: _alarm_recall(y, p, w, safe, 0.01), codes, weights)
+
+
+def _sorted(figure: Callable[[Floats], Floats], codes: Ints, weights: Floats) -> Floats:
+    """A figure that sorts the samples, on the first draws only, a few at a time: memory stays flat."""
+    few = weights[:ROUGH_DRAWS]
+    step = max(1, 1_000_000 // len(codes))
+    out = [figure(few[at : at + step][:, codes]) for at in range(0, len(few), step)]
+    return np.concatenate([*out, np.full(len(weights) - len(few), np.nan)])
+
+
+def _mean(values: Floats, picked: Floats) -> Floats:
+    """(S,D) values and (D,S) shares -> (D,): the mean over the trainings drawn."""
+    return (values * picked.T).sum(0)
+
+
+def _ends(values: Floats) -> list[float] | None:
+    """The middle 95 %, of the draws in which the figure is defined; None where most are not."""
+    tried = values[:ROUGH_DRAWS]
+    if np.isfinite(tried).mean() < 0.5:
+        return None
+    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def _known(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+METRICS: dict[str, Callable[..., Floats]] = {  # (y, p, codes, weights (D,G), safe) -> the figure in each draw (D,)
+    "accuracy": _from_confusion(_accuracy),
+    "balanced_accuracy": _from_confusion(_balanced_accuracy),
+    "macro_f1": _from_confusion(_macro_f1),
+    "loss": _drawn_loss,
+    "ece": _drawn_ece,
+    "auroc": _drawn_auroc,
+    "recall_at_1pct_fa": _drawn_alarm_recall,
+}

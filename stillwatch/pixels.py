@@ -1,0 +1,63 @@
+"""The geometry of a picture: the only place where it is decided how pixels come to the net's size.
+
+In: uint8 (H,W,C) of any size. Out: uint8 (h,w,C). Called by the lab's cache and, later, by the street's camera,
+so that both see the same picture. It knows no file, no label and no net.
+"""
+
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+
+
+def fit(
+    image: Picture, size: tuple[int, int], how: Literal["stretch", "letterbox", "crop"] = "stretch", channels: int = 3
+) -> Picture:
+    """Bring a picture to the net's size and channel count.
+
+    image: uint8 (H,W), (H,W,1) or (H,W,3) RGB. size: (height, width). channels: 1 gray or 3 RGB.
+    how: "stretch" ignores the aspect ratio, "letterbox" keeps it inside black bars, "crop" keeps it and cuts the rest.
+    Returns uint8 (height, width, channels). Raises ValueError for another dtype or shape.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+        raise ValueError(f"a picture is uint8 (H,W,C) with no empty side, not {image.dtype} {image.shape}")
+    image = to_channels(image, channels)
+    (height, width), (h, w) = size, image.shape[:2]
+    if how == "stretch":
+        return _resize(image, height, width)
+    choose = min if how == "letterbox" else max
+    scale = choose(height / h, width / w)
+    image = _resize(image, max(1, round(h * scale)), max(1, round(w * scale)))
+    h, w = image.shape[:2]
+    if how == "crop":
+        top, left = (h - height) // 2, (w - width) // 2
+        return np.ascontiguousarray(image[max(top, 0) :, max(left, 0) :][:height, :width])
+    canvas = np.zeros((height, width, channels), np.uint8)
+    top, left = (height - h) // 2, (width - w) // 2
+    canvas[top : top + h, left : left + w] = image
+    return canvas
+
+
+def to_channels(image: Picture, channels: int) -> Picture:
+    """uint8 (H,W) or (H,W,1|3|4) RGB(A) -> uint8 (H,W,channels)."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.shape[2] == 4:
+        image = image[:, :, :3]
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]  # type: ignore[return-value]
+
+
+def _resize(image: Picture, height: int, width: int) -> Picture:
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    # Area averaging going down (no aliasing of eyelids and fingers), linear going up
+    way = cv2.INTER_AREA if height < image.shape[0] or width < image.shape[1] else cv2.INTER_LINEAR
+    out = cv2.resize(image, (width, height), interpolation=way)
+    return out.reshape(height, width, image.shape[2])  # type: ignore[return-value]

@@ -1,0 +1,263 @@
+"""Recipe: what a person writes down once, read from TOML and refused by name where it is wrong.
+
+In: a TOML file and `key=value` overrides. Out: a frozen Recipe whose every default stands in this file.
+Called by the CLI and by every room. It knows no torch, no data and no run.
+"""
+
+import difflib
+import importlib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class Mistake(Exception):
+    """Something a person can put right: one line with the place, the value and what to do."""
+
+
+Spec: TypeAlias = str | dict[str, Any]  # "kd", or {name="kd", temperature=4}: what pick() takes
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Strict):
+    """Where the pictures are, who is in them, and which of them may be learnt from."""
+
+    source: Spec  # one of SOURCES: driver-inattention, folders, videos, idx, csv, toy
+    root: Path = Path()
+    group: str | None = None  # "folder", "column:NAME", or a regex whose first bracket is the group
+    split: Literal["official", "grouped", "ratio"] = "grouped"
+    folds: int = Field(5, ge=2)  # grouped: test is fold `fold` of `folds`; ratio: test is one part of `folds`
+    fold: int = Field(0, ge=0)
+    valid: Literal["fold"] | float = "fold"  # "fold": another fold's groups; 0.1: that share of the training groups
+    seed: int = 0  # of the split alone, so that seeds of training share one
+    size: int | tuple[int, int] = 224  # side, or (height, width), in pixels
+    fit: Literal["stretch", "letterbox", "crop"] = "stretch"
+    gray: bool = False  # one channel in the cache: a third of the bytes
+    rate: float | None = Field(None, gt=0)  # videos: frames a second to take; all where absent
+    frames: int = Field(1, ge=1)  # T, frames a sample
+    max_bad: float = Field(0.05, ge=0, le=1)  # above this share of bad files the command stops
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Data":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold = {self.fold} must be below folds = {self.folds}")
+        if isinstance(self.valid, float) and not 0 < self.valid < 1:
+            raise ValueError(f'valid = {self.valid} must lie between 0 and 1, or be "fold"')
+        if min(self.hw) < 8:
+            raise ValueError(f"size = {self.size} is too small: at least 8 pixels")
+        return self
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.gray else 3
+
+
+class Net(Strict):
+    """One network: a name of NETS or of timm, its head, and where its weights come from."""
+
+    name: str
+    weights: str = "imagenet"  # imagenet | scratch | a file | a run's folder
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    dropout: float = Field(0.0, ge=0, lt=1)  # before the head
+    frozen: bool | int = False  # true: all but the head; k: the stem and the first k stages
+    options: dict[str, Any] = {}  # handed to the builder as they are
+
+
+class Fit(Strict):
+    """One training: how long, how fast, towards what."""
+
+    epochs: int = Field(10, ge=1)
+    batch: int = Field(32, ge=1)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # sgd only
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = Field(0.0, ge=0)  # epochs of linear warm-up
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of the weight average a step; 0: none
+    clip: float = Field(0.0, ge=0)  # largest gradient norm; 0: none
+    patience: int = Field(0, ge=0)  # epochs without a better validation figure before it stops; 0: never
+    select: Literal["best", "last"] = "best"  # which epoch is kept: best on validation, or the last one
+    metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"  # what "best" means
+    loss: tuple[Spec, ...] = ("ce",)
+    augment: tuple[Spec, ...] = ()
+    views: int = Field(0, ge=0)  # V augmented views a sample, replayed in turn; 0: a new one each epoch
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    seed: int = Field(0, ge=0)
+
+
+class Side(Strict):
+    """Teacher or student: its net, and what it does differently from [fit]."""
+
+    net: Net
+    init: Path | None = None  # teacher: a run to take as it is
+    fit: dict[str, Any] = {}  # keys of [fit] that differ for this side
+
+    @field_validator("net", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Recipe(Strict):
+    """The whole of one task. Frozen: a run keeps the one it was made from."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    labels: tuple[str, ...] = Field(min_length=2)
+    safe: tuple[str, ...] = ()  # labels that raise no alarm
+    data: Data
+    teacher: Side
+    student: Side
+    fit: Fit = Fit()
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Recipe":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels has one name twice: {', '.join(self.labels)}")
+        for label in self.safe:
+            if label not in self.labels:
+                raise ValueError(f"safe = {label!r} is not among the labels{nearest(label, self.labels)}")
+        return self
+
+    def fit_of(self, side: Literal["teacher", "student"]) -> Fit:
+        """[fit] with that side's own keys laid over it."""
+        return Fit.model_validate(self.fit.model_dump() | getattr(self, side).fit)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or the list of what is known."""
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if k.lower() == word.lower()]
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def pick(table: Mapping[str, Any], spec: Spec, what: str = "name") -> tuple[Any, dict[str, Any]]:
+    """The plugin system: a spec -> (entry of the table, its options).
+
+    spec: "kd", {name="kd", temperature=4}, or "mypackage.losses:mine". what: the key to name in an error.
+    Raises Mistake for a name that neither the table nor an importable module knows.
+    """
+    options = {} if isinstance(spec, str) else dict(spec)
+    name = spec if isinstance(spec, str) else str(options.pop("name", ""))
+    if name in table:
+        return table[name], options
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise Mistake(f"{what} = {name!r}: unknown{nearest(name, table)}")
+    try:
+        return getattr(importlib.import_module(module), attribute), options
+    except (ImportError, AttributeError) as error:
+        raise Mistake(f"{what} = {name!r}: cannot be imported: {error}") from error
+
+
+def find(path: Path | str) -> Path:
+    """A recipe's file, or the shipped one of that name: `driving`, `published/mnist`. Raises Mistake."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for shelf in (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"):
+        shipped = shelf / path.with_suffix(".toml")
+        if not path.is_absolute() and shipped.is_file():
+            return shipped
+    beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+    raise Mistake(f"{path}: no such recipe" + (nearest(path.name, beside) if beside else ""))
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read one recipe file, lay `key=value` overrides over it, and check it. Raises Mistake, one line a mistake."""
+    path = find(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _lay(raw, override)
+    return check(raw, str(path))
+
+
+def check(raw: dict[str, Any], place: str) -> Recipe:
+    """A plain dict -> Recipe. Raises Mistake that names the place, key, value and the nearest right word."""
+    try:
+        recipe = Recipe.model_validate(raw)
+        for side in ("teacher", "student"):
+            try:
+                recipe.fit_of(side)
+            except ValidationError as error:
+                raise Mistake(_lines(place, error, Fit, f"{side}.fit.")) from error
+    except ValidationError as error:
+        raise Mistake(_lines(place, error, Recipe, "")) from error
+    return recipe
+
+
+def _lay(raw: dict[str, Any], override: str) -> None:
+    """`a.b=value` into the nested dict; the value is TOML where it parses as TOML, else the text itself."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise Mistake(f"{override!r}: an override is written key=value, such as fit.epochs=5")
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    for step in path:
+        inner = raw.setdefault(step, {})
+        if isinstance(inner, str) and step in ("net", "source"):  # the short form grows into a table
+            inner = raw[step] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise Mistake(f"{override!r}: {step} is not a table")
+        raw = inner
+    raw[last] = value
+
+
+def _lines(place: str, error: ValidationError, model: type[BaseModel], prefix: str) -> str:
+    """Pydantic's errors, one line a key: where a key may be of two types, pydantic complains once for each."""
+    by_key: dict[str, str] = {}
+    for one in error.errors():
+        line = _line(place, one, model, prefix)
+        key = re.split(r" = |: ", line.removeprefix(f"{place}: "))[0]
+        by_key[key] = f"{by_key[key]}; or: {line.rpartition(': ')[2]}" if key in by_key else line
+    return "\n".join(by_key.values())
+
+
+def _line(place: str, error: Any, model: type[BaseModel], prefix: str) -> str:
+    """One pydantic error as one line for a person."""
+    # pydantic adds the tried types of a union to the place; a key is a name or a list index
+    where = [str(step) for step in error["loc"] if not re.search(r"[\[\]()]|^(str|int|float|bool|dict)$", str(step))]
+    key = prefix + ".".join(where)
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return f"{place}: {key} = {value!r}: unknown key{nearest(where[-1], _keys(model, where[:-1]))}"
+    if error["type"] == "missing":
+        return f"{place}: {key}: missing, and it has no default"
+    reason = error["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict) or not key:
+        return f"{place}: {key + ': ' if key else ''}{reason}"
+    allowed = error.get("ctx", {}).get("expected")
+    hint = ""
+    if error["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(value, re.findall(r"'([^']*)'", str(allowed)))
+        reason = "not allowed"
+    return f"{place}: {key} = {value!r}: {reason}{hint}"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that may stand at this path."""
+    for step in path:
+        inner = model.model_fields[step].annotation if step in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

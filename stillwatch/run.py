@@ -1,0 +1,216 @@
+"""Run: a folder with verbs (create, open, log, save, finish); the one thing every command takes and gives.
+
+In: a Recipe and what a step has to say. Out: files, each written whole or not at all.
+Called by the lab and the CLI; read by the judge. It knows no torch: what it saves is bytes, JSON and arrays.
+"""
+
+import csv
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillwatch.recipe import Mistake, Recipe, check, nearest
+
+PACKAGES = ("stillwatch", "torch", "timm", "accelerate", "numpy", "opencv-python-headless")
+
+
+class Voice(NamedTuple):
+    """How long work speaks: bar(things, count, what) yields the same things and shows how far it is; say(line)."""
+
+    bar: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda things, count, what: things
+    say: Callable[[str], None] = lambda line: None
+
+
+SILENT = Voice()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the body ends well it becomes `path`, otherwise it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class Run:
+    """One folder under runs/: what was asked, what was done, what came of it."""
+
+    def __init__(self, path: Path, info: dict[str, Any]):
+        self.path = path
+        self.info = info
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, recipe: Recipe, kind: str, root: Path | str = "runs", source: str = "", **fields: Any) -> "Run":
+        """Make `root/<recipe>-<kind>-NNN` with the next free number. source: the recipe's text as it was given."""
+        root = Path(root)
+        root.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = root / f"{recipe.name}-{kind}-{number:03d}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+        info = {
+            "id": path.name,
+            "kind": kind,
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "recipe": recipe.model_dump(mode="json"),
+            "parent": None,
+            "command": " ".join(["stillwatch", *sys.argv[1:]]),
+            "commit": _commit(),
+            "versions": _versions(),
+            **fields,
+        }
+        run = cls(path, info)
+        run.lock()
+        if source:
+            with atomic(path / "recipe.toml") as draft:
+                draft.write_text(source, encoding="utf-8")
+        run.save_json("run.json", info)
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Run":
+        """An existing run. Raises Mistake where the folder is not one."""
+        path = Path(path)
+        try:
+            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            beside = [p.parent.name for p in path.parent.glob("*/run.json")]
+            hint = nearest(path.name, beside) if beside else "; `stillwatch ls` shows the runs there are"
+            raise Mistake(f"{path}: not a run (it has no run.json){hint}") from None
+        except (OSError, ValueError) as error:
+            raise Mistake(f"{path / 'run.json'}: cannot be read: {error}") from error
+        return cls(path, info)
+
+    @property
+    def recipe(self) -> Recipe:
+        return check(self.info["recipe"], str(self.path / "run.json"))
+
+    def lock(self) -> bool:
+        """Hold this run until the process ends, however it ends. False: another process holds it."""
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return False
+        self._lock = handle
+        return True
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+        rows: list[dict[str, Any]] = []
+        with suppress(FileNotFoundError):
+            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError):
+                    rows.append(json.loads(line))
+        return rows
+
+    def rewind(self, epochs: int) -> None:
+        """Drop the lines of metrics.jsonl after that many epochs: they are about to be run again."""
+        rows = [row for row in self.history() if row["epoch"] <= epochs]
+        with atomic(self.path / "metrics.jsonl") as draft:
+            draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def save(self, name: str, write: Callable[[Path], Any]) -> Path:
+        """`write` is handed a draft's path; the file `name` is then there whole, or as it was before."""
+        with atomic(self.path / name) as draft:
+            write(draft)
+        return self.path / name
+
+    def save_json(self, name: str, value: Any) -> Path:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        return self.save(name, lambda draft: draft.write_text(text + "\n", encoding="utf-8"))
+
+    def read_json(self, name: str) -> Any:
+        """The JSON file `name`, or None where there is none."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def save_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> Path:
+        def write(draft: Path) -> None:
+            with draft.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([list(header), *rows])
+
+        return self.save(name, write)
+
+    def save_arrays(self, name: str, **arrays: NDArray[Any]) -> Path:
+        def write(draft: Path) -> None:
+            with draft.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+        return self.save(name, write)
+
+    def note(self, **fields: Any) -> None:
+        """Add fields to run.json."""
+        self.info |= fields
+        self.save_json("run.json", self.info)
+
+    def finish(self, status: str = "done", **fields: Any) -> None:
+        """Close the run: status "done", "failed" or "stopped"."""
+        self.note(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
+        self.unlock()
+
+
+def runs(root: Path | str = "runs") -> list[Run]:
+    """Every run under root, oldest first; folders that are none are passed over."""
+    found = []
+    for path in Path(root).glob("*/run.json"):
+        with suppress(Mistake):
+            found.append(Run.open(path.parent))
+    return sorted(found, key=lambda run: (run.info.get("started", ""), _number(run.path.name)))
+
+
+def _number(name: str) -> int:
+    match = re.search(r"(\d+)$", name)
+    return int(match[1]) if match else 0
+
+
+def _commit() -> str | None:
+    """The project's own git commit, with a + where its tree is changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

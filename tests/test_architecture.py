@@ -1,0 +1,100 @@
+"""The table of rooms in DESIGN §2, as a test: who may import whom, and which heavy libraries live where."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "stillwatch"
+HEAVY = {
+    "torch", "torchvision", "timm", "accelerate", "safetensors", "scipy", "sklearn", "matplotlib", "av", "onnxruntime",
+    "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic",
+}  # fmt: skip
+STREET = {"numpy", "cv2", "pydantic"}
+MAY = {
+    "ground": ({"ground"}, STREET),
+    "lab": ({"ground", "lab"}, STREET | {"torch", "timm", "accelerate", "safetensors", "scipy", "sklearn", "av"}),
+    "judge": ({"ground", "judge"}, STREET | {"sklearn", "matplotlib"}),
+    "watch": ({"ground", "watch"}, STREET | {"onnxruntime", "av", "fastapi"}),
+    "cli": ({"ground", "lab", "judge", "watch"}, {"typer", "rich", "click"}),
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    inner = path.relative_to(PACKAGE).parts
+    if inner in (("cli.py",), ("__main__.py",)):
+        return "cli"
+    return inner[0] if len(inner) > 1 else "ground"
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """Every absolute module name that is imported, at the top or inside a function."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def test_modules_are_found() -> None:
+    assert len(MODULES) >= 20
+    assert {room(path) for path in MODULES} == {"ground", "lab", "judge", "watch", "cli"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
+    rooms, libraries = MAY[room(path)]
+    for name in imports(ast.parse(path.read_text())):
+        top, _, rest = name.partition(".")
+        if top == "stillwatch" and rest:
+            target = PACKAGE / rest.split(".")[0]
+            theirs = rest.split(".")[0] if target.is_dir() else "cli" if rest.startswith("cli") else "ground"
+            allowed = rooms | ({"cli"} if path.name == "__main__.py" else set())
+            assert theirs in allowed, f"{path.name} ({room(path)}) imports {name} ({theirs})"
+        elif top in HEAVY:
+            assert top in libraries, f"{path.name} ({room(path)}) imports {top}"
+
+
+def test_the_cli_imports_rooms_only_inside_functions() -> None:
+    tree = ast.parse((PACKAGE / "cli.py").read_text())
+    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    assert not [
+        name for name in imports(top) if name.startswith(("stillwatch.lab", "stillwatch.judge", "stillwatch.watch"))
+    ]
+
+
+def test_imports_form_no_cycle() -> None:
+    names = {path: ".".join(["stillwatch", *path.relative_to(PACKAGE).with_suffix("").parts]) for path in MODULES}
+    known = set(names.values())
+    graph = {}
+    for path, name in names.items():
+        body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        graph[name] = {n for n in imports(ast.Module(body, [])) if n in known and n != name}
+    depth: dict[str, int] = {}
+
+    def walk(name: str, above: tuple[str, ...]) -> int:
+        assert name not in above, f"a cycle: {' -> '.join((*above, name))}"
+        if name not in depth:
+            depth[name] = 1 + max((walk(inner, (*above, name)) for inner in graph[name]), default=0)
+        return depth[name]
+
+    longest = max(walk(name, ()) for name in graph)
+    assert 3 <= longest <= 8
+
+
+def test_every_module_opens_with_a_door_card() -> None:
+    for path in MODULES:
+        if path.name == "__init__.py" and path.parent != PACKAGE:
+            assert not path.read_text().strip()
+            continue
+        card = ast.get_docstring(ast.parse(path.read_text()))
+        assert card, f"{path}: no card on the door"
+        assert len(card.splitlines()) <= 6, f"{path}: the card is longer than 6 lines"
+
+
+def test_no_room_is_called_utils() -> None:
+    assert not [p for p in MODULES if p.stem in {"utils", "common", "helpers", "base", "core", "manager"}]
