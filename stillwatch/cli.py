@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
-from stillwatch.recipe import Mistake, Recipe, find
+from stillwatch.recipe import Mistake, find
 from stillwatch.recipe import load as read_recipe
 from stillwatch.run import Run, Voice
 from stillwatch.run import runs as all_runs
@@ -192,24 +191,23 @@ def main() -> None:
     debug = len(words) < len(sys.argv) - 1
     try:
         code = app(words, standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
         code = 130
     except Exception as error:
-        if debug:
+        show = getattr(error, "show", None)  # a usage error of click's, which newer typer carries in itself
+        if debug and not show:
             raise
-        known = isinstance(error, Mistake)
-        print(
-            f"error: {error}" if known else f"error: {type(error).__name__}: {error} (--debug shows where)",
-            file=sys.stderr,
-        )
-        code = 1
+        show() if show else print(f"error: {_explained(error)}", file=sys.stderr)
+        code = 2 if show else 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
-__all__ = ["Recipe", "app", "main"]
+def _explained(error: Exception) -> str:
+    if isinstance(error, Mistake):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("stillwatch"):
+        return f"{error.name} is not installed; this command needs the lab: pip install 'stillwatch[lab]'"
+    return f"{type(error).__name__}: {error} (--debug shows where)"

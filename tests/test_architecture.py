@@ -16,7 +16,7 @@ MAY = {
     "lab": ({"ground", "lab"}, STREET | {"torch", "timm", "accelerate", "safetensors", "scipy", "sklearn", "av"}),
     "judge": ({"ground", "judge"}, STREET | {"sklearn", "matplotlib"}),
     "watch": ({"ground", "watch"}, STREET | {"onnxruntime", "av", "fastapi"}),
-    "cli": ({"ground", "lab", "judge", "watch"}, {"typer", "rich", "click"}),
+    "cli": ({"ground", "lab", "judge", "watch"}, {"typer", "rich"}),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

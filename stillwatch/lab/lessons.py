@@ -5,7 +5,8 @@ Called by the CLI. Chapters in order: data, net, run, inputs, teacher, fit, mark
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -116,16 +117,17 @@ def _lesson(
     accelerator = Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
     voice = desk.voice if accelerator.is_main_process else SILENT
 
-    # ---- data (one process decodes, the others find it done)
+    # ---- the net (before the data: a wrong word in the recipe should not have to wait for them)
+    torch.manual_seed(plan.seed)
+    net = nets.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    augment.plan(plan.augment, plan.seed)
+    master = load(teacher) if teacher else None
+
+    # ---- data (one process decodes, the others find it done) and losses
     with accelerator.main_process_first():
         data = material(recipe, voice)
     if teacher:
         _refuse(teacher, data)
-
-    # ---- net and losses
-    torch.manual_seed(plan.seed)
-    net = nets.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
-    master = load(teacher) if teacher else None
     parts = losses.parts(specs, _task(data, net, master))
     step = Step(net, parts)
     net.check(step.maps)
@@ -135,26 +137,30 @@ def _lesson(
     if accelerator.is_main_process:
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
 
-    # ---- fit
+    # ---- fit, and mark the epoch that was kept
     step.to(accelerator.device)
-    try:
+    with _noting_failure(run, accelerator):
         lesson = _inputs(data, net, master, step.maps, plan, accelerator, voice)
         best = fit(step, lesson, _judge(data, net, accelerator, voice), plan, run, accelerator, voice)
-    except BaseException as error:
-        if accelerator.is_main_process and not isinstance(error, KeyboardInterrupt):
-            run.finish("failed", error=str(error))
-        raise
-
-    # ---- mark the epoch that was kept
-    net.load_state_dict(torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)["net"])
-    if accelerator.is_main_process:
-        for split in ("valid", "test"):
-            rows = data.rows[split]
-            if len(rows):
-                mark(run, split, predictor(net), *_paper(data, rows))
-        run.finish(best=best, epochs=len(run.history()))
+        kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
+        net.load_state_dict(kept["net"])
+        if accelerator.is_main_process:
+            for split in ("valid", "test"):
+                mark(run, split, predictor(net), *_paper(data, data.rows[split]), voice=voice)
+            run.finish(best=best, epochs=len(run.history()))
     accelerator.wait_for_everyone()
     return run
+
+
+@contextmanager
+def _noting_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
+    """What ends a lesson early is written into its run, which the same command can go on with."""
+    try:
+        yield
+    except BaseException as error:
+        if accelerator.is_main_process:
+            run.finish("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
+        raise
 
 
 def hard(specs: Sequence[Spec]) -> tuple[Spec, ...]:
@@ -361,7 +367,7 @@ def _run(recipe: Recipe, kind: str, teacher: Run | None, data: Material, acceler
         for old in [] if desk.fresh else reversed(runs(desk.root)):
             info = old.info
             same = (info["kind"], info["recipe"], info["parent"], info.get("fingerprint")) == wanted
-            if same and info["status"] in ("running", "failed") and (old.path / "last.pt").is_file() and old.lock():
+            if same and info["status"] != "done" and (old.path / "last.pt").is_file() and old.lock():
                 desk.voice.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
                 run = old
                 run.note(status="running")

@@ -1,0 +1,101 @@
+"""The benchmark compares like with like: both loops see the same files, as often. Nothing here asks how fast."""
+
+import csv
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import distil
+from benchmarks.naive import Files, Naive, Spent
+from stillwatch.lab.data import gather
+from stillwatch.recipe import Mistake, Recipe
+
+SMALL = (
+    "data.size=16",
+    "data.source.height=32",
+    "data.source.width=48",
+    "teacher.net=smallcnn",
+    "teacher.net.weights=scratch",
+    "fit.views=2",
+    "fit.batch=16",
+)
+
+
+def small(folder: Path, limit: int = 96, *more: str) -> Recipe:
+    folder.mkdir()
+    wanted, real = distil.asked("toy", [*SMALL, "fit.epochs=1", *more], None, limit)
+    assert not real
+    return distil.lay(wanted, folder, limit)
+
+
+def test_a_case_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results" / "bench.csv"
+    asked = ["--recipe", "toy", "--limit", "96", "--epochs", "2", "--workers", "0", "--out", str(out), *SMALL]
+    assert distil.main(asked) == 0
+    assert distil.main([*asked, "--stages", "distil"]) == 0
+    said = capsys.readouterr().out
+    with out.open(newline="") as file:
+        both, alone = csv.DictReader(file)
+    assert (both["recipe"], both["stages"], both["data"], both["size"]) == ("toy", "teach+distil", "toy", "16x16x1")
+    assert (both["teacher"], both["student"], both["epochs"], both["views"]) == ("smallcnn", "smallcnn", "2", "2")
+    train = int(both["train"])
+    assert train + int(both["valid"]) + int(both["test"]) == 96
+    whole = train // 16 * 16  # the short last batch is left out by both
+    assert (int(both["seen"]), int(alone["seen"])) == (2 * 2 * whole, 2 * whole)
+    assert alone["teach_naive_s"] == alone["teacher_epochs"] == ""
+    for column in ("teach_naive_s", "teach_ours_s", "distil_naive_s", "distil_ours_s", "ratio", "distil_ours_mb"):
+        assert float(both[column]) > 0
+    assert [line.split()[0] for line in said.splitlines() if "×" in line] == ["teach", "distil", "both", "distil"]
+    assert "decoding" in said and "teacher" in said and "epochs" in said  # where our time went
+    written = out.read_text()
+    assert "/" not in written and str(platform.node() or "/") not in written
+
+
+def test_both_loops_see_the_same_pictures(tmp_path: Path) -> None:
+    task = small(tmp_path / "pictures")
+    found = distil.compare(task, distil.STAGES, tmp_path, workers=0, repeats=2)
+    assert list(found) == ["teach naive", "teach ours", "distil naive", "distil ours"]
+    train = len(Naive.of(task, 0).split["train"])
+    assert {spent.seen for side in found.values() for spent in side} == {train // 16 * 16}
+    assert {len(side) for side in found.values()} == {2}
+    for side in ("teach ours", "distil ours"):  # each repeat starts from an empty cache
+        assert all("epochs" in spent.phases for spent in found[side])
+    assert all("decoding" in spent.phases for spent in found["teach ours"])
+    assert all("teacher" in spent.phases for spent in found["distil ours"])
+
+
+def test_loops_that_differ_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def idle(self: Naive, side: str, master: object, spent: Spent) -> None:
+        spent.seen = 1
+
+    monkeypatch.setattr(Naive, "learn", idle)
+    with pytest.raises(Mistake, match="one loop trained on other pictures"):
+        distil.compare(small(tmp_path / "pictures"), ["distil"], tmp_path, workers=0, repeats=1)
+
+
+def test_the_files_hold_what_was_drawn(tmp_path: Path) -> None:
+    task = small(tmp_path / "pictures", 12)
+    samples = gather(task).samples
+    assert len(samples) == 12
+    assert {sample.label for sample in samples} == set(task.labels)
+    x, y = Files(samples, task)[3]
+    assert (x.dtype, tuple(x.shape)) == (torch.uint8, (1, 16, 16, 1))
+    assert task.labels[y] == samples[3].label
+    # picture files are not copied: links lead to them
+    again = tmp_path / "again"
+    again.mkdir()
+    linked = distil.lay(task, again, 6)
+    assert len(gather(linked).samples) == 6
+    assert all(sample.path.is_symlink() for sample in gather(linked).samples)
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STILLWATCH_DATA", raising=False)
+    assert distil.main(["--recipe", "mnist"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "mnist: the toy does not draw its labels; --data must name a folder with mnist/"
+    ]
+    assert distil.main(["--recipe", "toy", 'fit.augment=["mixup"]', *SMALL]) == 1
+    assert "mixup" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""The command: exit statuses, one-line errors, help with an example. Nothing is trained here."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillwatch import cli
+from stillwatch.lab import lessons
+
+COMMANDS = ("audit", "teach", "distil", "compare", "judge", "ls", "demo")
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["stillwatch", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path) -> Any:
+    return lambda *words: run(capsys, monkeypatch, *words)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_and_gives_an_example(say: Any, command: str) -> None:
+    code, out, _ = say(command, "--help")
+    assert code == 0
+    assert f"Example: stillwatch {command}" in " ".join(re.sub(r"[│\n]", " ", out).split())
+
+
+def test_help_names_every_command(say: Any) -> None:
+    code, out, _ = say("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert command in out
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [("nonsense",), ("teach",), ("teach", "toy", "--quick"), ("compare",)])
+def test_wrong_usage_is_status_2(say: Any, words: tuple[str, ...]) -> None:
+    code, _, err = say(*words)
+    assert code == 2
+    assert err.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("teach", "tyo"), "error: tyo: no such recipe"),
+        (("audit", "toy", "fit.epoch=1"), "did you mean 'epochs'"),
+        (("audit", "toy", "data.source.people=1"), "error: "),
+        (("audit", "driving", "data.root=nowhere"), "data.root = 'nowhere': no such folder"),
+        (("teach", "toy", "teacher.net.name=resnet10tt"), "resnet10t"),
+        (("teach", "toy", "fit.augment=['flop']"), "did you mean 'flip'"),
+        (("distil", "toy", "fit.loss=['kdd']", "--alone"), "did you mean 'kd'"),
+        (("distil", "toy"), "no finished teacher for 'toy'"),
+        (("distil", "toy", "teacher.init=runs/x"), "runs/x: not a run"),
+        (("compare", "runs/x"), "runs/x: not a run"),
+        (("judge", "runs/x"), "runs/x: not a run"),
+    ],
+)
+def test_a_failure_is_one_line_and_status_1(say: Any, words: tuple[str, ...], error: str) -> None:
+    code, out, err = say(*words)
+    assert code == 1
+    assert error in err
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in out + err
+    assert not list(Path().glob("runs/*/last.pt"))
+
+
+def test_debug_shows_where(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["stillwatch", "compare", "x", "--debug"])
+    with pytest.raises(cli.Mistake):
+        cli.main()
+
+
+def test_what_nobody_foresaw_is_one_line_too(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burn(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lessons, "teach", burn)
+    code, _, err = say("teach", "toy")
+    assert (code, err) == (1, "error: OSError: [Errno 28] No space left on device (--debug shows where)\n")
+
+
+def test_ctrl_c_says_how_to_go_on(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lessons, "teach", stop)
+    code, _, err = say("teach", "toy")
+    assert code == 130
+    assert "goes on from the last finished epoch" in err
+
+
+def test_ls_of_nothing_says_what_to_do(say: Any) -> None:
+    assert say("ls") == (0, "runs: no runs yet; `stillwatch teach RECIPE` makes one\n", "")
+
+
+def test_the_street_s_help_needs_no_lab() -> None:
+    """`--help` and `ls` in a process where the lab's libraries cannot be imported, as on a board."""
+    code = """
+import sys
+for name in ("torch", "timm", "accelerate", "sklearn", "matplotlib", "av", "scipy", "safetensors"):
+    sys.modules[name] = None
+sys.argv = ["stillwatch", *sys.argv[1:]]
+from stillwatch.cli import main
+main()
+"""
+    for words in (["--help"], ["teach", "--help"], ["ls"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code, "teach", "toy"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "stillwatch[lab]" in done.stderr
+    assert done.stderr.count("\n") == 1
