@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stillwatch.judge.predict import mark, read
-from stillwatch.lab import lessons, nets
+from stillwatch.lab import cache, lessons, nets
 from stillwatch.recipe import Mistake, Recipe, check
 from stillwatch.run import Run
 
@@ -116,6 +116,21 @@ def test_frozen_features_from_disk_teach_the_same(tmp_path: Path, frozen: bool |
     stem = [name for name in first if "conv_stem" in name]
     assert stem
     assert all(torch.equal(first[name], second[name]) for name in stem)
+
+
+def test_a_frozen_teacher_s_features_serve_its_teaching_too(tmp_path: Path) -> None:
+    """They are stored when it is taught; when it teaches, only its head runs. The answers are those of the whole net."""
+    net = {"name": "mnist-cnn", "weights": "scratch", "frozen": True, "options": {"width": 4}}
+    asked = recipe(teacher__net=net, fit__augment=WARP, fit__views=2)
+    teacher = taught(asked, tmp_path)
+    shelf = cache.home() / "features"
+    assert len(list(shelf.iterdir())) == 1
+    student = lessons.distil(asked, mark, root=tmp_path)
+    assert len(list(shelf.iterdir())) == 1
+    live = lessons.distil(recipe(teacher__net=net, fit__augment=WARP, fit__views=0,
+                                 teacher__init=str(teacher.path)), mark, root=tmp_path)  # fmt: skip
+    for a, b in zip(student.history(), live.history(), strict=True):
+        assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
 
 
 def test_alone_is_the_same_without_a_teacher() -> None:

@@ -179,7 +179,7 @@ def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
 
 def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     run = run_in(tmp_path)
-    step, _ = learn(run, PLAN)
+    learn(run, PLAN)
     last = torch.load(run.path / "last.pt", weights_only=True)
     mean, own = last["average"]["head.weight"], last["step"]["net.head.weight"]
     start = step_of().net.head.weight.detach()

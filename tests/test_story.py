@@ -11,7 +11,8 @@ from stillwatch.run import Run
 
 SMALL = (
     "data.source={name='toy',people=10,pictures=3}", "data.size=32", "data.folds=5", "fit.epochs=3", "fit.views=2",
-    "teacher.net={name='mnist-cnn',weights='scratch',options={width=8}}", "student.net={name='mnist-small',weights='scratch'}",
+    "teacher.net={name='mnist-cnn',weights='scratch',options={width=8}}",
+    "student.net={name='mnist-small',weights='scratch'}",
 )  # fmt: skip
 
 

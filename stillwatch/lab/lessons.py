@@ -29,6 +29,7 @@ from stillwatch.run import SILENT, Run, Voice, runs
 SPLITS = ("train", "valid", "test")
 Rows: TypeAlias = NDArray[np.int64]
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Compute: TypeAlias = Callable[[Rows, int], dict[str, Tensor]]  # (rows, view) -> name -> (B,...)
 # mark(run, split, predict, pixels, ids, groups, sequences, y): the judge's, which saves predictions/<split>.npz
 Mark: TypeAlias = Callable[..., Any]
 
@@ -227,20 +228,39 @@ def _inputs(
         two = nn.functional.one_hot(torch.from_numpy(data.y[train[others]]).to(device), len(recipe.labels)).float()
         return w * one + (1 - w) * two
 
-    def once(what: str, who: nets.Watcher, compute: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Any]:
-        ids = cache.short([f"{data.samples[row].id}\t{data.y[row]}" for row in train])
-        drawn = f"{plan.augment} {plan.seed}" if change else ""
-        key = [data.store.key, ids, drawn, cache.digest(who.state_dict()), who.name, f"{maps} {plan.precision}"]
-        with accelerator.main_process_first():
-            return cache.outputs(lambda r, v: compute(look(r, v)), len(train), views, key, voice, what)
+    ids = cache.short([f"{data.samples[row].id}\t{data.y[row]}" for row in train])
+    drawn = f"{plan.augment} {plan.seed}" if change else ""
 
-    trunk = once("features", net, lambda x: {"h": net.trunk(x)}) if net.cut and views else None
-    spoken = once("teacher", master, lambda x: _spread(master(x, maps))) if master and views else None
+    def once(what: str, weights: dict[str, Tensor], more: str, compute: Compute) -> dict[str, Any]:
+        key = [data.store.key, ids, drawn, cache.digest(weights), f"{more} {plan.precision}"]
+        small = 16 if device.type == "cpu" else 256  # a CPU's caches hold the maps of 16 pictures, not of 64
+        with accelerator.main_process_first():
+            return cache.outputs(compute, len(train), views, key, voice, what, small)
+
+    def features(who: nets.Watcher) -> NDArray[Any]:
+        """What the frozen part gives, (V,N,...): a teacher's were stored when it was taught, if the views agree."""
+        return once("features", who.frozen_state(), who.name, lambda r, v: {"h": who.trunk(look(r, v))})["h"]
+
+    def stored(h: NDArray[Any], rows: Rows, view: int) -> Tensor:
+        return torch.from_numpy(h[view, rows]).to(device)
+
+    trunk = features(net) if net.cut and views else None
+    spoken = None
+    if master and views:
+        behind = features(master) if master.cut and not master.early(maps) else None
+        spoken = once(
+            "teacher",
+            master.state_dict(),
+            f"{master.name} {maps}",
+            lambda r, v: _spread(
+                master(look(r, v), maps) if behind is None else master.rest(stored(behind, r, v), maps)
+            ),
+        )
 
     def batch(rows: Rows, epoch: int) -> tuple[Tensor, Tensor, nets.Out | None]:
         view = epoch % views if views else epoch
         x = look(rows, view) if trunk is None or (master and spoken is None) else None
-        h = net.trunk(x) if trunk is None else torch.from_numpy(trunk["h"][view, rows]).to(device)  # type: ignore[arg-type]
+        h = net.trunk(x) if trunk is None else stored(trunk, rows, view)  # type: ignore[arg-type]
         teacher = None
         if spoken is not None:
             teacher = _gathered(

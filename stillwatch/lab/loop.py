@@ -130,7 +130,7 @@ def fit(
             if accelerator.is_main_process:
                 run.log(row)
                 voice.say(_line(row, plan.epochs, better and plan.select == "best"))
-                if better:
+                if better and (plan.select == "best" or epoch == plan.epochs):
                     kept = {"net": step.net.state_dict(), "epoch": epoch, "valid": figures}
                     run.save("best.pt", partial(torch.save, kept))
         if accelerator.is_main_process:
@@ -209,9 +209,9 @@ def _optimizer(step: Step, plan: Fit) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0)
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0, fused=True)
     kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=plan.lr)
+    return kind(groups, lr=plan.lr, fused=True)
 
 
 def _seed(seed: int, epoch: int, process: int) -> int:

@@ -81,7 +81,7 @@ class Watcher(nn.Module):
         """x: uint8 (B,H,W,C) or (B,T,H,W,C); maps: strides wanted. A clip's answer is the mean over its T frames."""
         if not self.cut:
             return self.rest(x, maps)
-        before = tuple(s for s in maps if self.plan.taps.get(s, self.cut) < self.cut)
+        before = self.early(maps)
         h, found = self._trunk(x, before)
         out = self.rest(h, tuple(s for s in maps if s not in before))
         return out._replace(maps={s: (found | out.maps)[s] for s in maps})
@@ -128,6 +128,14 @@ class Watcher(nn.Module):
             if self.plan.taps[stride] < self.cut:
                 free = self._known(s for s, step in self.plan.taps.items() if step >= self.cut)
                 raise Mistake(f"net {self.name}: the map at stride {stride} is frozen; not frozen: {free}")
+
+    def early(self, maps: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of these strides whose map lies in the frozen part."""
+        return tuple(s for s in maps if self.plan.taps.get(s, self.cut) < self.cut)
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """The weights and statistics of the frozen part alone: what trunk's output depends on."""
+        return {f"{i}.{n}": v for i, module in enumerate(self._frozen()) for n, v in module.state_dict().items()}
 
     def train(self, mode: bool = True) -> "Watcher":
         super().train(mode)
@@ -339,7 +347,7 @@ def _he(net: nn.Module) -> nn.Module:
 
 def _conv(inner: int, outer: int, norm: bool = False, stride: int = 1) -> list[nn.Module]:
     layers: list[nn.Module] = [nn.Conv2d(inner, outer, 3, stride, 1, bias=not norm)]
-    return [*layers, nn.BatchNorm2d(outer), nn.ReLU()] if norm else [*layers, nn.ReLU()]
+    return [*layers, nn.BatchNorm2d(outer), nn.ReLU(inplace=True)] if norm else [*layers, nn.ReLU(inplace=True)]
 
 
 def _own(features: list[nn.Module], neck: nn.Module, dense: nn.Module | None, dim: int, taps: dict[int, int]) -> Body:
@@ -376,14 +384,14 @@ def vgg16_gap(hw: tuple[int, int], channels: int) -> Body:
         taps[2**block] = len(features) - 1
         features.append(nn.MaxPool2d(2))
     taps[32] = len(features) - 1
-    body = _own(features, _gap(), nn.Sequential(nn.Linear(512, 1024), nn.ReLU()), 1024, taps)
+    body = _own(features, _gap(), nn.Sequential(nn.Linear(512, 1024), nn.ReLU(inplace=True)), 1024, taps)
     return replace(body, plan=replace(body.plan, backbone=len(features) + 1), norm=IMAGENET)
 
 
 def smallcnn(hw: tuple[int, int], channels: int) -> Body:
     """The violence paper's student (FACTS §1b): conv 32, conv 64, dense 128. 2,116,930 parameters at 64×64×3, K = 2."""
     features = [*_conv(channels, 32), nn.MaxPool2d(2), *_conv(32, 64), nn.MaxPool2d(2)]
-    dense = nn.Sequential(nn.Linear(64 * (hw[0] // 4) * (hw[1] // 4), 128), nn.ReLU())
+    dense = nn.Sequential(nn.Linear(64 * (hw[0] // 4) * (hw[1] // 4), 128), nn.ReLU(inplace=True))
     return replace(_own(features, nn.Flatten(), dense, 128, {1: 1, 2: 4, 4: 5}), size=hw)
 
 
