@@ -61,9 +61,9 @@ def test_smallcnn_follows_the_datas_size_and_channels() -> None:
 def test_the_mnist_nets_are_far_apart_in_size() -> None:
     deep, small = (make(name, 10, (28, 28), 1) for name in ("mnist-cnn", "mnist-small"))
     assert nets.cost(deep, (28, 28), 1)["params"] == 288_170
-    assert nets.cost(small, (28, 28), 1)["params"] == 1_418
+    assert nets.cost(small, (28, 28), 1)["params"] == 80 + 1_168 + 7_850
     wide = make("mnist-small", 10, (28, 28), 1, options={"width": 16})
-    assert nets.cost(wide, (28, 28), 1)["params"] == 16 * 10 + 32 * (16 * 9 + 1) + 330
+    assert nets.cost(wide, (28, 28), 1)["params"] == 16 * 10 + 32 * (16 * 9 + 1) + 10 * (32 * 7 * 7 + 1)
 
 
 def test_cost_leaves_the_mode_and_the_statistics_alone() -> None:

@@ -404,9 +404,10 @@ def mnist_cnn(hw: tuple[int, int], channels: int, width: int = 32) -> Body:
 
 
 def mnist_small(hw: tuple[int, int], channels: int, width: int = 8) -> Body:
-    """A very light student for MNIST: two strided convolutions of `width` and 2·`width` maps, pooled."""
+    """A light student for MNIST: two strided convolutions of `width` and 2·`width` maps, flattened; for one size."""
     features = [*_conv(channels, width, stride=2), *_conv(width, 2 * width, stride=2)]
-    return _own(features, _gap(), None, 2 * width, {2: 1, 4: 3})
+    dim = 2 * width * -(-hw[0] // 4) * -(-hw[1] // 4)
+    return replace(_own(features, nn.Flatten(), None, dim, {2: 1, 4: 3}), size=hw)
 
 
 # Own nets that have ImageNet weights: where they may be (the last name is timm's), and what is never in such a file.
