@@ -110,7 +110,7 @@ def ls(runs: Folder = Path("runs")) -> None:
         print(f"{run.path!s:40} {run.info['status']:8} {run.info['started'][:16]:16}  {figures}")
 
 
-@app.command(epilog="Example: stillwatch demo --out /tmp/demo")
+@app.command(epilog="Example: stillwatch demo --out my-demo")
 def demo(out: Annotated[Path, typer.Option("--out", help="folder of its runs and report")] = Path("demo")) -> None:
     """The whole of it on drawn pictures: audit, teach, the student alone and distilled, and the report."""
     for step, work in (

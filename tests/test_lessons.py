@@ -119,7 +119,7 @@ def test_frozen_features_from_disk_teach_the_same(tmp_path: Path, frozen: bool |
 
 
 def test_a_frozen_teacher_s_features_serve_its_teaching_too(tmp_path: Path) -> None:
-    """They are stored when it is taught; when it teaches, only its head runs. The answers are those of the whole net."""
+    """Stored when it is taught; when it teaches only its head runs, and answers as the whole net does."""
     net = {"name": "mnist-cnn", "weights": "scratch", "frozen": True, "options": {"width": 4}}
     asked = recipe(teacher__net=net, fit__augment=WARP, fit__views=2)
     teacher = taught(asked, tmp_path)
