@@ -152,6 +152,14 @@ def test_groups_shared_without_a_leak_still_warn():
     assert not warned(found, "leaks")
 
 
+def test_a_share_of_the_training_groups_for_validation_is_no_leak_into_the_test():
+    samples = [replace(s, group="train-0") if s.split == "valid" else s for s in clean()]
+    found = look(samples, split="grouped")
+    assert found["groups"]["in_two_splits"] == ["train-0"]
+    assert warned(found, "1 groups are in both train and valid (train-0), as data.valid asks")
+    assert not warned(found, "check data.group")
+
+
 def test_copies_across_splits_and_within():
     samples, clips = clean(), noise(36)
     clips[-1] = clips[0]  # test and train

@@ -187,7 +187,13 @@ def _leaks(found: dict[str, Any]) -> list[str]:
             f"(the majority class {_percent(majority['accuracy'])}). {cure}"
         )
     shared = found["groups"]["in_two_splits"]
-    if shared:
+    tested = set(found["groups"]["by_split"]["test"])
+    if shared and not tested.intersection(shared):
+        out.append(
+            f"{len(shared)} groups are in both train and valid ({_some(shared)}), as data.valid asks: the validation "
+            "figure says how well these are known; only the test figure is of new ones."
+        )
+    elif shared:
         out.append(
             f"{len(shared)} of {found['groups']['count']} groups are in more than one split ({_some(shared)}): the "
             "test figure says how well these are known, not how it goes with a new one."
