@@ -194,7 +194,6 @@ def main() -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
         code = 130
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of click's, which newer typer carries in itself
@@ -202,6 +201,8 @@ def main() -> None:
             raise
         show() if show else print(f"error: {_explained(error)}", file=sys.stderr)
         code = 2 if show else 1
+    if code == 130:  # Ctrl-C, which some versions of typer turn into an exit of their own
+        print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
