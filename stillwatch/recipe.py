@@ -112,6 +112,51 @@ class Side(Strict):
         return {"name": value} if isinstance(value, str) else value
 
 
+class Prune(Strict):
+    """How a student is made narrower: layer by layer by importance, healed under the same losses between steps."""
+
+    keep: float = Field(0.6, gt=0, lt=1)  # share of the multiply-accumulates that is kept
+    steps: int = Field(2, ge=1)  # prune, fine-tune, and again
+    round_to: int = Field(8, ge=1)  # channels come in multiples of this, as vector units like them
+    narrow: bool = True  # the baseline to beat: the same net at one width multiplier, distilled for as long
+    fit: dict[str, Any] = {}  # keys of [fit] that differ while it heals, each step
+
+
+class Quantise(Strict):
+    """How INT8 is tried, and what it may cost. Calibrated on training frames only, judged on validation."""
+
+    frames: int = Field(512, ge=1)  # calibration frames, evenly over the training split
+    max_drop: float = Field(0.5, ge=0)  # points of macro-F1 on validation
+    float_se: Literal["auto", "yes", "no"] = "auto"  # squeeze-and-excitation kept in float; auto: the better of both
+    qat: bool = True  # quantisation-aware training where everything else loses too much
+    fit: dict[str, Any] = {}  # keys of [fit] that differ in quantisation-aware training
+
+
+class Export(Strict):
+    """What leaves the lab."""
+
+    formats: tuple[str, ...] = ("onnx",)  # of EXPORTERS
+    opset: int = Field(20, ge=13)  # of model.onnx
+    false_alarms: float = Field(0.01, gt=0, lt=1)  # share of safe validation frames that may raise an alarm
+    max_difference: float = Field(1e-3, gt=0)  # of a float file's probabilities from PyTorch's
+    licence: str = "not stated: ask whoever owns the data"
+
+
+class Tune(Strict):
+    """What `stillwatch tune` may change, and how long a trial is."""
+
+    keys: dict[str, Any] = {}  # "fit.lr" = {from=1e-4, to=1e-2, log=true}, or a list of choices
+    side: Literal["teacher", "student"] = "student"
+    metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"  # on validation
+    fit: dict[str, Any] = {}  # keys of [fit] that differ in a trial, such as fewer epochs
+
+
+class Rule(Strict):
+    """How probabilities become alarms: a named preset."""
+
+    profile: Literal["driver", "cctv", ""] = ""
+
+
 class Recipe(Strict):
     """The whole of one task. Frozen: a run keeps the one it was made from."""
 
@@ -122,6 +167,11 @@ class Recipe(Strict):
     teacher: Side
     student: Side
     fit: Fit = Fit()
+    prune: Prune = Prune()
+    quantise: Quantise = Quantise()
+    export: Export = Export()
+    tune: Tune = Tune()
+    rule: Rule = Rule()
 
     @model_validator(mode="after")
     def _whole(self) -> "Recipe":
@@ -135,6 +185,11 @@ class Recipe(Strict):
     def fit_of(self, side: Literal["teacher", "student"]) -> Fit:
         """[fit] with that side's own keys laid over it."""
         return Fit.model_validate(self.fit.model_dump() | getattr(self, side).fit)
+
+    def fit_in(self, table: Literal["prune", "quantise", "tune"]) -> Fit:
+        """What a student's training is in that table: [fit], [student.fit], and the table's own fit keys over them."""
+        side = self.tune.side if table == "tune" else "student"
+        return Fit.model_validate(self.fit_of(side).model_dump() | getattr(self, table).fit)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -192,11 +247,17 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
     """A plain dict -> Recipe. Raises Mistake that names the place, key, value and the nearest right word."""
     try:
         recipe = Recipe.model_validate(raw)
-        for side in ("teacher", "student"):
+        for table, plan in {
+            "teacher": lambda: recipe.fit_of("teacher"),
+            "student": lambda: recipe.fit_of("student"),
+            "prune": lambda: recipe.fit_in("prune"),
+            "quantise": lambda: recipe.fit_in("quantise"),
+            "tune": lambda: recipe.fit_in("tune"),
+        }.items():
             try:
-                recipe.fit_of(side)
+                plan()
             except ValidationError as error:
-                raise Mistake(_lines(place, error, Fit, f"{side}.fit.")) from error
+                raise Mistake(_lines(place, error, Fit, f"{table}.fit.")) from error
     except ValidationError as error:
         raise Mistake(_lines(place, error, Recipe, "")) from error
     return recipe

@@ -131,3 +131,28 @@ def test_whatever_stands_in_a_recipe_it_is_a_recipe_or_a_mistake(raw: Any) -> No
         assert isinstance(recipe.check(raw if isinstance(raw, dict) else {"data": raw}, "here"), Recipe)
     except Mistake as mistake:
         assert str(mistake).startswith("here: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("prune.keep=1.5", "prune.keep = 1.5: Input should be less than 1"),
+        ("prune.fit.epoch=3", "prune.fit.epoch = 3: unknown key; did you mean 'epochs'?"),
+        ("quantise.float_se='maybe'", "quantise.float_se = 'maybe': not allowed"),
+        ("quantise.fit.lr=-1", "quantise.fit.lr = -1: Input should be greater than 0"),
+        ("export.opset=9", "export.opset = 9: Input should be greater than or equal to 13"),
+        ("tune.fit.epochs=0", "tune.fit.epochs = 0: Input should be greater than or equal to 1"),
+        ("rule.profile='drivr'", "rule.profile = 'drivr': not allowed; did you mean 'driver'?"),
+    ],
+)
+def test_a_mistake_in_the_door_s_tables_is_named(override: str, said: str) -> None:
+    with pytest.raises(Mistake) as mistake:
+        recipe.load("toy", [override])
+    assert said in str(mistake.value)
+
+
+def test_a_table_s_fit_lies_over_the_student_s() -> None:
+    asked = recipe.load("toy", ["student.fit={epochs=7,batch=9}", "prune.fit={epochs=2}", "tune.side='teacher'"])
+    assert (asked.fit_in("prune").epochs, asked.fit_in("prune").batch) == (2, 9)
+    assert asked.fit_in("quantise").batch == 9
+    assert asked.fit_in("tune").batch == asked.fit_of("teacher").batch == 25

@@ -129,9 +129,7 @@ def _lesson(
         data = material(recipe, voice)
     if teacher:
         _refuse(teacher, data)
-    parts = losses.parts(specs, _task(data, net, master))
-    step = Step(net, parts)
-    net.check(step.maps)
+    step = lay_out(net, data, master, specs)
 
     # ---- the run: a new one, or one that was cut off
     run = _run(recipe, kind, teacher, data, accelerator, desk)
@@ -139,22 +137,52 @@ def _lesson(
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
 
     # ---- fit, and mark the epoch that was kept
-    step.to(accelerator.device)
-    with _noting_failure(run, accelerator):
-        lesson = _inputs(data, net, master, step.maps, plan, accelerator, voice)
-        best = fit(step, lesson, _judge(data, net, accelerator, voice), plan, run, accelerator, voice)
-        kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
-        net.load_state_dict(kept["net"])
+    with noting_failure(run, accelerator):
+        best = study(step, data, master, plan, run, accelerator, voice)
         if accelerator.is_main_process:
-            for split in ("valid", "test"):
-                mark(run, split, predictor(net), *_paper(data, data.rows[split]), voice=voice)
+            mark_all(run, data, predictor(net), mark, voice)
             run.finish(best=best, epochs=len(run.history()))
     accelerator.wait_for_everyone()
     return run
 
 
+def lay_out(net: nets.Watcher, data: Material, master: nets.Watcher | None, specs: Sequence[Spec]) -> Step:
+    """Net and losses, ready for the loop. Raises Mistake for a loss or a map that cannot be had."""
+    step = Step(net, losses.parts(specs, _task(data, net, master)))
+    net.check(step.maps)
+    return step
+
+
+def study(
+    step: Step,
+    data: Material,
+    master: nets.Watcher | None,
+    plan: Fit,
+    run: Run,
+    accelerator: Accelerator,
+    voice: Voice = SILENT,
+) -> dict[str, Any]:
+    """Fit step.net to the training split and lay the kept epoch's weights into it. Returns that epoch's figures.
+
+    The one way of learning, whatever the net: a teacher, a student, one that has just been pruned or quantised.
+    run: where best.pt, last.pt and metrics.jsonl go; what lies there already is gone on with.
+    """
+    step.to(accelerator.device)
+    lesson = _inputs(data, step.net, master, step.maps, plan, accelerator, voice)
+    best = fit(step, lesson, judge_of(data, step.net, accelerator, voice), plan, run, accelerator, voice)
+    kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
+    step.net.load_state_dict(kept["net"])
+    return best
+
+
+def mark_all(run: Run, data: Material, fn: Predict, mark: Mark, voice: Voice = SILENT) -> None:
+    """Predictions of the validation and the test split into the run."""
+    for split in ("valid", "test"):
+        mark(run, split, fn, *paper(data, data.rows[split]), voice=voice)
+
+
 @contextmanager
-def _noting_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
+def noting_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
     """What ends a lesson early is written into its run, which the same command can go on with."""
     try:
         yield
@@ -286,7 +314,7 @@ def _gathered(arrays: dict[str, Tensor]) -> nets.Out:
 # ---- judging
 
 
-def _judge(
+def judge_of(
     data: Material, net: nets.Watcher, accelerator: Accelerator, voice: Voice
 ) -> Callable[[nets.Watcher], dict[str, float]]:
     """net -> its figures on the validation split; every process looks at its share of it."""
@@ -335,7 +363,8 @@ def predictor(net: nets.Watcher) -> Predict:
     return predict
 
 
-def _paper(data: Material, rows: Rows) -> tuple[Any, ...]:
+def paper(data: Material, rows: Rows) -> tuple[Any, ...]:
+    """What `mark` wants of these rows: pixels, ids, groups, sequences, y."""
     samples = [data.samples[row] for row in rows]
     return (
         _Slice(data.store.pixels, rows),
