@@ -33,7 +33,8 @@ from benchmarks.naive import OPTIMIZERS, Naive, Spent, accelerator
 from stillwatch import recipe, toy
 from stillwatch.judge import predict
 from stillwatch.lab import lessons, nets
-from stillwatch.lab.data import Sample, assign, decode, gather
+from stillwatch.lab.data import Sample, decode, gather
+from stillwatch.lab.splits import assign
 from stillwatch.recipe import Data, Fit, Mistake, Recipe
 from stillwatch.run import Run, Voice
 

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from stillwatch import pixels
 from stillwatch.lab import augment, lessons, losses, nets
-from stillwatch.lab.data import Sample, assign, gather
+from stillwatch.lab.data import Sample, gather
 from stillwatch.lab.loop import Step, rate
+from stillwatch.lab.splits import assign
 from stillwatch.recipe import Fit, Mistake, Recipe
 
 

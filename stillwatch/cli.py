@@ -4,9 +4,12 @@ In: words. Out: lines for a person, and an exit status: 0 done, 1 failed with on
 Functions of one room are handed to another here and nowhere else.
 """
 
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +34,9 @@ Overrides = Annotated[
 ]
 Folder = Annotated[Path, typer.Option("--runs", help="the folder of runs")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start anew even where a run was cut off")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a bundle's folder")]
+Split = Annotated[str, typer.Option("--split", help="test or valid")]
 
 
 @app.command(epilog="Example: stillwatch audit driving data.root=data/driver-inattention")
@@ -73,9 +79,7 @@ def distil(
 
 @app.command(epilog="Example: stillwatch compare runs/driving-*-001 --out report")
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="teacher, alone and distilled; several seeds, folds")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="runs of any kind; several seeds, folds")],
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of the report; by default beside the last run")
     ] = None,
@@ -89,13 +93,140 @@ def compare(
     _verdict(write(chosen, folder, _album(chosen[-1]), split), folder)
 
 
-@app.command(epilog="Example: stillwatch judge runs/driving-teacher-001")
+@app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
 def judge(
-    run: Annotated[Path, typer.Argument(metavar="RUN")],
-    split: Annotated[str, typer.Option("--split", help="test or valid")] = "test",
+    run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE")],
+    split: Split = "test",
+    runs: Folder = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="folder of a bundle's report")] = None,
 ) -> None:
-    """The report of one run by itself."""
-    compare([run], None, split)
+    """The report of one run by itself, or of a bundle's files beside the run that they came from."""
+    if not (run / "bundle.json").is_file():
+        from stillwatch.judge.pool import kin
+
+        return compare([one.path for one in kin(Run.open(run), split)], out or run / "report", split)
+    from stillwatch import bundle
+    from stillwatch.judge.exported import Street, judge_bundle
+    from stillwatch.lab import lessons
+    from stillwatch.watch import runtimes
+
+    found = bundle.load(run)
+    origin = Run.open(runs / str(found.manifest.run["id"]))
+    data = lessons.material(origin.recipe, voice())
+    street, folder = Street(runtimes.open, runtimes.suiting), out or Path(f"{run}-report")
+    paper = lessons.paper(data, data.rows[split])
+    _verdict(judge_bundle(found, origin, paper, street, folder, split, _album(origin), voice()), folder)
+
+
+@app.command(epilog="Example: stillwatch prune runs/driving-distilled-001 --keep 0.6")
+def prune(
+    run: RunFolder,
+    overrides: Overrides = None,
+    keep: Annotated[float | None, typer.Option("--keep", help="share of the arithmetic, for prune.keep")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Make a student narrower where that hurts least, healed under its own teacher; and the baseline to beat."""
+    from stillwatch.judge.predict import mark
+    from stillwatch.lab.lessons import Desk
+    from stillwatch.lab.prune import prune as work
+
+    words = [*(overrides or ()), *([f"prune.keep={keep}"] if keep is not None else [])]
+    parent = Run.open(run).amended(words, ("prune",))
+    _finished(work(parent, mark, Desk(run.parent, _recipe_text(run), fresh, voice())))
+
+
+@app.command(epilog="Example: stillwatch quantise runs/driving-pruned-001")
+def quantise(run: RunFolder, overrides: Overrides = None) -> None:
+    """INT8: after training first, in training where that loses too much. Every stage is judged and timed."""
+    from stillwatch.judge.bench import race
+    from stillwatch.judge.predict import mark
+    from stillwatch.lab.quantise import quantise as work
+    from stillwatch.watch import runtimes
+
+    parent = Run.open(run).amended(overrides or (), ("quantise",))
+    _stages(work(parent, mark, runtimes.open, race, run.parent, _recipe_text(run), voice()))
+
+
+@app.command(epilog="Example: stillwatch export runs/driving-pruned-001 --int8 runs/driving-quantised-001")
+def export(
+    run: RunFolder,
+    overrides: Overrides = None,
+    int8: Annotated[Path | None, typer.Option("--int8", metavar="RUN", help="what quantise made of this run")] = None,
+    out: Annotated[Path, typer.Option("--out", help="the bundle's folder; an older bundle is replaced")] = Path(
+        "bundle"
+    ),
+    form: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx-legacy, openvino or ncnn, besides onnx")
+    ] = None,
+) -> None:
+    """The only folder that leaves the lab: files that give what the lab's net gives, or a refusal."""
+    from stillwatch.lab.pack import export as work
+    from stillwatch.watch import runtimes
+
+    origin = Run.open(run).amended(overrides or (), ("export", "rule"))
+    _bundled(work(origin, runtimes.open, Run.open(int8) if int8 else None, out, form or (), voice()))
+
+
+@app.command(
+    epilog="Example: stillwatch bench bundle --against mobilenetv2_100 --against eager:runs/driving-pruned-001"
+)
+def bench(
+    bundle: BundleFolder,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="a net's name, or eager:RUN; repeatable")
+    ] = None,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="exit 1 where p95 is above it")] = None,
+    threads: Annotated[list[int] | None, typer.Option("--threads", help="repeatable; else one, and all cores")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="timed calls of each")] = 200,
+    out: Annotated[Path | None, typer.Option("--out", help="folder of bench.json and the picture")] = None,
+) -> None:
+    """Time each file in each runtime on this machine, side by side: latency, throughput, memory, start."""
+    from stillwatch import bundle as bundles
+    from stillwatch.judge import bench as work
+    from stillwatch.judge.track import save, table
+    from stillwatch.watch import detector, runtimes
+
+    found = bundles.load(bundle)
+    with tempfile.TemporaryDirectory() as scratch:
+        rivals = [one for name in against or () for one in _rivals(name, found, Path(scratch))]
+        drive = work.Entrant("detector", partial(detector.look, bundle), "detector")
+        plan = work.Plan(tuple(threads or ()), rounds)
+        report = work.bench(found, runtimes.open, runtimes.suiting, [drive, *rivals], plan, detector.machine(), voice())
+    print(table(report))
+    print("\nwritten: " + ", ".join(str(path) for path in save(report, out or bundle)))
+    if budget_ms is not None and (over := work.over_budget(report, budget_ms)):
+        raise Mistake(over)
+
+
+@app.command(epilog="Example: stillwatch tune driving --trials 40; again, or in a second terminal, it goes on.")
+def tune(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="in all, those of earlier calls included")] = 20,
+    runs: Folder = Path("runs"),
+    fresh: Fresh = False,
+) -> None:
+    """Search the keys of the recipe's [tune] for the best figure on validation; writes the recipe that has it."""
+    from stillwatch.judge.predict import mark
+    from stillwatch.judge.tuning import picture
+    from stillwatch.lab.tune import tune as search
+
+    asked = read_recipe(recipe, overrides or ())
+    best = search(asked, trials, mark, runs, _text(recipe), fresh, voice())
+    (best.parent / "tuning.png").write_bytes(picture(best.parent / "trials.csv", asked.tune.metric))
+    print(f"written: {best}, and beside it trials.csv and tuning.png")
+
+
+@app.command(epilog="Example: stillwatch doctor bundle")
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="check one, and choose")] = None,
+) -> None:
+    """This machine, its runtimes, and which file of which bundle runs fastest here."""
+    from stillwatch.watch import detector
+
+    if bundle:
+        detector.Detector(bundle)
+    print("\n".join(detector.diagnosis()))
 
 
 @app.command(epilog="Example: stillwatch ls --runs runs")
@@ -114,20 +245,90 @@ def ls(runs: Folder = Path("runs")) -> None:
 def demo(out: Annotated[Path, typer.Option("--out", help="folder of its runs and report")] = Path("demo")) -> None:
     """The whole of it on drawn pictures: audit, teach, the student alone and distilled, and the report."""
     for step, work in (
-        ("1/5  the data: drawn drivers, phones, yawns", lambda: audit("toy", None, out)),
-        ("2/5  the teacher", lambda: teach("toy", None, out)),
-        ("3/5  the student alone: the control", lambda: distil("toy", None, True, out)),
-        ("4/5  the student distilled", lambda: distil("toy", None, False, out)),
-        ("5/5  did it help?", lambda: compare(_latest(out), out / "report")),
+        ("1/9  the data: drawn drivers, phones, yawns", lambda: audit("toy", None, out)),
+        ("2/9  the teacher", lambda: teach("toy", None, out)),
+        ("3/9  the student alone: the control", lambda: distil("toy", None, True, out)),
+        ("4/9  the student distilled", lambda: distil("toy", None, False, out)),
+        ("5/9  did it help?", lambda: compare(_latest(out, "teacher", "alone", "distilled"), out / "report")),
+        ("6/9  pruned, and the narrower student beside it", lambda: prune(_latest(out, "distilled")[0])),
+        ("7/9  INT8", lambda: quantise(_latest(out, "pruned")[0])),
+        ("8/9  the bundle", lambda: _pack(out)),
+        ("9/9  how fast is it here?", lambda: bench(out / "bundle", None, None, [1], 200)),
     ):
         print(f"\n=== {step}", flush=True)
         work()
 
 
-def _latest(folder: Path) -> list[Path]:
-    """The newest finished run of each kind that has predictions."""
-    kinds = {run.info["kind"]: run.path for run in all_runs(folder) if run.info["status"] == "done"}
-    return [kinds[kind] for kind in ("teacher", "alone", "distilled")]
+def _pack(out: Path) -> None:
+    """The demo's bundle, and its files judged beside the run that they came from."""
+    pruned, int8 = _latest(out, "pruned", "quantised")
+    export(pruned, None, int8, out / "bundle")
+    compare(_latest(out, "distilled", "narrow", "pruned", "quantised"), out / "compression")
+
+
+def _latest(folder: Path, *kinds: str) -> list[Path]:
+    """The newest finished run of each of these kinds."""
+    found = {run.info["kind"]: run.path for run in all_runs(folder) if run.info["status"] == "done"}
+    return [found[kind] for kind in kinds]
+
+
+def _rivals(name: str, found: Any, folder: Path) -> list[Any]:
+    """Somebody to race against: a net with random weights in every runtime, or a run's net in PyTorch as it is."""
+    from stillwatch.judge.bench import Entrant
+    from stillwatch.lab import export, lessons
+    from stillwatch.watch import runtimes
+
+    if name.startswith("eager:"):
+        run = Run.open(name.removeprefix("eager:"))
+        opens = partial(lessons.eager, run.path)
+        size, figures = run.info["cost"]["params"], {"valid": run.info["best"]}
+        return [Entrant(name, opens, "rival", "torch", "fp32", params=size, figures=figures)]
+    shape = found.manifest.input.shape
+    path, params = export.rival(name, len(found.manifest.labels), shape, folder)
+    size = path.stat().st_size
+    return [
+        Entrant(name, partial(runtimes.open, path, runtime, shape), "rival", runtime, "fp32", size, params)
+        for runtime in runtimes.suiting(path)
+    ]
+
+
+def _stages(run: Run) -> None:
+    """What quantise tried, one line a stage."""
+    print(f"{'stage':28} {'macro-F1':>8} {'drop':>6} {'ms':>7} {'kB':>6}")
+    for row in run.info["stages"]:
+        drop = f"{row['drop']:+.2f}" if row.get("drop") is not None else "–"
+        line = f"{row['name']:28} {row['macro_f1']:8.3f} {drop:>6} {row['ms']:7.3f} {row['bytes'] / 1000:6.0f}"
+        print(f"{line}  {row['why']}".rstrip())
+    kept = "goes into a bundle" if run.info["kept"] else f"stays out of a bundle: {run.info['why']}"
+    print(f"{run.path}: {run.info['stage']}: {kept}")
+
+
+def _bundled(made: Any) -> None:
+    """What is in a bundle, and why something is not."""
+    manifest = made.manifest
+    for model in manifest.models:
+        valid, parity = model.figures["valid"], model.figures["parity"]
+        size = sum(manifest.files[name].bytes for name in model.files) / 1000
+        print(
+            f"{model.name:20} {model.precision:5} {size:7.0f} kB   macro-F1 {valid['macro_f1']:.3f}   furthest from "
+            f"PyTorch {parity['max_difference']:.1e}   other class {1 - parity['top1_agreement']:.2%}"
+        )
+    for one in manifest.left_out:
+        print(f"left out: {one['name']}: {one['why']}")
+    heat, point = manifest.temperature, manifest.operating
+    print(f"temperature {heat['value']:.2f}: ECE {heat['ece_before']:.3f} -> {heat['ece_after']:.3f} on validation")
+    if point:
+        print(
+            f"threshold {point['threshold']:.4f}: {point['false_alarm_rate']:.2%} of safe validation frames alarm, "
+            f"{point['recall']:.0%} of the others"
+        )
+    whole = sum(entry.bytes for entry in manifest.files.values()) + (made.path / "bundle.json").stat().st_size
+    print(f"bundle: {made.path}, {whole / 1e6:.2f} MB")
+
+
+def _recipe_text(run: Path) -> str:
+    path = run / "recipe.toml"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _finished(run: Run) -> None:
@@ -149,6 +350,9 @@ def _verdict(report: dict[str, Any], folder: Path) -> None:
         print(f"warning: {warning}")
     if report.get("verdict"):
         print(f"\n{report['verdict']['sentence']}")
+    for row in report["compression"]:
+        if row["about"] != "narrow":
+            print(f"\n{row['question']}\n  {row['sentence']}")
     print(f"\nreport: {folder / 'report.html'}")
 
 
@@ -187,6 +391,7 @@ def _lines(things: Iterable[Any], count: int, what: str) -> Iterable[Any]:
 
 def main() -> None:
     """Run the command; every failure is one line, unless --debug is among the words."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nothing here reports to anybody
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1
     try:

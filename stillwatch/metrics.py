@@ -16,6 +16,7 @@ Ints = NDArray[np.int64]
 
 BINS = 15  # of the calibration error
 FLOOR = 1e-7  # a probability of 0 costs 16.1 in the loss, not infinity
+COLDEST, HOTTEST = 0.25, 20.0  # temperatures
 FEW = 8  # below that many groups a percentile interval is too narrow
 ROUGH_DRAWS = 200  # enough for the figures that must sort: their interval's ends then stand to about a tenth
 
@@ -107,6 +108,89 @@ def recall_at_false_alarms(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate
     """
     truth, table = checked(y, p)
     return _known(_alarm_recall(truth, table, np.ones((1, len(truth))), safe, rate)[0])
+
+
+def tempered(p: ArrayLike, temperature: float, head: str = "softmax") -> Floats:
+    """p (N,K) as the head would give it with its logits divided by `temperature`.
+
+    head: "softmax" (rows sum to 1) or "sigmoid" (each class by itself). As exact as p is: a float32 softmax keeps
+    logits up to 87 below the highest, a sigmoid's p rounds to 1 from a logit of 17 on.
+    """
+    return _headed(_logits(p, head) / temperature, head)
+
+
+def temperature(y: ArrayLike, p: ArrayLike, head: str = "softmax") -> float:
+    """The temperature from 1/4 to 20 at which p (N,K) surprises least (Guo et al. 2017, arXiv 1706.04599, §4.2).
+
+    The negative log likelihood (a sigmoid's: that of every class by itself) is convex in 1/temperature, with the slope
+    sum (p_k - y_k) · logit_k; its zero is found by halving. Where every sample is right there is none, and the more
+    extreme the better it looks: so the lower bound.
+    """
+    truth, _ = checked(y, p)
+    logits = _logits(p, head)
+    target = np.eye(logits.shape[1])[truth]
+    low, high = np.log(COLDEST), np.log(HOTTEST)
+    for _ in range(40):
+        middle = (low + high) / 2
+        slope = ((_headed(logits / np.exp(middle), head) - target) * logits).sum()
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return float(np.exp((low + high) / 2))
+
+
+def alarming(p: ArrayLike, safe: Sequence[int]) -> Floats:
+    """The alarm's score of each sample (N,): 1 - sum p[safe]."""
+    return np.asarray(1 - normalised(p)[:, list(safe)].sum(1), np.float64)
+
+
+def operating_point(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float) -> dict[str, float] | None:
+    """The lowest threshold of the alarm's score at which at most `rate` of the safe samples raise an alarm.
+
+    A sample alarms at or above it. Returns {"threshold", "false_alarm_rate", "recall"}, the two shares as they are at
+    that threshold; None where no class is safe or all are, or one of the two kinds does not occur in y. Where even the
+    highest score is a safe sample's, the threshold lies above it: no alarm at all is the only way.
+    Raises ValueError unless 0 <= rate < 1.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate {rate} must lie from 0 to below 1")
+    truth, table = checked(y, p)
+    harmless = np.isin(truth, list(safe))
+    if not harmless.any() or harmless.all() or len(set(safe)) == table.shape[1]:
+        return None
+    score = alarming(table, safe)
+    tried = np.unique(score)  # at the lowest of them every safe sample alarms, which is too many
+    false = 1 - np.searchsorted(np.sort(score[harmless]), tried) / harmless.sum()
+    first = int((false > rate + 1e-9).sum())
+    # Halfway to the score below: rounding in another runtime then moves no sample across it
+    above = tried[first] if first < len(tried) else tried[-1] + 1e-3
+    threshold = float(tried[first - 1] + above) / 2
+    found = score >= threshold
+    return {
+        "threshold": threshold,
+        "false_alarm_rate": float(found[harmless].mean()),
+        "recall": float(found[~harmless].mean()),
+    }
+
+
+def agreement(
+    p_a: ArrayLike, p_b: ArrayLike, safe: Sequence[int] = (), threshold: float | None = None
+) -> dict[str, Any]:
+    """How far two files' probabilities (N,K) of the same samples are apart.
+
+    {"n", "max_difference", "top1_agreement", "decision_flips"}: the last is how many samples alarm at `threshold` by
+    one and not by the other, None without a threshold.
+    """
+    a, b = np.asarray(p_a, np.float64), np.asarray(p_b, np.float64)
+    if a.shape != b.shape or a.ndim != 2 or not len(a):
+        raise ValueError(f"p_a {a.shape} and p_b {b.shape} must be the same (N,K) with N >= 1")
+    flips = None
+    if threshold is not None:
+        flips = int(((alarming(a, safe) >= threshold) != (alarming(b, safe) >= threshold)).sum())
+    return {
+        "n": len(a),
+        "max_difference": float(np.abs(a - b).max()),
+        "top1_agreement": float((a.argmax(1) == b.argmax(1)).mean()),
+        "decision_flips": flips,
+    }
 
 
 def per_class(y: ArrayLike, p: ArrayLike, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -243,6 +327,25 @@ def _macro_f1(table: NDArray[Any]) -> Floats:
     both = table.sum(-1) + table.sum(-2)
     f1 = 2 * table.diagonal(axis1=-2, axis2=-1) / np.maximum(both, 1)
     return f1.sum(-1) / (both > 0).sum(-1)
+
+
+# ---- logits and back
+
+
+def _logits(p: ArrayLike, head: str) -> Floats:
+    """What the head was given, up to a constant a row where it is a softmax."""
+    table = np.asarray(p)
+    kind = np.finfo(table.dtype if table.dtype.kind == "f" else np.float64)
+    table = np.clip(table.astype(np.float64), kind.tiny, 1 - kind.epsneg)  # what p could be told from 0 and from 1
+    below = np.log1p(-table) if head == "sigmoid" else 0.0
+    return np.asarray(np.log(table) - below, np.float64)
+
+
+def _headed(logits: Floats, head: str) -> Floats:
+    if head == "sigmoid":
+        return np.asarray(1 / (1 + np.exp(-logits)), np.float64)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(weights / weights.sum(-1, keepdims=True), np.float64)
 
 
 # ---- one number, or one row, a sample

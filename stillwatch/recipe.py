@@ -116,6 +116,7 @@ class Prune(Strict):
     """How a student is made narrower: layer by layer by importance, healed under the same losses between steps."""
 
     keep: float = Field(0.6, gt=0, lt=1)  # share of the multiply-accumulates that is kept
+    size: float = Field(1.0, gt=0, le=1)  # share of the parameters that is kept at most
     steps: int = Field(2, ge=1)  # prune, fine-tune, and again
     round_to: int = Field(8, ge=1)  # channels come in multiples of this, as vector units like them
     narrow: bool = True  # the baseline to beat: the same net at one width multiplier, distilled for as long
@@ -261,6 +262,21 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
     except ValidationError as error:
         raise Mistake(_lines(place, error, Recipe, "")) from error
     return recipe
+
+
+def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place: str) -> Recipe:
+    """A run's recipe with `key=value` laid over it, where that changes nothing that the run was made from.
+
+    tables: those whose keys may change; data.root may always, for data that have moved. Raises Mistake.
+    """
+    raw, tables = recipe.model_dump(mode="json"), list(tables)
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key != "data.root" and key.split(".")[0] not in tables:
+            free = ", ".join([*tables, "data.root"])
+            raise Mistake(f"{override!r}: a finished run keeps its recipe; what may change here: {free}")
+        _lay(raw, override)
+    return check(raw, place)
 
 
 def _lay(raw: dict[str, Any], override: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.recipe import Mistake, Recipe, check, nearest
+from stillwatch.recipe import Mistake, Recipe, amend, check, nearest
 
 PACKAGES = ("stillwatch", "torch", "timm", "accelerate", "numpy", "opencv-python-headless")
 
@@ -106,6 +106,11 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         return check(self.info["recipe"], str(self.path / "run.json"))
+
+    def amended(self, overrides: Iterable[str], tables: Iterable[str]) -> "Run":
+        """The same run, read with `key=value` laid over those tables of its recipe. Mistake for other keys."""
+        recipe = amend(self.recipe, overrides, tables, str(self.path / "run.json"))
+        return Run(self.path, self.info | {"recipe": recipe.model_dump(mode="json")})
 
     def lock(self) -> bool:
         """Hold this run until the process ends, however it ends. False: another process holds it."""

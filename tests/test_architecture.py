@@ -8,14 +8,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 HEAVY = {
     "torch", "torchvision", "timm", "accelerate", "safetensors", "scipy", "sklearn", "matplotlib", "av", "onnxruntime",
-    "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic",
+    "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic", "onnx", "onnxscript", "nncf", "torch_pruning",
+    "optuna", "pnnx", "openvino", "ncnn", "ai_edge_litert",
 }  # fmt: skip
 STREET = {"numpy", "cv2", "pydantic"}
 MAY = {
     "ground": ({"ground"}, STREET),
-    "lab": ({"ground", "lab"}, STREET | {"torch", "timm", "accelerate", "safetensors", "scipy", "sklearn", "av"}),
+    "lab": (
+        {"ground", "lab"},
+        STREET
+        | {"torch", "timm", "accelerate", "safetensors", "scipy", "sklearn", "av"}
+        | {"onnx", "onnxscript", "nncf", "torch_pruning", "optuna", "pnnx", "openvino"},
+    ),
     "judge": ({"ground", "judge"}, STREET | {"sklearn", "matplotlib"}),
-    "watch": ({"ground", "watch"}, STREET | {"onnxruntime", "av", "fastapi"}),
+    "watch": ({"ground", "watch"}, STREET | {"onnxruntime", "openvino", "ncnn", "ai_edge_litert", "av", "fastapi"}),
     "cli": ({"ground", "lab", "judge", "watch"}, {"typer", "rich"}),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -11,7 +11,10 @@ import pytest
 from stillwatch import cli
 from stillwatch.lab import lessons
 
-COMMANDS = ("audit", "teach", "distil", "compare", "judge", "ls", "demo")
+COMMANDS = (
+    "audit", "teach", "distil", "compare", "judge", "prune", "quantise", "export", "bench", "tune", "doctor", "ls",
+    "demo",
+)  # fmt: skip
 
 
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
@@ -63,6 +66,12 @@ def test_wrong_usage_is_status_2(say: Any, words: tuple[str, ...]) -> None:
         (("distil", "toy", "teacher.init=runs/x"), "runs/x: not a run"),
         (("compare", "runs/x"), "runs/x: not a run"),
         (("judge", "runs/x"), "runs/x: not a run"),
+        (("prune", "runs/x"), "runs/x: not a run"),
+        (("quantise", "runs/x"), "runs/x: not a run"),
+        (("export", "runs/x"), "runs/x: not a run"),
+        (("bench", "bundle"), "bundle: not a bundle: no such folder"),
+        (("doctor", "bundle"), "bundle: not a bundle: no such folder"),
+        (("tune", "toy", "tune.keys={'fit.lrr'=[1,2]}"), "did you mean 'lr'"),
     ],
 )
 def test_a_failure_is_one_line_and_status_1(say: Any, words: tuple[str, ...], error: str) -> None:

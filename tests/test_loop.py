@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stillwatch.lab import losses, nets
-from stillwatch.lab.loop import Lesson, Step, fit, rate
+from stillwatch.lab.loop import After, Lesson, Step, fit, rate
 from stillwatch.recipe import Fit, Mistake, Net, check
 from stillwatch.run import SILENT, Run, Voice
 
@@ -48,7 +48,9 @@ def step_of(specs: tuple[Any, ...] = ("ce",)) -> Step:
     return Step(net, losses.parts(specs, losses.Task(2, (12, 12), "softmax", shape, shape)))
 
 
-def learn(run: Run, plan: Fit, specs: tuple[Any, ...] = ("ce",), voice: Voice = SILENT) -> tuple[Step, dict[str, Any]]:
+def learn(
+    run: Run, plan: Fit, specs: tuple[Any, ...] = ("ce",), voice: Voice = SILENT, after: After | None = None
+) -> tuple[Step, dict[str, Any]]:
     x, y = dots()
     step = step_of(specs)
 
@@ -63,7 +65,7 @@ def learn(run: Run, plan: Fit, specs: tuple[Any, ...] = ("ce",), voice: Voice = 
         right = float((logits.argmax(1) == y).float().mean())
         return {"loss": float(nn.functional.cross_entropy(logits, y)), "accuracy": right, "macro_f1": right}
 
-    return step, fit(step, Lesson(COUNT, batch), judge, plan, run, Accelerator(cpu=True), voice)
+    return step, fit(step, Lesson(COUNT, batch), judge, plan, run, Accelerator(cpu=True), voice, after)
 
 
 def run_in(root: Path) -> Run:
@@ -248,3 +250,26 @@ test_loop.learn(run, test_loop.Fit(epochs=2, batch=8, lr=3e-3))
     for a, b in zip(one, two, strict=True):
         assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
         assert a["valid"]["loss"] == pytest.approx(b["valid"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_it_stops_where_it_is_told_that_it_is_enough(tmp_path: Path, select: Literal["best", "last"]) -> None:
+    """And what is kept is what would have been, had the plan ended there; asked to go on, it goes on."""
+    told: list[tuple[int, float]] = []
+
+    def after(epoch: int, figures: dict[str, float]) -> bool:
+        told.append((epoch, figures["loss"]))
+        return epoch == 2
+
+    plan = PLAN.model_copy(update={"select": select})
+    cut, whole = run_in(tmp_path), run_in(tmp_path)
+    _, best = learn(cut, plan, after=after)
+    learn(whole, plan)
+    assert told == [(row["epoch"], row["valid"]["loss"]) for row in rows_of(cut)]
+    assert rows_of(cut) == rows_of(whole)[:2]
+    kept = torch.load(cut.path / "best.pt", weights_only=True)
+    assert kept["valid"] == {key: best[key] for key in kept["valid"]}
+    assert kept["epoch"] == best["epoch"]
+    assert best["epoch"] == 2 or select == "best"
+    learn(cut, plan)
+    assert rows_of(cut) == rows_of(whole)

@@ -298,3 +298,100 @@ def test_no_clips_of_single_frames_or_of_mixed_labels() -> None:
     p = np.full((2, 2), 0.5)
     assert metrics.by_sequence(["v1", "v2"], np.array([0, 1]), p, ["a", "b"]) is None
     assert metrics.by_sequence(["v1", "v1"], np.array([0, 1]), p, ["a", "a"]) is None
+
+
+def test_temperature_sharpens_what_is_too_unsure_and_softens_what_is_too_sure() -> None:
+    # Three of four right at 0.9 each: the loss is least where p = 3/4, so logits ln 9 are divided by ln 9 / ln 3 = 2
+    y, p = [0, 0, 0, 1], np.tile([0.9, 0.1], (4, 1))
+    assert metrics.temperature(y, p) == pytest.approx(2.0, rel=1e-3)
+    assert metrics.tempered(p, 2.0)[0] == pytest.approx([0.75, 0.25])
+    unsure = np.tile([0.7, 0.3], (4, 1))
+    assert metrics.temperature(y, unsure) == pytest.approx(np.log(7 / 3) / np.log(3), rel=1e-3)
+    assert metrics.ece(y, metrics.tempered(p, metrics.temperature(y, p))) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_sigmoid_head_is_tempered_class_by_class() -> None:
+    p = metrics.tempered([[0.9, 0.5, 0.1]], 2.0, "sigmoid")
+    assert p[0] == pytest.approx([0.75, 0.5, 0.25])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 5), st.sampled_from(["softmax", "sigmoid"]))
+def test_tempering_keeps_the_order_and_can_be_undone(seed: int, heat: float, head: str) -> None:
+    logits = np.random.default_rng(seed).normal(0, 2, (5, 4))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) if head == "softmax" else 1 / (1 + np.exp(-logits))
+    warm = metrics.tempered(p, heat, head)
+    assert np.array_equal(warm.argmax(1), p.argmax(1))
+    assert metrics.tempered(warm, 1 / heat, head) == pytest.approx(p, abs=1e-6)
+
+
+def test_the_operating_point_is_the_lowest_threshold_within_the_rate() -> None:
+    # Safe samples score 0.1 0.2 0.3 0.8, dangers 0.25 0.6 0.9; class 0 is safe
+    score = np.array([0.1, 0.2, 0.3, 0.8, 0.25, 0.6, 0.9])
+    y, p = [0, 0, 0, 0, 1, 1, 1], np.stack([1 - score, score], 1)
+    point = metrics.operating_point(y, p, [0], 0.25)
+    assert point is not None
+    assert 0.3 < point["threshold"] < 0.6  # at 0.6 one safe sample of four alarms, at 0.3 two would
+    assert (point["false_alarm_rate"], point["recall"]) == (0.25, pytest.approx(2 / 3))
+    none = metrics.operating_point(y, p, [0], 0.1)
+    assert none is not None
+    assert 0.8 < none["threshold"] < 0.9
+    assert (none["false_alarm_rate"], none["recall"]) == (0.0, pytest.approx(1 / 3))
+
+
+def test_where_a_safe_sample_scores_highest_nothing_may_alarm() -> None:
+    point = metrics.operating_point([0, 1], [[0.1, 0.9], [0.5, 0.5]], [0], 0.1)
+    assert point is not None
+    assert point["threshold"] > 0.9
+    assert (point["false_alarm_rate"], point["recall"]) == (0.0, 0.0)
+    for safe, y in (((), [0, 1]), ((0, 1), [0, 1]), ((0,), [1, 1])):
+        assert metrics.operating_point(y, [[0.1, 0.9], [0.5, 0.5]], safe, 0.1) is None
+
+
+def test_agreement_counts_other_answers_and_other_alarms() -> None:
+    a = [[0.6, 0.4], [0.45, 0.55], [0.2, 0.8]]
+    b = [[0.6, 0.4], [0.55, 0.45], [0.3, 0.7]]
+    said = metrics.agreement(a, b, [0], 0.5)
+    assert said["n"] == 3
+    assert said["max_difference"] == pytest.approx(0.1)
+    assert said["top1_agreement"] == pytest.approx(2 / 3)
+    assert said["decision_flips"] == 1
+    assert metrics.agreement(a, b)["decision_flips"] is None
+    with pytest.raises(ValueError, match="must be the same"):
+        metrics.agreement(a, b[:2])
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    ("right", "of", "expected"), [(3, 4, 2.0), (9, 10, 1.0), (27, 28, 2 / 3), (4, 4, 0.25), (0, 4, 20)]
+)
+def test_the_temperature_makes_it_as_sure_as_it_is_right(head: str, right: int, of: int, expected: float) -> None:
+    """It says 9 to 1; right 27 times of 28, ln 9 / ln 27. Never wrong: no temperature is low enough."""
+    y, p = (np.arange(of) >= right).astype(int), np.tile([0.9, 0.1], (of, 1))
+    assert metrics.temperature(y, p, head) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_other_temperature_surprises_less() -> None:
+    y, p = draw(8, n=2000, k=6)
+    sharp = metrics.tempered(p, 0.3)
+    found = metrics.temperature(y, sharp)
+    least = metrics.loss(y, metrics.tempered(sharp, found))
+    for other in (0.9 * found, 0.99 * found, 1.01 * found, 1.1 * found, 20.0):
+        assert metrics.loss(y, metrics.tempered(sharp, other)) > least
+    assert metrics.ece(y, metrics.tempered(sharp, found)) < metrics.ece(y, sharp)
+
+
+def test_what_a_float32_can_hold_is_tempered_exactly() -> None:
+    far = metrics.tempered(np.array([[1.0, 1e-30]], np.float32), 5)  # a net's logits may well be 69 apart
+    assert far[0, 1] == pytest.approx(1e-6, rel=1e-3)
+    for head in ("softmax", "sigmoid"):
+        assert np.isfinite(metrics.tempered(np.array([[0, 1], [1, 0]], np.float32), 0.25, head)).all()
+
+
+def test_the_operating_point_catches_what_the_metric_says() -> None:
+    y, p = draw(9, n=500, k=4)
+    point = metrics.operating_point(y, p, [0, 1], 0.01)
+    assert point is not None
+    assert point["recall"] == metrics.recall_at_false_alarms(y, p, [0, 1], 0.01)
+    assert point["false_alarm_rate"] <= 0.01
+    with pytest.raises(ValueError, match="rate 1"):
+        metrics.operating_point(y, p, [0], 1)

@@ -262,7 +262,7 @@ def test_a_copy_walks_its_own_modules() -> None:
 @pytest.mark.parametrize(("fields", "told"), [
     ({"name": "smalcnn"}, r"net.name = 'smalcnn': unknown; did you mean 'smallcnn'\?"),
     ({"name": "mobilenetv3_smal_075"}, r"did you mean 'mobilenetv3_small_075'\?"),
-    ({"name": "qqqq"}, r"known: vgg16-gap, smallcnn, mnist-cnn, mnist-small and the names of timm.list_models\(\)"),
+    ({"name": "qqqq"}, r"known: vgg16-gap, smallcnn, mnist-cnn, mnist-small, yolo-cls-n and the names of timm"),
     ({"name": "mnist-small", "options": {"widht": 4}}, r"net.options.widht: mnist-small .* did you mean 'width'\?"),
     ({"name": TINY, "options": {"drop_rate": 0.2}}, r"net.options.drop_rate: not an option; set net.dropout"),
     ({"name": TINY, "options": {"bogus": 1}}, r"timm does not build mobilenetv3_small_050 with them"),
@@ -430,3 +430,19 @@ def test_it_can_be_exported_whole() -> None:
     net, x = still(make()), pictures(1, 32, 32, 3)
     program = torch.export.export(net, (x,))
     torch.testing.assert_close(program.module()(x).logits, net(x).logits)
+
+
+def test_the_yolo_sized_rival_has_the_published_sizes_layer_by_layer() -> None:
+    net = make("yolo-cls-n", 1000, (64, 96), 3, frozen=3).eval()
+    assert [sum(p.numel() for p in layer.parameters()) for layer in net.net.features] == [
+        464, 4_672, 7_360, 18_560, 49_664, 73_984, 197_632, 295_424, 460_288, 330_240
+    ]  # fmt: skip
+    assert nets.cost(net, (64, 96), 3)["params"] == 2_719_288
+    x = pictures(2, 64, 96, 3)
+    out = net(x, (2, 4, 8, 16, 32))
+    assert {s: tuple(m.shape[1:]) for s, m in out.maps.items()} == {
+        s: (c, 64 // s, 96 // s) for s, c in ((2, 16), (4, 32), (8, 64), (16, 128), (32, 256))
+    }
+    assert net.cut == 7  # the stem and three stages
+    assert net.rest(net.trunk(x)).logits.equal(out.logits)
+    assert make("yolo-cls-n", 2, (64, 64), 1)(pictures(3, 64, 64, 1)).logits.shape == (3, 2)

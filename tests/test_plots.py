@@ -63,6 +63,11 @@ RUNS = {
     "alone": [history({"ce": 1.0})],
     "distilled": [history({"ce": 0.3, "kd": 0.7}), history({"ce": 0.4, "kd": 0.6}, 3)],
 }
+LAYERS = {
+    "run": "toy-pruned-001",
+    "widths": {"before": {"stem": 16, "body": 64, "end": 32}, "after": {"stem": 8, "body": 16, "end": 32}},
+    "narrow": {"stem": 8, "body": 40, "end": 24},
+}
 MANY = {f"{recipe}/{kind}": model(k=10) for recipe in ("one", "two") for kind in ("teacher", "alone", "distilled")}
 ALL: dict[str, Callable[[bool], bytes]] = {
     "bars": partial(plots.bars, PAIR),
@@ -72,6 +77,7 @@ ALL: dict[str, Callable[[bool], bytes]] = {
     "reliability": partial(plots.reliability, PAIR),
     "per_class": partial(plots.per_class, PAIR, LABELS),
     "difference": partial(plots.difference, verdict(5, [0.01, 0.03])),
+    "widths": partial(plots.widths, [LAYERS]),
 }
 
 
@@ -88,7 +94,8 @@ def test_wide_for_a_desk_and_narrow_for_a_phone(name: str) -> None:
 
 def test_every_plot_is_tried() -> None:
     public = {name for name, thing in vars(plots).items() if getattr(thing, "__module__", "") == plots.__name__}
-    assert {name for name in public if not name.startswith("_")} - {"colours", "title"} == set(ALL) and len(ALL) == 7
+    assert {name for name in public if not name.startswith("_")} - {"colours", "title", "inline"} == set(ALL)
+    assert len(ALL) == 8
 
 
 def test_the_same_figures_give_the_same_bytes() -> None:
@@ -117,6 +124,23 @@ def test_shares_fill_the_picture_as_they_say() -> None:
     assert area(png, plots.PARTS[1]) / area(png, plots.PARTS[0]) == pytest.approx(3, rel=0.05)
 
 
+def test_what_pruning_left_is_painted_as_high_as_it_is() -> None:
+    """Two runs of one layer: the areas left stand like the channels left."""
+    colour = plots.KINDS["pruned"][1]
+
+    def left(channels: int) -> int:
+        return area(plots.widths([{"run": "r", "widths": {"before": {"a": 100}, "after": {"a": channels}}}]), colour)
+
+    assert (left(90) - left(30)) / (left(60) - left(30)) == pytest.approx(2, rel=0.05)
+
+
+def test_long_names_of_files_are_turned() -> None:
+    """Four files' names side by side would run into one another."""
+    short = {name: model() for name in ("teacher", "alone", "distilled", "pruned")}
+    long = {name: model() for name in ("distilled", "model.onnx", "model-int8.onnx", "model-legacy.onnx")}
+    assert pixels(plots.bars(long)).shape[0] > pixels(plots.bars(short)).shape[0]
+
+
 def test_odd_input_is_drawn_too() -> None:
     bare = {"accuracy": 0.0, "loss": 0.0, "params": None, "ci95": {}}
     drawn = [
@@ -128,17 +152,25 @@ def test_odd_input_is_drawn_too() -> None:
         plots.shares({"distilled": [history({"ce": 0.5, "kd": 0.5}, 1)]}),
         plots.per_class(MANY, [str(i) for i in range(10)]),
         plots.difference(verdict(43, None)),
+        plots.widths([LAYERS | {"narrow": None}, LAYERS | {"narrow": {"stem": 8}}]),
     ]
-    assert len([pixels(png) for png in drawn]) == 8
+    assert len([pixels(png) for png in drawn]) == 9
 
 
 def test_names_and_colours_keep_their_meaning() -> None:
     assert plots.title("distilled") == "Student distilled"
     assert plots.title("violence/teacher") == "violence: teacher"
+    assert plots.title("pruned-0.6") == "Student pruned (0.6)"
+    assert plots.title("toy/quantised-pruned-0.6") == "toy: student INT8 (pruned 0.6)"
+    assert plots.title("model-int8.onnx") == plots.inline("model-int8.onnx") == "model-int8.onnx"
+    assert plots.inline("narrow-0.6") == "student narrower (0.6)" and plots.inline("toy/alone") == "toy: student alone"
     three = plots.colours(["teacher", "alone", "distilled"])
     assert plots.colours(["distilled"]) == {"distilled": three["distilled"]}
     assert plots.colours(["x/distilled", "x/teacher"])["x/teacher"] == three["teacher"]
     assert len(set(plots.colours(list(MANY)).values())) == 6
+    every = [*plots.KINDS, "pruned-0.3", "model.onnx", "model-int8.onnx"]
+    assert len(set(plots.colours(every).values())) == len(every)
+    assert plots.colours(["pruned-0.6"])["pruned-0.6"] == plots.KINDS["pruned"][1]
 
 
 def test_pyplot_stays_away() -> None:

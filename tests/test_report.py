@@ -38,7 +38,7 @@ def fabricate(
     raw |= {"data": {"source": "toy", "fold": fold, "valid": 0.1}}
     raw |= {"teacher": {"net": {"name": "efficientnet"}}, "student": {"net": {"name": "smallcnn"}}}
     for key, value in (change or {}).items():
-        raw[key] = raw[key] | value if isinstance(value, dict) else value
+        raw[key] = raw.get(key, {}) | value if isinstance(value, dict) else value
     params = 15_242_050 if kind == "teacher" else 2_116_930
     cost = {"params": params, "macs": params * 9, "bytes": params * 4}
     about = {"seed": seed, "fingerprint": "feed", "cost": cost, "epochs": 3, "best": {"epoch": 2}} | info

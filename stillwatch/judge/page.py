@@ -4,15 +4,29 @@ In: the dict of report.json, the PNGs, and the pictures of the mistakes. Out: th
 Called by the report. It works out no figure: what it shows is in the dict.
 """
 
-import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, TypeAlias
 
-from stillwatch.judge.plots import METRICS, title
-from stillwatch.judge.words import HOW, READ, STYLE, WORDS
+from stillwatch.judge import costs
+from stillwatch.judge.markup import (
+    Painted,
+    bare,
+    data,
+    figure,
+    interval,
+    known,
+    listed,
+    percent,
+    section,
+    signed,
+    span,
+    table,
+    three,
+)
+from stillwatch.judge.plots import METRICS, inline, title
+from stillwatch.judge.words import HOW, STYLE, WORDS
 
-Painted: TypeAlias = Mapping[str, tuple[bytes, bytes]]  # name -> wide and stacked PNG
 Pictures: TypeAlias = Mapping[str, tuple[str, bytes]]  # sample id -> media type, file
 
 
@@ -22,16 +36,17 @@ def page(report: Mapping[str, Any], painted: Painted, pictures: Pictures) -> str
         _head(report),
         _others(report),
         _warnings(report["warnings"]),
-        _section("Accuracy, loss, size", _figure(painted, "accuracy-loss-size"), _scores(report), _clips(report)),
-        _section(f"Does the difference hold?{_of(report)}", _figure(painted, "difference"), _pairs(report["verdict"])),
-        _section("New people, known people", _seen(report)),
-        _section("Which classes it confuses", _figure(painted, "confusion")),
-        _section("Class by class", _figure(painted, "per-class"), _classes(report)),
-        _section("Can its probabilities be believed?", _figure(painted, "reliability")),
-        _section("How they learnt", _figure(painted, "curves"), _figure(painted, "loss-parts")),
+        *costs.sections(report, painted),
+        section("Accuracy, loss, size", figure(painted, "accuracy-loss-size"), _scores(report), _clips(report)),
+        section(f"Does the difference hold?{_of(report)}", figure(painted, "difference"), _pairs(report["verdict"])),
+        section("New people, known people", _seen(report)),
+        section("Which classes it confuses", figure(painted, "confusion")),
+        section("Class by class", figure(painted, "per-class"), _classes(report)),
+        section("Can its probabilities be believed?", figure(painted, "reliability")),
+        section("How they learnt", figure(painted, "curves"), figure(painted, "loss-parts")),
         _mistakes(report["mistakes"], pictures),
-        _section("How this was made", _made(report)),
-        _section("What the words mean", _words()),
+        section("How this was made", _made(report)),
+        section("What the words mean", _words()),
     ]
     name = escape(report["recipe"])
     return (
@@ -51,19 +66,23 @@ def _head(report: Mapping[str, Any]) -> str:
     tested = HOW[split["how"]]
     groups = f" in {split['groups']} groups" if split["groups"] else ""
     tried, folds = split["tested"], split["folds"]
-    part = f", all {folds} folds" if len(tried) == folds else f", fold {_list(tried)} of {folds}"
+    part = f", all {folds} folds" if len(tried) == folds else f", fold {listed(tried)} of {folds}"
     part = "" if split["how"] == "official" else part
     majority = split["majority"]
     under = (
         f"{split['n']:,} {escape(split['name'])} samples{groups}{part}; {tested}. "
-        f"Always answering {escape(majority['label'])} would be right {_percent(majority['accuracy'])} of the time."
+        f"Always answering {escape(majority['label'])} would be right {percent(majority['accuracy'])} of the time."
     )
     question = "did distillation help?" if verdict else "report"
+    if report["compression"]:
+        question = "did distillation help, and what did compression cost?" if verdict else "what did compression cost?"
+    if report.get("bundle"):
+        question = "is the bundle as good as its run?"
     families = report.get("comparisons", {"": report})
     said = "\n".join(_verdict(family, row["verdict"]) for family, row in families.items() if row["verdict"])
     return (
-        f'<header><h1>{escape(report["recipe"])}: {question}</h1><p class="under">{under}</p></header>\n{said}\n'
-        f"{_tiles(report)}"
+        f'<header><h1>{escape(report["recipe"])}: {question}</h1><p class="under">{under}</p></header>\n'
+        f"{said}\n{costs.answers(report)}\n{_tiles(report)}"
     )
 
 
@@ -78,14 +97,18 @@ def _verdict(family: str, verdict: Mapping[str, Any]) -> str:
 
 def _tiles(report: Mapping[str, Any]) -> str:
     models = report["models"]
-    student = next((n for kind in ("distilled", "alone") for n in models if n.rpartition("/")[2] == kind), None)
-    shown = models[student] if student else next(iter(models.values()))
-    name = title(student or next(iter(models)))
-    tiles = [(f"{100 * shown['accuracy']:.1f}", " %", f"accuracy, {name[0].lower()}{name[1:]}")]
+    which = report["mistakes"]["model"]
+    shown = models[which]
+    tiles = [(f"{100 * shown['accuracy']:.1f}", " %", f"accuracy, {inline(which)}")]
     tiles.append((f"{100 * shown['macro_f1']:.1f}", " %", "macro-F1: every class counts the same"))
-    if report["compression_ratio"]:
+    price = [row for row in report["compression"] if row["candidate"] == which and row["about"] != "baseline"][-1:]
+    for row in price:
+        for key, what in (("macs", "multiply-adds"), ("bytes", "bytes")):
+            if row["ratio"][key]:
+                tiles.append((f"{100 * row['ratio'][key]:.0f}", " %", f"of the {what} of {inline(row['base'])}"))
+    if report["compression_ratio"] and not price:
         tiles.append((f"{report['compression_ratio']:.2f}", "×", "fewer parameters than its teacher"))
-    if report["retention"]:
+    if report["retention"] and not price:
         tiles.append((f"{100 * report['retention']:.1f}", " %", "of the teacher's accuracy kept"))
     if shown["recall_at_1pct_fa"] is not None:
         tiles.append((f"{100 * shown['recall_at_1pct_fa']:.0f}", " %", "of dangers alarmed at 1 % false alarms"))
@@ -100,10 +123,12 @@ def _others(report: Mapping[str, Any]) -> str:
     rows = []
     for family, row in report.get("comparisons", {}).items():
         gain = (row["verdict"] or {}).get("difference")
-        change = "–" if gain is None else _signed(gain) + _span(row["verdict"]["ci95"], _signed)
-        rows.append((escape(family), _or(row["compression_ratio"], "{:.2f}×"), _or(row["retention"], "{:.1%}"), change))
-    table = _table(("", "Compression", "Retention", "Distilled − alone, macro-F1 points"), rows)
-    return _section("Recipe by recipe", table) if rows else ""
+        change = "–" if gain is None else signed(gain) + span(row["verdict"]["ci95"], signed)
+        rows.append(
+            (escape(family), known(row["compression_ratio"], "{:.2f}×"), known(row["retention"], "{:.1%}"), change)
+        )
+    heads = ("", "Compression", "Retention", "Distilled − alone, macro-F1 points")
+    return section("Recipe by recipe", table(heads, rows)) if rows else ""
 
 
 def _warnings(lines: Sequence[str]) -> str:
@@ -125,26 +150,26 @@ def _scores(report: Mapping[str, Any]) -> str:
         cells = [_score(model, key, show) for model in models.values()]
         if gains:
             gain = gains.get(key)
-            cells.append(f"{_signed(gain['difference'])}{_span(gain['ci95'], _signed)}" if gain else "")
+            cells.append(f"{signed(gain['difference'])}{span(gain['ci95'], signed)}" if gain else "")
         rows.append((f"{METRICS[key]} <i>{better}</i>", *cells))
     for key, (what, form) in SIZES.items():
         rows.append(
-            (what, *(_or(_scaled(model[key], key), form) for model in models.values()), *([""] if gains else []))
+            (what, *(known(_scaled(model[key], key), form) for model in models.values()), *([""] if gains else []))
         )
     note = (
         "Small print under a figure: its 95 % interval, by bootstrap over whole groups (and seeds), and ± the standard "
         "deviation between seeds. "
         "↑ more is better, ↓ less is better. – cannot be given here."
     )
-    return _table(heads, rows) + f'<p class="read">{note}</p>'
+    return table(heads, rows) + f'<p class="read">{note}</p>'
 
 
 def _score(model: Mapping[str, Any], key: str, show: Callable[[float], str]) -> str:
     if model[key] is None:
         return "–"
     spread = model["spread"].get(key)
-    between = f"<small>± {_bare(show(spread))}</small>" if spread is not None else ""
-    return f"<b>{show(model[key])}</b>{_span(model['ci95'][key], show)}{between}"
+    between = f"<small>± {bare(show(spread))}</small>" if spread is not None else ""
+    return f"<b>{show(model[key])}</b>{span(model['ci95'][key], show)}{between}"
 
 
 def _clips(report: Mapping[str, Any]) -> str:
@@ -160,9 +185,9 @@ def _clips(report: Mapping[str, Any]) -> str:
     verdict = (report["verdict"] or {}).get("clips")
     said = ""
     if verdict:
-        said = f" Distilled minus alone, macro-F1: {_signed(verdict['difference'])} points{_range(verdict['ci95'])}."
+        said = f" Distilled minus alone, macro-F1: {signed(verdict['difference'])} points{interval(verdict['ci95'])}."
     return (
-        f"<h3>As whole clips</h3>{_table(['', *(escape(title(name)) for name in models)], rows)}"
+        f"<h3>As whole clips</h3>{table(['', *(escape(title(name)) for name in models)], rows)}"
         f'<p class="read">{count:,} recordings, each counted once: the mean probability over its frames.{said}</p>'
     )
 
@@ -175,7 +200,7 @@ def _pairs(verdict: Mapping[str, Any] | None) -> str:
         cells = [str(pair["fold"]), str(pair["seed"])]
         for key in ("accuracy", "macro_f1"):
             found = pair[key]
-            cells += [f"{100 * found['alone']:.1f}", f"{100 * found['distilled']:.1f}", _signed(found["difference"])]
+            cells += [f"{100 * found['alone']:.1f}", f"{100 * found['distilled']:.1f}", signed(found["difference"])]
         rows.append(cells)
     heads = ("Fold", "Seed", "Accuracy alone", "distilled", "difference", "Macro-F1 alone", "distilled", "difference")
     better = sum(row["difference"] > 0 for row in verdict["by_group"])
@@ -185,15 +210,15 @@ def _pairs(verdict: Mapping[str, Any] | None) -> str:
         else ""
     )
     note = f"{count}Each line below is one pair of runs with the same fold and seed; figures in percent."
-    return f'<p class="read">{note}</p>{_table(heads, rows)}'
+    return f'<p class="read">{note}</p>{table(heads, rows)}'
 
 
 def _seen(report: Mapping[str, Any]) -> str:
     rows = [
         (
             escape(title(name)),
-            _percent(gap["known"]),
-            _percent(gap["new"]),
+            percent(gap["known"]),
+            percent(gap["new"]),
             f"{100 * (gap['known'] - gap['new']):.1f} points",
         )
         for name, gap in ((name, model["seen"]) for name, model in report["models"].items())
@@ -204,7 +229,7 @@ def _seen(report: Mapping[str, Any]) -> str:
         "groups measures the first; a camera in the street meets the second."
     )
     heads = ("", "Groups seen in training", "New groups", "Gap")
-    return f'{_table(heads, rows)}<p class="read">{note}</p>' if rows else ""
+    return f'{table(heads, rows)}<p class="read">{note}</p>' if rows else ""
 
 
 def _classes(report: Mapping[str, Any]) -> str:
@@ -222,7 +247,7 @@ def _classes(report: Mapping[str, Any]) -> str:
             for key in ("precision", "recall", "f1")
         ]
         rows.append((escape(label) + safe, f"{support[label]['support']:,}", *cells))
-    return _table(heads, rows) + '<p class="read">In percent.</p>'
+    return table(heads, rows) + '<p class="read">In percent.</p>'
 
 
 def _made(report: Mapping[str, Any]) -> str:
@@ -245,7 +270,7 @@ def _made(report: Mapping[str, Any]) -> str:
         f"Written {escape(report['created'])}. Data fingerprint {escape(str(split['fingerprint']))}, "
         f"{escape(split['how'])} split with seed {split['seed']}. The same figures are in report.json."
     )
-    return f'<p class="read">{facts}</p>{_table(heads, rows, words=(0, 7))}'
+    return f'<p class="read">{facts}</p>{table(heads, rows, words=(0, 7))}'
 
 
 def _mistakes(mistakes: Mapping[str, Any], pictures: Pictures) -> str:
@@ -255,7 +280,7 @@ def _mistakes(mistakes: Mapping[str, Any], pictures: Pictures) -> str:
     cells = []
     for sample in samples:
         kind, content = pictures.get(sample["id"], ("", b""))
-        image = f'<img alt="" src="{_data(kind, content)}">' if content else ""
+        image = f'<img alt="" src="{data(kind, content)}">' if content else ""
         cells.append(
             f"<figure>{image}<figcaption><b>{escape(sample['predicted'])}</b> {100 * sample['probability']:.0f} %, "
             f"truly {escape(sample['true'])}<small>{escape(sample['id'])}</small></figcaption></figure>"
@@ -266,7 +291,7 @@ def _mistakes(mistakes: Mapping[str, Any], pictures: Pictures) -> str:
     )
     if pictures:
         note += " These pictures come from the data set: mind its licence and the people in it before you pass this on."
-    return _section(
+    return section(
         "Its most confident mistakes", f'<p class="read">{note}</p><div class="mistakes">{"".join(cells)}</div>'
     )
 
@@ -279,63 +304,6 @@ def _words() -> str:
 # ---- small pieces
 
 
-def _section(heading: str, *parts: str) -> str:
-    body = "".join(parts)
-    return f"<section><h2>{heading}</h2>{body}</section>" if body else ""
-
-
-def _figure(painted: Painted, name: str) -> str:
-    if name not in painted:
-        return ""
-    wide, stacked = painted[name]
-    alt, how = READ[name]
-    return (
-        f'<figure class="plot"><picture><source media="(max-width: 640px)" srcset="{_data("image/png", stacked)}">'
-        f'<img alt="{alt}" src="{_data("image/png", wide)}"></picture><figcaption>{how}</figcaption></figure>'
-    )
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _table(heads: Sequence[str] | str, rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """heads: cells, or rows of them as HTML. rows: HTML cells; the first names the row. words: columns of text."""
-    if not isinstance(heads, str):
-        cells = (f'<th class="{"word" if n in words else "number"}">{head}</th>' for n, head in enumerate(heads))
-        heads = f"<tr>{''.join(cells)}</tr>"
-    body = ""
-    for first, *rest in rows:
-        cells = (f'<td class="{"word" if n in words else "number"}">{cell}</td>' for n, cell in enumerate(rest, 1))
-        body += f'<tr><th scope="row">{first}</th>{"".join(cells)}</tr>'
-    return f'<div class="table"><table><thead>{heads}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _span(ends: Sequence[float] | None, show: Callable[[float], str]) -> str:
-    between = " to " if show is _signed else "–"
-    return f"<small>{_bare(show(ends[0]))}{between}{_bare(show(ends[1]))}</small>" if ends else ""
-
-
-def _bare(figure: str) -> str:
-    return figure.removesuffix(" %")
-
-
-def _range(ends: Sequence[float] | None) -> str:
-    return f" (95 % interval {_signed(ends[0])} to {_signed(ends[1])})" if ends else ""
-
-
 def _scaled(value: float | None, key: str) -> float | None:
     return value if value is None or key == "params" else value / 1e6
 
@@ -345,22 +313,14 @@ def _of(report: Mapping[str, Any]) -> str:
     return f" ({escape(next(iter(report['comparisons'])))})" if "comparisons" in report else ""
 
 
-def _or(value: Any, show: str) -> str:
-    return "–" if value is None else show.format(value)
-
-
-def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
 SHOWN: dict[str, tuple[Callable[[float], str], str]] = {
-    "accuracy": (_percent, "↑"),
-    "balanced_accuracy": (_percent, "↑"),
-    "macro_f1": (_percent, "↑"),
-    "auroc": (_three, "↑"),
-    "recall_at_1pct_fa": (_percent, "↑"),
-    "loss": (_three, "↓"),
-    "ece": (_three, "↓"),
+    "accuracy": (percent, "↑"),
+    "balanced_accuracy": (percent, "↑"),
+    "macro_f1": (percent, "↑"),
+    "auroc": (three, "↑"),
+    "recall_at_1pct_fa": (percent, "↑"),
+    "loss": (three, "↓"),
+    "ece": (three, "↓"),
 }
 SIZES = {
     "params": ("Parameters", "{:,}"),

@@ -29,16 +29,29 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     colour-blind and told apart in gray print."""
     reserve, given = iter(RESERVE * len(names)), dict[str, str]()
     for name in names:
-        wanted = KINDS.get(name.rpartition("/")[2], ("", ""))[1]
+        wanted = KINDS.get(_kind(name)[0], ("", ""))[1]
         given[name] = wanted if wanted and wanted not in given.values() else next(reserve)
     return given
 
 
 def title(name: str) -> str:
-    """ "distilled" -> "Student distilled"; "violence/teacher" -> "violence: teacher"."""
-    before, slash, kind = name.rpartition("/")
-    words = KINDS.get(kind, (kind, ""))[0]
+    """ "distilled" -> "Student distilled"; "violence/pruned-0.6" -> "violence: student pruned (0.6)"."""
+    before, slash, last = name.rpartition("/")
+    kind, how = _kind(name)
+    words = KINDS[kind][0] + (f" ({how.replace('-', ' ')})" if how else "") if kind in KINDS else last
     return f"{before}: {words[0].lower()}{words[1:]}" if slash else words
+
+
+def inline(name: str) -> str:
+    """The title as it stands inside a sentence: "student distilled"."""
+    words = title(name)
+    return f"{words[0].lower()}{words[1:]}" if _kind(name)[0] in KINDS else words
+
+
+def _kind(name: str) -> tuple[str, str]:
+    """ "toy/pruned-0.6" -> ("pruned", "0.6")"""
+    kind, _, how = name.rpartition("/")[2].partition("-")
+    return kind, how
 
 
 def bars(models: Models, stacked: bool = False) -> bytes:
@@ -47,6 +60,7 @@ def bars(models: Models, stacked: bool = False) -> bytes:
     models: {name: {"accuracy", "loss", "params" | None, "ci95"}}.
     """
     names = list(models)
+    crowded = len(names) > 4 or max(len(word) for name in names for word in title(name).split()) > 11
 
     def panel(key: str, what: str, scale: float, form: str, axes: Axes) -> None:
         values = [(models[name][key] or 0) * scale for name in names]
@@ -68,7 +82,7 @@ def bars(models: Models, stacked: bool = False) -> bytes:
                 fontsize=9 if len(names) < 5 else 7,
             )
             top = max(top, value, high)
-        turn: Any = {} if len(names) < 5 else {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
+        turn: Any = {} if not crowded else {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(names)), [title(n) if turn else _wrap(title(n)) for n in names], **turn)
         axes.set(title=what, ylim=(0, top * 1.14 or 1))
         axes.grid(axis="y")
@@ -79,7 +93,7 @@ def bars(models: Models, stacked: bool = False) -> bytes:
             partial(panel, "loss", "Loss (lower is better)", 1, "{:.3f}"),
             partial(panel, "params", "Size, million parameters", 1e-6, "{:.2f}"),
         ],
-        3.1 if len(names) < 5 else 4.0,
+        4.0 if crowded else 3.1,
         stacked,
     )
 
@@ -262,6 +276,30 @@ def difference(verdict: Mapping[str, Any], stacked: bool = False) -> bytes:
     return _draw(panels, max(2.5, 0.9 + 0.22 * min(len(verdict["by_group"]), 16)), stacked)
 
 
+def widths(runs: Sequence[Mapping[str, Any]], stacked: bool = False) -> bytes:
+    """Channels of every layer before and after pruning, and of the narrower student; one panel a run.
+
+    runs: [{"run", "widths": {"before", "after"}, "narrow" | None}], each of the three {layer: outputs}.
+    """
+
+    def panel(run: Mapping[str, Any], axes: Axes) -> None:
+        before, after = (run["widths"][key] for key in ("before", "after"))
+        at = np.arange(len(before))
+        axes.bar(at, list(before.values()), width=1.0, color="#DDE3E8")
+        axes.bar(at, [after.get(layer, 0) for layer in before], width=0.72, color=KINDS["pruned"][1])
+        if run.get("narrow"):
+            line = [run["narrow"].get(layer, 0) for layer in before]
+            axes.stairs(line, np.arange(len(before) + 1) - 0.5, color=INK, linewidth=1.1)
+        axes.set(title=run["run"], xlabel="layer, from the picture to the answer", ylabel="channels")
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y")
+
+    paint = {"before": "#DDE3E8", title("pruned"): KINDS["pruned"][1]}
+    paint |= {title("narrow"): INK} if any(run.get("narrow") for run in runs) else {}
+    return _draw([partial(panel, run) for run in runs], 2.6, stacked, columns=1, legend=paint)
+
+
 def _zero(axes: Axes, what: str) -> None:
     low, high = axes.get_xlim()
     reach = max(abs(low), abs(high), 1.0)
@@ -322,8 +360,11 @@ KINDS = {  # kind -> words, colour
     "teacher": ("Teacher", "#0072B2"),
     "alone": ("Student alone", ALONE),
     "distilled": ("Student distilled", DISTILLED),
+    "narrow": ("Student narrower", "#9AA3AB"),
+    "pruned": ("Student pruned", "#CC79A7"),
+    "quantised": ("Student INT8", "#56B4E9"),
 }
-RESERVE = ["#CC79A7", "#56B4E9", "#A2441B", "#8A7B00", "#6A51A3", "#444444"]
+RESERVE = ["#A2441B", "#8A7B00", "#6A51A3", "#444444", "#E8A0A0", "#4FA39A"]
 PARTS = ["#4477AA", "#EE8866", "#BBCC33", "#AA4499", "#99DDFF", "#997700", "#BBBBBB"]
 METRICS = {
     "accuracy": "Accuracy",

@@ -1,23 +1,23 @@
 """Pool: runs become models. Which runs may be compared, which folds make one test, which seeds repeat one another.
 
 In: runs with predictions. Out: Models with p (S,N,K): S trainings, N samples that each was tested on once.
-Called by the report. It knows no figure and no picture.
+Called by the report and the CLI. It knows no figure and no picture.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.judge.predict import Predictions, read
+from stillwatch.judge import lineage
+from stillwatch.judge.lineage import COMPRESSED, KINDS, Cell
+from stillwatch.judge.predict import Predictions, has, read
 from stillwatch.recipe import Fit, Mistake, Net, Recipe
 from stillwatch.run import Run
 
-KINDS = ("teacher", "alone", "distilled")
-Cell: TypeAlias = tuple[int, int]  # (fold, seed)
 Block: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # folds, seeds: a run for each pair of them
 
 
@@ -40,12 +40,21 @@ class Entry:
         return self.run.path.name
 
     @property
+    def cell(self) -> Cell:
+        return self.fold, self.seed
+
+    @property
+    def exported(self) -> bool:
+        """A file of a bundle, told by a runtime, and no net of the lab's."""
+        return "runtime" in self.run.info
+
+    @property
     def net(self) -> Net:
-        return self.recipe.teacher.net if self.kind == "teacher" else self.recipe.student.net
+        return self.recipe.teacher.net if lineage.side(self.run) == "teacher" else self.recipe.student.net
 
     @property
     def plan(self) -> Fit:
-        return self.recipe.fit_of("teacher" if self.kind == "teacher" else "student")
+        return lineage.plan(self.run, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,26 @@ class Model:
         """What stands before the kind: "" or "violence" or "violence/smallcnn"."""
         return _family(self.name)
 
+    @property
+    def exported(self) -> bool:
+        return self.entries[0].exported
+
+
+def kin(run: Run, split: str) -> list[Run]:
+    """A run with what it must be read beside, itself last: for a compressed one what it was made from, back to the
+    teacher, and the narrower student that pruning must beat; as far as they took the same test."""
+    if run.info.get("kind") not in COMPRESSED:
+        return [run]
+    above = lineage.ancestors(run, {})
+    pruned = next((one for one in (run, *above) if one.info["kind"] == "pruned"), None)
+    narrow = lineage.baseline(pruned) if pruned else None
+    wanted = lineage.test(run, run.recipe)
+
+    def stands(one: Run) -> bool:
+        return one.info["status"] == "done" and has(one, split) and lineage.test(one, one.recipe) == wanted
+
+    return [*filter(stands, [*reversed(above), *([narrow] if narrow else [])]), run]
+
 
 def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     """Open the predictions of finished runs of one and the same split.
@@ -78,14 +107,13 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     entries = []
     for run in {run.path.resolve(): run for run in runs}.values():
         kind, status = run.info.get("kind"), run.info.get("status")
-        if kind not in KINDS:
-            raise Mistake(f"{run.path}: an {kind} run has nothing to compare; give {', '.join(KINDS)} runs")
+        if kind not in KINDS + COMPRESSED and "runtime" not in run.info:
+            known = ", ".join(KINDS + COMPRESSED)
+            raise Mistake(f"{run.path}: an {kind} run has nothing to compare; give {known} runs")
         if status != "done":
             raise Mistake(f'{run.path}: status is "{status}": finish it with the command that made it, or leave it out')
         recipe = run.recipe
-        side = recipe.fit_of("teacher" if kind == "teacher" else "student")
-        fold = 0 if recipe.data.split == "official" else recipe.data.fold
-        entries.append(Entry(run, recipe, fold, int(run.info.get("seed", side.seed)), read(run, split)))
+        entries.append(Entry(run, recipe, *lineage.cell(run, recipe), read(run, split)))
     if not entries:
         raise Mistake("compare: no runs given; `stillwatch ls` shows the runs there are")
     for entry in entries:
@@ -94,7 +122,7 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
 
 
 def _same_test(one: Entry, other: Entry) -> None:
-    mine, theirs = _test(one), _test(other)
+    mine, theirs = lineage.test(one.run, one.recipe), lineage.test(other.run, other.recipe)
     for key, value in mine.items():
         if theirs[key] != value:
             raise Mistake(
@@ -106,45 +134,57 @@ def _same_test(one: Entry, other: Entry) -> None:
         raise Mistake(f"{other.run.path}: {given} probabilities but {wanted} labels; judge it again")
 
 
-def _test(entry: Entry) -> dict[str, Any]:
-    data = entry.recipe.data
-    found = {"labels": entry.recipe.labels, "fingerprint": entry.run.info.get("fingerprint"), "data.split": data.split}
-    if data.split != "official":  # the official test is the same whatever these say
-        found |= {"data.seed": data.seed, "data.folds": data.folds}
-    return found
-
-
 def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
-    """Entries -> models in the order teacher, alone, distilled of each family, and what had to be left out.
+    """Entries -> models in the order teacher, alone, distilled and what came of them, family by family; and what had
+    to be left out.
 
     Alone and distilled are cut to the (fold, seed) pairs that both have, and each model to a full block of folds ×
     seeds: as many folds as one seed covers, then all seeds that cover these. Raises Mistake where two runs claim the
     same fold and seed, folds overlap, or two runs of one fold were tested on different samples.
     """
     named = _named(entries)
+    kinds = {name: next(iter(cells.values())).kind for name, cells in named.items()}
     blocks: dict[str, Block] = {}
     left: list[str] = []
-    students = {name: cells for name, cells in named.items() if _kind(name) != "teacher"}
+    students = {name: cells for name, cells in named.items() if kinds[name] in KINDS[1:]}
     for family in dict.fromkeys(map(_family, students)):
         blocks |= _pairs({name: cells for name, cells in students.items() if _family(name) == family}, left)
     for name, cells in named.items():
-        if _kind(name) == "teacher":  # on its students' folds, where it has them
-            pupils = [pupil for pupil in students if _recipe(students[pupil]) == _recipe(cells)]
+        if kinds[name] not in KINDS:  # in the cells of the students that it came of, where it has any of them
+            near = [blocks[student] for student in students if _family(student) == _family(name)]
+            theirs = {cell for cell in cells for folds, seeds in near if cell[0] in folds and cell[1] in seeds}
+            blocks[name] = _block(theirs or cells)
+    for name, cells in named.items():
+        if kinds[name] == "teacher":  # on its students' folds, where it has them
+            pupils = [name for name in blocks if kinds[name] != "teacher" and _recipe(named[name]) == _recipe(cells)]
             blocks[name] = _block(cells, {fold for pupil in pupils for fold in blocks[pupil][0]})
     recipes = list(dict.fromkeys(map(_recipe, named.values())))
-    order = {name: (recipes.index(_recipe(named[name])), _kind(name) != "teacher", _family(name)) for name in named}
-    names = sorted(named, key=lambda name: (order[name], KINDS.index(_kind(name))))
+    order = {name: (recipes.index(_recipe(named[name])), kinds[name] != "teacher", _family(name)) for name in named}
+    names = sorted(named, key=lambda name: (order[name], _rank(kinds[name])))
     found = {name: _pooled(name, named[name], *blocks[name]) for name in names}
     for name in names:
         left += _left_out(name, named[name], *blocks[name])
         partner = found.get(name.removesuffix("alone") + "distilled")
-        if _kind(name) == "alone" and partner and blocks[name] == blocks[partner.name]:
+        if kinds[name] == "alone" and partner and blocks[name] == blocks[partner.name]:
             _aligned(found[name], partner)
     return list(found.values()), left
 
 
-def _kind(name: str) -> str:
-    return name.rpartition("/")[2]
+def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
+    """Both, cut to the folds and seeds that both have, so that they can be compared in pairs; None where they share
+    none. Raises Mistake where they were tested on different samples there."""
+    cells = [{entry.cell: entry for entry in model.entries} for model in (one, other)]
+    both = set(cells[0]) & set(cells[1])
+    if not both:
+        return None
+    first, second = (_pooled(m.name, c, *_block(both)) for m, c in zip((one, other), cells, strict=True))
+    _aligned(first, second)
+    return first, second
+
+
+def _rank(kind: str) -> int:
+    known = KINDS + COMPRESSED
+    return known.index(kind) if kind in known else len(known)
 
 
 def _family(name: str) -> str:
@@ -157,23 +197,28 @@ def _recipe(cells: dict[Cell, Entry]) -> str:
 
 def _named(entries: Sequence[Entry]) -> dict[str, dict[Cell, Entry]]:
     """{model name: {(fold, seed): entry}}: the kind alone where that tells them apart, else recipe/kind or
-    recipe/net/kind."""
+    recipe/net/kind, and how it was compressed where one kind was so in several ways."""
+    given = {entry.name: entry.run for entry in entries}
+    how = [lineage.stage(entry.run, given) for entry in entries]
     variants: dict[tuple[str, bool], list[str]] = {}  # (recipe, teacher or student) -> the nets that occur
-    for entry in entries:
+    stages: dict[tuple[str, str, str], set[str]] = {}  # (recipe, net, kind) -> how it was compressed
+    for entry, stage in zip(entries, how, strict=True):
         nets = variants.setdefault((entry.recipe.name, entry.kind == "teacher"), [])
         if _net(entry) not in nets:
             nets.append(_net(entry))
+        stages.setdefault((entry.recipe.name, _net(entry), entry.kind), set()).add(stage)
     single = len({recipe for recipe, _ in variants}) == 1 and all(len(nets) == 1 for nets in variants.values())
     named: dict[str, dict[Cell, Entry]] = {}
-    for entry in entries:
+    for entry, stage in zip(entries, how, strict=True):
         nets = variants[entry.recipe.name, entry.kind == "teacher"]
         steps = [] if single else [entry.recipe.name]
         if len(nets) > 1:
             same = [net for net in nets if json.loads(net)["name"] == entry.net.name]
             number = same.index(_net(entry)) + 1
             steps.append(entry.net.name.replace("/", "-") + (f"-{number}" if number > 1 else ""))
-        cells = named.setdefault("/".join([*steps, entry.kind]), {})
-        other = cells.setdefault((entry.fold, entry.seed), entry)
+        steps.append(stage if len(stages[entry.recipe.name, _net(entry), entry.kind]) > 1 else entry.kind)
+        cells = named.setdefault("/".join(steps), {})
+        other = cells.setdefault(entry.cell, entry)
         if other is not entry:
             raise Mistake(
                 f"{other.run.path} and {entry.run.path} are both {entry.kind} runs of fold {entry.fold} and seed "

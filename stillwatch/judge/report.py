@@ -1,13 +1,13 @@
-"""Report: runs of teacher, student alone and student distilled become one verdict, one page and one report.json.
+"""Report: runs of teacher, students and what came of them become one verdict, one page and one report.json.
 
 In: finished runs with predictions, and a way to get pictures by id. Out: report.html, report.json and PNGs in a folder.
-Called by the CLI. Pooling is pool.py, judging verdict.py, painting plots.py, writing page.py.
+Called by the CLI. Pooling is pool.py, judging verdict.py and compression.py, painting plots.py, writing page.py.
 """
 
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from stillwatch import metrics
-from stillwatch.judge import plots, pool, verdict
+from stillwatch.judge import compression, plots, pool, verdict
 from stillwatch.judge.page import page
 from stillwatch.judge.pool import Model
 from stillwatch.run import Run, atomic
@@ -25,15 +25,24 @@ Album: TypeAlias = Callable[[Sequence[str]], dict[str, NDArray[np.uint8] | None]
 MISTAKES = 24  # the most confident ones that are shown
 
 
-def compare(runs: Sequence[Run], out: Path | str, pictures: Album | None = None, split: str = "test") -> dict[str, Any]:
+def compare(
+    runs: Sequence[Run],
+    out: Path | str,
+    pictures: Album | None = None,
+    split: str = "test",
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Judge runs against one another and write what came of it into `out`; returns what report.json holds.
 
-    runs: any of the kinds teacher, alone, distilled; runs of other folds are put together, other seeds are averaged.
+    runs: of any kind that has predictions; runs of other folds are put together, other seeds are averaged.
     pictures: ids -> {id: uint8 (H,W,C) or None}, for the most confident mistakes. split: whose predictions.
+    more: what else report.json holds; its "warnings" are put before the others.
     A part that cannot be given (one kind only, an unknown size) is null, with a line in "warnings".
     Raises Mistake where runs are unfinished, were not tested on the same split, or claim the same fold and seed.
     """
     report, models = assess(runs, split)
+    more = dict(more or {})
+    report |= more | {"warnings": [*more.get("warnings", []), *report["warnings"]]}
     album = _album(report["mistakes"]["samples"], pictures)
     _write(Path(out), report, _paint(report, models), album)
     return report
@@ -47,7 +56,7 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
     figures = {model.name: judged(model) for model in models}
     comparisons, missing = _comparisons(models, figures)
     first = next(iter(comparisons.values()))
-    shown = next((m for kind in ("distilled", "alone", "teacher") for m in models if m.kind == kind), models[0])
+    shown = next((m for kind in LAST_FIRST for m in models if m.kind == kind), models[0])
     report: dict[str, Any] = {
         "recipe": ", ".join(dict.fromkeys(entry.recipe.name for entry in entries)),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -57,7 +66,15 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
         "models": figures,
         **first,
         **({"comparisons": comparisons} if len(comparisons) > 1 else {}),
-        "warnings": [*missing, *left, *verdict.warnings(models, figures, plots.title)],
+        "compression": compression.compression(models, figures),
+        "stages": compression.stages(models),
+        "steps": compression.steps(models),
+        "warnings": [
+            *missing,
+            *left,
+            *compression.warnings(models, figures),
+            *verdict.warnings(models, figures, plots.title),
+        ],
         "mistakes": {"model": shown.name, "samples": confident_mistakes(shown)},
         "runs": [_run(entry) for entry in entries],
     }
@@ -77,6 +94,7 @@ def judged(model: Model) -> dict[str, Any]:
         **found,
         **{key: cost.get(key) for key in ("params", "macs", "bytes")},
         "net": model.entries[0].net.name,
+        "runtime": model.entries[0].run.info.get("runtime"),
         "seeds": model.seeds,
         "folds": model.folds,
         "epochs": [_epochs(entry) for entry in model.entries],
@@ -123,21 +141,23 @@ def _comparisons(
     """{family: {"compression_ratio", "retention", "verdict"}}, those with a verdict first, and why one is missing."""
     found, missing = {}, []
     for family in dict.fromkeys(model.family for model in models if model.kind != "teacher") or [""]:
-        of = {model.kind: model for model in models if model.family == family and model.kind != "teacher"}
+        kin = {model.kind: model for model in models if model.family == family and model.kind != "teacher"}
+        of = {kind: model for kind, model in kin.items() if kind in pool.KINDS}
+        asked = len(of) == len(kin)  # with compressed ones among them the question is another one
         student = of.get("distilled") or of.get("alone")
         teacher = next(
             (m for m in models if m.kind == "teacher" and (student is None or verdict.related(m, student))), None
         )
         place = f"{family}: " if family else ""
         told = verdict.verdict(of["alone"], of["distilled"]) if len(of) == 2 else None
-        if len(of) < 2:
+        if len(of) < 2 and asked:
             absent = " and ".join(f"{kind} runs" for kind in ("alone", "distilled") if kind not in of)
             missing.append(f"{place}no {absent} given: no verdict on distillation")
-        if teacher is None or student is None:
+        if (teacher is None or student is None) and asked:
             missing.append(
                 f"{place}no {'student' if teacher else 'teacher'} run given: no compression ratio, no retention"
             )
-        elif set(teacher.folds) != set(student.folds):
+        elif teacher and student and set(teacher.folds) != set(student.folds):
             missing.append(
                 f"{place}the teacher was tested on other folds: retention is of the samples both were tested on"
             )
@@ -157,13 +177,14 @@ def _ratio(figures: dict[str, dict[str, Any]], teacher: Model | None, student: M
 
 
 def _split(entries: Sequence[pool.Entry], models: Sequence[Model], split: str) -> dict[str, Any]:
-    data, said = entries[0].recipe.data, models[-1].said
+    shown = next((model for model in reversed(models) if model.kind in pool.KINDS), models[-1])
+    data, said = entries[0].recipe.data, shown.said
     most = int(np.bincount(said.y).argmax())
     return {
         "name": split,
         "how": data.split,
         "folds": data.folds if data.split != "official" else 1,
-        "tested": models[-1].folds,
+        "tested": shown.folds,
         "seed": data.seed,
         "fingerprint": entries[0].run.info.get("fingerprint"),
         "n": len(said),
@@ -235,6 +256,10 @@ def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[b
     }
     if report["verdict"]:
         wanted["difference"] = lambda stacked: plots.difference(report["verdict"], stacked)
+    layered = [run for run in report["steps"] if (run["widths"] or {}).keys() >= {"before", "after"}]
+    if layered:  # the layers of one model's runs are much alike: the first tells
+        first = list({run["model"]: run for run in reversed(layered)}.values())[::-1]
+        wanted["widths"] = lambda stacked: plots.widths(first, stacked)
     if histories:
         wanted["curves"] = lambda stacked: plots.curves(histories, stacked)
     if mixed:
@@ -261,7 +286,7 @@ def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
 def _write(
     out: Path, report: dict[str, Any], painted: dict[str, tuple[bytes, bytes]], album: dict[str, tuple[str, bytes]]
 ) -> None:
-    for name in PAINTED:  # what an earlier report left and this one does not have
+    for name in (*PAINTED, "widths"):  # what an earlier report left and this one does not have
         (out / f"{name}.png").unlink(missing_ok=True)
     files = {f"{name}.png": wide for name, (wide, _) in painted.items()}
     files["report.json"] = (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -271,4 +296,5 @@ def _write(
             draft.write_bytes(content)
 
 
+LAST_FIRST = ("quantised", "pruned", "distilled", "alone", "teacher")  # whose mistakes are shown
 PAINTED = ("accuracy-loss-size", "confusion", "per-class", "reliability", "difference", "curves", "loss-parts")

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from stillwatch import metrics
+from stillwatch.judge.lineage import KINDS, parent
 from stillwatch.judge.pool import Model
 from stillwatch.judge.predict import has, read
 
 METRIC = "macro_f1"  # the one the verdict is about
 COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
 DECIDE = 5  # with fewer groups all of them agree by chance more often than once in twenty (1/2^4 = 1/16)
+LUCK = "the chance of training is not in this interval"
 SMALL = 100  # samples below which a test says little
 GAP = 0.05  # of accuracy between people seen in training and new ones, above which it is said
 
@@ -26,53 +28,61 @@ def verdict(alone: Model, distilled: Model) -> dict[str, Any] | None:
 
     Positive differences mean that the distilled student is better. "helped": "yes" | "no" (it hurt) | "unclear".
     """
-    if (alone.folds, alone.seeds) != (distilled.folds, distilled.seeds):
+    found = gain(alone, distilled)
+    if found is None:
         return None
-    y, group = alone.said.y, alone.said.group
-    differences = {}
-    for name in COMPARED:
-        figures = [[getattr(metrics, name)(y, p) for p in model.p] for model in (alone, distilled)]
-        by_seed = np.subtract(figures[1], figures[0]).tolist()
-        differences[name] = metrics.paired(y, alone.p, distilled.p, group, name) | {"by_seed": by_seed}
-    named = bool((group != "").any())
-    found: dict[str, Any] = {
-        "metric": METRIC,
-        **{key: differences[METRIC][key] for key in ("difference", "ci95", "p_better")},
-        "seeds": len(alone.seeds),
-        "pairs": len(alone.entries),
-        "groups": metrics.clusters(group)[1],
-        "grouped": named,
-        "helped": _helped(differences[METRIC]["ci95"], metrics.clusters(group)[1]),
-        "differences": differences,
-        "by_group": _by_group(alone, distilled) if named else [],
+    found |= {
+        "helped": outcome(found["ci95"], found["groups"]),
+        "by_group": _by_group(alone, distilled) if found["grouped"] else [],
         "by_pair": _by_pair(alone, distilled),
         "clips": _clips(alone, distilled),
     }
-    return found | {"sentence": sentence(found, _noun(alone, found["groups"], named))}
+    return found | {"sentence": sentence(found, who(alone))}
+
+
+def gain(one: Model, other: Model) -> dict[str, Any] | None:
+    """How much better `other` is than `one`, sample by sample; None where they are not of the same folds and seeds.
+
+    "difference", "ci95" and "p_better" are those of METRIC; "differences" has all of COMPARED, each "by_seed" too.
+    """
+    if (one.folds, one.seeds) != (other.folds, other.seeds):
+        return None
+    y, group = one.said.y, one.said.group
+    differences = {}
+    for name in COMPARED:
+        figures = [[getattr(metrics, name)(y, p) for p in model.p] for model in (one, other)]
+        by_seed = np.subtract(figures[1], figures[0]).tolist()
+        differences[name] = metrics.paired(y, one.p, other.p, group, name) | {"by_seed": by_seed}
+    return {
+        "metric": METRIC,
+        **{key: differences[METRIC][key] for key in ("difference", "ci95", "p_better")},
+        "seeds": len(one.seeds),
+        "pairs": len(one.entries),
+        "groups": metrics.clusters(group)[1],
+        "grouped": bool((group != "").any()),
+        "differences": differences,
+    }
 
 
 def sentence(found: dict[str, Any], who: str) -> str:
     """The verdict in words. who: what it was tested on, such as "5 new drivers"."""
-    gain, ends, seeds = found["difference"], found["ci95"], found["seeds"]
+    change, seeds = found["difference"], found["seeds"]
     trained = f"{seeds} seeds" if seeds > 1 else "one seed"
-    luck = "" if seeds > 1 else "; the chance of training is not in this interval"
-    if ends is None:
+    changed = f"macro-F1 changed by {points(change, sign=True)} points"
+    if found["ci95"] is None:
         return (
-            f"Cannot tell whether distillation helped: macro-F1 changed by {_points(gain, sign=True)} points, but on "
-            f"{who} with {trained} there is no telling how the next one would do."
+            f"Cannot tell whether distillation helped: {changed}, but on {who} with {trained} there is no telling how "
+            "the next one would do."
         )
-    low, high = ends if found["helped"] != "no" else (-ends[1], -ends[0])
-    signed = found["helped"] == "unclear"
-    changed = f"macro-F1 changed by {_points(gain, sign=True)} points"
-    span = f"95 % interval {_points(low, signed)} to {_points(high, signed)}{luck}"
+    span = interval(found["ci95"], found["helped"]) + ("" if seeds > 1 else f"; {LUCK}")
     if found["groups"] < DECIDE:
         return (
             f"Cannot tell whether distillation helped: {changed} ({span}), but over only {who} and {trained}: where "
             f"there are fewer than {DECIDE}, all agreeing may be chance."
         )
     begin = {
-        "yes": f"Distillation helped: macro-F1 rose by {_points(gain)} points",
-        "no": f"Distillation hurt: macro-F1 fell by {_points(-gain)} points",
+        "yes": f"Distillation helped: macro-F1 rose by {points(change)} points",
+        "no": f"Distillation hurt: macro-F1 fell by {points(-change)} points",
         "unclear": f"No evidence that distillation helped: {changed}",
     }[found["helped"]]
     few = found["grouped"] and found["groups"] < metrics.FEW
@@ -80,7 +90,14 @@ def sentence(found: dict[str, Any], who: str) -> str:
     return f"{begin} ({span}), over {who} and {trained}.{rough}"
 
 
-def _points(value: float, sign: bool = False) -> str:
+def interval(ends: Sequence[float], told: str) -> str:
+    """An interval in points, turned round where it is told as a loss ("no"), with signs where it is neither."""
+    low, high = ends if told != "no" else (-ends[1], -ends[0])
+    signed = told == "unclear"
+    return f"95 % interval {points(low, signed)} to {points(high, signed)}"
+
+
+def points(value: float, sign: bool = False) -> str:
     """A share as percentage points: 0.031 -> "3.1"; more places where it would read as zero."""
     value *= 100
     places = 1 if abs(value) >= 0.05 or value == 0 else 2
@@ -88,14 +105,17 @@ def _points(value: float, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def _helped(ends: Sequence[float] | None, groups: int) -> str:
+def outcome(ends: Sequence[float] | None, groups: int) -> str:
+    """ "yes" (better), "no" (worse) or "unclear": the interval holds zero, or so few groups can agree by chance."""
     if ends is None or ends[0] <= 0 <= ends[1] or groups < DECIDE:
         return "unclear"
     return "yes" if ends[0] > 0 else "no"
 
 
-def _noun(model: Model, groups: int, named: bool) -> str:
-    if not named:
+def who(model: Model) -> str:
+    """What it was tested on: "5 new drivers", "360 test samples"."""
+    groups = metrics.clusters(model.said.group)[1]
+    if not (model.said.group != "").any():
         return f"{groups:,} test samples"
     data = model.entries[0].recipe.data
     source = data.source if isinstance(data.source, str) else str(data.source.get("name"))
@@ -136,7 +156,7 @@ def _clips(alone: Model, distilled: Model) -> dict[str, Any] | None:
     if one is None or two is None:
         return None
     found = metrics.paired(one[0], one[1], two[1], one[2], METRIC)
-    return found | {"n": len(one[0]), "helped": _helped(found["ci95"], metrics.clusters(one[2])[1])}
+    return found | {"n": len(one[0]), "helped": outcome(found["ci95"], metrics.clusters(one[2])[1])}
 
 
 def retention(teacher: Model, student: Model) -> float | None:
@@ -200,7 +220,8 @@ def _size(model: Model) -> list[str]:
 
 
 def _seeds(models: Sequence[Model], title: Any) -> list[str]:
-    students = [title(model.name) for model in models if model.kind != "teacher" and len(model.seeds) == 1]
+    trained = [model for model in models if model.kind not in ("teacher", "quantised") and not model.exported]
+    students = [title(model.name) for model in trained if len(model.seeds) == 1]
     return (
         [f"one seed only ({', '.join(students)}): the chance of training is not in the intervals"] if students else []
     )
@@ -244,19 +265,19 @@ def _teachers(models: Sequence[Model], figures: dict[str, dict[str, Any]], title
     given = {entry.name: entry for model in models if model.kind == "teacher" for entry in model.entries}
     strangers = set()
     for entry in (entry for model in models if model.kind == "distilled" for entry in model.entries):
-        parent = re.split(r"[/\\]", str(entry.run.info.get("parent") or ""))[-1]
-        if given and parent and parent not in given:
-            strangers.add(parent)
-        elif parent in given and given[parent].fold != entry.fold:
+        teacher = parent(entry.run)
+        if given and teacher and teacher not in given:
+            strangers.add(teacher)
+        elif teacher in given and given[teacher].fold != entry.fold:
             found.append(
-                f"{entry.name} is tested on fold {entry.fold}, but its teacher {parent} was trained for fold "
-                f"{given[parent].fold}: that teacher has seen the test"
+                f"{entry.name} is tested on fold {entry.fold}, but its teacher {teacher} was trained for fold "
+                f"{given[teacher].fold}: that teacher has seen the test"
             )
     if strangers:
         found.append(f"distilled under {', '.join(sorted(strangers))}, which is not among the teachers compared")
-    for model in models:
-        for teacher in (m for m in models if m.kind == "teacher" != model.kind and related(m, model)):
-            good, better = (100 * figures[m.name][METRIC] for m in (teacher, model))
+    for model in (m for m in models if m.kind in KINDS[1:]):
+        for above in (m for m in models if m.kind == "teacher" and related(m, model)):
+            good, better = (100 * figures[m.name][METRIC] for m in (above, model))
             if better > good:
                 found.append(
                     f"{title(model.name)} is above its teacher in macro-F1, {better:.1f} % to {good:.1f} %: this "

@@ -38,6 +38,11 @@ READ = {  # picture -> what it is, how to read it
         "Thin lines are single runs, thick ones their mean. Validation loss that rises while training loss falls is "
         "learning by heart. Training losses are different mixtures and cannot be compared with one another.",
     ),
+    "widths": (
+        "Channels of each layer before and after pruning",
+        "Pale: the student before. Strong: what pruning left. Line: the narrower student of the same arithmetic, which "
+        "has every layer at one share of its width.",
+    ),
     "loss-parts": ("Share of each part of the loss", "What each epoch's training was driven by."),
 }
 WORDS = {
@@ -52,6 +57,10 @@ WORDS = {
     "set so that at most 1 % of the safe ones do",
     "95 % interval": "range of the figure when whole groups (and seeds, where there are several) are drawn anew with "
     "replacement, 1000 times: the spread to expect with other people or cameras like these",
+    "Student narrower": "the baseline of pruning: the same student with every layer at one share of its width, of the "
+    "same arithmetic, distilled for as long from the start",
+    "Multiply-adds": "multiplications with an addition that one sample takes: its arithmetic; not the same as its time",
+    "INT8": "whole numbers of one byte instead of four bytes of floating point",
     "Student alone": "the control: the same student, data and epochs, with no teacher",
 }
 STYLE = """
@@ -72,9 +81,12 @@ section{padding:20px 22px;margin-top:18px}
 margin-top:20px;border-left-width:7px;font-size:1.15rem}
 .mark{flex:none;width:40px;height:40px;border-radius:50%;color:#fff;
 font:700 24px/40px system-ui,sans-serif;text-align:center}
+.small{font-size:1rem;padding:12px 18px;margin-top:10px}
+.small .mark{width:28px;height:28px;font:700 16px/28px system-ui,sans-serif}
 .yes{border-left-color:#00775a}.yes .mark{background:#00775a}
 .no{border-left-color:#b23b00}.no .mark{background:#b23b00}
 .unclear{border-left-color:#697680}.unclear .mark{background:#697680}
+.verdict+.tiles{margin-top:16px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:12px}
 .tiles>div{padding:12px 16px}
 .tiles b{display:block;font-size:1.6rem;line-height:1.2}
@@ -97,7 +109,11 @@ th:first-child,.word{text-align:left}
 th[colspan]{text-align:center;border-left:1px solid var(--line)}
 tbody tr:last-child>*{border-bottom:0}
 th i,td i{font-style:normal;font-weight:400;color:var(--soft);font-size:.85em}
-td small{display:block;color:var(--soft);font-size:.78rem;white-space:nowrap}
+td small,th small{display:block;color:var(--soft);font-size:.78rem}
+td small{white-space:nowrap}
+th small{font-weight:400;min-width:130px;max-width:46ch}
+td div+div{margin-top:6px}
+td div i{white-space:nowrap}
 code{font-size:.8rem;overflow-wrap:anywhere}
 td code{display:block;min-width:200px}
 td span,th span{white-space:nowrap}
@@ -110,9 +126,9 @@ dt{font-weight:600}
 dd{margin:0;color:var(--soft)}
 @media (max-width:640px){
 main{padding:18px 10px 40px}section{padding:16px 14px}h1{font-size:1.4rem}
-.verdict{font-size:1rem;padding:14px;align-items:flex-start;gap:12px}
+.verdict{font-size:1rem;padding:14px;align-items:flex-start;gap:12px}.small{font-size:.92rem}
 .tiles{grid-template-columns:1fr 1fr}
-table{font-size:.8rem}thead th{font-size:.74rem}th,td{padding-right:7px}td small{font-size:.7rem}
+table{font-size:.8rem}thead th{font-size:.74rem}th,td{padding-right:7px}td small,th small{font-size:.7rem}
 dl{display:block}dd{margin-bottom:8px}
 }
 @media print{

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import metrics, pixels
-from stillwatch.lab.data import Sample, Skipped
+from stillwatch.lab.sources import Sample, Skipped
 from stillwatch.lab.twins import SPLITS, find
 from stillwatch.run import SILENT, Voice, atomic
 

@@ -1,6 +1,6 @@
-"""Data: the lab's door to pictures and clips: gather what there is, decode it, give each sample its split.
+"""Data: the lab's door to pictures and clips: gather what there is, and decode it.
 
-In: a Recipe. Out: Found (samples, and what was skipped with the reason), uint8 pixels of the recipe's size, splits.
+In: a Recipe. Out: Found (samples, and what was skipped with the reason), uint8 pixels of the recipe's size.
 Called by audit, cache and the CLI. It writes nothing, enforces no max_bad, and knows no net.
 """
 
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from stillwatch import pixels, toy
 from stillwatch.lab.sources import SOURCES, Found, Sample, Skipped, drawn, read_idx
-from stillwatch.lab.splits import assign
 from stillwatch.recipe import Data, Mistake, Recipe, nearest, pick
 
-__all__ = ["SOURCES", "Found", "Sample", "Skipped", "assign", "decode", "gather"]
+__all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather"]
 
 
 def gather(recipe: Recipe) -> Found:

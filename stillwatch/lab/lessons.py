@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from stillwatch import metrics
 from stillwatch.lab import augment, cache, losses, nets
 from stillwatch.lab.audit import audit
-from stillwatch.lab.data import Sample, assign, gather
-from stillwatch.lab.loop import Lesson, Step, fit
+from stillwatch.lab.data import Sample, gather
+from stillwatch.lab.loop import After, Lesson, Step, fit
+from stillwatch.lab.splits import assign
 from stillwatch.recipe import Fit, Mistake, Recipe, Spec, pick
 from stillwatch.run import SILENT, Run, Voice, runs
 
@@ -115,7 +116,7 @@ def _lesson(
     side: Literal["teacher", "student"] = "teacher" if kind == "teacher" else "student"
     plan = recipe.fit_of(side)
     specs = plan.loss if kind == "distilled" else hard(plan.loss)
-    accelerator = Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
+    accelerator = device(plan)
     voice = desk.voice if accelerator.is_main_process else SILENT
 
     # ---- the net (before the data: a wrong word in the recipe should not have to wait for them)
@@ -132,7 +133,7 @@ def _lesson(
     step = lay_out(net, data, master, specs)
 
     # ---- the run: a new one, or one that was cut off
-    run = _run(recipe, kind, teacher, data, accelerator, desk)
+    run = begin(recipe, kind, teacher, data, accelerator, desk)
     if accelerator.is_main_process:
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
 
@@ -144,6 +145,11 @@ def _lesson(
             run.finish(best=best, epochs=len(run.history()))
     accelerator.wait_for_everyone()
     return run
+
+
+def device(plan: Fit) -> Accelerator:
+    """Where and in what precision this plan is trained."""
+    return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
 
 
 def lay_out(net: nets.Watcher, data: Material, master: nets.Watcher | None, specs: Sequence[Spec]) -> Step:
@@ -161,15 +167,16 @@ def study(
     run: Run,
     accelerator: Accelerator,
     voice: Voice = SILENT,
+    after: After | None = None,
 ) -> dict[str, Any]:
     """Fit step.net to the training split and lay the kept epoch's weights into it. Returns that epoch's figures.
 
     The one way of learning, whatever the net: a teacher, a student, one that has just been pruned or quantised.
-    run: where best.pt, last.pt and metrics.jsonl go; what lies there already is gone on with.
+    run: where best.pt, last.pt and metrics.jsonl go; what lies there already is gone on with. after: as fit takes it.
     """
     step.to(accelerator.device)
     lesson = _inputs(data, step.net, master, step.maps, plan, accelerator, voice)
-    best = fit(step, lesson, judge_of(data, step.net, accelerator, voice), plan, run, accelerator, voice)
+    best = fit(step, lesson, judge_of(data, step.net, accelerator, voice), plan, run, accelerator, voice, after)
     kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
     step.net.load_state_dict(kept["net"])
     return best
@@ -363,6 +370,12 @@ def predictor(net: nets.Watcher) -> Predict:
     return predict
 
 
+def eager(path: Path, threads: int = 1, batch: int = 1) -> Predict:
+    """A run's net in PyTorch as it is: what an exported file is raced against."""
+    torch.set_num_threads(threads)
+    return predictor(load(Run.open(path)))
+
+
 def paper(data: Material, rows: Rows) -> tuple[Any, ...]:
     """What `mark` wants of these rows: pixels, ids, groups, sequences, y."""
     samples = [data.samples[row] for row in rows]
@@ -393,37 +406,52 @@ class _Slice:
 
 
 def load(run: Run) -> nets.Watcher:
-    """The net that a run kept, with its weights."""
+    """The net that a run kept, with its weights; one that was pruned takes the shapes that they have."""
     recipe = run.recipe
     side = recipe.teacher if run.info["kind"] == "teacher" else recipe.student
     spec = side.net.model_copy(update={"weights": "scratch"})  # the run's own follow; the hub need not be asked
     net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     path = run.path / "best.pt"
     try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["net"])
+        state = torch.load(path, map_location="cpu", weights_only=True)["net"]
     except FileNotFoundError:
         raise Mistake(f"{path}: missing; this run kept no epoch") from None
+    nets.resize(net, state, recipe.data.hw, recipe.data.channels)
+    net.load_state_dict(state)
     return net.eval()
 
 
-def _run(recipe: Recipe, kind: str, teacher: Run | None, data: Material, accelerator: Accelerator, desk: Desk) -> Run:
-    """A new run, or the newest one of this very recipe that was cut off and that nobody is working on."""
+def teacher_of(run: Run) -> Run | None:
+    """The teacher under whom a student's run learnt, which lies beside it; None where it learnt alone."""
+    name = run.info["parent"] if run.info["kind"] == "distilled" else run.info.get("teacher")
+    return Run.open(run.path.parent / name) if name else None
+
+
+def begin(
+    recipe: Recipe, kind: str, parent: Run | None, data: Material, accelerator: Accelerator, desk: Desk, **fields: Any
+) -> Run:
+    """A new run, or the newest one of this very recipe and parent that was cut off and that nobody is working on.
+
+    fields: what else run.json says of it from the start; a run that says otherwise is another one.
+    """
     names: list[str | None] = [None]
     run = None
     if accelerator.is_main_process:
-        parent = teacher.path.name if teacher else None
-        wanted = (kind, recipe.model_dump(mode="json"), parent, data.store.fingerprint)
+        name = parent.path.name if parent else None
+        wanted = (kind, recipe.model_dump(mode="json"), name, data.store.fingerprint)
         for old in [] if desk.fresh else reversed(runs(desk.root)):
             info = old.info
             same = (info["kind"], info["recipe"], info["parent"], info.get("fingerprint")) == wanted
-            if same and info["status"] != "done" and (old.path / "last.pt").is_file() and old.lock():
+            same = same and all(info.get(key) == value for key, value in fields.items())
+            if same and info["status"] != "done" and any(old.path.rglob("last.pt")) and old.lock():
                 desk.voice.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
                 run = old
                 run.note(status="running")
                 break
         if run is None:
-            about = {"parent": parent, "seed": recipe.fit_of("student" if kind != "teacher" else "teacher").seed}
-            run = Run.create(recipe, kind, desk.root, desk.source, fingerprint=data.store.fingerprint, **about)
+            seed = recipe.fit_of("student" if kind != "teacher" else "teacher").seed
+            about = {"parent": name, "seed": seed, "fingerprint": data.store.fingerprint, **fields}
+            run = Run.create(recipe, kind, desk.root, desk.source, **about)
             _record(run, data)
         desk.voice.say(f"run: {run.path}")
         names = [str(run.path)]

@@ -22,6 +22,7 @@ from stillwatch.recipe import Fit, Mistake
 from stillwatch.run import Run, Voice
 
 Batch = tuple[Tensor, Tensor, Out | None]  # what net.rest takes, labels (B,) or (B,K), the teacher's outputs
+After = Callable[[int, dict[str, float]], bool]  # (epoch, validation figures) -> whether that is enough
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ def fit(
     run: Run,
     accelerator: Accelerator,
     voice: Voice,
+    after: After | None = None,
 ) -> dict[str, Any]:
     """Train step.net for plan.epochs, or from where `run` was cut off. Returns the kept epoch's figures.
 
     judge: net -> validation figures, with at least the key plan.metric. Writes best.pt, last.pt and one line an epoch.
+    after: is told each epoch's figures, in every process; where it says True, that epoch was the last.
     An interrupted and resumed run gives the same numbers as an unbroken one: rates, orders and random numbers are
     functions of (seed, epoch, step). Raises Mistake where a loss is no longer a number, and names the part.
     """
@@ -116,6 +119,7 @@ def fit(
         # ---- judge, log, save
         with _weights(step.net, average):
             figures = judge(step.net)
+            enough = after is not None and after(epoch, figures)
             better = plan.select == "last" or _better(figures, progress.best, plan.metric)
             progress.stale = 0 if better else progress.stale + 1
             row: dict[str, Any] = {
@@ -130,13 +134,15 @@ def fit(
             if accelerator.is_main_process:
                 run.log(row)
                 voice.say(_line(row, plan.epochs, better and plan.select == "best"))
-                if better and (plan.select == "best" or epoch == plan.epochs):
+                if better and (plan.select == "best" or enough or epoch == plan.epochs):
                     kept = {"net": step.net.state_dict(), "epoch": epoch, "valid": figures}
                     run.save("best.pt", partial(torch.save, kept))
         if accelerator.is_main_process:
             state = {"step": step.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
             run.save("last.pt", partial(torch.save, state | {"progress": vars(progress)}))
         accelerator.wait_for_everyone()
+        if enough:
+            break
         if plan.patience and progress.stale >= plan.patience:
             voice.say(f"stopped early: no better {plan.metric} for {plan.patience} epochs")
             break

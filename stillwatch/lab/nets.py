@@ -6,7 +6,7 @@ Called by the lab's loop, cache and export. It knows no data, no loss and no run
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -245,6 +245,48 @@ def build(net: Net, classes: int, data_hw: tuple[int, int], channels: int) -> Wa
     return watcher.to(memory_format=torch.channels_last)
 
 
+@torch.no_grad()
+def resize(net: Watcher, state: Mapping[str, Tensor], hw: tuple[int, int], channels: int) -> None:
+    """Give the net's convolutions, norms and linear layers the shapes that `state` has: those of a pruned net.
+
+    A pruned net is thus known by its weights alone. hw, channels: of the data's pictures. The weights are not loaded.
+    Raises Mistake where state is of another net.
+    """
+    changed = False
+    for name, module in net.named_modules():
+        weight, old = state.get(f"{name}.weight"), getattr(module, "weight", None)
+        if weight is None or not isinstance(old, Tensor) or weight.shape == old.shape:
+            continue
+        if not isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or weight.ndim != old.ndim:
+            raise Mistake(f"net {net.name}: {name} has shape {tuple(old.shape)}, the weights {tuple(weight.shape)}")
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if f"{name}.{key}" in state:
+                setattr(module, key, type(tensor)(torch.empty_like(state[f"{name}.{key}"])))
+        changed = True
+    if changed:
+        settle(net, hw, channels)
+
+
+@torch.no_grad()
+def settle(net: Watcher, hw: tuple[int, int], channels: int) -> None:
+    """Have a net whose layers were made narrower know its own widths again: each layer's, its feature's, its maps'."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            depthwise = 1 < module.groups == module.in_channels
+            module.out_channels = len(module.weight)
+            module.groups = module.out_channels if depthwise else module.groups
+            module.in_channels = module.weight.shape[1] * module.groups
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.BatchNorm2d):
+            module.num_features = len(module.running_mean) if module.running_mean is not None else module.num_features
+    training = net.training
+    out = net.eval()(torch.zeros(1, *hw, channels, dtype=torch.uint8), () if net.cut else tuple(net.channels))
+    net.train(training)
+    net.dim = out.feature.shape[1]
+    net.channels |= {stride: found.shape[1] for stride, found in out.maps.items()}
+
+
 def cost(net: nn.Module, hw: tuple[int, int], channels: int) -> dict[str, int]:
     """Parameters, multiply-accumulates for one picture of hw pixels, bytes of the weights and statistics as float32."""
     device = next(net.parameters()).device
@@ -410,6 +452,44 @@ def mnist_small(hw: tuple[int, int], channels: int, width: int = 8) -> Body:
     return replace(_own(features, nn.Flatten(), None, dim, {2: 1, 4: 3}), size=hw)
 
 
+def yolo_cls_n(hw: tuple[int, int], channels: int) -> Body:
+    """A rival for the bench, sized as is published for YOLOv8n-cls: five strided Conv-BN-SiLU of 16 to 256 maps, a C2f
+    block after all but the first, a 1×1 convolution to 1280, pooled. 2,719,288 parameters with 1000 classes.
+    """
+    features: list[nn.Module] = [_unit(channels, 16, 3, 2)]
+    maps = {2: 16}
+    for width, depth in ((32, 1), (64, 2), (128, 2), (256, 1)):
+        features += [_unit(width // 2, width, 3, 2), _C2f(width, depth)]
+        maps[width // 8] = width
+    net = nn.Module()
+    net.features, net.neck = nn.Sequential(*features, _unit(256, 1280, 1, 1)), _gap()
+    steps = (*(f"features.{i}" for i in range(10)), "neck")
+    taps = {stride: 2 * i for i, stride in enumerate(maps)}
+    return Body(_he(net), Plan(steps, (1, 3, 5, 7, 9), 11, taps, 10), 1280, maps, PLAIN)
+
+
+def _unit(inner: int, outer: int, kernel: int, stride: int) -> nn.Module:
+    conv = nn.Conv2d(inner, outer, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outer, eps=1e-3, momentum=0.03), nn.SiLU(inplace=True))
+
+
+class _C2f(nn.Module):
+    """Half of the maps go by; the other half through residual pairs of 3×3; every stage of it is kept and mixed."""
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        half = width // 2
+        self.into, self.out = _unit(width, width, 1, 1), _unit((2 + depth) * half, width, 1, 1)
+        pairs = [nn.Sequential(_unit(half, half, 3, 1), _unit(half, half, 3, 1)) for _ in range(depth)]
+        self.pairs = nn.ModuleList(pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = list(self.into(x).chunk(2, 1))
+        for pair in self.pairs:
+            kept.append(kept[-1] + pair(kept[-1]))
+        return self.out(torch.cat(kept, 1))
+
+
 # Own nets that have ImageNet weights: where they may be (the last name is timm's), and what is never in such a file.
 FILES = {"vgg16-gap": (("vgg16-gap", "vgg16"), ("dense.",))}
 
@@ -418,4 +498,5 @@ NETS: dict[str, Callable[..., Body]] = {
     "smallcnn": smallcnn,
     "mnist-cnn": mnist_cnn,
     "mnist-small": mnist_small,
+    "yolo-cls-n": yolo_cls_n,
 }

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import pixels
-from stillwatch.lab.data import Sample
+from stillwatch.lab.sources import Sample
 from stillwatch.run import SILENT, Voice
 
 Ints: TypeAlias = NDArray[np.int64]

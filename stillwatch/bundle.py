@@ -1,0 +1,367 @@
+"""Bundle: the only folder that leaves the lab: manifest, model files, golden frames, and a card for people.
+
+In: files and what is known of them. Out: a folder that is written whole or not at all, and read only as it was written.
+Called by the lab's export (write), by the judge's and the street's readers (load). It knows no runtime and no torch.
+"""
+
+import ctypes
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from stillwatch.recipe import Mistake, Strict, nearest
+
+FORMAT = 1
+MANIFEST, GOLDEN = "bundle.json", "golden.npz"
+LARGEST = 8 << 20  # bytes of a bundle.json that is still read
+BESIDE = {".xml": ".bin", ".param": ".bin"}  # what a runtime opens unasked beside a file, so it must be hashed too
+
+
+class Model(Strict):
+    """One way to run the net: a main file, what belongs to it, and how near it keeps to its golden probabilities."""
+
+    name: str  # its main file
+    files: tuple[str, ...] = Field(min_length=1)  # main file first
+    precision: Literal["fp32", "fp16", "int8"]
+    batch: int | None = Field(None, ge=1)  # None: any
+    tolerance: float = Field(ge=0, lt=1)  # largest |Δp| allowed on the golden frames
+    figures: dict[str, Any] = Field(default_factory=dict)
+
+
+class Input(Strict):
+    """What the net takes: uint8 pictures (H,W,C) or clips (T,H,W,C), and how a picture of another size comes to it."""
+
+    shape: tuple[int, ...] = Field(min_length=3, max_length=4)
+    fit: Literal["stretch", "letterbox", "crop"] = "stretch"
+
+    @model_validator(mode="after")
+    def _pixels(self) -> "Input":
+        if not all(1 <= side <= 8192 for side in self.shape) or self.shape[-1] not in (1, 3):
+            raise ValueError(f"{self.shape} is neither (H,W,C) nor (T,H,W,C) with C = 1 or 3 and sides up to 8192")
+        return self
+
+
+class Entry(Strict):
+    """A file as it was written."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(Strict):
+    """bundle.json. `files` holds every file of the folder but bundle.json itself; write() fills it."""
+
+    format: int = FORMAT
+    name: str
+    labels: tuple[str, ...] = Field(min_length=2)
+    safe: tuple[str, ...] = ()
+    input: Input
+    rule: dict[str, Any] = Field(default_factory=dict)
+    operating: dict[str, Any] | None = None  # threshold, false_alarm_rate, recall, wanted, split
+    temperature: dict[str, Any] | None = None  # value, ece_before, ece_after, split
+    run: dict[str, Any] = Field(default_factory=dict)  # id, kind, commit, fingerprint, resolved recipe
+    licence: str
+    created: str
+    stillwatch: str
+    models: tuple[Model, ...] = Field(min_length=1)
+    files: dict[str, Entry] = Field(default_factory=dict)
+    left_out: tuple[dict[str, Any], ...] = ()  # name, why, and figures of what was tried and is not here
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Manifest":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels has one name twice")
+        if strange := [label for label in self.safe if label not in self.labels]:
+            raise ValueError(f"safe names {strange[0]!r}, which is not among the labels")
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("two models have one name")
+        for model in self.models:
+            if model.files[0] != model.name:
+                raise ValueError(f"the model {model.name!r} does not list itself as its first file")
+            beside = BESIDE.get(Path(model.name).suffix)
+            if beside and str(Path(model.name).with_suffix(beside)) not in model.files:
+                raise ValueError(f"the model {model.name!r} does not list the {beside} file that is read with it")
+        for name in (*self.files, *(name for model in self.models for name in model.files)):
+            _plain(name)
+        return self
+
+
+def _plain(name: str) -> None:
+    """A name inside the folder: plain words, at most in sub-folders. ValueError otherwise."""
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"^[A-Za-z]:", name):
+        raise ValueError(f"the file {name!r} climbs out of the folder")
+    if len(name) > 200 or not re.fullmatch(r"(\w[\w.+-]*/)*\w[\w.+-]*", name, re.ASCII) or name == MANIFEST:
+        raise ValueError(f"{name!r} is no name for a bundle's file (letters, digits, and . _ + -)")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose every listed file was found, at load, to be the one that was written."""
+
+    path: Path
+    manifest: Manifest
+
+    def model(self, name: str) -> Model:
+        """The model of that name. Raises Mistake."""
+        known = {model.name: model for model in self.manifest.models}
+        if name not in known:
+            raise Mistake(f"{self.path}: {name!r}: no such model in the bundle{nearest(name, known)}")
+        return known[name]
+
+    def golden(self) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
+        """frames uint8 (n,*shape), and for each model's name the probabilities float32 (n,K) it must give for them."""
+        try:
+            # np.load forgets to close what it opens itself where the zip is broken
+            with (self.path / GOLDEN).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                frames = arrays["frames"]
+                golden = {model.name: arrays[f"p {model.name}"] for model in self.manifest.models}
+        except Exception as error:  # a broken zip can raise almost anything: NotImplementedError, MemoryError, zlib's…
+            raise Mistake(f"{self.path / GOLDEN}: cannot be read: {_one_line(error)}") from error
+        _check_golden(self.path, self.manifest, frames, golden)
+        return frames, golden
+
+
+def write(
+    path: Path,
+    manifest: Manifest,
+    files: Mapping[str, Path | bytes],
+    frames: NDArray[np.uint8],
+    golden: Mapping[str, NDArray[Any]],
+) -> Bundle:
+    """Make the folder `path` whole, or leave what was there.
+
+    manifest: with `files` still empty. files: every file but bundle.json and golden.npz, by its name in the folder.
+    frames: uint8 (n,*shape). golden: each model's name -> float32 (n,K). An older bundle at `path` is replaced in one
+    step. Raises Mistake where `path` is anything else, or where the bundle would not load.
+    """
+    frames, golden = np.asarray(frames), {name: np.asarray(p, np.float32) for name, p in golden.items()}
+    _check_golden(path, manifest, frames, golden)
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, frames=frames, **{f"p {name}": p for name, p in golden.items()})  # type: ignore[arg-type]
+    if reserved := {MANIFEST, GOLDEN} & set(files):
+        raise Mistake(f"{path}: {min(reserved)!r}: a bundle writes this file itself; give yours another name")
+    with _folder(path) as draft:
+        entries = {
+            name: _put(draft, path, name, source) for name, source in {**files, GOLDEN: arrays.getvalue()}.items()
+        }
+        text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2)
+        (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        whole = _read(draft, path)
+    return Bundle(path, whole)
+
+
+def load(path: Path | str) -> Bundle:
+    """A bundle's folder, every listed file checked against its bytes and sha256.
+
+    Raises Mistake, one line: no bundle, a manifest that is broken or from a newer stillwatch, an unknown or missing
+    key, a file that is missing, changed, of another size, outside the folder, or used by a model and not listed.
+    """
+    path = Path(path)
+    return Bundle(path, _read(path, path))
+
+
+def _read(folder: Path, place: Path) -> Manifest:
+    """The manifest in `folder` with all its files checked. place: what to call the folder in an error."""
+    manifest = _manifest(folder, place)
+    used = [name for model in manifest.models for name in model.files]
+    for name in (*used, GOLDEN):
+        if name not in manifest.files:
+            raise Mistake(f"{place / MANIFEST}: {name!r}: is used but has no sha256; export the bundle again")
+    root = folder.resolve()
+    for name, entry in manifest.files.items():
+        _check_file(root, place, name, entry)
+    return manifest
+
+
+def _manifest(folder: Path, place: Path) -> Manifest:
+    where, aside = place / MANIFEST, _beside(folder, "old")
+    if not folder.exists() and aside.is_dir():
+        raise Mistake(f"{place}: an export was cut off as it replaced it; the older one is {aside}: rename it back")
+    if not (folder / MANIFEST).is_file():  # not a pipe either, which would never end
+        why = "it has no bundle.json" if folder.exists() else "no such folder"
+        raise Mistake(f"{place}: not a bundle: {why}; `stillwatch export RUN` makes one")
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            text = file.read(LARGEST + 1)
+    except OSError as error:
+        raise Mistake(f"{where}: cannot be read: {_one_line(error)}") from error
+    try:
+        raw = json.loads(text) if len(text) <= LARGEST else None
+    except (ValueError, RecursionError) as error:
+        raise Mistake(f"{where}: not valid JSON: {_one_line(error)}; copy the bundle again") from error
+    if not isinstance(raw, dict) or type(raw.get("format")) is not int:
+        raise Mistake(f"{where}: not a bundle's manifest (no whole number `format`); `stillwatch export RUN` makes one")
+    if raw["format"] > FORMAT:
+        hint = f"this stillwatch reads up to {FORMAT}; update it, or export the run with this one"
+        raise Mistake(f"{where}: format = {raw['format']}: written by a newer stillwatch; {hint}")
+    if raw["format"] < FORMAT:
+        raise Mistake(f"{where}: format = {raw['format']}: there never was such a format; export the run again")
+    try:
+        return Manifest.model_validate(raw)
+    except (ValidationError, RecursionError) as error:
+        raise Mistake(f"{where}: {_fault(error)}; export the run again") from error
+
+
+def _fault(error: Exception) -> str:
+    """The first thing that is wrong with a manifest, in one line."""
+    if not isinstance(error, ValidationError):
+        return "nested too deeply"
+    first = error.errors()[0]
+    # A key is the stranger's own text: quoted, so that it cannot write control characters to a terminal
+    key = ".".join(str(step) if isinstance(step, int) or step.isidentifier() else repr(step) for step in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{key[:200]}: unknown key"
+    if first["type"] == "missing":
+        return f"{key[:200]}: missing"
+    return (f"{key[:200]}: " if key else "") + first["msg"].removeprefix("Value error, ")[:300]
+
+
+def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:
+    where = place / name
+    try:
+        file = (root / name).resolve(strict=True)
+    except FileNotFoundError:
+        raise Mistake(f"{where}: missing; copy the bundle again") from None
+    except (OSError, RuntimeError) as error:  # a ring of links is a RuntimeError before Python 3.13
+        raise Mistake(f"{where}: cannot be read: {_one_line(error)}") from error
+    if not file.is_relative_to(root):
+        raise Mistake(f"{where}: a link that climbs out of the bundle; copy the bundle again, with its files")
+    if not file.is_file():
+        raise Mistake(f"{where}: not a file; copy the bundle again")
+    try:
+        if (size := file.stat().st_size) != entry.bytes:
+            raise Mistake(f"{where}: is {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise Mistake(f"{where}: cannot be read: {_one_line(error)}") from error
+    if found != entry.sha256:
+        raise Mistake(f"{where}: was changed (sha256 {found[:12]}…, not {entry.sha256[:12]}…); copy the bundle again")
+
+
+def _check_golden(
+    place: Path, manifest: Manifest, frames: NDArray[Any], golden: Mapping[str, NDArray[np.float32]]
+) -> None:
+    where, shape = place / GOLDEN, manifest.input.shape
+    if frames.dtype != np.uint8 or frames.shape[1:] != shape or not len(frames):
+        raise Mistake(f"{where}: golden frames are uint8 (n,{','.join(map(str, shape))}), not {_form(frames)}")
+    names = {model.name for model in manifest.models}
+    if unknown := set(golden) ^ names:
+        raise Mistake(f"{where}: {min(unknown)!r}: each model of the bundle has golden probabilities, and nothing else")
+    for name, p in golden.items():
+        if p.dtype != np.float32 or p.shape != (len(frames), len(manifest.labels)) or not np.isfinite(p).all():
+            wanted = f"finite float32 ({len(frames)},{len(manifest.labels)})"
+            raise Mistake(f"{where}: {name!r}: golden probabilities are {wanted}, not {_form(p)}")
+
+
+def _form(array: NDArray[Any]) -> str:
+    return f"{array.dtype} ({','.join(map(str, array.shape))})"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
+    """Copy one file into the draft, and say what it is."""
+    try:
+        _plain(name)
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, bytes):
+            (draft / name).write_bytes(source)
+        else:
+            shutil.copyfile(source, draft / name)
+    except (OSError, ValueError) as error:
+        raise Mistake(f"{place}: {name!r}: cannot be put into the bundle: {_one_line(error)}") from error
+    with (draft / name).open("rb") as stream:
+        return Entry(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=(draft / name).stat().st_size)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """A draft folder beside `path`; when the body ends well it becomes `path` in one step, otherwise it is gone."""
+    target = path.resolve()  # a link to a bundle stays a link
+    old, draft = _beside(target, "old"), _beside(target, str(os.getpid()))
+    _sweep(target)
+    if old.exists() and not target.exists():  # killed between two renames, where the system cannot exchange
+        old.rename(target)
+    _check_replaceable(target, path)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if not target.exists():
+            draft.rename(target)
+        elif not _exchange(draft, target):
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            draft.rename(target)
+    except OSError as error:
+        raise Mistake(f"{path}: cannot be written: {_one_line(error)}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # after an exchange the draft is the older bundle
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.resolve().with_name(f".{target.resolve().name}.{ending}")
+
+
+def _sweep(target: Path) -> None:
+    """Remove the drafts of processes that were killed, and of this one."""
+    for draft in target.parent.iterdir() if target.parent.is_dir() else ():
+        match = re.fullmatch(re.escape(f".{target.name}.") + r"(\d{1,10})", draft.name, re.ASCII)
+        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _check_replaceable(target: Path, path: Path) -> None:
+    """Only an older bundle goes: no other folder, and no file that somebody has put into one."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        listed = json.loads((target / MANIFEST).read_bytes())
+        files = {MANIFEST, *listed["files"]} if type(listed["format"]) is int else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        files = None
+    if files is None:
+        raise Mistake(f"{path}: is there and is not a bundle, so it is not replaced; choose another name")
+    inside = sorted(str(file.relative_to(target)) for file in target.rglob("*") if not file.is_dir())
+    # bench.json and its picture describe the bundle that they lie in: they go with it
+    if mine := [name for name in inside if name not in files and name not in ("bench.json", "latency-accuracy.png")]:
+        raise Mistake(f"{path}: holds {mine[0]!r}, which no export put there; move it away, then export again")
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one step (Linux renameat2(2), RENAME_EXCHANGE). False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(at, os.fsencode(a), at, os.fsencode(b), exchange) == 0)
