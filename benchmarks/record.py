@@ -6,6 +6,7 @@ The judge's own figures, so that a row says what the report says.
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,16 @@ def rows_of(runs: list[Run], recipe: str, note: str) -> list[dict[str, Any]]:
     return rows
 
 
-def record(rows: list[dict[str, Any]], path: Path) -> None:
+def record(rows: list[dict[str, Any]], path: Path, columns: Sequence[str] = COLUMNS, key: Sequence[str] = KEY) -> None:
     """Lay the rows over the table's: a row with the same key is replaced."""
     old: list[dict[str, Any]] = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             old = list(csv.DictReader(file))
-    new = {tuple(str(row[key]) for key in KEY) for row in rows}
-    kept = [row for row in old if tuple(row[key] for key in KEY) not in new]
+    new = {tuple(str(row[name]) for name in key) for row in rows}
+    kept = [row for row in old if tuple(row[name] for name in key) not in new]
     with atomic(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows([*kept, *rows])
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from stillwatch.recipe import Mistake, find
@@ -173,7 +174,7 @@ def export(
 def bench(
     bundle: BundleFolder,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="a net's name, or eager:RUN; repeatable")
+        list[str] | None, typer.Option("--against", help="a net, net@224 or eager:RUN; repeatable")
     ] = None,
     budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="exit 1 where p95 is above it")] = None,
     threads: Annotated[list[int] | None, typer.Option("--threads", help="repeatable; else one, and all cores")] = None,
@@ -283,21 +284,33 @@ def _rivals(name: str, found: Any, folder: Path) -> list[Any]:
         opens = partial(lessons.eager, run.path)
         size, figures = run.info["cost"]["params"], {"valid": run.info["best"]}
         return [Entrant(name, opens, "rival", "torch", "fp32", params=size, figures=figures)]
-    shape = found.manifest.input.shape
-    path, params = export.rival(name, len(found.manifest.labels), shape, folder)
+    net, at, side = name.partition("@")
+    if at and not side.isdigit():
+        raise Mistake(f"--against {name}: after @ comes the side of its picture in pixels, as in {net}@224")
+    shape = (int(side), int(side), 3) if at else found.manifest.input.shape
+    path, params = export.rival(net, len(found.manifest.labels), shape, folder / (side or "same"))
     size = path.stat().st_size
     return [
-        Entrant(name, partial(runtimes.open, path, runtime, shape), "rival", runtime, "fp32", size, params)
+        Entrant(name, partial(_at_its_own_size, path, runtime, shape), "rival", runtime, "fp32", size, params)
         for runtime in runtimes.suiting(path)
     ]
 
 
+def _at_its_own_size(path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> Any:
+    """A rival that looks at as many pictures as it is given, each of its own size."""
+    from stillwatch.watch import runtimes
+
+    fn, own = runtimes.open(path, runtime, shape, threads, batch), np.full((batch, *shape), 100, np.uint8)
+    return lambda x: fn(own[: len(x)] if len(x) <= batch else np.resize(own, (len(x), *shape)))
+
+
 def _stages(run: Run) -> None:
     """What quantise tried, one line a stage."""
-    print(f"{'stage':28} {'macro-F1':>8} {'drop':>6} {'ms':>7} {'kB':>6}")
+    wide = max(len(row["name"]) for row in run.info["stages"])
+    print(f"{'stage':{wide}} {'macro-F1':>8} {'drop':>6} {'ms':>7} {'kB':>6}")
     for row in run.info["stages"]:
         drop = f"{row['drop']:+.2f}" if row.get("drop") is not None else "–"
-        line = f"{row['name']:28} {row['macro_f1']:8.3f} {drop:>6} {row['ms']:7.3f} {row['bytes'] / 1000:6.0f}"
+        line = f"{row['name']:{wide}} {row['macro_f1']:8.3f} {drop:>6} {row['ms']:7.3f} {row['bytes'] / 1000:6.0f}"
         print(f"{line}  {row['why']}".rstrip())
     kept = "goes into a bundle" if run.info["kept"] else f"stays out of a bundle: {run.info['why']}"
     print(f"{run.path}: {run.info['stage']}: {kept}")

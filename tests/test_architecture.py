@@ -22,7 +22,7 @@ MAY = {
     ),
     "judge": ({"ground", "judge"}, STREET | {"sklearn", "matplotlib"}),
     "watch": ({"ground", "watch"}, STREET | {"onnxruntime", "openvino", "ncnn", "ai_edge_litert", "av", "fastapi"}),
-    "cli": ({"ground", "lab", "judge", "watch"}, {"typer", "rich"}),
+    "cli": ({"ground", "lab", "judge", "watch"}, {"typer", "rich", "numpy"}),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -4,13 +4,24 @@ import csv
 import platform
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import distil
+from benchmarks import distil, door
 from benchmarks.naive import Files, Naive, Spent
+from stillwatch import metrics, recipe
+from stillwatch.bundle import Input, Manifest, Model, write
+from stillwatch.judge.bench import Plan, bench
+from stillwatch.judge.track import save
+from stillwatch.lab import nets
 from stillwatch.lab.data import gather
-from stillwatch.recipe import Mistake, Recipe
+from stillwatch.lab.export import to_onnx
+from stillwatch.lab.pack import golden_frames
+from stillwatch.recipe import Mistake, Net, Recipe
+from stillwatch.run import Run
+from stillwatch.watch import runtimes
+from stillwatch.watch.detector import machine
 
 SMALL = (
     "data.size=16",
@@ -99,3 +110,43 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     ]
     assert distil.main(["--recipe", "toy", 'fit.augment=["mixup"]', *SMALL]) == 1
     assert "mixup" in capsys.readouterr().err
+
+
+def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path) -> None:
+    net = nets.build(Net(name="mnist-small", weights="scratch"), 6, (32, 32), 1).eval()
+    run = Run.create(recipe.load("toy"), "distilled", fingerprint="f")
+    run.save("best.pt", lambda path: torch.save({"net": net.state_dict()}, path))
+    p = np.tile(np.full(6, 1 / 6, np.float32), (4, 1))
+    p[:, 2] += 0.1
+    run.save_arrays("predictions/test.npz", y=np.array([2, 2, 2, 1]), p=p, group=np.array(["a", "a", "b", "c"]))
+    path = to_onnx(net, (32, 32, 1), here / "model.onnx")
+    frames = golden_frames((32, 32, 1), "stretch")
+    figures = {"valid": {"macro_f1": 0.25}}
+    model = Model(name="model.onnx", files=("model.onnx",), precision="fp32", tolerance=1e-3, figures=figures)
+    manifest = Manifest(
+        name="toy", labels=run.recipe.labels, input=Input(shape=(32, 32, 1)), run={"id": run.path.name}, licence="-",
+        created="-", stillwatch="-", models=(model,),
+    )  # fmt: skip
+    golden = {"model.onnx": runtimes.open(path, "onnxruntime", (32, 32, 1))(frames)}
+    made = write(here / "bundle", manifest, {"model.onnx": path}, frames, golden)
+    with pytest.raises(Mistake, match="stillwatch bench bundle"):
+        door.rows_of(Path("bundle"), run, "toy", "")
+    only = {"onnxruntime": ["onnxruntime"]}
+    report = bench(made, runtimes.open, lambda _: only["onnxruntime"], plan=Plan((1,), 5, 1), machine=machine())
+    save(report, made.path)
+    (row,) = door.rows_of(Path("bundle"), run, "toy", "quiet")
+    assert (row["recipe"], row["entrant"], row["runtime"], row["shape"]) == (
+        "toy",
+        "model.onnx",
+        "onnxruntime",
+        "32x32x1",
+    )
+    assert (row["valid_macro_f1"], row["test_groups"], row["fastest"]) == ("0.25", 3, 1)
+    assert float(row["test_macro_f1"]) == pytest.approx(metrics.macro_f1([2, 2, 2, 1], p), rel=1e-3)
+    assert 0 < float(row["min_ms"]) <= float(row["p50_ms"]) <= float(row["p95_ms"])
+    assert row["bundle_bytes"] == sum(file.stat().st_size for file in made.path.iterdir() if "bench" not in file.name
+                                      and file.suffix != ".png")  # fmt: skip
+
+    door.record([row], here / "door.csv", door.COLUMNS, door.KEY)
+    door.record([row], here / "door.csv", door.COLUMNS, door.KEY)  # laid over, not beside
+    assert len((here / "door.csv").read_text().splitlines()) == 2

@@ -229,6 +229,8 @@ def _nncf() -> Iterator[Any]:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it now fails
     try:
         with contextlib.redirect_stdout(io.StringIO()):
+            # NNCF imports torch's compiler of extensions, which remarks on a machine without CUDA
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             import nncf
 
             nncf.set_log_level(logging.ERROR)
