@@ -124,8 +124,8 @@ def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path) -> None:
     figures = {"valid": {"macro_f1": 0.25}}
     model = Model(name="model.onnx", files=("model.onnx",), precision="fp32", tolerance=1e-3, figures=figures)
     manifest = Manifest(
-        name="toy", labels=run.recipe.labels, input=Input(shape=(32, 32, 1)), run={"id": run.path.name}, licence="-",
-        created="-", stillwatch="-", models=(model,),
+        name="toy", labels=run.recipe.labels, input=Input(shape=(32, 32, 1)), licence="-", created="-", stillwatch="-",
+        run={"id": run.path.name, "int8": None}, models=(model,),
     )  # fmt: skip
     golden = {"model.onnx": runtimes.open(path, "onnxruntime", (32, 32, 1))(frames)}
     made = write(here / "bundle", manifest, {"model.onnx": path}, frames, golden)

@@ -191,14 +191,20 @@ def test_cut_off_in_training_it_goes_on_there(student: Run) -> None:
 
 
 def test_a_runtime_that_cannot_read_a_file_is_passed_over(student: Run) -> None:
+    """The only one left spoils the first INT8 file, so that NNCF's own checks go through it as well."""
+    spoilt = spoiling("int8-0.onnx")
+
     def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
         if runtime == "openvino" and path.name != "fp32.onnx":
             raise Mistake("openvino cannot read it")
-        return runtimes.open(path, runtime, shape)
+        return spoilt(path, runtime, shape)
 
     made = quantise(student, mark, opener, race(), student.path.parent)
-    assert made.info["stages"][1]["runtimes"]["openvino"] == {"why_not": "openvino cannot read it"}
-    assert made.info["stages"][1]["runtime"] == "onnxruntime"
+    assert [stage["name"] for stage in made.info["stages"]] == ["fp32", "post-training", "accuracy-aware"]
+    for stage in made.info["stages"][1:]:
+        assert stage["runtimes"]["openvino"] == {"why_not": "openvino cannot read it"}
+        assert stage["runtime"] == "onnxruntime"
+    assert (made.info["stage"], made.info["kept"]) == ("accuracy-aware", True)
 
 
 def test_runs_that_cannot_be_quantised(student: Run) -> None:

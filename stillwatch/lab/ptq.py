@@ -28,6 +28,7 @@ SE_MOST = 12  # nodes of a squeeze-and-excitation block, its own activations spe
 LARGE = 256  # values, from which on a float weight is stored as float16
 HALF = 65504  # the largest float16
 RANKING = 100  # validation frames by which layers are ranked
+BACK = 12  # layers that go back to float at most: a net with more of them is no faster than one all in float
 
 
 class Way(NamedTuple):
@@ -85,7 +86,9 @@ def quantised(
                 drop_type=nncf.DropType.ABSOLUTE,
                 advanced_quantization_parameters=about,
                 advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                    ranking_subset_size=min(RANKING, len(control.rows)), num_ranking_workers=1
+                    max_num_iterations=BACK,
+                    ranking_subset_size=min(RANKING, len(control.rows)),
+                    num_ranking_workers=1,
                 ),
                 **settings,
             )

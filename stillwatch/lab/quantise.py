@@ -262,8 +262,7 @@ def _scored(jury: Jury) -> ptq.Check:
 
     def check(file: Path, rows: Sequence[int]) -> float:
         y, whole = jury.data.y[rows], len(rows) == len(jury.data.rows["valid"])
-        opened = [jury.opener(file, runtime, jury.shape) for runtime in jury.runtimes[: None if whole else 1]]
-        said = [jury.answers(fn, rows) for fn in opened]
+        said = [jury.answers(fn, rows) for fn in list(_opened(jury, file)[0].values())[: None if whole else 1]]
         return min(metrics.macro_f1(y, p) for p in said) if whole else -metrics.loss(y, said[0])
 
     return check
