@@ -354,10 +354,11 @@ def _finished(run: Run) -> None:
 
 def _verdict(report: dict[str, Any], folder: Path) -> None:
     for name, model in report["models"].items():
-        low, high = (model.get("ci95") or {}).get("macro_f1") or (float("nan"),) * 2
+        ends = (model.get("ci95") or {}).get("macro_f1")
+        span = f"({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
         print(
-            f"{name:24} accuracy {100 * model['accuracy']:5.1f} %   macro-F1 {model['macro_f1']:.3f} "
-            f"({low:.3f} to {high:.3f})   ECE {model['ece']:.3f}   {model['params'] or 0:>12,} parameters"
+            f"{name:24} accuracy {100 * model['accuracy']:5.1f} %   macro-F1 {model['macro_f1']:.3f} {span:16}   "
+            f"ECE {model['ece']:.3f}   {model['params'] or 0:>12,} parameters"
         )
     for warning in report["warnings"]:
         print(f"warning: {warning}")
