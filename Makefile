@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 demo: $(READY)   ## drawn drivers: audit, teach, distil, report.html (under 5 minutes on 2 cores)
 	@$(RUN)stillwatch demo $(DEMO_ARGS)
 
-test: $(READY)   ## the whole suite (under 3 minutes)
+test: $(READY)   ## the whole suite (4 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2
 
 lint: $(READY)   ## ruff and mypy

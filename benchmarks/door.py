@@ -22,7 +22,6 @@ COLUMNS = (
     "test_groups", "fastest", "overhead", "bundle_bytes", "cpu", "load", "commit", "note",
 )  # fmt: skip
 KEY = ("recipe", "run", "fold")
-INT8 = "model-int8.onnx"
 
 
 def rows_of(folder: Path, run: Run, recipe: str, note: str) -> list[dict[str, Any]]:
@@ -35,7 +34,7 @@ def rows_of(folder: Path, run: Run, recipe: str, note: str) -> list[dict[str, An
         raise Mistake(f"{folder}: came from {made.manifest.run['id']}, its bench from {report['bundle']['run']}")
     test, groups = _tested(run.path)
     int8 = made.manifest.run["int8"]
-    tested = {INT8: _tested(run.path.parent / int8)[0]} if int8 else {}
+    tested = {bundle.INT8: _tested(run.path.parent / int8)[0]} if int8 else {}
     whole = sum(entry.bytes for entry in made.manifest.files.values()) + (folder / bundle.MANIFEST).stat().st_size
     machine = report["machine"]
     about = {

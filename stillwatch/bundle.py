@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from stillwatch.recipe import Mistake, Strict, nearest
+from stillwatch.run import alive
 
 FORMAT = 1
-MANIFEST, GOLDEN = "bundle.json", "golden.npz"
+MANIFEST, GOLDEN, INT8 = "bundle.json", "golden.npz", "model-int8.onnx"
 LARGEST = 8 << 20  # bytes of a bundle.json that is still read
 BESIDE = {".xml": ".bin", ".param": ".bin"}  # what a runtime opens unasked beside a file, so it must be hashed too
 
@@ -133,6 +134,15 @@ class Bundle:
             raise Mistake(f"{self.path / GOLDEN}: cannot be read: {_one_line(error)}") from error
         _check_golden(self.path, self.manifest, frames, golden)
         return frames, golden
+
+
+def unlike(p: NDArray[Any], wanted: NDArray[Any], tolerance: float) -> tuple[float, int | None]:
+    """How far golden probabilities p (n,K) are from the wanted ones: (largest |Δp|, NaN where one is; the first
+    frame that got another label though its two best were not within the tolerance of one another, or None)."""
+    difference = float(np.abs(p - wanted).max())
+    second, first = np.sort(wanted)[:, -2:].T
+    other = (p.argmax(1) != wanted.argmax(1)) & (first - second >= tolerance)
+    return difference, int(other.argmax()) if other.any() else None
 
 
 def write(
@@ -325,18 +335,8 @@ def _sweep(target: Path) -> None:
     """Remove the drafts of processes that were killed, and of this one."""
     for draft in target.parent.iterdir() if target.parent.is_dir() else ():
         match = re.fullmatch(re.escape(f".{target.name}.") + r"(\d{1,10})", draft.name, re.ASCII)
-        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+        if match and (int(match[1]) == os.getpid() or not alive(int(match[1]))):
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def _check_replaceable(target: Path, path: Path) -> None:

@@ -4,7 +4,6 @@ In: words. Out: lines for a person, and an exit status: 0 done, 1 failed with on
 Functions of one room are handed to another here and nowhere else.
 """
 
-import os
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from stillwatch import telemetry
 from stillwatch.recipe import Mistake, find
 from stillwatch.recipe import load as read_recipe
 from stillwatch.run import Run, Voice
@@ -133,7 +133,7 @@ def prune(
 
     words = [*(overrides or ()), *([f"prune.keep={keep}"] if keep is not None else [])]
     parent = Run.open(run).amended(words, ("prune",))
-    _finished(work(parent, mark, Desk(run.parent, _recipe_text(run), fresh, voice())))
+    _finished(work(parent, mark, Desk(run.parent, parent.text, fresh, voice())))
 
 
 @app.command(epilog="Example: stillwatch quantise runs/driving-pruned-001")
@@ -145,7 +145,7 @@ def quantise(run: RunFolder, overrides: Overrides = None) -> None:
     from stillwatch.watch import runtimes
 
     parent = Run.open(run).amended(overrides or (), ("quantise",))
-    _stages(work(parent, mark, runtimes.open, race, run.parent, _recipe_text(run), voice()))
+    _stages(work(parent, mark, runtimes.open, race, run.parent, voice()))
 
 
 @app.command(epilog="Example: stillwatch export runs/driving-pruned-001 --int8 runs/driving-quantised-001")
@@ -339,11 +339,6 @@ def _bundled(made: Any) -> None:
     print(f"bundle: {made.path}, {whole / 1e6:.2f} MB")
 
 
-def _recipe_text(run: Path) -> str:
-    path = run / "recipe.toml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
 def _finished(run: Run) -> None:
     best, cost = run.info["best"], run.info["cost"]
     print(
@@ -405,7 +400,7 @@ def _lines(things: Iterable[Any], count: int, what: str) -> Iterable[Any]:
 
 def main() -> None:
     """Run the command; every failure is one line, unless --debug is among the words."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nothing here reports to anybody
+    telemetry.off()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1
     try:

@@ -8,7 +8,7 @@ import difflib
 import importlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -248,15 +248,11 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
     """A plain dict -> Recipe. Raises Mistake that names the place, key, value and the nearest right word."""
     try:
         recipe = Recipe.model_validate(raw)
-        for table, plan in {
-            "teacher": lambda: recipe.fit_of("teacher"),
-            "student": lambda: recipe.fit_of("student"),
-            "prune": lambda: recipe.fit_in("prune"),
-            "quantise": lambda: recipe.fit_in("quantise"),
-            "tune": lambda: recipe.fit_in("tune"),
-        }.items():
+        plans: dict[str, Callable[[Any], Fit]] = dict.fromkeys(("teacher", "student"), recipe.fit_of)
+        plans |= dict.fromkeys(("prune", "quantise", "tune"), recipe.fit_in)
+        for table, plan in plans.items():
             try:
-                plan()
+                plan(table)
             except ValidationError as error:
                 raise Mistake(_lines(place, error, Fit, f"{table}.fit.")) from error
     except ValidationError as error:

@@ -48,6 +48,17 @@ def atomic(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def alive(process: int) -> bool:
+    """Whether a process of that number runs, whoever's it is."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 class Run:
     """One folder under runs/: what was asked, what was done, what came of it."""
 
@@ -132,6 +143,12 @@ class Run:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    @property
+    def text(self) -> str:
+        """The recipe as it was given, "" where it was not."""
+        path = self.path / "recipe.toml"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line cut short by a kill is left out."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 
 from stillwatch.judge.predict import mark, read
 from stillwatch.lab import cache, lessons, nets
@@ -34,13 +35,7 @@ def recipe(**changes: Any) -> Recipe:
         "student": {"net": {"name": "mnist-small", "weights": "scratch"}},
         "fit": {"epochs": 2, "batch": 8, "loss": ["ce", {"name": "kd", "temperature": 2}]},
     }
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        place = raw
-        for step in path:
-            place = place.setdefault(step, {})
-        place[last] = value
-    return check(raw, "here")
+    return check(toys.changed(raw, changes), "here")
 
 
 def taught(asked: Recipe, root: Path) -> Run:

@@ -32,7 +32,7 @@ def int8_of(run: Run, kept: bool, root: Path) -> Run:
     """What quantise leaves behind, with the float file standing in for the INT8 one."""
     made = Run.create(run.recipe, "quantised", root, parent=run.path.name)
     files = pack.export(run, runtimes.open, out=root / "stand-in")
-    (files.path / "model.onnx").rename(made.path / pack.INT8)
+    (files.path / "model.onnx").rename(made.path / bundle.INT8)
     made.finish(
         kept=kept, why="" if kept else "0.9 ms here, no faster than FP32's 0.5", stages=[{"name": "post-training"}]
     )
@@ -94,7 +94,7 @@ def test_the_card_says_it_in_words(student: Run) -> None:
 def test_int8_comes_along_where_it_may(student: Run, here: Path) -> None:
     made = pack.export(student, runtimes.open, int8_of(student, True, here / "runs"))
     model = made.manifest.models[1]
-    assert (model.name, model.precision, made.manifest.left_out) == (pack.INT8, "int8", ())
+    assert (model.name, model.precision, made.manifest.left_out) == (bundle.INT8, "int8", ())
     assert model.tolerance > made.manifest.models[0].tolerance
     assert made.manifest.run["int8"].startswith("toy-quantised")
 
@@ -259,7 +259,7 @@ def test_int8_that_lost_its_accuracy_on_the_way_stays_out(student: Run, here: Pa
     def never_right(p: np.ndarray) -> np.ndarray:
         return np.eye(p.shape[1], dtype=np.float32)[(y + 1) % p.shape[1]] if len(p) == len(y) else p
 
-    made = pack.export(student, nonsense(never_right, only=pack.INT8), int8_of(student, True, here / "runs"))
+    made = pack.export(student, nonsense(never_right, only=bundle.INT8), int8_of(student, True, here / "runs"))
     assert [model.name for model in made.manifest.models] == ["model.onnx"]
     left = made.manifest.left_out[0]
     assert re.fullmatch(r"macro-F1 falls by \d+\.\d\d points, above quantise.max_drop = 2", left["why"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,13 +38,7 @@ def recipe(keys: dict[str, Any] | None = None, **changes: Any) -> Recipe:
         "fit": {"epochs": 2, "batch": 4, "lr": 4e-3},
         "tune": {"keys": LR if keys is None else keys, "metric": "loss", "fit": {"epochs": 1}},
     }
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        place = raw
-        for step in path:
-            place = place.setdefault(step, {})
-        place[last] = value
-    return check(raw, "here")
+    return check(toys.changed(raw, changes), "here")
 
 
 def no_mark(*_: Any, **__: Any) -> None:

@@ -2,7 +2,9 @@
 
 import gzip
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -16,6 +18,17 @@ def jpeg(path: Path, number: int = 0, label: str = "Yawn") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".jpg", toy.still("cabin", label, 0, number, (24, 32)))[1].tobytes())
     return path
+
+
+def changed(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain dict with a.b=c laid into it, which is written a__b=c."""
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        place = raw
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return raw
 
 
 def video(path: Path, frames: int, fps: int = 10) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stillwatch
-from stillwatch.bundle import Bundle
+from stillwatch.bundle import Bundle, unlike
 from stillwatch.judge.fresh import first_answer, one_line
 from stillwatch.recipe import Mistake
 from stillwatch.run import SILENT, Voice
@@ -278,10 +278,8 @@ def _compared(p: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: fl
     """Whether the golden probabilities came out: within the tolerance, and no label another where it is not a tie."""
     if p.shape != wanted.shape:
         raise Mistake(f"gives probabilities {p.shape}, not {wanted.shape}")
-    difference = float(np.nan_to_num(np.abs(p - wanted), nan=np.inf).max())
-    second, first = np.sort(wanted)[:, -2:].T
-    flipped = (p.argmax(1) != wanted.argmax(1)) & (first - second >= tolerance)
-    faithful = difference <= tolerance and not bool(flipped.any())
+    difference, other = unlike(p, wanted, tolerance)
+    faithful = difference <= tolerance and other is None
     return {"faithful": faithful, "difference": difference if np.isfinite(difference) else None}
 
 

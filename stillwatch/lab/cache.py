@@ -26,7 +26,7 @@ from torch import Tensor
 from stillwatch import toy
 from stillwatch.lab.data import Found, Sample, Skipped, decode
 from stillwatch.recipe import Data, Mistake
-from stillwatch.run import SILENT, Voice
+from stillwatch.run import SILENT, Voice, alive
 
 FORMAT = 1  # raised whenever the same key would hold other bytes
 
@@ -231,7 +231,7 @@ def _draft(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` when the body ends well. Drafts of dead processes are swept away."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob(f".{folder.name}.*"):
-        if not _alive(int(old.name.rpartition(".")[2])):
+        if not alive(int(old.name.rpartition(".")[2])):
             shutil.rmtree(old, ignore_errors=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
@@ -245,13 +245,3 @@ def _draft(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

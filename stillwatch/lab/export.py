@@ -8,7 +8,6 @@ import contextlib
 import copy
 import io
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillwatch import metrics
+from stillwatch import metrics, telemetry
 from stillwatch.lab.nets import Watcher, build
 from stillwatch.recipe import Mistake, Net
 from stillwatch.run import Run, atomic
@@ -244,26 +243,12 @@ def _read(name: str, nodes: list[Any]) -> bool:
 
 
 def _openvino(net: Watcher, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Path:
-    with tempfile.TemporaryDirectory() as scratch, _alone(), _quiet():
+    with tempfile.TemporaryDirectory() as scratch, telemetry.refused(), _quiet():
         import openvino
 
         source = to_onnx(net, shape, Path(scratch) / "model.onnx", temperature, None, opset)
         openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=False)
     return folder / "model.xml"
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """openvino, its import and its converter, send events to Google Analytics wherever openvino_telemetry can be
-    imported; they have a stub for where it cannot."""
-    telemetry = sys.modules.get("openvino_telemetry")
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it now fails
-    try:
-        yield
-    finally:
-        del sys.modules["openvino_telemetry"]
-        if telemetry is not None:
-            sys.modules["openvino_telemetry"] = telemetry
 
 
 def _ncnn(net: Watcher, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Path:

@@ -28,6 +28,7 @@ from stillwatch.recipe import Fit, Mistake, Recipe, Spec, pick
 from stillwatch.run import SILENT, Run, Voice, runs
 
 SPLITS = ("train", "valid", "test")
+TRAINED = ("teacher", "alone", "distilled", "narrow", "pruned")  # kinds of run that keep a net
 Rows: TypeAlias = NDArray[np.int64]
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Compute: TypeAlias = Callable[[Rows, int], dict[str, Tensor]]  # (rows, view) -> name -> (B,...)
@@ -45,6 +46,11 @@ class Material:
     y: NDArray[np.int64]  # (N,)
     numbers: NDArray[np.uint64]  # (N,) what augmentation draws from
     rows: dict[str, Rows]  # split -> rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample as an exported file takes it: (H,W,C), or a clip's (T,H,W,C)."""
+        return tuple(self.store.pixels.shape[2 if self.recipe.data.frames == 1 else 1 :])
 
     def picture(self, rows: Rows) -> Tensor:
         """uint8 (B,T,H,W,C)."""
@@ -68,11 +74,20 @@ def material(recipe: Recipe, voice: Voice = SILENT) -> Material:
     return Material(recipe, store, samples, y, numbers, rows)
 
 
+def material_of(run: Run, voice: Voice = SILENT) -> Material:
+    """The data that a run learnt from. Raises Mistake where other data lie there now."""
+    recipe = run.recipe
+    data = material(recipe, voice)
+    if data.store.fingerprint != run.info["fingerprint"]:
+        raise Mistake(f"{run.path}: learnt from other data than now lie in data.root = '{recipe.data.root}'")
+    return data
+
+
 def inspect(recipe: Recipe, root: Path | str = "runs", source: str = "", voice: Voice = SILENT) -> tuple[Run, Material]:
     """`stillwatch audit`: look at the data, train nothing. Returns the run (audit.json, split.csv) and the data."""
     data = material(recipe, voice)
     run = Run.create(recipe, "audit", root, source)
-    _record(run, data)
+    record(run, data)
     return run, data
 
 
@@ -96,7 +111,7 @@ def distil(
     desk = Desk(root, source, fresh, voice)
     if alone:
         return _lesson(recipe, "alone", None, mark, desk)
-    return _lesson(recipe, "distilled", _teacher(recipe, root), mark, desk)
+    return _lesson(recipe, "distilled", newest_teacher(recipe, root), mark, desk)
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ def _lesson(
     # ---- what is asked
     side: Literal["teacher", "student"] = "teacher" if kind == "teacher" else "student"
     plan = recipe.fit_of(side)
-    specs = plan.loss if kind == "distilled" else hard(plan.loss)
+    specs = specs_of(plan, kind == "distilled")
     accelerator = device(plan)
     voice = desk.voice if accelerator.is_main_process else SILENT
 
@@ -129,7 +144,7 @@ def _lesson(
     with accelerator.main_process_first():
         data = material(recipe, voice)
     if teacher:
-        _refuse(teacher, data)
+        refuse(teacher, data)
     step = lay_out(net, data, master, specs)
 
     # ---- the run: a new one, or one that was cut off
@@ -150,6 +165,11 @@ def _lesson(
 def device(plan: Fit) -> Accelerator:
     """Where and in what precision this plan is trained."""
     return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
+
+
+def specs_of(plan: Fit, taught: bool) -> tuple[Spec, ...]:
+    """The losses of a plan: all of them under a teacher, without one those that need none."""
+    return plan.loss if taught else hard(plan.loss)
 
 
 def lay_out(net: nets.Watcher, data: Material, master: nets.Watcher | None, specs: Sequence[Spec]) -> Step:
@@ -201,14 +221,14 @@ def noting_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
 
 def hard(specs: Sequence[Spec]) -> tuple[Spec, ...]:
     """The loss parts that need no teacher, their weights brought to a sum of 1: what "alone" means."""
-    kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not _needs_teacher(s)]
+    kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not needs_teacher(s)]
     total = sum(float(spec.get("weight", 1.0)) for spec in kept)
     if not kept or total <= 0:
         return ("ce",)
     return tuple(spec | {"weight": float(spec.get("weight", 1.0)) / total} for spec in kept)
 
 
-def _needs_teacher(spec: Spec) -> bool:
+def needs_teacher(spec: Spec) -> bool:
     return bool(getattr(pick(losses.LOSSES, spec, "fit.loss")[0], "needs_teacher", False))
 
 
@@ -421,10 +441,28 @@ def load(run: Run) -> nets.Watcher:
     return net.eval()
 
 
+def finished(run: Run, kinds: Sequence[str], what: str) -> None:
+    """Raise Mistake unless the run is finished and of one of these kinds. what: a word for them."""
+    kind, status = run.info["kind"], run.info["status"]
+    if kind not in kinds or status != "done":
+        raise Mistake(f"{run.path}: a {kind} run ({status}); name a finished {what}")
+
+
 def teacher_of(run: Run) -> Run | None:
     """The teacher under whom a student's run learnt, which lies beside it; None where it learnt alone."""
     name = run.info["parent"] if run.info["kind"] == "distilled" else run.info.get("teacher")
     return Run.open(run.path.parent / name) if name else None
+
+
+def alike(recipe: Recipe, kind: str, parent: Run | None, data: Material, desk: Desk, **fields: Any) -> Iterator[Run]:
+    """Runs of this very recipe, kind, parent and data that say the same in `fields`, newest first; none where the desk
+    wants a fresh one."""
+    wanted = (kind, recipe.model_dump(mode="json"), parent.path.name if parent else None, data.store.fingerprint)
+    for old in [] if desk.fresh else reversed(runs(desk.root)):
+        info = old.info
+        same = (info["kind"], info["recipe"], info["parent"], info.get("fingerprint")) == wanted
+        if same and all(info.get(key) == value for key, value in fields.items()):
+            yield old
 
 
 def begin(
@@ -437,29 +475,24 @@ def begin(
     names: list[str | None] = [None]
     run = None
     if accelerator.is_main_process:
-        name = parent.path.name if parent else None
-        wanted = (kind, recipe.model_dump(mode="json"), name, data.store.fingerprint)
-        for old in [] if desk.fresh else reversed(runs(desk.root)):
-            info = old.info
-            same = (info["kind"], info["recipe"], info["parent"], info.get("fingerprint")) == wanted
-            same = same and all(info.get(key) == value for key, value in fields.items())
-            if same and info["status"] != "done" and any(old.path.rglob("last.pt")) and old.lock():
+        for old in alike(recipe, kind, parent, data, desk, **fields):
+            if old.info["status"] != "done" and any(old.path.rglob("last.pt")) and old.lock():
                 desk.voice.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
                 run = old
                 run.note(status="running")
                 break
         if run is None:
             seed = recipe.fit_of("student" if kind != "teacher" else "teacher").seed
-            about = {"parent": name, "seed": seed, "fingerprint": data.store.fingerprint, **fields}
-            run = Run.create(recipe, kind, desk.root, desk.source, **about)
-            _record(run, data)
+            about = {"parent": parent.path.name if parent else None, "seed": seed, **fields}
+            run = Run.create(recipe, kind, desk.root, desk.source, fingerprint=data.store.fingerprint, **about)
+            record(run, data)
         desk.voice.say(f"run: {run.path}")
         names = [str(run.path)]
     broadcast_object_list(names)
     return run or Run.open(str(names[0]))
 
 
-def _record(run: Run, data: Material) -> None:
+def record(run: Run, data: Material) -> None:
     """split.csv, audit.json, and in run.json what guessing alone would reach on the validation split."""
     rows = [(s.id, s.label, s.group, s.split) for s in data.samples]
     run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
@@ -479,7 +512,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude={"root", "max_bad"})}
 
 
-def _teacher(recipe: Recipe, root: Path | str) -> Run:
+def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
     """teacher.init, or the newest finished teacher with the same name, labels, data, split and net."""
     if recipe.teacher.init:
         run = Run.open(recipe.teacher.init)
@@ -502,7 +535,7 @@ def _teacher(recipe: Recipe, root: Path | str) -> Run:
     )
 
 
-def _refuse(teacher: Run, data: Material) -> None:
+def refuse(teacher: Run, data: Material) -> None:
     """Refuse a teacher that learnt nothing, or that has seen what the student will be tested on."""
     best, majority = teacher.info["best"], teacher.info["majority"]
     if best["accuracy"] <= majority["valid_accuracy"]:

@@ -29,7 +29,6 @@ Opener: TypeAlias = Callable[[Path, str, tuple[int, ...]], Predict]
 
 READERS = {"onnx": "onnxruntime", "onnx-legacy": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
 EXTRAS = ("openvino", "ncnn")  # of pyproject.toml, beside lab
-INT8 = "model-int8.onnx"
 # A float file differs between machines by rounding alone. INT8 may differ by far more: a processor without VNNI adds
 # pairs of products in 16 bits, which saturate, and each runtime chooses for itself which layers to fuse. Measured over
 # ten INT8 students: up to 0.08 between ONNX Runtime and OpenVINO, and as much between OpenVINO with VNNI and without.
@@ -86,9 +85,7 @@ def export(
     for name in wanted:
         if name not in EXPORTERS:
             raise Mistake(f"export.formats = {name!r}: unknown{nearest(name, EXPORTERS)}")
-    net, data = lessons.load(run), lessons.material(recipe, voice)
-    if data.store.fingerprint != run.info["fingerprint"]:
-        raise Mistake(f"{run.path}: learnt from other data than now lie in data.root = '{recipe.data.root}'")
+    net, data = lessons.load(run), lessons.material_of(run, voice)
     exam, found = _exam(run, recipe, net, data)
     with tempfile.TemporaryDirectory() as scratch:
         made, left = _made(net, exam, wanted, found["temperature"]["value"], int8, Path(scratch), voice)
@@ -145,9 +142,9 @@ def _made(
                 why = f"{error.name} is not installed; pip install 'stillwatch[{name if name in EXTRAS else 'lab'}]'"
             left.append({"name": name, "why": why})
     if int8 and int8.info["kept"]:
-        made.append((int8.path / INT8, "onnxruntime", "int8"))
+        made.append((int8.path / bundle.INT8, "onnxruntime", "int8"))
     elif int8:
-        left.append({"name": INT8, "why": int8.info["why"], "stages": int8.info["stages"]})
+        left.append({"name": bundle.INT8, "why": int8.info["why"], "stages": int8.info["stages"]})
     return made, left
 
 
@@ -187,8 +184,7 @@ def _model(file: Path, precision: Any, figures: dict[str, Any]) -> bundle.Model:
 
 
 def _check(run: Run, int8: Run | None) -> None:
-    if run.info["status"] != "done" or run.info["kind"] in ("audit", "quantised"):
-        raise Mistake(f"{run.path}: a {run.info['kind']} run ({run.info['status']}); name a finished run with a net")
+    lessons.finished(run, lessons.TRAINED, "run with a net")
     if int8 is None:
         return
     if int8.info["kind"] != "quantised" or int8.info["status"] != "done":
@@ -200,8 +196,7 @@ def _check(run: Run, int8: Run | None) -> None:
 def _exam(run: Run, recipe: Recipe, net: nets.Watcher, data: lessons.Material) -> tuple[Exam, dict[str, Any]]:
     """The validation split with the net's calibrated answers, and the manifest's temperature and operating point."""
     x, _, _, _, y = lessons.paper(data, data.rows["valid"])
-    shape = tuple(data.store.pixels.shape[2:] if recipe.data.frames == 1 else data.store.pixels.shape[1:])
-    pictures, frames = _Shaped(x, shape), golden_frames(shape, recipe.data.fit)
+    pictures, frames = _Shaped(x, data.shape), golden_frames(data.shape, recipe.data.fit)
     safe = [recipe.labels.index(label) for label in recipe.safe]
     heat = temperature_of(run)
     logits = _sit(_logits(net), pictures, len(y))
@@ -214,7 +209,7 @@ def _exam(run: Run, recipe: Recipe, net: nets.Watcher, data: lessons.Material) -
     if point:
         harmless = int(np.isin(y, safe).sum())
         point |= {"wanted": recipe.export.false_alarms, "split": "valid", "safe": harmless, "others": len(y) - harmless}
-    exam = Exam(recipe, shape, pictures, y, p, safe, point["threshold"] if point else None, frames, golden)
+    exam = Exam(recipe, data.shape, pictures, y, p, safe, point["threshold"] if point else None, frames, golden)
     return exam, {"temperature": said | {"split": "valid"}, "operating": point}
 
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from stillwatch.lab import lessons, nets
 from stillwatch.lab.lessons import Desk, Mark, Material
-from stillwatch.recipe import Fit, Mistake, Recipe, Spec
-from stillwatch.run import Run, runs
+from stillwatch.recipe import Fit, Mistake, Recipe
+from stillwatch.run import Run
 
 GRAIN = 64  # parts in which a step goes through its ranking: the finer, the truer to the order of importance
 DEEPEST = {"macs": 0.5, "params": 0.8}  # share of its channels that a layer loses at most in one step: ranked over the
@@ -33,26 +33,17 @@ def prune(parent: Run, mark: Mark, desk: Desk) -> Run:
     recipe.fit_in("prune") under the parent's losses and teacher. Killed and started again it goes on. Raises Mistake,
     and makes nothing, for a run that is no finished student, for other data than its own, or out of prune.keep's reach.
     """
-    check(parent)
+    lessons.finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
     recipe, net = parent.recipe, lessons.load(parent)
     if net.cut:
         raise Mistake(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
-    data = lessons.material(recipe, desk.voice)
-    if data.store.fingerprint != parent.info["fingerprint"]:
-        raise Mistake(f"{parent.path}: learnt from other data than now lie in data.root = '{recipe.data.root}'")
+    data = lessons.material_of(parent, desk.voice)
     goals = _goals(net, recipe)
     _rehearse(net, goals, data)
     run = _half(parent, data, desk) or _heal(parent, net, goals, data, mark, desk)
     if recipe.prune.narrow:
         run.note(narrow=baseline(parent, run, data, mark, desk).path.name)
     return run
-
-
-def check(parent: Run) -> None:
-    """Raise Mistake unless this is a finished student."""
-    kind, status = parent.info["kind"], parent.info["status"]
-    if kind not in STUDENTS or status != "done":
-        raise Mistake(f"{parent.path}: a {kind} run ({status}); name a finished student: {', '.join(STUDENTS)}")
 
 
 def _goals(net: nets.Watcher, recipe: Recipe) -> list[tuple[float, float]]:
@@ -77,15 +68,11 @@ def _rehearse(net: nets.Watcher, goals: Sequence[tuple[float, float]], data: Mat
 
 def _half(parent: Run, data: Material, desk: Desk) -> Run | None:
     """A finished run of this very recipe and parent that has no baseline yet: the command was cut off in between."""
-    if desk.fresh or not parent.recipe.prune.narrow:
-        return None
-    wanted = ("pruned", "done", parent.recipe.model_dump(mode="json"), parent.path.name, data.store.fingerprint)
-    for old in reversed(runs(desk.root)):
-        info = old.info
-        same = (info["kind"], info["status"], info["recipe"], info["parent"], info.get("fingerprint")) == wanted
-        if same and not info.get("narrow"):
-            desk.voice.say(f"{old.path} is there; its baseline is not")
-            return old
+    if parent.recipe.prune.narrow:
+        for old in lessons.alike(parent.recipe, "pruned", parent, data, desk):
+            if old.info["status"] == "done" and not old.info.get("narrow"):
+                desk.voice.say(f"{old.path} is there; its baseline is not")
+                return old
     return None
 
 
@@ -114,7 +101,7 @@ def _heal(
                 f"{reached['params']:.0%} of the parameters"
             )
             torch.manual_seed(plan.seed)  # a loss may draw weights of its own
-            step = lessons.lay_out(net, data, master, _specs(plan, teacher))
+            step = lessons.lay_out(net, data, master, lessons.specs_of(plan, teacher is not None))
             best = lessons.study(step, data, master, plan, place, accelerator, desk.voice)
             steps = [*steps, {"step": number, **cost, "epochs": len(place.history()), "valid": best}]
             said = {"asked": recipe.prune.keep, "size": recipe.prune.size, **reached}
@@ -129,16 +116,15 @@ def baseline(parent: Run, pruned: Run, data: Material, mark: Mark, desk: Desk) -
     """The narrower student that pruning has to beat: at least its arithmetic, as many epochs, the same teacher.
 
     It starts where the student started: from ImageNet's weights where the recipe has them, the strongest channels of
-    each layer. A finished one of the same recipe, teacher and size is taken as it is.
+    each layer. A finished one of the same recipe, teacher, data and size is taken as it is.
     """
     recipe, teacher = parent.recipe, lessons.teacher_of(parent)
     target, epochs = pruned.info["cost"]["macs"], learnt(pruned)
     plan = Fit.model_validate(recipe.fit_of("student").model_dump() | {"epochs": epochs})
-    accelerator, asked = lessons.device(plan), recipe.model_dump(mode="json")
+    accelerator = lessons.device(plan)
     about = {"teacher": teacher.path.name if teacher else None, "target": target, "planned": epochs}
-    for old in [] if desk.fresh else reversed(runs(desk.root)):
-        same = all(old.info.get(key) == value for key, value in about.items())
-        if (old.info["kind"], old.info["status"]) == ("narrow", "done") and same and old.info["recipe"] == asked:
+    for old in lessons.alike(recipe, "narrow", teacher, data, desk, **about):
+        if old.info["status"] == "done":
             desk.voice.say(f"the narrower baseline is there: {old.path}")
             return old
     torch.manual_seed(plan.seed)
@@ -146,7 +132,7 @@ def baseline(parent: Run, pruned: Run, data: Material, mark: Mark, desk: Desk) -
     width = multiply(net, data, target, recipe.prune.round_to)
     desk.voice.say(f"the baseline to beat: {width:.0%} of the channels of every layer, {epochs} epochs from the start")
     master = lessons.load(teacher) if teacher else None
-    step = lessons.lay_out(net, data, master, _specs(plan, teacher))
+    step = lessons.lay_out(net, data, master, lessons.specs_of(plan, teacher is not None))
     run = lessons.begin(recipe, "narrow", teacher, data, accelerator, desk, **about, width=width)
     with lessons.noting_failure(run, accelerator):
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layers(net)})
@@ -307,10 +293,6 @@ def _pruner(
             ignored_layers=[net.head, *kept],
             output_transform=lambda out: out.logits,
         )
-
-
-def _specs(plan: Fit, teacher: Run | None) -> Sequence[Spec]:
-    return plan.loss if teacher else lessons.hard(plan.loss)
 
 
 def _part(run: Run, name: str) -> Run:

@@ -7,8 +7,6 @@ Called by quantise, which judges what comes out. It knows no run, no label, no t
 import contextlib
 import io
 import logging
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from stillwatch import telemetry
 from stillwatch.run import atomic
 
 Frame: TypeAlias = Callable[[int], NDArray[np.uint8]]  # row -> (1,*shape)
@@ -243,23 +242,11 @@ def _write(model: Any, target: Path) -> Path:
 
 @contextlib.contextmanager
 def _nncf() -> Iterator[Any]:
-    """NNCF as a silent guest: no progress bars or log lines of its own on stdout, and no word to anybody outside.
+    """NNCF as a silent guest: no progress bars or log lines of its own on stdout, and no word to anybody outside."""
+    with telemetry.refused(), contextlib.redirect_stdout(io.StringIO()):
+        # NNCF imports torch's compiler of extensions, which remarks on a machine without CUDA
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        import nncf
 
-    It sends events to Google Analytics wherever openvino_telemetry can be imported, as openvino does, which it imports;
-    both have a stub for where it cannot. ONNX Runtime's official builds have a switch.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    telemetry = sys.modules.get("openvino_telemetry")
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it now fails
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            # NNCF imports torch's compiler of extensions, which remarks on a machine without CUDA
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-            import nncf
-
-            nncf.set_log_level(logging.ERROR)
-            yield nncf
-    finally:
-        sys.modules.pop("openvino_telemetry", None)  # whoever opened OpenVINO meanwhile may have put it back
-        if telemetry is not None:
-            sys.modules["openvino_telemetry"] = telemetry
+        nncf.set_log_level(logging.ERROR)
+        yield nncf

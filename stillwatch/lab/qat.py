@@ -43,7 +43,7 @@ def learn(
     torch.manual_seed(plan.seed)
     fold(net, data.picture(data.rows["train"][:2]))
     hooks = dress(net, way)
-    step = lessons.lay_out(net, data, master, plan.loss if master else lessons.hard(plan.loss))
+    step = lessons.lay_out(net, data, master, lessons.specs_of(plan, master is not None))
     best = lessons.study(step, data, master, plan, place, lessons.device(plan), voice)
     undress(net, hooks)
     net.cpu().eval()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import metrics
+from stillwatch.bundle import INT8
 from stillwatch.lab import export, lessons, nets, ptq, qat
 from stillwatch.lab.lessons import Desk, Mark, Material, Predict
 from stillwatch.lab.ptq import Control, Way
@@ -28,8 +29,6 @@ Opener: TypeAlias = Callable[[Path, str, tuple[int, ...]], Predict]  # file, run
 Race: TypeAlias = Callable[[Mapping[str, Callable[[], Any]]], dict[str, NDArray[np.float64]]]  # seconds of each call
 Row: TypeAlias = dict[str, Any]  # one stage, as it stands in run.json
 
-FILE = "model-int8.onnx"
-KINDS = ("teacher", "alone", "distilled", "narrow", "pruned")
 RUNTIMES = ("onnxruntime", "openvino")  # those that read ONNX, by the name of their module
 TIE = 1.03  # times this close are equally fast: two races of the same file differ by as much
 FIGURES = ("macro_f1", "accuracy", "balanced_accuracy", "loss", "ece")
@@ -40,7 +39,6 @@ class Jury:
     """What every stage is judged with."""
 
     data: Material
-    shape: tuple[int, ...]  # of one sample, as a file takes it
     opener: Opener
     race: Race
     runtimes: tuple[str, ...]
@@ -49,7 +47,7 @@ class Jury:
 
     def frame(self, row: int) -> NDArray[np.uint8]:
         """One sample of the data, uint8 (1,*shape)."""
-        return np.ascontiguousarray(self.data.store.pixels[row]).reshape(1, *self.shape)
+        return np.ascontiguousarray(self.data.store.pixels[row]).reshape(1, *self.data.shape)
 
     def answers(self, fn: Predict, rows: Iterable[int]) -> NDArray[np.float32]:
         return np.concatenate([fn(self.frame(row)) for row in rows])
@@ -69,7 +67,6 @@ def quantise(
     opener: Opener,
     race: Race,
     root: Path | str = "runs",
-    source: str = "",
     voice: Voice = SILENT,
 ) -> Run:
     """Bring a finished run's net to INT8 as its recipe's [quantise] says. Returns the new run, finished.
@@ -81,19 +78,15 @@ def quantise(
     it may leave, else info["why"] why not. It has the temperature that export gives the run's other files.
     Raises Mistake for a run that is not finished or is no net, and for data that are no longer those it learnt from.
     """
-    _check(run)
+    lessons.finished(run, lessons.TRAINED, f"one of a net: {', '.join(lessons.TRAINED)}")
     recipe = run.recipe
     plan = recipe.fit_in("quantise")
-    data = lessons.material(recipe, voice)
-    if data.store.fingerprint != run.info["fingerprint"]:
-        raise Mistake(f"{run.path}: learnt from other data than now lie in data.root = '{recipe.data.root}'")
-    shape = tuple(data.store.pixels.shape[2:] if recipe.data.frames == 1 else data.store.pixels.shape[1:])
+    data = lessons.material_of(run, voice)
     runtimes = tuple(name for name in RUNTIMES if importlib.util.find_spec(name))
-    jury = Jury(data, shape, opener, race, runtimes, recipe.quantise.max_drop, voice)
+    jury = Jury(data, opener, race, runtimes, recipe.quantise.max_drop, voice)
     teacher, accelerator = lessons.teacher_of(run), lessons.device(plan)
     about = {"teacher": teacher.path.name if teacher else None, "temperature": export.temperature_of(run)}
-    text = source or _text(run)
-    made = lessons.begin(recipe, "quantised", run, data, accelerator, Desk(root, text, False, voice), **about)
+    made = lessons.begin(recipe, "quantised", run, data, accelerator, Desk(root, run.text, False, voice), **about)
     with lessons.noting_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
         calibration = spread(data, recipe.quantise.frames)
         float_file = _float(lessons.load(run), run, jury, Path(scratch) / "fp32.onnx")
@@ -101,9 +94,9 @@ def quantise(
         stages = _stages(jury, reference, calibration, run, made)
         best = _best(stages, jury.max_drop)
         row = best.row
-        made.save(FILE, partial(shutil.copyfile, best.file))
-        fn = opener(made.path / FILE, row["runtime"], shape)
-        lessons.mark_all(made, data, lambda x: fn(x.reshape(-1, *shape)), mark, voice)
+        made.save(INT8, partial(shutil.copyfile, best.file))
+        fn = opener(made.path / INT8, row["runtime"], data.shape)
+        lessons.mark_all(made, data, lambda x: fn(x.reshape(-1, *data.shape)), mark, voice)
         voice.say(f"{made.path}: {row['name']}" + ("" if row["kept"] else f", left out of a bundle: {row['why']}"))
         made.finish(
             stages=[reference.row, *(stage.row for stage in stages)],
@@ -117,24 +110,12 @@ def quantise(
     return made
 
 
-def _check(run: Run) -> None:
-    kind, status = run.info["kind"], run.info["status"]
-    if kind not in KINDS or status != "done":
-        raise Mistake(f"{run.path}: a {kind} run ({status}); name a finished one of a net: {', '.join(KINDS)}")
-
-
-def _text(run: Run) -> str:
-    """The recipe as the parent was given it, "" where it has none."""
-    path = run.path / "recipe.toml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
 # ---- the stages
 
 
 def _float(net: nets.Watcher, run: Run, jury: Jury, path: Path) -> Path:
     """The net as a float file, with the temperature that all of the run's files have."""
-    return export.to_onnx(net, jury.shape, path, export.temperature_of(run), opset=run.recipe.export.opset)
+    return export.to_onnx(net, jury.data.shape, path, export.temperature_of(run), opset=run.recipe.export.opset)
 
 
 def spread(data: Material, frames: int) -> list[int]:
@@ -250,7 +231,7 @@ def _opened(jury: Jury, file: Path) -> tuple[dict[str, Predict], dict[str, str]]
     refused: dict[str, str] = {}
     for runtime in jury.runtimes:
         try:
-            opened[runtime] = jury.opener(file, runtime, jury.shape)
+            opened[runtime] = jury.opener(file, runtime, jury.data.shape)
         except Mistake as mistake:
             refused[runtime] = str(mistake)
     return opened, refused

@@ -169,7 +169,7 @@ def _index(place: str, words: Sequence[str], recipe: Recipe) -> int:
     if len(words) < 3:
         raise Mistake(f"{place}: name what of it may change, such as fit.{words[0]}.{words[1]}.OPTION")
     index = names.index(words[1])
-    if words[0] == "loss" and recipe.tune.side == "teacher" and lessons._needs_teacher(specs[index]):
+    if words[0] == "loss" and recipe.tune.side == "teacher" and lessons.needs_teacher(specs[index]):
         raise Mistake(f"{place}: the teacher learns without {words[1]!r}, which needs a teacher itself")
     return index
 

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from stillwatch.lab import lessons, nets
 from stillwatch.lab.lessons import Desk, Mark, Material
 from stillwatch.lab.loop import After
 from stillwatch.lab.space import Key, keys_of, laid, named, own, probes, side_of
-from stillwatch.recipe import Mistake, Recipe, Spec
+from stillwatch.recipe import Mistake, Recipe
 from stillwatch.run import SILENT, Run, Voice, runs
 
 if TYPE_CHECKING:  # optuna takes most of a second to import
@@ -61,20 +60,20 @@ def tune(
         raise Mistake(f"trials = {trials}: must be at least 1")
     keys = keys_of(recipe)
     checked = probes(recipe, keys)
-    if _accelerator(recipe).num_processes > 1:
+    if lessons.device(side_of(recipe)[1]).num_processes > 1:
         raise Mistake("tune: a trial is one process; start this command several times, and they share the trials")
 
     # ---- teacher and data, and the losses with them
     specs = [spec for _, trial, _ in checked for spec in side_of(trial)[1].loss]
-    hears = recipe.tune.side == "student" and any(lessons._needs_teacher(spec) for spec in specs)
-    teacher = lessons._teacher(recipe, root) if hears else None
+    hears = recipe.tune.side == "student" and any(lessons.needs_teacher(spec) for spec in specs)
+    teacher = lessons.newest_teacher(recipe, root) if hears else None
     master = lessons.load(teacher) if teacher else None
     data = lessons.material(recipe, voice)
     if teacher:
-        lessons._refuse(teacher, data)
+        lessons.refuse(teacher, data)
     for place, trial, net in checked:
         with named(place):
-            lessons.lay_out(net, data, master, _specs(trial, master))
+            lessons.lay_out(net, data, master, lessons.specs_of(side_of(trial)[1], master is not None))
 
     # ---- the trials
     home = _home(recipe, data, teacher, Desk(root, source, fresh, voice))
@@ -121,7 +120,7 @@ def _home(recipe: Recipe, data: Material, teacher: Run | None, desk: Desk) -> Ru
                 desk.voice.say(f"going on with {old.path} (--fresh starts anew)")
                 return old
         run = Run.create(recipe, "tune", root, desk.source, parent=name, fingerprint=data.store.fingerprint)
-        lessons._record(run, data)
+        lessons.record(run, data)
         run.unlock()  # it is nobody's own: each trial is locked by the process that works on it
         desk.voice.say(f"run: {run.path}")
         return run
@@ -293,23 +292,13 @@ def _train(search: Search, asked: Recipe, run: Run, after: After) -> dict[str, A
     spec, plan = side_of(asked)
     torch.manual_seed(plan.seed)
     net = nets.build(spec, len(asked.labels), asked.data.hw, asked.data.channels)
-    step = lessons.lay_out(net, data, search.master, _specs(asked, search.master))
-    best = lessons.study(step, data, search.master, plan, run, _accelerator(asked), quiet, after)
+    step = lessons.lay_out(net, data, search.master, lessons.specs_of(plan, search.master is not None))
+    best = lessons.study(step, data, search.master, plan, run, lessons.device(plan), quiet, after)
     figure = best[asked.tune.metric]
     if not math.isfinite(figure):
         raise Mistake(f"{asked.tune.metric} on validation is {figure}")
     search.mark(run, "valid", lessons.predictor(net), *lessons.paper(data, data.rows["valid"]), voice=quiet)
     return best
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    plan = side_of(recipe)[1]
-    return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
-
-
-def _specs(recipe: Recipe, master: nets.Watcher | None) -> tuple[Spec, ...]:
-    specs = side_of(recipe)[1].loss
-    return specs if master else lessons.hard(specs)
 
 
 # ---- what is written

@@ -103,8 +103,9 @@ def diagnosis() -> list[str]:
     memory = f", {about['memory'] / 2**30:.1f} GiB" if about["memory"] else ""
     lines = [f"{about['cpu']}, {about['cores']} cores{memory}"]
     lines += [f"  {name:12} {version}" for name, version in about["runtimes"].items()]
-    lines.append("" if choices() else "no bundle was run here yet: stillwatch doctor BUNDLE measures one")
-    for one in choices():
+    known = choices()
+    lines.append("" if known else "no bundle was run here yet: stillwatch doctor BUNDLE measures one")
+    for one in known:
         lines.append(
             f"{one['bundle']}: {one['file']} in {one['runtime']}, {one['ms']:.3f} ms, {one['threads']} threads, "
             f"batch {one['batch']} ({one['made']})"
@@ -153,13 +154,11 @@ def _prove(it: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, b
     p, wanted = predict(frames), golden[model.name]
     if p.shape != wanted.shape:
         raise Mistake(f"{model.name} in {runtime} gives {p.shape[1]} probabilities, not {wanted.shape[1]}")
-    difference = float(np.abs(p - wanted).max())
+    difference, other = bundle.unlike(p, wanted, model.tolerance)
     if not difference <= model.tolerance:  # so written that a NaN is not faithful
         raise Mistake(f"{model.name} in {runtime} differs by {difference:.2g}, {model.tolerance:.2g} is allowed")
-    first, second = np.sort(wanted)[:, ::-1][:, :2].T
-    other = (p.argmax(1) != wanted.argmax(1)) & (first - second >= model.tolerance)
-    if other.any():
-        raise Mistake(f"{model.name} in {runtime} gives golden frame {int(other.argmax())} another label")
+    if other is not None:
+        raise Mistake(f"{model.name} in {runtime} gives golden frame {other} another label")
     return Entrant(model.name, runtime, difference, predict)
 
 

@@ -5,8 +5,6 @@ Called by the detector; the CLI hands open() to the lab and the judge. It knows 
 """
 
 import importlib.util
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from stillwatch import telemetry
 from stillwatch.recipe import Mistake, nearest
 
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -116,8 +115,7 @@ def _fitting(found: list[Any], shape: Shape) -> int | None:
 
 
 def _onnxruntime(path: Path, shape: Shape, threads: int, batch: int) -> Session:
-    # Official builds (1.32: its Privacy.md) send usage to Microsoft unless this stands before they initialise
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    telemetry.off()
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -165,15 +163,9 @@ def _openvino(path: Path, shape: Shape, threads: int, batch: int) -> Session:
 
 
 def _import_openvino() -> Any:
-    """openvino by itself: its import sends an event to Google Analytics wherever openvino_telemetry can be imported."""
-    telemetry = sys.modules.get("openvino_telemetry")
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it fails; openvino has a stub
-    try:
+    """openvino by itself, without the reports that its import would send."""
+    with telemetry.refused():
         return importlib.import_module("openvino")
-    finally:
-        del sys.modules["openvino_telemetry"]
-        if telemetry is not None:
-            sys.modules["openvino_telemetry"] = telemetry
 
 
 def _ncnn(path: Path, shape: Shape, threads: int, batch: int) -> Session:
