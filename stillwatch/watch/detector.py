@@ -107,7 +107,7 @@ def diagnosis() -> list[str]:
     lines.append("" if known else "no bundle was run here yet: stillwatch doctor BUNDLE measures one")
     for one in known:
         lines.append(
-            f"{one['bundle']}: {one['file']} in {one['runtime']}, {one['ms']:.3f} ms, {one['threads']} threads, "
+            f"{one['bundle']}: {one['file']} in {one['runtime']}, {one['ms']:.3f} ms, threads {one['threads']}, "
             f"batch {one['batch']} ({one['made']})"
         )
     return lines
