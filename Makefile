@@ -4,9 +4,12 @@ VENV   := .venv
 RUN    := $(VENV)/bin/
 READY  := $(VENV)/.ready
 DEMO_ARGS ?=
+BUNDLE ?= demo/bundle
+PROGRAMS := chromium mosquitto gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+            gstreamer1.0-plugins-ugly
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench real clean
+.PHONY: help demo test lint format bench real programs clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,10 +21,10 @@ $(READY): pyproject.toml
 	@$(RUN)python -m pip install --quiet --disable-pip-version-check --editable '.[lab,dev]'
 	@touch $@
 
-demo: $(READY)   ## drawn drivers: audit, teach, distil, report.html (under 5 minutes on 2 cores)
+demo: $(READY)   ## drawn drivers: from the data to a live page (about 4 minutes on 2 cores)
 	@$(RUN)stillwatch demo $(DEMO_ARGS)
 
-test: $(READY)   ## the whole suite (4 minutes on 2 cores)
+test: $(READY)   ## the whole suite (6 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2
 
 lint: $(READY)   ## ruff and mypy
@@ -33,11 +36,21 @@ format: $(READY) ## let ruff put the code in order
 	@$(RUN)ruff check --fix .
 	@$(RUN)ruff format .
 
-bench: $(READY)  ## the naive loop and ours, side by side in one run
+bench: $(READY)  ## the naive loop and ours; the street and score on BUNDLE, side by side with decoding alone
 	@$(RUN)python -m benchmarks.distil
+	@test -f $(BUNDLE)/bundle.json || { echo "the street: make bench BUNDLE=a bundle's folder (make demo makes $(BUNDLE))"; exit 1; }
+	@$(RUN)python -m benchmarks.street $(BUNDLE)
+	@$(RUN)python -m benchmarks.score $(BUNDLE)
 
 real: $(READY)   ## checks on the real data: STILLWATCH_DATA=… STILLWATCH_WEIGHTS=… make real
 	@$(RUN)python -m pytest -m real tests/real
+
+programs:        ## Debian's programs that some tests talk to: a browser, an MQTT broker; without them those tests skip
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  dpkg -s $(PROGRAMS) >/dev/null 2>&1 || \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PROGRAMS) >/dev/null; } || \
+	  echo "not all of $(PROGRAMS) could be installed: the tests that need them will say that they skip"; \
+	else echo "wanted by some tests: $(PROGRAMS)"; fi
 
 clean:           ## forget .venv, the demo and the caches of tools
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

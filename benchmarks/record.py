@@ -6,13 +6,14 @@ The judge's own figures, so that a row says what the report says.
 
 import argparse
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stillwatch.judge.report import assess
 from stillwatch.recipe import Mistake
-from stillwatch.run import Run, atomic
+from stillwatch.run import Run, atomic, commit
 
 COLUMNS = (
     "recipe", "split", "model", "net", "folds", "seeds", "samples", "groups", "accuracy", "macro_f1", "macro_f1_low",
@@ -57,6 +58,27 @@ def record(rows: list[dict[str, Any]], path: Path, columns: Sequence[str] = COLU
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows([*kept, *rows])
+
+
+def record_row(name: str, row: dict[str, Any], note: str, key: Sequence[str] = ()) -> None:
+    """A benchmark's figures as one row of results/NAME, with the commit and the machine they were measured on.
+
+    key: columns that say which row it replaces; none: those of the figures that are words, and the note.
+    """
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "unknown",
+    )
+    whole = {
+        **{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()},
+        "cpu": cpu, "load": f"{os.getloadavg()[0]:.2f}", "commit": (commit() or "").rstrip("+"), "note": note,
+    }  # fmt: skip
+    named = tuple(key) or (*(k for k, v in row.items() if isinstance(v, str)), "note")
+    record([whole], Path("results") / name, tuple(whole), named)
 
 
 def main() -> None:

@@ -4,10 +4,12 @@ In: words. Out: lines for a person, and an exit status: 0 done, 1 failed with on
 Functions of one room are handed to another here and nowhere else.
 """
 
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -218,16 +220,131 @@ def tune(
     print(f"written: {best}, and beside it trials.csv and tuning.png")
 
 
-@app.command(epilog="Example: stillwatch doctor bundle")
+@app.command(epilog="Example: stillwatch doctor bundle, or: stillwatch doctor watch.toml")
 def doctor(
-    bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="check one, and choose")] = None,
+    what: Annotated[Path | None, typer.Argument(metavar="[BUNDLE|WATCH.toml]", help="check one, and choose")] = None,
 ) -> None:
-    """This machine, its runtimes, and which file of which bundle runs fastest here."""
+    """This machine, its runtimes, which file of which bundle runs fastest here; of a plan: does all of it work?"""
     from stillwatch.watch import detector
 
-    if bundle:
-        detector.Detector(bundle)
+    if what and what.suffix == ".toml":
+        from stillwatch.watch import checkup
+        from stillwatch.watch.plan import load
+
+        bad = 0
+        for finding in checkup.examine(load(what)):
+            bad += not finding.good
+            print(finding, flush=True)
+        raise typer.Exit(1 if bad else 0)
+    if what:
+        detector.Detector(what)
     print("\n".join(detector.diagnosis()))
+
+
+@app.command(epilog="Example: stillwatch watch bundle --source rtsp://camera/stream, or: stillwatch watch watch.toml")
+def watch(
+    what: Annotated[Path, typer.Argument(metavar="BUNDLE|WATCH.toml", help="a bundle, or a plan of several cameras")],
+    source: Annotated[
+        str | None, typer.Option("--source", help="0, a file, a folder, rtsp://…, http://…, toy://driver")
+    ] = None,
+    fps: Annotated[float, typer.Option("--fps", min=0.1, help="frames a second that are looked at, at most")] = 10.0,
+    port: Annotated[int | None, typer.Option("--port", help="of the page; 0: a free one")] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="the page on 127.0.0.1")] = True,
+    out: Annotated[Path | None, typer.Option("--out", help="folder of events, clips, thumbnails")] = None,
+    seconds: Annotated[float | None, typer.Option("--for", min=0.1, help="stop after so many seconds")] = None,
+) -> None:
+    """Cameras in, few and right alarms out: decided, kept, shown on a page, and sent. Ctrl-C ends it."""
+    from stillwatch.watch import plan as plans
+    from stillwatch.watch.serve import serve
+
+    if (what.suffix == ".toml") == (source is not None):
+        raise Mistake(f"{what}: a bundle is watched with --source X, a plan (watch.toml) without")
+    read = plans.Read(plans.single(what, source, fps=fps), {}, {}) if source is not None else plans.load(what)
+    changes = {"port": port} if port is not None else {}
+    plan = read.plan.amended(on=page and read.plan.web.on, folder=out, **changes)
+    serve(read._replace(plan=plan), voice().say, seconds)
+
+
+@app.command(epilog="Example: stillwatch replay bundle night.mp4 --truth night.json")
+def replay(
+    bundle: BundleFolder,
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="a file, a folder of pictures, or toy://driver")],
+    truth: Annotated[Path | None, typer.Option("--truth", help="JSON with segments: start_s, end_s, label")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--rule", help="KEY=VALUE of the rule, such as threshold=0.6; repeatable")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="folder of replay.json and replay.png")] = None,
+) -> None:
+    """A film through detector and rule, against the truth: events, misses, false alarms an hour, seconds to detect."""
+    from stillwatch.judge import replay as judged
+    from stillwatch.recipe import amended_rule
+    from stillwatch.watch import film, source
+    from stillwatch.watch.detector import Detector
+    from stillwatch.watch.plan import named
+
+    detector, name = Detector(bundle), named(video)
+    rule = amended_rule(detector.bundle.manifest.rule, overrides or ())
+    alarm = film.alarm_of(detector.bundle, name, rule)
+    known = judged.read_truth(truth, detector.labels) if truth else None
+    steps = film.steps(detector, source.frames(video))
+    report = judged.replay(steps, alarm, known, detector.labels, detector.safe)
+    print(judged.words(report))
+    print("\nwritten: " + ", ".join(str(path) for path in judged.save(report, out or Path(f"{name}-replay"))))
+
+
+@app.command(epilog="Example: stillwatch events --since 1h --camera cab --json")
+def events(
+    folder: Annotated[Path, typer.Option("--in", help="the folder that watch keeps")] = Path("watch"),
+    since: Annotated[str | None, typer.Option("--since", help="30m, 1h, 7d, or 2026-01-31T10:00")] = None,
+    camera: Annotated[str | None, typer.Option("--camera")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="distraction, phone, violence, camera, …")] = None,
+    level: Annotated[str | None, typer.Option("--level", help="notice, warn or alarm, and above")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1)] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="one event a line")] = False,
+) -> None:
+    """What was seen: the newest events first, also while a watch is running."""
+    from stillwatch.watch import store
+
+    if level is not None and level not in ("notice", "warn", "alarm"):
+        raise Mistake(f"--level {level}: is notice, warn or alarm")
+    found = store.events(folder, _since(since), None, camera, kind, level, None, limit)
+    for event in found:
+        print(json.dumps(event, ensure_ascii=False) if as_json else _event_line(event))
+    if not found and not as_json:
+        print(f"{folder}: no such events")
+
+
+@app.command(epilog="Example: stillwatch score bundle archive -o scores.parquet; a killed one goes on")
+def score(
+    bundle: BundleFolder,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="of pictures and films, also in sub-folders")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="a .parquet or .csv file")] = Path("scores.parquet"),
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes; else one a core")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="frames a second of films; else all")] = None,
+) -> None:
+    """An archive as fast as the cores allow: one row a picture or frame, the same numbers as judge."""
+    from stillwatch.watch.score import score as work
+
+    done = work(bundle, folder, out, workers, voice(), rate)
+    print(f"{out}: {done['rows']} rows of {done['files']} files in {done['seconds']:.1f} s; {done['bad']} bad files")
+
+
+@app.command(name="test-sinks", epilog="Example: stillwatch test-sinks watch.toml")
+def test_sinks(what: Annotated[Path, typer.Argument(metavar="WATCH.toml")]) -> None:
+    """Send each sink of a plan one event that says it is a test. Exit status 1 where one did not take it."""
+    from stillwatch.watch import plan as plans
+    from stillwatch.watch.post import test_sinks as work
+
+    read = plans.load(what)
+    for words in read.sinks.values():
+        print(words)
+    answers = work(read.plan.sink)
+    if not answers and not read.sinks:
+        raise Mistake(f"{what}: no [[sink]] in it")
+    for name, wrong in answers:
+        print(f"{name}: {wrong or 'took the test event'}")
+    if read.sinks or any(wrong for _, wrong in answers):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: stillwatch ls --runs runs")
@@ -243,21 +360,68 @@ def ls(runs: Folder = Path("runs")) -> None:
 
 
 @app.command(epilog="Example: stillwatch demo --out my-demo")
-def demo(out: Annotated[Path, typer.Option("--out", help="folder of its runs and report")] = Path("demo")) -> None:
-    """The whole of it on drawn pictures: audit, teach, the student alone and distilled, and the report."""
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="folder of its runs and report")] = Path("demo"),
+    serve: Annotated[
+        bool | None, typer.Option("--serve/--no-serve", help="end with a live page; by default on a terminal")
+    ] = None,
+) -> None:
+    """The whole of it on drawn pictures: from the data to a watch on a driver whom nobody has learnt from."""
+    live = sys.stdout.isatty() if serve is None else serve
     for step, work in (
-        ("1/9  the data: drawn drivers, phones, yawns", lambda: audit("toy", None, out)),
-        ("2/9  the teacher", lambda: teach("toy", None, out)),
-        ("3/9  the student alone: the control", lambda: distil("toy", None, True, out)),
-        ("4/9  the student distilled", lambda: distil("toy", None, False, out)),
-        ("5/9  did it help?", lambda: compare(_latest(out, "teacher", "alone", "distilled"), out / "report")),
-        ("6/9  pruned, and the narrower student beside it", lambda: prune(_latest(out, "distilled")[0])),
-        ("7/9  INT8", lambda: quantise(_latest(out, "pruned")[0])),
-        ("8/9  the bundle", lambda: _pack(out)),
-        ("9/9  how fast is it here?", lambda: bench(out / "bundle", None, None, [1], 200)),
+        ("1/10 the data: drawn drivers, phones, yawns", lambda: audit("toy", None, out)),
+        ("2/10 the teacher", lambda: teach("toy", None, out)),
+        ("3/10 the student alone: the control", lambda: distil("toy", None, True, out)),
+        ("4/10 the student distilled", lambda: distil("toy", None, False, out)),
+        ("5/10 did it help?", lambda: compare(_latest(out, "teacher", "alone", "distilled"), out / "report")),
+        ("6/10 pruned, and the narrower student beside it", lambda: prune(_latest(out, "distilled")[0])),
+        ("7/10 INT8", lambda: quantise(_latest(out, "pruned")[0])),
+        ("8/10 the bundle", lambda: _pack(out)),
+        ("9/10 how fast is it here?", lambda: bench(out / "bundle", None, None, [1], 200)),
+        ("10/10 on a camera", lambda: _live(out) if live else _film(out)),
     ):
         print(f"\n=== {step}", flush=True)
         work()
+
+
+def _since(text: str | None) -> float | None:
+    """30m, 1h, 7d, or a date -> epoch seconds."""
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+    try:
+        if text[-1:] in units:
+            return time.time() - float(text[:-1]) * units[text[-1]]
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise Mistake(f"--since {text}: is a time such as 30m, 1h, 7d or 2026-01-31T10:00") from None
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    at = datetime.fromtimestamp(event["opened"]).strftime("%Y-%m-%d %H:%M:%S")
+    marks = [event["verdict"] == "false" and "false alarm", event["acknowledged"] and "acknowledged"]
+    lasted = f"{event['end'] - event['start']:.1f} s" if event["end"] is not None else "goes on"
+    said = f"{at}  {event['level']:6} {event['camera']:16} {event['words']} ({lasted})"
+    return "  ".join([said, *(mark for mark in marks if mark)])
+
+
+DRIVER = 1  # of the toy: one whom the demo's split keeps for the test
+
+
+def _live(out: Path) -> None:
+    """The toy's driver on screen, until Ctrl-C."""
+    print("a drawn driver, whom nobody has learnt from, on the page below; Ctrl-C ends it")
+    watch(out / "bundle", f"toy://driver?seed={DRIVER}", port=None, page=True, out=out / "watch", fps=10, seconds=None)
+
+
+def _film(out: Path) -> None:
+    """Two minutes of the same driver, held against what was drawn."""
+    from stillwatch import toy
+
+    truth = out / "driver.json"
+    truth.write_text(json.dumps({"segments": toy.truth("cabin", 120, DRIVER)}), encoding="utf-8")
+    replay(out / "bundle", f"toy://driver?seed={DRIVER}&seconds=120", truth, None, out / "replay")
+    print(f"\nlive, with a page: stillwatch watch {out / 'bundle'} --source 'toy://driver?seed={DRIVER}'")
 
 
 def _pack(out: Path) -> None:

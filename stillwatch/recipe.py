@@ -43,6 +43,7 @@ class Data(Strict):
     rate: float | None = Field(None, gt=0)  # videos: frames a second to take; all where absent
     frames: int = Field(1, ge=1)  # T, frames a sample
     max_bad: float = Field(0.05, ge=0, le=1)  # above this share of bad files the command stops
+    negatives: Path | None = None  # <label>/<camera>/*.jpg that the page filed as false alarms: training only
 
     @model_validator(mode="after")
     def _possible(self) -> "Data":
@@ -52,6 +53,8 @@ class Data(Strict):
             raise ValueError(f'valid = {self.valid} must lie between 0 and 1, or be "fold"')
         if min(self.hw) < 8:
             raise ValueError(f"size = {self.size} is too small: at least 8 pixels")
+        if self.negatives is not None and self.frames > 1:
+            raise ValueError(f"negatives are single pictures; frames = {self.frames} wants clips")
         return self
 
     @property
@@ -153,9 +156,17 @@ class Tune(Strict):
 
 
 class Rule(Strict):
-    """How probabilities become alarms: a named preset."""
+    """How probabilities become alarms: a named preset of stillwatch.rules, and what differs from it. Seconds."""
 
-    profile: Literal["driver", "cctv", ""] = ""
+    profile: Literal["driver", "cctv", ""] = ""  # "": cctv
+    threshold: float | None = Field(
+        None, gt=0, lt=1
+    )  # cctv: evidence grows above it; else the bundle's operating point
+    smooth: float | None = Field(None, ge=0)  # time constant of the smoothing
+    unsure: float | None = Field(None, ge=0, lt=1)  # below this largest probability a frame accuses nobody
+    cooldown: float | None = Field(None, ge=0)  # between two events of one kind
+    off: tuple[str, ...] = ()  # indicators that stay silent
+    indicators: dict[str, dict[str, Any]] = {}  # distraction = {after = [3, 5, 11], labels = ["Distracted"]}
 
 
 class Recipe(Strict):
@@ -275,6 +286,17 @@ def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place
     return check(raw, place)
 
 
+def amended_rule(raw: Mapping[str, Any], overrides: Iterable[str]) -> Rule:
+    """A bundle's rule with `key=value` laid over it. Raises Mistake."""
+    table = dict(raw)
+    for override in overrides:
+        _lay(table, override)
+    try:
+        return Rule.model_validate(table)
+    except ValidationError as error:
+        raise Mistake(_lines("rule", error, Rule, "")) from error
+
+
 def _lay(raw: dict[str, Any], override: str) -> None:
     """`a.b=value` into the nested dict; the value is TOML where it parses as TOML, else the text itself."""
     key, equals, text = override.partition("=")
@@ -296,11 +318,21 @@ def _lay(raw: dict[str, Any], override: str) -> None:
 
 
 def _lines(place: str, error: ValidationError, model: type[BaseModel], prefix: str) -> str:
-    """Pydantic's errors, one line a key: where a key may be of two types, pydantic complains once for each."""
+    return explain(error, model, lambda _: place, prefix)
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], place: Callable[[tuple[Any, ...]], str], prefix: str = ""
+) -> str:
+    """Pydantic's errors for people, one line a key: place, key, value, the nearest right word.
+
+    place: from the path of a key (names and list indices) to where it stands, such as "watch.toml: line 7".
+    """
     by_key: dict[str, str] = {}
-    for one in error.errors():
-        line = _line(place, one, model, prefix)
-        key = re.split(r" = |: ", line.removeprefix(f"{place}: "))[0]
+    for one in error.errors():  # where a key may be of two types, pydantic complains once for each
+        where = place(tuple(one["loc"]))
+        line = _line(where, one, model, prefix)
+        key = re.split(r" = |: ", line.removeprefix(f"{where}: "))[0]
         by_key[key] = f"{by_key[key]}; or: {line.rpartition(': ')[2]}" if key in by_key else line
     return "\n".join(by_key.values())
 

@@ -88,7 +88,7 @@ class Run:
             "recipe": recipe.model_dump(mode="json"),
             "parent": None,
             "command": " ".join(["stillwatch", *sys.argv[1:]]),
-            "commit": _commit(),
+            "commit": commit(),
             "versions": _versions(),
             **fields,
         }
@@ -219,7 +219,7 @@ def _number(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The project's own git commit, with a + where its tree is changed; None outside a checkout."""
     here = Path(__file__).parent
     try:

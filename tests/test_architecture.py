@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "stillwatch"
 HEAVY = {
     "torch", "torchvision", "timm", "accelerate", "safetensors", "scipy", "sklearn", "matplotlib", "av", "onnxruntime",
     "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic", "onnx", "onnxscript", "nncf", "torch_pruning",
-    "optuna", "pnnx", "openvino", "ncnn", "ai_edge_litert",
+    "optuna", "pnnx", "openvino", "ncnn", "ai_edge_litert", "uvicorn", "starlette", "paho", "apprise",
+    "prometheus_client", "pyarrow",
 }  # fmt: skip
 STREET = {"numpy", "cv2", "pydantic"}
 MAY = {
@@ -21,7 +22,12 @@ MAY = {
         | {"onnx", "onnxscript", "nncf", "torch_pruning", "optuna", "pnnx", "openvino"},
     ),
     "judge": ({"ground", "judge"}, STREET | {"sklearn", "matplotlib"}),
-    "watch": ({"ground", "watch"}, STREET | {"onnxruntime", "openvino", "ncnn", "ai_edge_litert", "av", "fastapi"}),
+    "watch": (
+        {"ground", "watch"},
+        STREET
+        | {"onnxruntime", "openvino", "ncnn", "ai_edge_litert"}
+        | {"av", "fastapi", "starlette", "uvicorn", "paho", "apprise", "prometheus_client", "pyarrow"},
+    ),
     "cli": ({"ground", "lab", "judge", "watch"}, {"typer", "rich", "numpy"}),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

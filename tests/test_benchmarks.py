@@ -50,7 +50,7 @@ def test_a_case_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     with out.open(newline="") as file:
         both, alone = csv.DictReader(file)
     assert (both["recipe"], both["stages"], both["data"], both["size"]) == ("toy", "teach+distil", "toy", "16x16x1")
-    assert (both["teacher"], both["student"], both["epochs"], both["views"]) == ("smallcnn", "mnist-small", "2", "2")
+    assert (both["teacher"], both["student"], both["epochs"], both["views"]) == ("smallcnn", "mnist-cnn", "2", "2")
     train = int(both["train"])
     assert train + int(both["valid"]) + int(both["test"]) == 96
     whole = train // 16 * 16  # the short last batch is left out by both

@@ -13,7 +13,7 @@ from stillwatch.lab import lessons
 
 COMMANDS = (
     "audit", "teach", "distil", "compare", "judge", "prune", "quantise", "export", "bench", "tune", "doctor", "ls",
-    "demo",
+    "demo", "watch", "replay", "events", "score", "test-sinks",
 )  # fmt: skip
 
 
@@ -71,6 +71,16 @@ def test_wrong_usage_is_status_2(say: Any, words: tuple[str, ...]) -> None:
         (("export", "runs/x"), "runs/x: not a run"),
         (("bench", "bundle"), "bundle: not a bundle: no such folder"),
         (("doctor", "bundle"), "bundle: not a bundle: no such folder"),
+        (("watch", "bundle"), "bundle: a bundle is watched with --source X, a plan (watch.toml) without"),
+        (("watch", "bundle", "--source", "0"), "bundle: not a bundle: no such folder"),
+        (("watch", "watch.toml"), "watch.toml: no such file"),
+        (("doctor", "watch.toml"), "watch.toml: no such file"),
+        (("test-sinks", "watch.toml"), "watch.toml: no such file"),
+        (("replay", "bundle", "night.mp4"), "bundle: not a bundle: no such folder"),
+        (("score", "bundle", "archive"), "archive: no such folder"),
+        (("events",), "watch: no events are kept there"),
+        (("events", "--since", "soon"), "--since soon: is a time such as 30m, 1h, 7d"),
+        (("events", "--level", "loud"), "--level loud: is notice, warn or alarm"),
         (("tune", "toy", "tune.keys={'fit.lrr'=[1,2]}"), "did you mean 'lr'"),
     ],
 )

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from toys import idx_pair, jpeg, video
 
 from stillwatch import pixels, toy
-from stillwatch.lab.data import Sample, cut_off, decode, gather, read_picture
+from stillwatch.files import cut_off, read_picture
+from stillwatch.lab.data import Sample, decode, gather
 from stillwatch.lab.splits import assign
 from stillwatch.recipe import Data, Mistake, Recipe, check
 

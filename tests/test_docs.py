@@ -14,7 +14,7 @@ COMMANDS = {command.name or command.callback.__name__ for command in cli.app.reg
 
 
 def test_the_readme_s_commands_exist() -> None:
-    named = re.findall(r"^stillwatch +(\w+)", README, re.M)
+    named = re.findall(r"^stillwatch +([\w-]+)", README, re.M)
     assert len(named) >= 5
     assert set(named) <= COMMANDS
     targets = re.findall(r"^make (\w+)", README, re.M)

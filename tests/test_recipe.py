@@ -155,4 +155,4 @@ def test_a_table_s_fit_lies_over_the_student_s() -> None:
     asked = recipe.load("toy", ["student.fit={epochs=7,batch=9}", "prune.fit={epochs=2}", "tune.side='teacher'"])
     assert (asked.fit_in("prune").epochs, asked.fit_in("prune").batch) == (2, 9)
     assert asked.fit_in("quantise").batch == 9
-    assert asked.fit_in("tune").batch == asked.fit_of("teacher").batch == 25
+    assert asked.fit_in("tune").batch == asked.fit_of("teacher").batch == 20

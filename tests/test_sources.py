@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import idx_pair, jpeg, video
 
+from stillwatch import files
 from stillwatch.lab import sources
 from stillwatch.lab.sources import Found, Sample, Skipped
 from stillwatch.recipe import Data, Mistake
@@ -257,9 +258,9 @@ def test_a_clip_cut_behind_its_index_says_how_much_is_left(tmp_path: Path) -> No
             picture = chance.integers(0, 255, (48, 64, 3)).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    assert len(sources.times_of(path)) == 20
+    assert len(files.times_of(path, sources.CODEC)) == 20
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    reason = sources.times_of(path)
+    reason = files.times_of(path, sources.CODEC)
     assert isinstance(reason, str) and reason.startswith("truncated: ") and reason.endswith(" of 20 frames")
 
 
@@ -287,7 +288,7 @@ def test_videos_from_a_manifest(tmp_path: Path) -> None:
 @given(st.lists(st.floats(0.001, 2), min_size=0, max_size=60), st.floats(0.1, 60))
 def test_sampled_frames_rise_and_stay_inside(gaps: list[float], rate: float) -> None:
     times = [0.0, *np.cumsum(gaps).tolist()]
-    taken = sources.sampled(times, rate)
+    taken = files.sampled(times, rate)
     assert taken[0] == 0 and taken[-1] < len(times)
     assert taken == sorted(set(taken))
     assert len(taken) <= times[-1] * rate + 1.001

@@ -56,6 +56,7 @@ def audit(
         "skipped": _skipped(samples, skipped),
         "splits": _counts(samples, labels),
         "groups": _groups(samples, labels),
+        "negatives": _negatives(samples, labels),
         "duplicates": duplicates,
         "distinct": distinct,
         "majority": _majority(samples, labels),
@@ -98,6 +99,14 @@ def _groups(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, Any]:
         "in_two_splits": [name for name in names if len(splits_of[name]) > 1],
         "of_label": {label: sorted(of_label[label], key=_natural) for label in labels},
     }
+
+
+def _negatives(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, Any]:
+    """The false alarms that the street filed: how many, of how many cameras, of which labels."""
+    own = [sample for sample in samples if sample.negative]
+    counts = Counter(sample.label for sample in own)
+    cameras = {sample.group for sample in own}
+    return {"count": len(own), "cameras": len(cameras), "labels": {label: counts[label] for label in labels}}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -313,6 +322,13 @@ def summary(found: dict[str, Any]) -> str:
         wrapped = textwrap.wrap(whole, WIDTH, initial_indent=f"{number:3}. ", subsequent_indent="     ")
         lines += [line.replace("\u00a0", " ") for line in wrapped]
     names = [name for name in found["splits"]["train"] if name != "total"]
+    if negatives := found["negatives"]["count"]:
+        cameras = found["negatives"]["cameras"]
+        lines += [
+            "",
+            f"{negatives:,} of the training samples are false alarms that were filed on {cameras} "
+            f"camera{'s' * (cameras != 1)}; valid and test have none.",
+        ]
     rows = [["class", *SPLITS, "all"]]
     for name in [*names, "total"]:
         counts = [found["splits"][split][name] for split in SPLITS]

@@ -6,18 +6,18 @@ Called by audit, cache and the CLI. It writes nothing, enforces no max_bad, and 
 
 import inspect
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import pixels, toy
-from stillwatch.lab.sources import SOURCES, Found, Sample, Skipped, drawn, read_idx
+from stillwatch.files import Window, clips, read_picture
+from stillwatch.lab.sources import CODEC, SOURCES, Found, Sample, Skipped, drawn, negatives, read_idx
 from stillwatch.recipe import Data, Mistake, Recipe, nearest, pick
 
 __all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather"]
@@ -48,7 +48,18 @@ def gather(recipe: Recipe) -> Found:
         raise Mistake(f"data.frames = {data.frames}: {odd.id} is a single picture; only videos give more than 1")
     _check_labels(found, recipe.labels)
     _give_groups(found, data)
+    if data.negatives is not None:
+        _add_negatives(found, negatives(data.negatives, recipe.labels))
     return found
+
+
+def _add_negatives(found: Found, more: Found) -> None:
+    """Lay the street's false alarms beside the data. Raises Mistake where a file of the data has the same name."""
+    taken = {sample.id for sample in found.samples}
+    if twice := next((sample.id for sample in more.samples if sample.id in taken), None):
+        raise Mistake(f"data.negatives: {twice} is also a name in data.root; move the negatives out of there")
+    found.samples += more.samples
+    found.skipped += more.skipped
 
 
 def _check_options(source: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -157,51 +168,6 @@ def _pictures(samples: Sequence[Sample], data: Data) -> Read:
         yield sample, value
 
 
-def read_picture(path: Path) -> NDArray[np.uint8] | str:
-    """A picture file as uint8 (H,W,3) RGB, or the reason why it is none."""
-    try:
-        raw = np.fromfile(path, np.uint8)  # not imread: that one cannot open every name on every system
-    except OSError as error:
-        return "missing file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-    if not raw.size:
-        return "empty file"
-    if cut_off(raw.tobytes()):
-        return "truncated"
-    try:
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        return f"cannot be decoded: {error.err}"
-    if image is None or not image.size:
-        return "cannot be decoded"
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
-
-
-def cut_off(raw: bytes) -> bool:
-    """Whether a JPEG, PNG, BMP or WebP ends before its own end mark; a decoder would fill the rest with gray."""
-    if raw.startswith(b"\xff\xd8"):
-        # An embedded thumbnail has an end mark of its own: look for ours behind the first scan's header. Bytes
-        # FF D9 cannot occur within a scan (ITU T.81, B.1.1.5).
-        place = 2
-        while raw[place : place + 1] == b"\xff" and raw[place + 1 : place + 2] not in (b"\xda", b""):
-            if raw[place + 1] == 0xFF:  # fill bytes may stand before a marker
-                place += 1
-                continue
-            place += 2 + int.from_bytes(raw[place + 2 : place + 4], "big")
-        return raw.find(b"\xff\xd9", place) < 0
-    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
-        place = 8
-        while place + 12 <= len(raw):
-            if raw[place + 4 : place + 8] == b"IEND":
-                return False
-            place += 12 + int.from_bytes(raw[place : place + 4], "big")
-        return True
-    if raw.startswith(b"BM"):
-        return int.from_bytes(raw[2:6], "little") > len(raw)
-    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
-        return int.from_bytes(raw[4:8], "little") + 8 > len(raw)
-    return False
-
-
 def _rows(samples: Sequence[Sample], data: Data) -> Read:
     try:
         images = read_idx(samples[0].path, 3)
@@ -215,31 +181,10 @@ def _rows(samples: Sequence[Sample], data: Data) -> Read:
 
 
 def _clip(samples: Sequence[Sample], data: Data) -> Read:
-    """Decode forward once, and hand out each window as soon as it is whole, so that memory stays flat."""
-    waiting = sorted(samples, key=lambda sample: sample.frames)
-    wanted = {number for sample in samples for number in sample.frames}
-    kept: dict[int, NDArray[np.uint8] | str] = {}
-    number = -1
-    reason = ""
-    try:
-        with av.open(str(samples[0].path), metadata_errors="replace") as container:
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-                    kept[number] = "damaged frame" if frame.is_corrupt else _fit(image, data)
-                while waiting and waiting[0].frames[-1] <= number:
-                    sample = waiting.pop(0)
-                    yield sample, _window(sample, kept)
-                    kept = {n: image for n, image in kept.items() if waiting and n >= waiting[0].frames[0]}
-                if not waiting:
-                    return
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        reason = f": {getattr(error, 'strerror', None) or error}"
-    for sample in waiting:
-        yield sample, f"only {number + 1} frames can be decoded, frame {sample.frames[-1]} is wanted{reason}"
-
-
-def _window(sample: Sample, kept: dict[int, NDArray[np.uint8] | str]) -> list[NDArray[np.uint8]] | str:
-    images = [kept[number] for number in sample.frames]
-    damaged = next((image for image in images if isinstance(image, str)), None)
-    return damaged or [image for image in images if not isinstance(image, str)]
+    """In order of their frames, so that the file is decoded once."""
+    by_window: dict[Window, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_window[sample.frames].append(sample)
+    for window, images in clips(samples[0].path, list(by_window), lambda image: _fit(image, data), CODEC):
+        for sample in by_window[window]:
+            yield sample, images

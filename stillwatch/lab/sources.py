@@ -19,14 +19,14 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from stillwatch import toy
+from stillwatch.files import NOT_READ, PICTURES, VIDEOS, Codec, sampled, times_of, windows
 from stillwatch.recipe import Data, Mistake, nearest
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
-NOT_READ = (".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2")  # pictures, but not ones that are read here
+CODEC = Codec(av.open, VideoReformatter)
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 
 
@@ -43,6 +43,7 @@ class Sample:
     time: float = 0.0  # order within the sequence: frame number or seconds
     frames: tuple[int, ...] = ()  # videos: the T frame numbers; idx: (row,); toy: (number,); pictures: ()
     box: tuple[int, int, int, int] | None = None  # x1,y1,x2,y2 in pixels
+    negative: bool = False  # a false alarm that the street filed: to be learnt from, never to measure with
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,57 +187,17 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: int =
     else:
         rows = _tree(data, labels, VIDEOS, found.skipped)
     for row in _once(rows, found.skipped):
-        times = times_of(row.path)
+        times = times_of(row.path, CODEC)
         if isinstance(times, str):
             found.skipped.append(Skipped(row.id, times))
             continue
-        taken = sampled(times, data.rate)
-        starts = range(0, max(len(taken) - data.frames, 0) + 1, data.frames)
-        windows = [(taken[start:] + [taken[-1]] * data.frames)[: data.frames] for start in starts]
-        if 0 < limit < len(windows):
-            windows = [windows[(2 * i + 1) * len(windows) // (2 * limit)] for i in range(limit)]
-        for window in windows:
+        cuts = windows(sampled(times, data.rate), data.frames)
+        if 0 < limit < len(cuts):
+            cuts = [cuts[(2 * i + 1) * len(cuts) // (2 * limit)] for i in range(limit)]
+        for window in cuts:
             new = replace(row, id=f"{row.id}#{window[0]}", sequence=row.id, time=round(times[window[0]], 4))
-            found.samples.append(replace(new, frames=tuple(window)))
+            found.samples.append(replace(new, frames=window))
     return found
-
-
-def times_of(path: Path) -> list[float] | str:
-    """The seconds at which each frame of a clip is shown, from 0 on, read from its packets without decoding.
-
-    Returns the reason, a str, where the file is no clip that can be read.
-    """
-    try:
-        if not path.stat().st_size:
-            return "empty file"
-        with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video:
-                return "no video stream"
-            stream = container.streams.video[0]
-            packets = [(packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size]
-            # a file that is cut off still announces all its frames
-            if len(packets) < 0.95 * stream.frames:
-                return f"truncated: {len(packets)} of {stream.frames} frames"
-            shown = [mark for mark, hidden in packets if not hidden]  # an edit list hides some
-            marks = sorted(mark for mark in shown if mark is not None)
-            rate, base = float(stream.average_rate or 0), float(stream.time_base or 0)
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        return f"not a video that can be read: {getattr(error, 'strerror', None) or error}"
-    if not shown:
-        return "no frames"
-    if len(marks) == len(shown) and base and (len(marks) == 1 or marks[-1] > marks[0]):
-        return [(mark - marks[0]) * base for mark in marks]
-    return [number / (rate or 25.0) for number in range(len(shown))]
-
-
-def sampled(times: Sequence[float], rate: float | None) -> list[int]:
-    """The frame nearest to each tick of `rate` a second, each frame at most once; all frames where rate is None."""
-    if rate is None:
-        return list(range(len(times)))
-    seconds = np.asarray(times)
-    ticks = np.arange(int(seconds[-1] * rate + 1e-6) + 1) / rate
-    middles = (seconds[1:] + seconds[:-1]) / 2
-    return [int(number) for number in np.unique(np.searchsorted(middles, ticks - 1e-6))]
 
 
 def idx(data: Data, labels: tuple[str, ...]) -> Found:
@@ -383,6 +344,28 @@ def _box(text: str) -> tuple[int, int, int, int] | None:
     if x2 <= x1 or y2 <= y1:
         raise ValueError(f"box {text!r} holds no pixel")
     return x1, y1, x2, y2
+
+
+def negatives(root: Path, labels: tuple[str, ...]) -> Found:
+    """root/LABEL/CAMERA/*.jpg, as the page's "false alarm" files them: LABEL is what the pictures truly show.
+
+    All are for training, each camera a group of its own. Raises Mistake for a missing folder and a label that is none.
+    """
+    if not root.is_dir():
+        parent = root.parent
+        beside = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+        raise Mistake(f"data.negatives = '{root}': no such folder" + (nearest(root.name, beside) if beside else ""))
+    for folder in _folders(root):
+        if folder.name not in labels:
+            hint = nearest(folder.name, labels)
+            raise Mistake(f"data.negatives = '{root}': the folder {folder.name!r} is no label of the recipe's{hint}")
+    found = Found()
+    # a source without splits: a class may be called "test"
+    for row in _tree(Data(source="folders", root=root, group="folder"), labels, PICTURES, found.skipped):
+        new = replace(row, id=f"negatives/{row.id}", group=f"negatives/{row.group or 'unknown'}", split="train")
+        found.samples.append(replace(new, negative=True))
+    found.skipped = [replace(one, file=f"negatives/{one.file}") for one in found.skipped]
+    return found
 
 
 def drawn(

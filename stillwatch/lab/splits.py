@@ -25,9 +25,10 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
     official: as the source says; valid is taken out of train where the source has none.
     grouped: test is fold `fold` of sklearn's StratifiedGroupKFold; valid is the next fold, or a share of train.
     ratio: the same without groups, so that neighbours may sit on both sides.
+    Negatives (false alarms that the street filed) are always train, and move no other sample.
     Raises Mistake for a split that cannot be made.
     """
-    ordered = sorted(samples, key=lambda sample: sample.id)
+    ordered = sorted((sample for sample in samples if not sample.negative), key=lambda sample: sample.id)
     splits = _official(ordered, data) if data.split == "official" else _folded(ordered, data)
     for name in ("train", "valid", "test"):
         if name not in splits:
@@ -36,7 +37,7 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
                 f" fold = {data.fold}, seed = {data.seed}; try another seed or fewer folds"
             )
     by_id = {sample.id: split for sample, split in zip(ordered, splits, strict=True)}
-    return [replace(sample, split=by_id[sample.id]) for sample in samples]
+    return [replace(sample, split=by_id.get(sample.id, "train")) for sample in samples]
 
 
 def _official(samples: Sequence[Sample], data: Data) -> list[str]:

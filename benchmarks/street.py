@@ -1,0 +1,302 @@
+"""The street, measured: `python -m benchmarks.street BUNDLE`: four 640×360 H.264 cameras at 10 fps, and decoding alone.
+
+In: a bundle. Out: capture→decision latencies, CPU of watching beside that of decoding the same streams in the same run,
+start, memory of one camera, recovery after the server was away; a row in results/street.csv with --record.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from stillwatch import toy
+
+SIZE, FPS, KEYS = (360, 640), 10, 10  # a keyframe each second, as cameras are set for recording
+HERE = Path(__file__).parent.parent
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def film(path: Path, seed: int, seconds: float = 20) -> None:
+    """A drawn driver as H.264 in MPEG-TS, of about a camera's bit rate."""
+    with av.open(str(path), "w", format="mpegts") as out:
+        stream = out.add_stream("libx264", rate=FPS, options={"preset": "medium", "tune": "zerolatency", "crf": "26"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.codec_context.gop_size = KEYS
+        for _, picture, _ in toy.clip("cabin", seconds, FPS, seed, SIZE):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+
+
+def packets(path: Path) -> list[bytes]:
+    """The file in pieces, one a frame: cut where a new picture of the video begins."""
+    raw = path.read_bytes()
+    starts = [at for at in range(0, len(raw), 188) if raw[at + 1] & 0x40 and _pid(raw, at) == 256]
+    return [raw[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], len(raw)], strict=True)]
+
+
+def _pid(raw: bytes, at: int) -> int:
+    return (raw[at + 1] & 0x1F) << 8 | raw[at + 2]
+
+
+def serve(films: list[Path], port: int) -> None:
+    """A process that sends each film in a loop, one frame every 1/FPS seconds, to whoever asks."""
+    pieces = [packets(path) for path in films]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            mine = pieces[int(self.path.strip("/"))]
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp2t")
+            self.end_headers()
+            due = time.monotonic()
+            try:
+                while True:
+                    for piece in mine:
+                        due += 1 / FPS
+                        time.sleep(max(0.0, due - time.monotonic()))
+                        self.wfile.write(piece)
+            except OSError:
+                return
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    ThreadingHTTPServer.daemon_threads = True
+    ThreadingHTTPServer.allow_reuse_address = True
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+@contextmanager
+def streams(films: list[Path], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    words = [sys.executable, "-m", "benchmarks.street", "--serve", str(port), *map(str, films)]
+    with subprocess.Popen(words, cwd=HERE) as process:
+        try:
+            until(lambda: answered(f"http://127.0.0.1:{port}/0"), 20)
+            yield process
+        finally:
+            process.kill()
+
+
+def answered(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.status == 200
+    except (OSError, urllib.error.HTTPError):
+        return False
+
+
+def until(true: Any, seconds: float, step: float = 0.02) -> float:
+    """Wait for it; how long it took, s. Raises TimeoutError."""
+    start = time.monotonic()
+    while not true():
+        if time.monotonic() - start > seconds:
+            raise TimeoutError(f"not within {seconds} s")
+        time.sleep(step)
+    return time.monotonic() - start
+
+
+# --- measured -------------------------------------------------------------------------------------------------------
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started."""
+    below = Path(f"/proc/{pid}/task/{pid}/children")
+    try:
+        children = [
+            int(word) for task in below.parent.parent.iterdir() for word in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return [pid, *(one for child in children for one in family(child))]
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time of a process and all that it started, so far."""
+    total = 0.0
+    for one in family(pid):
+        try:
+            words = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def memory(pid: int) -> dict[str, float]:
+    """MB of a process and all that it started: pss (shared pages counted once) and rss (counted in each)."""
+    found = {"pss": 0, "rss": 0}
+    for one in family(pid):
+        text = Path(f"/proc/{one}/smaps_rollup").read_text()
+        for key in found:
+            found[key] += int(re.search(rf"^{key.capitalize()}:\s+(\d+)", text, re.M)[1])  # type: ignore[index]
+    return {key: kilobytes / 1000 for key, kilobytes in found.items()}
+
+
+def decode(url: str) -> None:
+    """The rival: a process that decodes a stream as it comes, one thread, and does nothing with it."""
+    with av.open(url) as source:
+        source.streams.video[0].codec_context.thread_count = 1
+        for _ in source.decode(video=0):
+            pass
+
+
+@contextmanager
+def decoding(urls: list[str]) -> Iterator[int]:
+    words = [sys.executable, "-m", "benchmarks.street", "--decode"]
+    with subprocess.Popen([*words, *urls], cwd=HERE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def watching(bundle: Path, urls: list[str], folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """`stillwatch watch` with its page and store, every latency written to latencies.json at the end."""
+    cameras = "".join(f'[[camera]]\nname = "c{n}"\nsource = "{url}"\n' for n, url in enumerate(urls))
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "watch.toml"
+    plan.write_text(f'bundle = "{bundle.resolve()}"\n[web]\nport = {port}\n{cameras}', encoding="utf-8")
+    words = [sys.executable, "-m", "benchmarks.street", "--watch", str(plan)]
+    with subprocess.Popen(words, cwd=HERE, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def watch(plan: Path) -> None:
+    """What `stillwatch watch` does, with every single latency kept."""
+    from stillwatch.watch import gauges
+    from stillwatch.watch import plan as plans
+    from stillwatch.watch.serve import serve as run
+
+    kept: list[tuple[float, float]] = []
+    plain = gauges.Gauges.latency
+
+    def latency(self: gauges.Gauges, camera: str, seconds: float) -> None:
+        kept.append((time.monotonic(), seconds))
+        plain(self, camera, seconds)
+
+    gauges.Gauges.latency = latency  # type: ignore[method-assign]
+    run(plans.load(plan), print)
+    plan.with_name("latencies.json").write_text(json.dumps(kept), encoding="utf-8")
+
+
+def busy(bundle: Path, folder: Path, urls: list[str], port: int, seconds: float, rounds: int) -> dict[str, Any]:
+    """Four cameras: CPU of decoding alone and of watching, taking turns; latencies of all rounds."""
+    alone, ours, ages = [], [], []
+    for number in range(rounds):
+        with decoding(urls) as pid:
+            time.sleep(3)
+            before = cpu(pid)
+            time.sleep(seconds)
+            alone.append((cpu(pid) - before) / seconds)
+        place = folder / f"round{number}"
+        with watching(bundle, urls, place, port) as process:
+            until(lambda: answered(f"http://127.0.0.1:{port}/readyz"), 30)
+            time.sleep(3)
+            before, start = cpu(process.pid), time.monotonic()
+            time.sleep(seconds)
+            ours.append((cpu(process.pid) - before) / seconds)
+        kept = json.loads((place / "latencies.json").read_text())
+        ages += [age for at, age in kept if start <= at <= start + seconds]
+    p50, p95, p99 = np.percentile(ages, [50, 95, 99])
+    return {
+        "cameras": len(urls), "frames_per_s": len(ages) / seconds / rounds, "p50_ms": 1e3 * p50, "p95_ms": 1e3 * p95,
+        "p99_ms": 1e3 * p99, "max_ms": 1e3 * max(ages), "cpu_decode": statistics.median(alone),
+        "cpu_watch": statistics.median(ours), "cpu_ratio": statistics.median(ours) / statistics.median(alone),
+    }  # fmt: skip
+
+
+def one(bundle: Path, folder: Path, films: list[Path], port: int) -> dict[str, Any]:
+    """One camera: seconds to ready, memory after a while, seconds to a frame once a lost server is back."""
+    page, url = f"http://127.0.0.1:{port + 1}", f"http://127.0.0.1:{port}/0"
+
+    def state() -> tuple[str, int]:
+        with urllib.request.urlopen(f"{page}/api/v1/cameras", timeout=2) as answer:
+            camera = json.load(answer)[0]
+        return camera["state"], int(camera["counters"]["frames"])
+
+    back = []
+    with streams(films, port) as server:
+        time.sleep(0.5)
+        with watching(bundle, [url], folder / "one", port + 1) as process:
+            ready = until(lambda: answered(f"{page}/readyz"), 30, 0.01)
+            time.sleep(10)
+            held = memory(process.pid)
+            server.kill()
+            server.wait()
+            lost = until(lambda: state()[0] == "lost", 20)
+            for away in (2, 8, 15):
+                time.sleep(away)
+                before = state()[1]
+                with streams(films, port) as server:
+                    back.append(until(lambda before=before: state()[1] > before, 30))  # type: ignore[misc]
+                    time.sleep(1)
+                until(lambda: state()[0] == "lost", 20)
+            process.send_signal(signal.SIGTERM)
+            stop = until(lambda: process.poll() is not None, 20)
+    return {
+        "ready_s": ready, "pss_mb": held["pss"], "rss_mb": held["rss"], "lost_noticed_s": lost,
+        "recovered_s": max(back), "stop_s": stop,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=float, default=20, help="of each round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--port", type=int, default=8790)
+    parser.add_argument("--record", metavar="NOTE", help="a row into results/street.csv")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        films = [folder / f"film{n}.ts" for n in range(4)]
+        for number, path in enumerate(films):
+            film(path, number)
+        with streams(films, asked.port):
+            urls = [f"http://127.0.0.1:{asked.port}/{n}" for n in range(4)]
+            figures = busy(asked.bundle, folder, urls, asked.port + 1, asked.seconds, asked.rounds)
+        figures |= one(asked.bundle, folder, films, asked.port + 2)
+    for key, value in figures.items():
+        print(f"{key:16} {value:.4g}")
+    if asked.record is not None:
+        from benchmarks.record import record_row
+
+        record_row("street.csv", {"bundle": asked.bundle.name, **figures}, asked.record)
+
+
+if __name__ == "__main__":
+    if "--serve" in sys.argv:
+        serve([Path(word) for word in sys.argv[3:]], int(sys.argv[2]))
+    elif "--decode" in sys.argv:
+        threads = [threading.Thread(target=decode, args=(url,), daemon=True) for url in sys.argv[2:]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    elif "--watch" in sys.argv:
+        watch(Path(sys.argv[2]))
+    else:
+        main()
