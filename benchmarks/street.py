@@ -234,7 +234,7 @@ def one(bundle: Path, folder: Path, films: list[Path], port: int) -> dict[str, A
 
     def state() -> tuple[str, int]:
         with urllib.request.urlopen(f"{page}/api/v1/cameras", timeout=2) as answer:
-            camera = json.load(answer)[0]
+            camera = json.load(answer)["cameras"][0]
         return camera["state"], int(camera["counters"]["frames"])
 
     back = []
@@ -262,6 +262,11 @@ def one(bundle: Path, folder: Path, films: list[Path], port: int) -> dict[str, A
     }  # fmt: skip
 
 
+def told(figures: dict[str, Any]) -> None:
+    for key, value in figures.items():
+        print(f"{key:16} {value:.4g}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
@@ -278,9 +283,10 @@ def main() -> None:
         with streams(films, asked.port):
             urls = [f"http://127.0.0.1:{asked.port}/{n}" for n in range(4)]
             figures = busy(asked.bundle, folder, urls, asked.port + 1, asked.seconds, asked.rounds)
-        figures |= one(asked.bundle, folder, films, asked.port + 2)
-    for key, value in figures.items():
-        print(f"{key:16} {value:.4g}")
+        told(figures)
+        alone = one(asked.bundle, folder, films, asked.port + 2)
+        told(alone)
+        figures |= alone
     if asked.record is not None:
         from benchmarks.record import record_row
 

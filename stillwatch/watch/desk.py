@@ -64,7 +64,7 @@ class Desk:
         condition, says = plain(fields)
         seen = condition in ("watching", "frozen", "black")
         p = fields.get("p") if seen else None
-        since = fields.get("since") or (fields.get("seen") if condition in ("lost", "ended") else None)
+        since = (fields.get("seen") if condition in ("lost", "ended") else None) or fields.get("since")
         return {
             **{key: fields.get(key) for key in ("name", "source", "state", "live", "status", "seen", "gauge_name")},
             **{key: finite(fields.get(key)) if seen else None for key in ("gauge", "fps", "age_ms")},
