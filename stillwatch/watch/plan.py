@@ -86,7 +86,7 @@ class Plan(Strict):
     web: Web = Web()
     keep: Keep = Keep()
     rule: Rule | None = None  # for every camera; else the bundle's own
-    threads: int | None = Field(None, ge=1)
+    threads: int = Field(1, ge=1)  # that compute one look; more where one takes longer than a frame
     runtime: str | None = None
 
     def amended(self, folder: Path | None = None, **web: Any) -> "Plan":
