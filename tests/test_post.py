@@ -58,7 +58,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.contextmanager
 def running(folder: Path, *told: Sink) -> Iterator[Store]:
     store = Store(Keep(folder=folder), told)
-    post = Post(store, told)
+    store.said = []  # type: ignore[attr-defined]
+    post = Post(store, told, store.said.append)  # type: ignore[attr-defined]
     post.start()
     store.post = post  # type: ignore[attr-defined]
     try:
@@ -98,6 +99,7 @@ def test_a_sink_that_is_away_gets_everything_when_it_is_back(tmp_path: Path) -> 
         until(lambda: len(ear().heard) == 5)
         until(lambda: store.post.status()[0]["sent"] == 5)  # type: ignore[attr-defined]
         assert store.post.status()[0]["last_error"] is None  # type: ignore[attr-defined]
+    assert store.said == ["sink ear: away; it is tried again", "sink ear: takes events again"]  # type: ignore[attr-defined]
     assert sorted(ear().ids()) == [f"e{n}" for n in range(5)]
 
 

@@ -243,6 +243,23 @@ def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> 
     assert [p is None for _, p in found] == [True, True, False, False, False]
 
 
+def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: Path) -> None:
+    said: list[str] = []
+    with loop.Watch(plan(tmp_path, "a"), say=said.append) as street:
+        camera: Any = street.seats[0].camera
+        camera.put(Note("c0", "state", {"state": "lost", "words": "connection refused"}))
+        turn(street)
+        street.store.trouble = "event cannot be written: database or disk is full"
+        street.beat()
+        street.store.trouble = None
+        street.beat()
+    assert said == [
+        "c0: lost: connection refused",
+        "events: event cannot be written: database or disk is full",
+        "events: can be written again",
+    ]
+
+
 def test_steps_gives_every_frame_its_answer_in_order(tmp_path: Path) -> None:
     it = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
     pictures = [SAFE, DANGER, SAFE, DANGER, DANGER]

@@ -7,7 +7,7 @@ Called by the CLI. It knows no codec, no SQL and no HTML.
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from multiprocessing.connection import wait
 from typing import Any
@@ -80,13 +80,21 @@ class Seat:
 class Watch:
     """Cameras, detector, alarms, store, page: opened together, closed together. Use it as a context."""
 
-    def __init__(self, plan: Plan, bad_cameras: Mapping[str, str] | None = None, batch: int = 1):
+    def __init__(
+        self,
+        plan: Plan,
+        bad_cameras: Mapping[str, str] | None = None,
+        batch: int = 1,
+        say: Callable[[str], None] = lambda line: None,
+    ):
         """Open what the plan names; a camera that cannot be opened is shown as failed and keeps no other from it.
 
+        say: a line for the log, where a camera or the disk is no longer as it was.
         Raises Mistake where the bundle does not load, the rule is wrong, or no camera at all is left.
         """
-        self.plan = plan
+        self.plan, self.say = plan, say
         self.stop = threading.Event()
+        self._trouble: str | None = None
         self.bundle = bundle.load(plan.bundle)
         manifest = self.bundle.manifest
         shape = manifest.input.shape
@@ -216,6 +224,10 @@ class Watch:
                 seat.name, state=seat.camera.state, words=seat.camera.words, fps=round(seat.fps, 1), counters=counters,
                 open=opened, gauge=float(seat.alarm.gauge),
             )  # fmt: skip
+        if self.store.trouble != self._trouble:
+            self._trouble = self.store.trouble
+            self.say(f"events: {self._trouble or 'can be written again'}")
+            self.board.say("trouble", words=self._trouble or "")
         if not self.board.ready and all(seat.seen or seat.camera.state != "starting" for seat in self.seats):
             self.board.ready = True
 
@@ -249,6 +261,8 @@ class Watch:
                 if fields["state"] != "live":
                     seat.forget()
             self.board.say("camera" if note.what == "state" else "trouble", camera=seat.name, **fields)
+            said = [fields.get("state"), fields.get("words")]
+            self.say(f"{seat.name}: {': '.join(dict.fromkeys(str(one) for one in said if one))}")
 
     def _publish(self, seat: Seat, event: Event) -> None:
         dated = seat.dated(event)

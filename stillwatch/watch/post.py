@@ -9,7 +9,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ WHERE o.sink = ? AND o.state = 'sent' AND o.settled > ? GROUP BY o.event
 class Postman:
     """One sink's thread."""
 
-    def __init__(self, sink: plans.Sink, store: Store, stop: threading.Event):
+    def __init__(self, sink: plans.Sink, store: Store, stop: threading.Event, say: Callable[[str], None]):
         self.sink, self.kind = sink, sink.to if isinstance(sink.to, str) else str(sink.to.get("name"))
         self.error: str | None = None
         self.failed = 0
-        self._store, self._stop = store, stop
+        self._store, self._stop, self._say = store, stop, say
         self._send: sinks.Send | None = None
         self._settled: set[int] = set()  # noted, but perhaps not on disk yet
         self._sent: dict[str, tuple[float, str, str]] = {}  # of the last hour, by event: when, camera, kind
@@ -104,10 +104,15 @@ class Postman:
             self.deliver({**public(event), **({"held": self._held} if self._held else {})}, clip)
         except Exception as error:  # every library of a sink has exceptions of its own
             self.failed += 1
-            self.error = " ".join(str(error).split())[:300] or type(error).__name__
+            words = " ".join(str(error).split())[:300] or type(error).__name__
+            if words != self.error:
+                self._say(f"sink {self.sink.name}: {words.removeprefix(f'sink {self.sink.name}: ')}; it is tried again")
+            self.error = words
             self._pause = min(2 * self._pause or FIRST, LONGEST)
             self._store.settle(row["number"], "waiting", self.error)
             return False
+        if self.error:
+            self._say(f"sink {self.sink.name}: takes events again")
         self._pause, self._held, self.error = 0.0, 0, None
         for (older,) in db.execute(
             "SELECT number FROM outbox WHERE sink = ? AND event = ? AND number < ? AND state = 'waiting'",
@@ -151,9 +156,10 @@ class Postman:
 class Post:
     """All of them."""
 
-    def __init__(self, store: Store, sinks: Sequence[plans.Sink]):
+    def __init__(self, store: Store, sinks: Sequence[plans.Sink], say: Callable[[str], None] = lambda line: None):
+        """say: a line for the log, where a sink no longer takes events, or does again."""
         self._store, self._stop = store, threading.Event()
-        self._men = [Postman(sink, store, self._stop) for sink in sinks]
+        self._men = [Postman(sink, store, self._stop, say) for sink in sinks]
 
     def start(self) -> None:
         for man in self._men:

@@ -29,8 +29,8 @@ def serve(read: Read, say: Callable[[str], None], seconds: float | None = None) 
         for words in faults.values():
             say(f"left out: {words}")
     with ExitStack() as opened:
-        street = opened.enter_context(Watch(plan, read.cameras))
-        post = Post(street.store, plan.sink)
+        street = opened.enter_context(Watch(plan, read.cameras, say=say))
+        post = Post(street.store, plan.sink, say)
         post.start()
         opened.callback(post.close, 0.5)
         if plan.web.on:
