@@ -103,6 +103,27 @@ def test_a_sink_that_is_away_gets_everything_when_it_is_back(tmp_path: Path) -> 
     assert sorted(ear().ids()) == [f"e{n}" for n in range(5)]
 
 
+def test_a_full_disk_silences_nobody_and_nothing_is_said_twice(tmp_path: Path) -> None:
+    """A lock stands for the full disk: the store cannot write for as long as it is held."""
+    with (
+        running(tmp_path, sink(per_hour=3, updates=True)) as store,
+        contextlib.closing(opened(tmp_path, write=True)) as db,
+    ):
+        db.execute("BEGIN IMMEDIATE")
+        for n in range(5):
+            store.put(replace(EVENT, id=f"e{n}"))
+        store.put(replace(EVENT, id="e0", state="closed", end=NOW + 9))
+        until(lambda: len(ear().heard) == 4)
+        assert store.waiting == 6
+        db.execute("ROLLBACK")
+        until(lambda: not store.waiting and store.post.status()[0]["pending"] == 0)  # type: ignore[attr-defined]
+        (state,) = store.post.status()  # type: ignore[attr-defined]
+    assert [(e["id"], e["state"]) for e in ear().heard] == [
+        ("e0", "opened"), ("e1", "opened"), ("e2", "opened"), ("e0", "closed"),
+    ]  # fmt: skip
+    assert (state["sent"], state["held"]) == (4, 2)
+
+
 def test_a_slow_sink_holds_up_neither_store_nor_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ear().slow.clear()
     log = Sink(name="log", to="log", level="notice")

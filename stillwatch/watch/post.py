@@ -28,6 +28,7 @@ WHERE o.sink = ? AND o.state = 'waiting'
   AND NOT EXISTS (SELECT 1 FROM outbox l WHERE l.event = o.event AND l.sink = o.sink AND l.number > o.number)
 ORDER BY o.tries, o.number LIMIT 50
 """
+OLDER = "SELECT number, change FROM outbox WHERE sink = ? AND event = ? AND number < ? AND state = 'waiting'"
 EARLIER = "SELECT state FROM outbox WHERE sink = ? AND event = ? AND number < ? AND state != 'passed'"
 LATELY = """
 SELECT o.event, e.camera, e.kind, MAX(o.settled) FROM outbox o JOIN events e ON e.id = o.event
@@ -46,6 +47,8 @@ class Postman:
         self._send: sinks.Send | None = None
         self._settled: set[int] = set()  # noted, but perhaps not on disk yet
         self._sent: dict[str, tuple[float, str, str]] = {}  # of the last hour, by event: when, camera, kind
+        self._told: set[tuple[str, str]] = set()  # (event, change) that went out before they were on disk
+        self._told_held: set[str] = set()  # events of those that were held back
         self._held = 0  # events held back since the last one that was sent
         self._pause = 0.0
         self.thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
@@ -73,10 +76,15 @@ class Postman:
 
     def _round(self, last: bool = False) -> bool:
         """Try what waits; whether anything was settled."""
+        if self._store.trouble is not None:
+            return self._early(last)
         with contextlib.closing(opened(self._store.folder)) as db:
             waiting = "SELECT number FROM outbox WHERE sink = ? AND state = 'waiting'"
             self._settled &= {number for (number,) in db.execute(waiting, (self.sink.name,))}
             rows = [row for row in db.execute(NEXT, (self.sink.name,)) if row["number"] not in self._settled]
+            if self._told and not rows and not self._store.waiting:  # all of it is on disk, and settled there
+                self._told.clear()
+                self._told_held.clear()
             busy = False
             for row in rows:
                 if self._stop.is_set() and not last:
@@ -90,7 +98,28 @@ class Postman:
                     break
         return busy
 
+    def _early(self, last: bool) -> bool:
+        """While the disk takes nothing, what is meant for the outbox is sent from memory: alarms do not wait for it."""
+        busy = False
+        for row, change in self._store.unkept(self.sink.name):
+            key = (row["id"], change)
+            if key in self._told or self.sink.wait_clip or (self._stop.is_set() and not last):
+                continue
+            self._told.add(key)
+            if row["id"] not in self._sent and self._too_many(row):
+                self._held += 1
+                self._told_held.add(row["id"])
+            elif row["id"] not in self._told_held and not self._deliver({**row, "clip": None, "thumbnail": None}, None):
+                self._told.discard(key)
+                return busy
+            busy = True
+        return busy
+
     def _one(self, db: sqlite3.Connection, row: sqlite3.Row, event: dict[str, Any]) -> bool:
+        if (row["event"], row["change"]) in self._told:  # sent, or held back, while the disk took nothing
+            self._pass_older(db, row)
+            self._settle(row["number"], "held" if row["event"] in self._told_held else "sent")
+            return True
         if self.sink.wait_clip and event["clip"] is None and event["kind"] != "camera":
             over = event["end"] is not None and time.time() - event["updated"] > CLIP
             if not over:
@@ -99,7 +128,20 @@ class Postman:
             self._settle(row["number"], "held")
             self._held += 1
             return True
-        clip = self._store.folder / event["clip"] if event["clip"] else None
+        if not self._deliver(event, self._store.folder / event["clip"] if event["clip"] else None):
+            self._store.settle(row["number"], "waiting", self.error)
+            return False
+        self._pass_older(db, row)
+        self._settle(row["number"], "sent")
+        return True
+
+    def _pass_older(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
+        """What was to be said of the event before, and is now said with the newest."""
+        for older, change in db.execute(OLDER, (self.sink.name, row["event"], row["number"])).fetchall():
+            self._settle(older, "sent" if (row["event"], change) in self._told else "passed")
+
+    def _deliver(self, event: Mapping[str, Any], clip: Path | None) -> bool:
+        """Whether the sink took it; what it says instead is kept, and the next try waits longer."""
         try:
             self.deliver({**public(event), **({"held": self._held} if self._held else {})}, clip)
         except Exception as error:  # every library of a sink has exceptions of its own
@@ -109,18 +151,11 @@ class Postman:
                 self._say(f"sink {self.sink.name}: {words.removeprefix(f'sink {self.sink.name}: ')}; it is tried again")
             self.error = words
             self._pause = min(2 * self._pause or FIRST, LONGEST)
-            self._store.settle(row["number"], "waiting", self.error)
             return False
         if self.error:
             self._say(f"sink {self.sink.name}: takes events again")
         self._pause, self._held, self.error = 0.0, 0, None
-        for (older,) in db.execute(
-            "SELECT number FROM outbox WHERE sink = ? AND event = ? AND number < ? AND state = 'waiting'",
-            (self.sink.name, row["event"], row["number"]),
-        ).fetchall():
-            self._settle(older, "passed")
-        self._sent[row["event"]] = (time.time(), event["camera"], event["kind"])
-        self._settle(row["number"], "sent")
+        self._sent[event["id"]] = (time.time(), event["camera"], event["kind"])
         return True
 
     def deliver(self, event: Mapping[str, Any], clip: Path | None) -> None:
@@ -140,11 +175,14 @@ class Postman:
             return False
         if "held" in earlier:
             return True
-        now = time.time()
         # What was sent just now may not be on disk yet, and what was sent before a start is nowhere else
-        self._sent = {id: one for id, one in self._sent.items() if 0 <= now - one[0] < 3600}
-        for id, camera, kind, at in db.execute(LATELY, (self.sink.name, now - 3600)):
+        for id, camera, kind, at in db.execute(LATELY, (self.sink.name, time.time() - 3600)):
             self._sent.setdefault(id, (at, camera, kind))
+        return self._too_many(event)
+
+    def _too_many(self, event: Mapping[str, Any]) -> bool:
+        now = time.time()
+        self._sent = {id: one for id, one in self._sent.items() if 0 <= now - one[0] < 3600}
         like = [at for at, camera, kind in self._sent.values() if (camera, kind) == (event["camera"], event["kind"])]
         return len(self._sent) >= self.sink.per_hour or (bool(like) and now - max(like) < self.sink.cooldown)
 

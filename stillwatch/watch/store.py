@@ -55,7 +55,9 @@ class Job(NamedTuple):
     """One thing to be written: what, in words for an error, and how."""
 
     what: str
-    work: Callable[[sqlite3.Connection], None]
+    work: Callable[[sqlite3.Connection], Any]
+    row: dict[str, Any] | None = None  # of an event
+    told: tuple[tuple[str, str], ...] = ()  # (sink, change)
 
 
 class Store:
@@ -89,32 +91,37 @@ class Store:
     def put(self, event: Event) -> None:
         """An event in epoch seconds: its row, and what the sinks are to be told, in one transaction."""
         row = {name: value for name, value in event.as_dict().items() if name in COLUMNS}
-        told = [(sink.name, change) for sink in self._sinks for change in changes(sink, event)]
-        self._do("event", lambda db: _put(db, row, told))
+        told = tuple((sink.name, change) for sink in self._sinks for change in changes(sink, event))
+        self._do(Job("event", lambda db: _put(db, row, told), row, told))
+
+    def unkept(self, sink: str) -> list[tuple[dict[str, Any], str]]:
+        """What a sink is to be told that is not on disk yet, (row, change): for while the disk takes nothing."""
+        with self._fresh:
+            return [(dict(job.row), change) for job in self._jobs if job.row for to, change in job.told if to == sink]
 
     def attach(self, event_id: str, clip: Path | None = None, thumbnail: bytes | None = None) -> None:
         """An event's clip (a file under the folder) or its thumbnail (JPEG)."""
         if clip is not None:
             name = self._relative(clip)
-            self._do("clip", lambda db: db.execute("UPDATE events SET clip = ? WHERE id = ?", (name, event_id)))
+            self._do(Job("clip", lambda db: db.execute("UPDATE events SET clip = ? WHERE id = ?", (name, event_id))))
         if thumbnail is not None:
-            self._do("thumbnail", lambda db: self._thumbnail(db, event_id, thumbnail))
+            self._do(Job("thumbnail", lambda db: self._thumbnail(db, event_id, thumbnail)))
 
     def mark(self, event_id: str, acknowledged: bool | None = None, **verdict: str | None) -> None:
         """What a person says of it. verdict: "false", "true", or None, which takes it back; left out: as it was."""
         if acknowledged is not None:
-            self._do("mark", lambda db: db.execute(
-                "UPDATE events SET acknowledged = ? WHERE id = ?", (acknowledged, event_id)))  # fmt: skip
+            self._do(Job("mark", lambda db: db.execute(
+                "UPDATE events SET acknowledged = ? WHERE id = ?", (acknowledged, event_id))))  # fmt: skip
         if "verdict" in verdict:
-            self._do("mark", lambda db: db.execute(
-                "UPDATE events SET verdict = ? WHERE id = ?", (verdict["verdict"], event_id)))  # fmt: skip
+            self._do(Job("mark", lambda db: db.execute(
+                "UPDATE events SET verdict = ? WHERE id = ?", (verdict["verdict"], event_id))))  # fmt: skip
 
     def settle(self, number: int, state: str, error: str | None = None, due: float = 0.0) -> None:
         """A message of the outbox was "sent" or "held", or waits again until `due`."""
         tried = 1 if state == "waiting" else 0
-        self._do("outbox", lambda db: db.execute(
+        self._do(Job("outbox", lambda db: db.execute(
             "UPDATE outbox SET state = ?, error = ?, due = ?, tries = tries + ?, settled = ? WHERE number = ?",
-            (state, error, due, tried, time.time(), number)))  # fmt: skip
+            (state, error, due, tried, time.time(), number))))  # fmt: skip
 
     def close(self, within: float) -> None:
         """Write what waits; what the disk does not take in that time is lost, and was said to be in trouble."""
@@ -125,12 +132,12 @@ class Store:
 
     # --- the writer -------------------------------------------------------------------------------------------------
 
-    def _do(self, what: str, work: Callable[[sqlite3.Connection], Any]) -> None:
+    def _do(self, job: Job) -> None:
         with self._fresh:
             if len(self._jobs) >= HELD:
                 self.lost += 1
                 return
-            self._jobs.append(Job(what, work))
+            self._jobs.append(job)
             self._fresh.notify_all()
 
     def _made_ready(self) -> sqlite3.Connection:
