@@ -219,7 +219,7 @@ def named(source: str) -> str:
     scheme, there, rest = source.partition("://")
     host = re.split(r"[/?#]", rest)[0].rpartition("@")[2]
     address = (f"toy-{host}" if scheme == "toy" else host) if there else Path(source).stem
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", address).strip("-_")[:32]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", address).strip("-_")[:32].rstrip("-_")
     return stem if stem and not stem.isdigit() else f"camera{stem}"
 
 
