@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 	@$(RUN)python -m pip install --quiet --disable-pip-version-check --editable '.[lab,dev]'
 	@touch $@
 
-demo: $(READY)   ## drawn drivers: from the data to a live page (about 4 minutes on 2 cores)
+demo: $(READY)   ## drawn drivers: from the data to a live page (4 to 6 minutes on 2 cores)
 	@$(RUN)stillwatch demo $(DEMO_ARGS)
 
 test: $(READY)   ## the whole suite (6 minutes on 2 cores)
