@@ -1,6 +1,7 @@
 """Cameras under fault: what stalls, dies, lies or comes back, while the others see on."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import streams
 from stillwatch import pixels
 from stillwatch.recipe import Mistake
 from stillwatch.watch import plan, source
-from stillwatch.watch.camera import Camera, Frame, Note
+from stillwatch.watch.camera import Camera, Frame, Note, plain
 
 SHAPE = (48, 64, 1)
 PATIENCE = 30.0  # seconds that a busy machine may need for what takes one
@@ -454,6 +455,23 @@ def test_what_can_never_open_is_refused_or_failed(watched: Any, here: Path) -> N
     for _ in range(5):
         it.step()
     assert it.camera.counters["respawns"] == 0
+
+
+def test_a_child_that_was_taken_over_can_only_say_plain_things(tmp_path: Path) -> None:
+    said = ("frame", 3, 1.5, np.arange(12, dtype=np.uint8).reshape(3, 4), "ok", {"a": [None, True, b"x", ("y",)]})
+    for protocol in (4, 5):
+        found = plain(pickle.dumps(said, protocol))
+        np.testing.assert_array_equal(found[3], said[3])
+        assert (*found[:3], *found[4:]) == (*said[:3], *said[4:])
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    for evil in (pickle.dumps(("frame", Trap())), b"", b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\xff"):
+        with pytest.raises(EOFError):
+            plain(evil)
+    assert not (tmp_path / "owned").exists()
 
 
 def test_a_machine_without_room_for_a_process_is_asked_again(watched: Any, monkeypatch: pytest.MonkeyPatch) -> None:

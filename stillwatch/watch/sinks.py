@@ -5,29 +5,35 @@ Called by Post, one thread a sink, and by `stillwatch test-sinks`. It knows no q
 """
 
 import base64
+import errno
 import hashlib
 import hmac
+import http.client
 import inspect
 import io
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import wave
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from stillwatch import __version__
-from stillwatch.recipe import Mistake, pick
+from stillwatch.recipe import Mistake, nearest, pick
 from stillwatch.watch import plan as plans
+from stillwatch.watch.mqtt import Mqtt, Refused
 from stillwatch.watch.source import redact
 from stillwatch.watch.source import words as words_of
 
@@ -41,10 +47,6 @@ PLAYERS = (
 )
 
 
-class Refused(Exception):
-    """It did not take the event; the words may be shown."""
-
-
 class Send(Protocol):
     """An opened sink. One thread calls it."""
 
@@ -54,17 +56,54 @@ class Send(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Presence(Protocol):
+    """A sink that shows its cameras before anything happens."""
+
+    def present(self, cameras: Sequence[str]) -> None: ...
+
+
 def opened(sink: plans.Sink) -> Send:
     """A sink of the plan, its secrets taken from the environment. Raises Mistake for a bad name or option."""
     build, options = pick(SINKS, sink.to, f"sink {sink.name}: to")
     try:
+        known = inspect.signature(build).parameters
+        any_key = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
+        for key in options:
+            if key not in known and not any_key:
+                raise Mistake(f"{key}: unknown" + (nearest(key, known) if known else "; it has no options"))
+        for key, one in known.items():
+            if key not in options and one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
+                raise Mistake(f"{key}: missing; it knows: {', '.join(known)}")
         return build(**plans.secret(options))
-    except TypeError as error:
-        known = ", ".join(inspect.signature(build).parameters) or "none"
-        words = str(error).rpartition("()")[2].strip()
-        raise Mistake(f"sink {sink.name}: {words}; given: {', '.join(options) or 'none'}; it knows: {known}") from None
-    except Mistake as mistake:
-        raise Mistake(f"sink {sink.name}: {mistake}") from None
+    except Exception as error:  # also what a library says of an option
+        raise Mistake(f"sink {sink.name}: {words(error, sink)}") from None
+
+
+def words(error: BaseException, sink: plans.Sink) -> str:
+    """Why it failed, in one line, and whatever it quotes: no secret of the plan stands in it."""
+    text = str(error) or type(error).__name__
+    for value in sorted(_secrets(sink.to), key=len, reverse=True):
+        text = text.replace(value, "***").replace(repr(value)[1:-1], "***")
+    return " ".join(text.split())[:300]
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    """The values of every "$NAME" anywhere in the options, and their single lines."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _secrets(one)
+    elif isinstance(value, str) and re.fullmatch(r"\$[A-Za-z_]\w*", value):
+        known = os.environ.get(value[1:], "")
+        yield from (one for one in {known, *known.split()} if len(one) > 2)
+
+
+def json_line(event: Mapping[str, Any]) -> str:
+    """JSON on one line, for whatever calls a line: U+2028, U+2029 and U+0085 are escaped as well."""
+    text = json.dumps(dict(event), ensure_ascii=False, allow_nan=False)
+    return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def line(event: Mapping[str, Any]) -> str:
@@ -72,68 +111,102 @@ def line(event: Mapping[str, Any]) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["updated"]))
     held = f"  ({event['held']} more were held back)" if event.get("held") else ""
     # Nothing of a name or of words may move a terminal's cursor
-    words = "".join(c if c.isprintable() else " " for c in f"{event['camera']}  {event['words']}")
-    return f"{at}  {event['level']:6} {event['state']:6} {words}{held}"
+    said = "".join(c if c.isprintable() else " " for c in f"{event['camera']}  {event['words']}")
+    return f"{at}  {event['level']:6} {event['state']:6} {said}{held}"
 
 
 class Log:
     """One line an event to standard output."""
 
     def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        print(line(event), flush=True)
+        alphabet = sys.stdout.encoding or "utf-8"  # a terminal without this letter gets it as a number
+        print(line(event).encode(alphabet, "backslashreplace").decode(alphabet), flush=True)
 
     def close(self) -> None:
         pass
 
 
 class Lines:
-    """A JSON object a line, appended to a file and on disk before it is taken as sent."""
+    """A JSON object a line, appended to a file and on disk before it is taken as sent; whole or not at all."""
 
     def __init__(self, path: str):
-        self._path = Path(path)
+        if not isinstance(path, str):
+            raise Mistake(f"path = {path!r}: wanted: a file's name")
+        self._path = Path(path).expanduser()
         if not self._path.parent.is_dir():
             raise Mistake(f"path = {path!r}: no such folder as {str(self._path.parent)!r}")
 
     def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        text = json.dumps({**event, "clip_path": str(clip) if clip else None}, ensure_ascii=False) + "\n"
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        text = json_line({**event, "clip_path": str(clip) if clip else None}).encode() + b"\n"
+        with self._path.open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":  # a kill or a full disk cut the last line short
+                    text = b"\n" + text
+            try:
+                if file.write(text) != len(text):
+                    raise OSError(errno.ENOSPC, "no room for a whole line", str(self._path))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
 
     def close(self) -> None:
         pass
+
+
+class Unmoved(urllib.request.HTTPRedirectHandler):
+    """A POST that is sent elsewhere would arrive there as a GET without its body, and count as delivered."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class Webhook:
     """A POST of JSON. Signed where there is a secret: HMAC-SHA256 over "TIMESTAMP.BODY", as Stripe's are."""
 
     def __init__(self, url: str, secret: str | None = None, headers: Mapping[str, str] | None = None):
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise Mistake(f"url = {redact(url)!r}: wanted: http://… or https://…")
+        shown = redact(url) if isinstance(url, str) else "?"
+        try:
+            parts = urlsplit(url)
+            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
+        except (ValueError, AttributeError, TypeError):
+            fine = False
+        if not fine or not re.fullmatch(r"[!-~]+", url):
+            raise Mistake(f"url = {shown!r}: wanted: http://… or https://…, without spaces")
         self._url, self._secret, self._headers = url, secret, dict(headers or {})
-        user, at, host = urlsplit(url).netloc.rpartition("@")
+        for name, value in self._headers.items():
+            if not re.fullmatch(r"[\w-]+", name) or not isinstance(value, str) or not re.fullmatch(r"[ -~]*", value):
+                raise Mistake(f"headers: {name}: its value cannot stand in a header (a line's end, an odd letter)")
+        port = f":{parts.port}" if parts.port else ""
+        self._place = f"{parts.scheme}://{parts.hostname}{port}"  # a hook's path is often its password
+        user, at, host = parts.netloc.rpartition("@")
         if at:  # a user and password in an address are sent as such, and never stand in an error
             self._url = url.replace(f"{user}@{host}", host, 1)
             self._headers["Authorization"] = "Basic " + base64.b64encode(unquote(user).encode()).decode()
+        self._opener = urllib.request.build_opener(Unmoved)
 
     def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        body = json.dumps(dict(event), ensure_ascii=False).encode()
-        stamp = str(int(time.time()))
+        body, stamp = json_line(event).encode(), str(int(time.time()))
         headers = {
             **self._headers, "Content-Type": "application/json", "User-Agent": f"stillwatch/{__version__}",
-            "Idempotency-Key": f"{event['id']}-{event['state']}-{event['level']}", "X-Stillwatch-Timestamp": stamp,
+            "Idempotency-Key": "-".join(str(event[key]) for key in ("id", "change") if event.get(key)),
+            "X-Stillwatch-Timestamp": stamp,
         }  # fmt: skip
         if self._secret:
             headers["X-Stillwatch-Signature"] = "sha256=" + signature(self._secret, stamp, body)
         request = urllib.request.Request(self._url, body, headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                answer.read(1024)
+            self._opener.open(request, timeout=TIMEOUT).close()
         except urllib.error.HTTPError as error:
             error.close()
-            raise Refused(f"{redact(self._url)} answered {error.code}") from None
-        except (OSError, ValueError) as error:
-            raise Refused(f"{redact(self._url)}: {words_of(error, self._url)}") from None
+            hint = "; give the address that it is at now" if error.code // 100 == 3 else ""
+            raise Refused(f"{self._place} answered {error.code}{hint}") from None
+        except OSError as error:
+            raise Refused(f"{self._place}: {words_of(error, self._url)}") from None
+        except (http.client.HTTPException, ValueError) as error:  # they quote what was sent
+            raise Refused(f"{self._place}: {type(error).__name__}: it does not speak HTTP as it should") from None
 
     def close(self) -> None:
         pass
@@ -142,80 +215,6 @@ class Webhook:
 def signature(secret: str, stamp: str, body: bytes) -> str:
     """hex of HMAC-SHA256 over `stamp.body`: what a receiver works out again and compares."""
     return hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
-
-
-class Mqtt:
-    """MQTT 3.1.1, QoS 1: each event, and for each camera whether something is on; Home Assistant finds them by itself.
-
-    Topics: PREFIX/status (online, offline: the last will), PREFIX/CAMERA/event, PREFIX/CAMERA/active (ON, OFF).
-    """
-
-    def __init__(
-        self, host: str, port: int = 1883, user: str | None = None, password: str | None = None,
-        prefix: str = "stillwatch", discovery: str = "homeassistant", tls: bool = False,
-    ):  # fmt: skip
-        from paho.mqtt import client as paho
-
-        self._host, self._prefix, self._discovery = f"{host}:{port}", prefix, discovery
-        self._known: set[str] = set()
-        self._on: dict[str, set[str]] = {}
-        self._up = threading.Event()
-        self._client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, client_id=f"stillwatch-{prefix}", clean_session=False
-        )
-        self._client.will_set(f"{prefix}/status", "offline", qos=1, retain=True)
-        if user is not None:
-            self._client.username_pw_set(user, password)
-        if tls:
-            self._client.tls_set()
-        self._client.reconnect_delay_set(1, 30)
-        self._client.on_connect = self._connected
-        self._client.on_disconnect = lambda *_: self._up.clear()
-        self._client.connect_timeout = TIMEOUT
-        self._client.connect_async(host, port, keepalive=30)
-        self._client.loop_start()
-
-    def _connected(self, client: Any, _: Any, __: Any, reason: Any, ___: Any = None) -> None:
-        if not reason.is_failure:
-            client.publish(f"{self._prefix}/status", "online", qos=1, retain=True)
-            self._known.clear()  # a broker that was set up anew knows nothing of us
-            self._up.set()
-
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        if not self._up.wait(TIMEOUT):
-            raise Refused(f"{self._host}: no connection")
-        camera = event["camera"]
-        if camera not in self._known:
-            self._publish(f"{self._discovery}/binary_sensor/{self._prefix}_{camera}/config", self._config(camera), True)
-            self._known.add(camera)
-        on = self._on.setdefault(camera, set())
-        (on.discard if event["state"] == "closed" else on.add)(event["id"])
-        self._publish(f"{self._prefix}/{camera}/event", json.dumps(dict(event), ensure_ascii=False), False)
-        self._publish(f"{self._prefix}/{camera}/active", "ON" if on else "OFF", True)
-
-    def _config(self, camera: str) -> str:
-        name = f"{self._prefix}/{camera}"
-        device = {"identifiers": [f"{self._prefix}-{camera}"], "name": camera, "manufacturer": "Stillwatch"}
-        return json.dumps({
-            "name": "Alarm", "unique_id": f"{self._prefix}_{camera}", "state_topic": f"{name}/active",
-            "json_attributes_topic": f"{name}/event", "availability_topic": f"{self._prefix}/status",
-            "device_class": "safety", "device": device,
-        })  # fmt: skip
-
-    def _publish(self, topic: str, text: str, keep: bool) -> None:
-        sent = self._client.publish(topic, text, qos=1, retain=keep)
-        try:
-            sent.wait_for_publish(TIMEOUT)
-        except (RuntimeError, ValueError) as error:
-            raise Refused(f"{self._host}: {error}") from None
-        if not sent.is_published():
-            raise Refused(f"{self._host}: did not confirm {topic}")
-
-    def close(self) -> None:
-        if self._up.is_set():
-            self._client.publish(f"{self._prefix}/status", "offline", qos=1, retain=True).wait_for_publish(1.0)
-        self._client.disconnect()
-        self._client.loop_stop()
 
 
 class Apprise:
@@ -228,8 +227,9 @@ class Apprise:
             raise Mistake("apprise is not installed: pip install 'stillwatch[apprise]'") from None
         self._to, self._attach = apprise.Apprise(), attach
         for one in [url] if isinstance(url, str) else url:
-            if not self._to.add(one):
-                raise Mistake(f"url = {one.partition(':')[0] + '://***'!r}: apprise does not know such an address")
+            if not isinstance(one, str) or not self._to.add(one):
+                scheme = one.partition("://")[0] if isinstance(one, str) and "://" in one else "?"
+                raise Mistake(f"url = '{scheme}://***': apprise does not know such an address")
 
     def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
         there = str(clip) if self._attach and clip and clip.is_file() else None
@@ -247,35 +247,57 @@ class Command:
     def __init__(self, command: Sequence[str], timeout: float = 30.0):
         if isinstance(command, str) or not command or not all(isinstance(word, str) for word in command):
             raise Mistake(f"command = {command!r}: wanted: a list of words, such as ['/usr/local/bin/relay', 'on']")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+            raise Mistake(f"timeout = {timeout!r}: wanted: seconds")
         if shutil.which(command[0]) is None:
             raise Mistake(f"command = {command[0]!r}: no such program")
         self._command, self._timeout = list(command), timeout
 
     def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        text = json.dumps({**event, "clip_path": str(clip) if clip else None}, ensure_ascii=False)
-        try:
-            done = subprocess.run(
-                self._command, input=text.encode(), timeout=self._timeout, stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise Refused(f"{self._command[0]}: did not end within {self._timeout:g} s") from None
-        except OSError as error:
-            raise Refused(f"{self._command[0]}: {error.strerror}") from None
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise Refused(f"{self._command[0]}: exit status {done.returncode}{': ' + said[0][:200] if said else ''}")
+        text = json_line({**event, "clip_path": str(clip) if clip else None})
+        name = self._command[0]
+        # Files, not pipes: what the program leaves running behind it may hold a pipe open for ever
+        with scratch("given") as given, scratch("said") as said:
+            given.write(text.encode())
+            given.seek(0)
+            try:
+                process = subprocess.Popen(
+                    self._command, stdin=given, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+                )
+            except OSError as error:
+                raise Refused(f"{name}: {error.strerror}") from None
+            try:
+                status = process.wait(self._timeout)
+            except subprocess.TimeoutExpired:
+                raise Refused(f"{name}: did not end within {self._timeout:g} s") from None
+            finally:
+                if process.returncode is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                    process.wait()
+            if status:
+                said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
+                last = "".join(said.read().decode(errors="replace").strip().splitlines()[-1:])
+                raise Refused(f"{name}: exit status {status}{': ' + last[:200] if last else ''}")
 
     def close(self) -> None:
         pass
+
+
+def scratch(name: str) -> IO[bytes]:
+    """A file in memory, where the system has such: a full disk must not silence a siren."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create(name), "w+b")
+    return tempfile.TemporaryFile()
 
 
 class Sound:
     """A file, or a tone of our own, by the first player there is; without one, the terminal's bell."""
 
     def __init__(self, file: str | None = None, player: Sequence[str] | None = None):
-        if file is not None and not Path(file).is_file():
+        if file is not None and (not isinstance(file, str) or not Path(file).is_file()):
             raise Mistake(f"file = {file!r}: no such file")
+        if player is not None and (isinstance(player, str) or not player):
+            raise Mistake(f"player = {player!r}: wanted: a list of words, such as ['aplay', '-q']")
         found = [list(player)] if player else [list(words) for words in PLAYERS if shutil.which(words[0])]
         if player and shutil.which(player[0]) is None:
             raise Mistake(f"player = {player[0]!r}: no such program")
@@ -286,8 +308,6 @@ class Sound:
             sys.stdout.write("\a")
             sys.stdout.flush()
             return
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             path = self._file or str(Path(folder) / "tone.wav")
             if self._file is None:

@@ -6,219 +6,388 @@ Called by the loop and the web (writes), by Post, the page and `stillwatch event
 
 import contextlib
 import errno
-import shutil
+import fcntl
+import math
+import os
+import re
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 from stillwatch.recipe import Mistake
 from stillwatch.rules import LEVELS, Event
-from stillwatch.run import atomic
 from stillwatch.watch import plan as plans
+from stillwatch.watch import shelf
+from stillwatch.watch.database import BROKEN, COLUMNS, NAME, PASSING, code, event, events, migrate, opened, set_aside
+from stillwatch.watch.shelf import negatives
 
-NAME = "events.db"
+__all__ = ["Store", "changes", "event", "events", "kind", "negatives", "opened"]
+
 HELD = 20_000  # rows that wait in memory while the disk takes none; the rest is counted and said
+HEAVY = 32 * 2**20  # bytes of pictures that do so
+BATCH = 200  # rows of one transaction
+PAUSE, LONGEST = 0.1, 5.0  # seconds between two tries at a disk that takes nothing; doubling
 SWEEP = 60.0  # seconds between two looks at what is too old or too much
-STEP = 20  # files that one sweep removes at most before it looks for something to write again
+START, JUMP = 3600.0, 86400.0  # seconds for which a clock is not trusted after a start, and after it jumped
+STATEFUL = ("mqtt",)  # sinks that show what is on now: they hear of an end whatever `updates` says
+ID = re.compile(r"[\w.+@-]{1,200}")  # what an event may be called: it is a file's name too
+FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK = FULL | {errno.EIO, errno.EROFS}  # of a picture: it is tried again
 
-# Each entry brings a database from its number to the next one
-MIGRATIONS = (
-    """
-    CREATE TABLE events (
-      number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, camera TEXT NOT NULL, kind TEXT NOT NULL, label TEXT,
-      level TEXT NOT NULL, state TEXT NOT NULL, start REAL NOT NULL, opened REAL NOT NULL, updated REAL NOT NULL,
-      "end" REAL, peak REAL NOT NULL, words TEXT NOT NULL, clip TEXT, thumbnail TEXT,
-      acknowledged INTEGER NOT NULL DEFAULT 0, verdict TEXT
-    );
-    CREATE INDEX events_opened ON events (opened);
-    """,
-    """
-    CREATE TABLE outbox (
-      number INTEGER PRIMARY KEY, event TEXT NOT NULL, sink TEXT NOT NULL, change TEXT NOT NULL,
-      state TEXT NOT NULL DEFAULT 'waiting', tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0,
-      made REAL NOT NULL, settled REAL, error TEXT, UNIQUE (event, sink, change)
-    );
-    CREATE INDEX outbox_waiting ON outbox (sink, state, due);
-    """,
-)
-COLUMNS = (
-    "id", "camera", "kind", "label", "level", "state", "start", "opened", "updated", "end", "peak", "words", "clip",
-    "thumbnail", "acknowledged", "verdict",
-)  # fmt: skip
+Work = Callable[[sqlite3.Connection], Any]
 
 
 class Job(NamedTuple):
     """One thing to be written: what, in words for an error, and how."""
 
     what: str
-    work: Callable[[sqlite3.Connection], Any]
-    row: dict[str, Any] | None = None  # of an event
-    told: tuple[tuple[str, str], ...] = ()  # (sink, change)
+    work: Work
+    event: Event | None = None
 
 
 class Store:
     """One writer thread over one database. put, attach and mark return at once and raise nothing."""
 
     def __init__(self, keep: plans.Keep, sinks: Sequence[plans.Sink] = ()):
-        """Open or make the folder and its database. Raises Mistake where that cannot be, or where it is newer."""
+        """Open or make the folder and its database.
+
+        A disk that is full and a database that is locked are waited for, and said as trouble; a broken database is
+        set aside. Raises Mistake where the folder cannot be, is another watch's, or was written by a newer version.
+        """
         self.folder, self._keep, self._sinks = keep.folder, keep, tuple(sinks)
-        self.trouble: str | None = None
-        self.lost = 0  # rows that found no room, in memory or on disk
-        self.wake = threading.Condition()  # notified when something new may wait in the outbox
-        self._jobs: deque[Job] = deque()
+        self.trouble: str | None = None  # one line: what is wrong with the disk now, or what was lost since the start
+        self.stuck = False  # nothing can be written now
+        self.lost = 0  # rows and pictures that found no room, in memory or on disk, or that nothing can write
+        self.news = 0  # goes up whenever something new may wait in the outbox
+        self._wake = threading.Condition()
+        self._asked = self._done = 0  # rows ever taken, and ever written
+        self._rows: deque[Job] = deque()
+        self._pictures: deque[tuple[str, bytes]] = deque()
+        self._bytes = 0  # of the pictures
         self._fresh = threading.Condition()
-        self._closing = self._ready = False
+        self._end: float | None = None  # time.monotonic() by which the writer leaves
+        self._said: list[str] = []  # what stays true until the next start
+        self._gone: list[str] = []  # files that made room and that rows may still mention
+        self._lock: int | None = None
+        self._adopted = False
+        self._before = [one.name for part in ("", ".part") for one in shelf.lying(self.folder, part)]
+        self._offset, self._trusted = time.time() - time.monotonic(), time.monotonic() + START
+        self._db: sqlite3.Connection | None = None
         try:
-            for name in ("clips", "thumbnails", "negatives"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-            self._db: sqlite3.Connection | None = self._made_ready()
+            self._db = self._made_ready()
+            self._report(None)
         except (OSError, sqlite3.Error) as error:
             if not passing(error):
+                self._unlock()
                 raise Mistake(f"{self.folder}: events cannot be kept there: {error}") from error
-            self._db, self.trouble = None, f"nothing can be written yet: {error}"
+            self._report(f"nothing can be written yet: {error}")
+        except BaseException:
+            self._unlock()
+            raise
         self._thread = threading.Thread(target=self._write, name="store", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Rows that are not on disk yet."""
-        return len(self._jobs)
+        """Rows and pictures that are not on disk yet."""
+        return len(self._rows) + len(self._pictures)
 
     def put(self, event: Event) -> None:
         """An event in epoch seconds: its row, and what the sinks are to be told, in one transaction."""
-        row = {name: value for name, value in event.as_dict().items() if name in COLUMNS}
-        told = tuple((sink.name, change) for sink in self._sinks for change in changes(sink, event))
-        self._do(Job("event", lambda db: _put(db, row, told), row, told))
+        self._do(Job("event", lambda db: _put(db, event, self._sinks), event))
 
-    def unkept(self, sink: str) -> list[tuple[dict[str, Any], str]]:
-        """What a sink is to be told that is not on disk yet, (row, change): for while the disk takes nothing."""
+    def unkept(self, name: str) -> list[tuple[dict[str, Any], list[str]]]:
+        """What a sink is to be told that is not on disk yet, (row, changes): for while the disk takes nothing."""
         with self._fresh:
-            return [(dict(job.row), change) for job in self._jobs if job.row for to, change in job.told if to == sink]
+            events = [job.event for job in self._rows if job.event is not None]
+        sinks = [sink for sink in self._sinks if sink.name == name]
+        found = []
+        for one in events:
+            with contextlib.suppress(ValueError, TypeError):  # a row that nothing can write is not sent either
+                found += [(row_of(one), told) for sink in sinks if (told := changes(sink, one))]
+        return found
 
     def attach(self, event_id: str, clip: Path | None = None, thumbnail: bytes | None = None) -> None:
         """An event's clip (a file under the folder) or its thumbnail (JPEG)."""
         if clip is not None:
-            name = self._relative(clip)
-            self._do(Job("clip", lambda db: db.execute("UPDATE events SET clip = ? WHERE id = ?", (name, event_id))))
+            self._do(Job("clip", lambda db: db.execute(
+                "UPDATE events SET clip = ? WHERE id = ?", (self._relative(clip), event_id))))  # fmt: skip
         if thumbnail is not None:
-            self._do(Job("thumbnail", lambda db: self._thumbnail(db, event_id, thumbnail)))
+            with self._fresh:
+                if self._bytes + len(thumbnail) > HEAVY:
+                    self.lost += 1
+                    return
+                self._pictures.append((event_id, thumbnail))
+                self._bytes += len(thumbnail)
+                self._fresh.notify_all()
 
-    def mark(self, event_id: str, acknowledged: bool | None = None, **verdict: str | None) -> None:
+    def mark(
+        self, event_id: str, acknowledged: bool | None = None, verdict: str | EllipsisType | None = ...
+    ) -> None:  # fmt: skip
         """What a person says of it. verdict: "false", "true", or None, which takes it back; left out: as it was."""
         if acknowledged is not None:
             self._do(Job("mark", lambda db: db.execute(
                 "UPDATE events SET acknowledged = ? WHERE id = ?", (acknowledged, event_id))))  # fmt: skip
-        if "verdict" in verdict:
+        if verdict is not ...:
             self._do(Job("mark", lambda db: db.execute(
-                "UPDATE events SET verdict = ? WHERE id = ?", (verdict["verdict"], event_id))))  # fmt: skip
+                "UPDATE events SET verdict = ? WHERE id = ?", (verdict, event_id))))  # fmt: skip
 
-    def settle(self, number: int, state: str, error: str | None = None, due: float = 0.0) -> None:
-        """A message of the outbox was "sent" or "held", or waits again until `due`."""
-        tried = 1 if state == "waiting" else 0
-        self._do(Job("outbox", lambda db: db.execute(
-            "UPDATE outbox SET state = ?, error = ?, due = ?, tries = tries + ?, settled = ? WHERE number = ?",
-            (state, error, due, tried, time.time(), number))))  # fmt: skip
+    def settle(self, sink: str, event_id: str, change: str, state: str, error: str | None = None) -> int:
+        """A message of the outbox was "sent", "held" back or "passed" over, or goes on "waiting" after one more try.
+
+        Returns a ticket for written().
+        """
+        values = (state, storable(error), int(state == "waiting"), time.time(), sink, event_id, change)
+        return self._do(Job("outbox", lambda db: db.execute(
+            "UPDATE outbox SET state = ?, error = ?, tries = tries + ?, settled = ?"
+            " WHERE sink = ? AND event = ? AND change = ?", values)))  # fmt: skip
+
+    def written(self, ticket: int, seconds: float) -> bool:
+        """Wait until what this ticket is of is on disk, at most so long; whether it is."""
+        with self._wake:
+            return self._wake.wait_for(lambda: self._done >= ticket, seconds)
+
+    def listen(self, seen: int, seconds: float) -> None:
+        """Wait until `news` is no longer `seen`, at most so long."""
+        with self._wake:
+            self._wake.wait_for(lambda: self.news != seen, seconds)
+
+    def rouse(self) -> None:
+        """Wake whoever listens."""
+        with self._wake:
+            self.news += 1
+            self._wake.notify_all()
 
     def close(self, within: float) -> None:
         """Write what waits; what the disk does not take in that time is lost, and was said to be in trouble."""
         with self._fresh:
-            self._closing = True
+            self._end = time.monotonic() + within
             self._fresh.notify_all()
         self._thread.join(within)
 
     # --- the writer -------------------------------------------------------------------------------------------------
 
-    def _do(self, job: Job) -> None:
+    def _do(self, job: Job) -> int:
         with self._fresh:
-            if len(self._jobs) >= HELD:
+            if len(self._rows) >= HELD:
                 self.lost += 1
-                return
-            self._jobs.append(job)
+                return 0
+            self._rows.append(job)
             self._fresh.notify_all()
+            self._asked += 1
+            return self._asked
 
     def _made_ready(self) -> sqlite3.Connection:
-        """The connection that writes, its schema brought to this version, what a kill left taken up."""
+        """The connection that writes, its schema brought to this version, what a kill left taken up.
+
+        Also after the disk was away or the database broken: whatever is missing is made anew.
+        """
+        for name in shelf.FOLDERS:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._hold()
+        try:
+            return self._connected()
+        except sqlite3.DatabaseError as error:
+            if code(error) not in BROKEN:
+                raise
+            self._set_aside(error)
+            return self._connected()
+
+    def _set_aside(self, error: Exception) -> None:
+        self._said.append(f"the database was broken ({error}): it lies beside as {set_aside(self.folder)}")
+
+    def _connected(self) -> sqlite3.Connection:
         db = opened(self.folder, write=True)
         try:
             migrate(db, self.folder / NAME)
-            adopt(db, self.folder)
+            if not self._adopted:
+                with db:
+                    db.execute("BEGIN IMMEDIATE")
+                    shelf.adopt(db, self.folder, self._before)
+                    _cut_off(db, self._sinks)
+                self._adopted, self._before = True, []
         except BaseException:
             db.close()
             raise
-        self._ready = True
         return db
 
+    def _hold(self) -> None:
+        """This folder is one watch's: a second would take its clips for orphans and tell everybody twice."""
+        if self._lock is not None:
+            return
+        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise Mistake(f"{self.folder}: another watch keeps its events there; give one another folder") from None
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return
+        self._lock = handle
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def _write(self) -> None:
-        """Jobs in their order, each in a transaction of its own; what fails is tried again, with growing pauses."""
+        """Rows in their order, then pictures, then what is too old; what fails is tried again, with growing pauses."""
         db, self._db = self._db, None
-        pause, swept = 0.0 if db else 0.1, time.monotonic()
-        while True:
+        pause, due = 0.0 if db else PAUSE, time.monotonic() + SWEEP
+        try:
+            while self._wait(pause, due):
+                try:
+                    db = db or self._made_ready()
+                    self._work(db)
+                    if time.monotonic() >= due:
+                        many = shelf.sweep(db, self._keep, aged=self._aged()) >= shelf.STEP
+                        self._tidy(db)
+                        due = time.monotonic() + (0.0 if many else SWEEP)
+                    pause = 0.0
+                    self._report(None)
+                except Exception as error:
+                    pause = min(2 * pause or PAUSE, LONGEST)
+                    db = self._recovered(db, error)
+                    self._report(f"event cannot be written: {error}")
+                    self.rouse()
+        finally:
+            if db is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    db.close()
+            self._unlock()
+
+    def _report(self, words: str | None) -> None:
+        lost = f"{self.lost} rows or pictures were lost" if self.lost else None
+        self.stuck = words is not None
+        self.trouble = "; ".join(one for one in (words, lost, *self._said) if one) or None
+
+    def _wait(self, pause: float, due: float) -> bool:
+        """Sleep until there is something to do; whether there will be."""
+        with self._fresh:
+            if pause:
+                self._fresh.wait_for(lambda: self._end is not None, pause)
+                if self._end is not None:
+                    time.sleep(min(pause, 0.05))
+            else:
+                self._fresh.wait_for(lambda: self._end is not None or self.waiting, max(0.0, due - time.monotonic()))
+            if self._end is None:
+                return True
+            late = time.monotonic() > self._end
+            if late and self.waiting:
+                self.lost += self.waiting
+                self._report(self.trouble)
+            return bool(self.waiting) and not late
+
+    def _work(self, db: sqlite3.Connection) -> None:
+        """One transaction of rows; where there are none, one picture: no row waits for a picture."""
+        if self._gone:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                shelf.forget(db, self._gone)
+            self._gone = []
+        with self._fresh:
+            rows = [self._rows[place] for place in range(min(BATCH, len(self._rows)))]
+            picture = self._pictures[0] if self._pictures and not rows else None
+        if rows:
+            bad = _all(db, rows)
             with self._fresh:
-                if not self._jobs and self._closing:
-                    break
-                if pause:
-                    self._fresh.wait(min(pause, 0.05) if self._closing else pause)
-                elif not self._jobs and not self._closing:
-                    self._fresh.wait(SWEEP)
-                job = self._jobs[0] if self._jobs else None
-            try:
-                if db is None:
-                    db = opened(self.folder, write=True) if self._ready else self._made_ready()
-                if job is not None:
-                    with db:
-                        db.execute("BEGIN IMMEDIATE")
-                        job.work(db)
-                    with self._fresh:
-                        self._jobs.popleft()
-                    with self.wake:
-                        self.wake.notify_all()
-                if time.monotonic() - swept > SWEEP:
-                    swept = time.monotonic()
-                    sweep(db, self._keep)
-                pause, self.trouble = 0.0, None
-            except (OSError, sqlite3.Error, Mistake) as error:
-                pause = min(2 * pause or 0.1, 5.0)
-                self.trouble = f"{job.what if job else 'sweep'} cannot be written: {error}"
-                db = self._recovered(db, error)
-        if db is not None:
-            db.close()
+                for _ in rows:
+                    self._rows.popleft()
+                self.lost += len(bad)
+            self._said = [*self._said, *bad][-3:]
+            self._done += len(rows)
+            self.rouse()
+        elif picture:
+            self._picture(db, *picture)
+
+    def _picture(self, db: sqlite3.Connection, id: str, jpeg: bytes) -> None:
+        try:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                shelf.thumbnail(db, self.folder, checked(id), jpeg)
+        except Exception as error:
+            if code(error) in PASSING | BROKEN or getattr(error, "errno", None) in DISK:
+                raise
+            self.lost += 1
+            self._said = [*self._said, f"a picture cannot be written: {error}"][-3:]
+        with self._fresh:
+            self._pictures.popleft()
+            self._bytes -= len(jpeg)
+
+    def _aged(self) -> bool:
+        """Whether the wall clock has gone evenly for long enough that something may be called too old."""
+        now, offset = time.monotonic(), time.time() - time.monotonic()
+        if abs(offset - self._offset) > 3600:
+            self._offset, self._trusted = offset, now + JUMP
+        return now >= self._trusted
+
+    def _tidy(self, db: sqlite3.Connection) -> None:
+        """What was told long ago, and what waits for somebody who is no longer in the plan."""
+        if not self._aged():
+            return
+        then, names = time.time() - 86400 * self._keep.days, [sink.name for sink in self._sinks]
+        with db:
+            db.execute("DELETE FROM outbox WHERE state != 'waiting' AND settled < ?", (then,))
+            db.execute(
+                f"DELETE FROM outbox WHERE state = 'waiting' AND made < ? AND sink NOT IN "
+                f"({', '.join('?' * len(names))})", (then, *names),
+            )  # fmt: skip
 
     def _recovered(self, db: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
         """Make room where there is none; a connection that is broken is opened anew."""
-        if "full" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-            with contextlib.suppress(OSError, sqlite3.Error):
-                for path in oldest(self.folder)[:STEP]:
-                    path.unlink(missing_ok=True)
-        if db is not None and isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        if code(error) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in FULL or shelf.full(self.folder):
+            self._gone += shelf.make_room(self.folder)
+        if db is not None and code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return db
         if db is not None:
             with contextlib.suppress(sqlite3.Error):
                 db.close()
+        if code(error) in BROKEN:
+            with contextlib.suppress(OSError):
+                self._set_aside(error)
         return None
 
-    def _thumbnail(self, db: sqlite3.Connection, id: str, jpeg: bytes) -> None:
-        found = db.execute("SELECT opened FROM events WHERE id = ?", (id,)).fetchone()
-        if found is None:
-            return
-        name = f"thumbnails/{time.strftime('%Y-%m-%d', time.localtime(found[0]))}/{id}.jpg"
-        with atomic(self.folder / name) as draft:
-            draft.write_bytes(jpeg)
-        db.execute("UPDATE events SET thumbnail = ? WHERE id = ?", (name, id))
-
     def _relative(self, path: Path) -> str:
-        return str(path.resolve().relative_to(self.folder.resolve()))
+        return path.resolve().relative_to(self.folder.resolve()).as_posix()
 
 
 def passing(error: Exception) -> bool:
     """Whether it may be well again by itself: a full disk, a lock. A watch must be able to start in the midst of it."""
-    return getattr(error, "errno", None) == errno.ENOSPC or any(w in str(error) for w in ("full", "locked", "busy"))
+    return getattr(error, "errno", None) in FULL or code(error) in PASSING - {
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+
+
+def storable(value: Any) -> Any:
+    """What SQLite and JSON can hold: no half of a surrogate pair, no NaN."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return 0.0
+    return value
+
+
+def checked(id: str) -> str:
+    """An event's name, which is a file's name as well. Raises ValueError for one that leads elsewhere."""
+    if not ID.fullmatch(id) or id.startswith("."):
+        raise ValueError(f"{id!r} cannot be an event's name")
+    return id
 
 
 # --- what is told to whom -------------------------------------------------------------------------------------------
+
+
+def kind(sink: plans.Sink) -> str:
+    """The name in SINKS that this sink of the plan is."""
+    return sink.to if isinstance(sink.to, str) else str(sink.to.get("name"))
 
 
 def changes(sink: plans.Sink, event: Event) -> list[str]:
@@ -227,187 +396,51 @@ def changes(sink: plans.Sink, event: Event) -> list[str]:
         return []
     if LEVELS.index(event.level) < LEVELS.index(sink.level):
         return []
-    if not sink.updates:
-        return ["reached"]
-    return [event.level, *(["closed"] if event.state == "closed" else [])]
+    ends = event.state == "closed" and (sink.updates or kind(sink) in STATEFUL)
+    return [event.level if sink.updates else "reached", *(["closed"] if ends else [])]
 
 
-def _put(db: sqlite3.Connection, row: Mapping[str, Any], told: Sequence[tuple[str, str]]) -> None:
+def row_of(event: Event) -> dict[str, Any]:
+    """An event as its columns. Raises ValueError for an id that cannot be a file's name."""
+    checked(event.id)
+    return {name: storable(value) for name, value in event.as_dict().items() if name in COLUMNS}
+
+
+def _put(db: sqlite3.Connection, event: Event, sinks: Sequence[plans.Sink]) -> None:
+    row = row_of(event)
     names = ", ".join(f'"{name}"' for name in row)
     again = ", ".join(f'"{name}" = excluded."{name}"' for name in row if name != "id")
     db.execute(
         f"INSERT INTO events ({names}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (id) DO UPDATE SET {again}",
         list(row.values()),
     )
-    now = time.time()
-    for sink, change in told:
-        db.execute(
-            "INSERT OR IGNORE INTO outbox (event, sink, change, made) VALUES (?, ?, ?, ?)",
-            (row["id"], sink, change, now),
-        )
+    told = [(event.id, sink.name, change, time.time()) for sink in sinks for change in changes(sink, event)]
+    db.executemany("INSERT OR IGNORE INTO outbox (event, sink, change, made) VALUES (?, ?, ?, ?)", told)
 
 
-# --- the database ---------------------------------------------------------------------------------------------------
+def _cut_off(db: sqlite3.Connection, sinks: Sequence[plans.Sink]) -> None:
+    """Events that a kill left open end where they were last said, and whoever hears of ends hears of it."""
+    for row in db.execute("""SELECT * FROM events WHERE "end" IS NULL""").fetchall():
+        was = Event(**{name: row[name] for name in Event.__dataclass_fields__})
+        _put(db, replace(was, state="closed", end=was.updated, words=f"{was.words}; cut off"), sinks)
 
 
-def opened(folder: Path, write: bool = False) -> sqlite3.Connection:
-    """A connection: the one that writes, or one that only reads, also while another process writes."""
-    path = folder / NAME
-    if write:
-        db = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-        except sqlite3.Error:
-            db.close()
-            raise
-    else:
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=2.0)
-    db.row_factory = sqlite3.Row
-    return db
+def _all(db: sqlite3.Connection, rows: Sequence[Job]) -> list[str]:
+    """All of them in one transaction, but for those that nothing can write: what is wrong with each of these.
 
-
-def migrate(db: sqlite3.Connection, place: Path) -> None:
-    """Bring the schema to this version, step by step, each whole or not at all. Raises Mistake for a newer one."""
-    (number,) = db.execute("PRAGMA user_version").fetchone()
-    if number > len(MIGRATIONS):
-        raise Mistake(f"{place}: written by a newer stillwatch (schema {number}); update, or give another folder")
-    for step in range(number, len(MIGRATIONS)):
-        db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
-
-
-def adopt(db: sqlite3.Connection, folder: Path) -> None:
-    """After a kill: clips and pictures that lie there without their row, and events that nobody ended."""
-    for part in (folder / "clips").rglob("*.mp4.part"):  # fragmented: it plays as far as it was written
-        part.rename(part.with_suffix(""))
-    for kind, suffix in (("clip", ".mp4"), ("thumbnail", ".jpg")):
-        for path in sorted((folder / f"{kind}s").rglob(f"*{suffix}")):
-            name = str(path.relative_to(folder))
-            db.execute(f"UPDATE events SET {kind} = ? WHERE id = ? AND {kind} IS NULL", (name, path.stem))
-            if not db.execute(f"SELECT 1 FROM events WHERE {kind} = ?", (name,)).fetchone():
-                path.unlink(missing_ok=True)
-    db.execute(
-        """UPDATE events SET state = 'closed', "end" = updated, words = words || '; cut off' WHERE "end" IS NULL"""
-    )
-
-
-def oldest(folder: Path) -> list[Path]:
-    """Clips and thumbnails, the oldest first; none that is still being written."""
-    found = [
-        path
-        for kind in ("clips", "thumbnails")
-        for path in (folder / kind).rglob("*.*")
-        if path.suffix in (".mp4", ".jpg")
-    ]
-    return sorted(found, key=lambda path: path.stat().st_mtime if path.exists() else 0.0)
-
-
-def sweep(db: sqlite3.Connection, keep: plans.Keep, now: float | None = None) -> int:
-    """Remove what is too old or too much, files and their mention together; how many files."""
-    now = time.time() if now is None else now
-    files = [(path, path.stat()) for path in oldest(keep.folder) if path.exists()]
-    total = sum(about.st_size for _, about in files)
-    free = shutil.disk_usage(keep.folder).free
-    gone = 0
-    for path, about in files:
-        old = about.st_mtime < now - 86400 * keep.days
-        much = total > 1e9 * keep.gigabytes or free < 1e9 * keep.free
-        if not (old or much) or gone >= STEP:
-            break
-        name = str(path.relative_to(keep.folder))
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            db.execute("UPDATE events SET clip = NULL WHERE clip = ?", (name,))
-            db.execute("UPDATE events SET thumbnail = NULL WHERE thumbnail = ?", (name,))
-        path.unlink(missing_ok=True)
-        total, free, gone = total - about.st_size, free + about.st_size, gone + 1
+    Raises what may be well again by itself, and then nothing was written.
+    """
+    bad: list[str] = []
     with db:
-        db.execute("DELETE FROM outbox WHERE state != 'waiting' AND settled < ?", (now - 86400 * keep.days,))
-    return gone
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def events(
-    folder: Path,
-    since: float | None = None,
-    until: float | None = None,
-    camera: str | None = None,
-    kind: str | None = None,
-    level: str | None = None,
-    before_id: str | None = None,
-    limit: int = 100,
-) -> list[dict[str, Any]]:
-    """Events as dicts, the newest first, also while another process writes. since, until: of `opened`, epoch seconds.
-
-    level: and above. before_id: older than that event. Raises Mistake where there is no such database.
-    """
-    where, values = ["1"], []
-    for words, value in (("opened >= ?", since), ("opened < ?", until), ("camera = ?", camera), ("kind = ?", kind)):
-        if value is not None:
-            where.append(words)
-            values.append(value)
-    if level is not None:
-        above = LEVELS[LEVELS.index(level) :]
-        where.append(f"level IN ({', '.join('?' * len(above))})")
-        values += above
-    if before_id is not None:
-        where.append("number < (SELECT number FROM events WHERE id = ?)")
-        values.append(before_id)
-    with _reading(folder) as db:
-        rows = db.execute(
-            f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?", [*values, limit]
-        ).fetchall()
-    return [_dict(row) for row in rows]
-
-
-def event(folder: Path, id: str) -> dict[str, Any] | None:
-    """One event as a dict, or None."""
-    with _reading(folder) as db:
-        row = db.execute("SELECT * FROM events WHERE id = ?", (id,)).fetchone()
-    return _dict(row) if row else None
-
-
-@contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    if not (folder / NAME).is_file():
-        raise Mistake(f"{folder}: no events are kept there; `stillwatch watch` keeps them in a folder (--in names it)")
-    try:
-        with contextlib.closing(opened(folder)) as db:
-            yield db
-    except sqlite3.Error as error:
-        raise Mistake(f"{folder / NAME}: cannot be read: {error}") from error
-
-
-def _dict(row: sqlite3.Row) -> dict[str, Any]:
-    return {name: bool(row[name]) if name == "acknowledged" else row[name] for name in COLUMNS}
-
-
-def negatives(folder: Path, event_id: str, label: str) -> int:
-    """File an event's frames as pictures of `label`, for data.negatives: one a second of its clip, else its thumbnail.
-
-    Returns how many lie in folder/negatives/<label>/<camera>/ now. Raises Mistake where the event is not there.
-    """
-    row = event(folder, event_id)
-    if row is None:
-        raise Mistake(f"{event_id}: no such event")
-    shelf = folder / "negatives" / label / row["camera"]
-    shelf.mkdir(parents=True, exist_ok=True)
-    filed = 0
-    if row["clip"] and (folder / row["clip"]).is_file():
-        import cv2
-
-        from stillwatch.watch.source import frames
-
-        for seconds, image in frames(str(folder / row["clip"]), fps=1.0):
-            done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
-            if done:
-                with atomic(shelf / f"{event_id}-{round(seconds):03d}.jpg") as draft:
-                    draft.write_bytes(jpeg.tobytes())
-                filed += 1
-    elif row["thumbnail"] and (folder / row["thumbnail"]).is_file():
-        with atomic(shelf / f"{event_id}.jpg") as draft:
-            shutil.copyfile(folder / row["thumbnail"], draft)
-        filed = 1
-    return filed
+        db.execute("BEGIN IMMEDIATE")
+        for job in rows:
+            db.execute("SAVEPOINT job")
+            try:
+                job.work(db)
+            except Exception as error:
+                if code(error) in PASSING | BROKEN:
+                    raise
+                bad.append(f"a row ({job.what}) cannot be written: {error}")
+                db.execute("ROLLBACK TO job")
+            db.execute("RELEASE job")
+    return bad
