@@ -46,7 +46,9 @@ def test_the_examples_in_its_comments_are_right_too(tmp_path: Path) -> None:
 
 def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     text = GOOD + '[[camera]]\nname="film"\nsource="clips/a.mp4"\n[[camera]]\nname="secret"\nsource="$URL"\n'
+    text += '[[sink]]\nname="l"\nto={name="jsonl",path="told.jsonl"}\n[[sink]]\nname="s"\nto="sound"\n'
     plan = plans.load(written(tmp_path, text)).plan
+    assert [sink.to for sink in plan.sink] == [{"name": "jsonl", "path": str(tmp_path / "told.jsonl")}, "sound"]
     assert plan.bundle == tmp_path / "b"
     assert plan.keep.folder == tmp_path / "watch"
     assert [camera.source for camera in plan.camera] == ["toy://driver", str(tmp_path / "clips/a.mp4"), "$URL"]

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from stillwatch.recipe import Mistake, Rule, Spec, Strict, explain, nearest
 
 Part = TypeVar("Part", bound=Strict)
+FILES = ("path", "file")  # options of sinks that name a file
 Where = tuple[str | int, ...]  # the path of a key: ("camera", 1, "fps")
 
 
@@ -230,6 +231,14 @@ def _rooted(plan: Plan, folder: Path) -> Plan:
         elsewhere = "://" in text or text.isdigit() or text.startswith("$") or Path(text).is_absolute()
         return text if elsewhere else str(folder / text)
 
+    def told(to: Spec) -> Spec:
+        """A sink's own files: of jsonl and sound."""
+        files = (
+            {} if isinstance(to, str) else {k: source(v) for k, v in to.items() if k in FILES and isinstance(v, str)}
+        )
+        return to if isinstance(to, str) else to | files
+
     cameras = tuple(camera.model_copy(update={"source": source(camera.source)}) for camera in plan.camera)
+    sinks = tuple(sink.model_copy(update={"to": told(sink.to)}) for sink in plan.sink)
     keep = plan.keep.model_copy(update={"folder": folder / plan.keep.folder})
-    return plan.model_copy(update={"bundle": folder / plan.bundle, "camera": cameras, "keep": keep})
+    return plan.model_copy(update={"bundle": folder / plan.bundle, "camera": cameras, "sink": sinks, "keep": keep})

@@ -30,7 +30,7 @@ def serve(read: Read, say: Callable[[str], None], seconds: float | None = None) 
             say(f"left out: {words}")
     with ExitStack() as opened:
         street = opened.enter_context(Watch(plan, read.cameras, say=say))
-        post = Post(street.store, plan.sink, say)
+        post = Post(street.store, plan.sink, say, [seat.name for seat in street.seats])
         post.start()
         opened.callback(post.close, 0.5)
         if plan.web.on:
