@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,7 +99,7 @@ def answered(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1) as answer:
             return answer.status == 200
-    except (OSError, urllib.error.HTTPError):
+    except OSError:
         return False
 
 

@@ -303,9 +303,10 @@ def events(
     as_json: Annotated[bool, typer.Option("--json", help="one event a line")] = False,
 ) -> None:
     """What was seen: the newest events first, also while a watch is running."""
+    from stillwatch.rules import LEVELS
     from stillwatch.watch import store
 
-    if level is not None and level not in ("notice", "warn", "alarm"):
+    if level is not None and level not in LEVELS:
         raise Mistake(f"--level {level}: is notice, warn or alarm")
     found = store.events(folder, _since(since), None, camera, kind, level, None, limit)
     for event in found:

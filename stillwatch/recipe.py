@@ -159,9 +159,7 @@ class Rule(Strict):
     """How probabilities become alarms: a named preset of stillwatch.rules, and what differs from it. Seconds."""
 
     profile: Literal["driver", "cctv", ""] = ""  # "": cctv
-    threshold: float | None = Field(
-        None, gt=0, lt=1
-    )  # cctv: evidence grows above it; else the bundle's operating point
+    threshold: float | None = Field(None, gt=0, lt=1)  # cctv: evidence grows from it; else the bundle's own
     smooth: float | None = Field(None, ge=0)  # time constant of the smoothing
     unsure: float | None = Field(None, ge=0, lt=1)  # below this largest probability a frame accuses nobody
     cooldown: float | None = Field(None, ge=0)  # between two events of one kind

@@ -130,6 +130,30 @@ class Window:
             self.counted += counts
 
 
+class Spell:
+    """How many seconds of a behaviour there were, when it began and when it was last seen.
+
+    An absence of up to `gap` s does not break it, nor does it count.
+    """
+
+    def __init__(self, gap: float):
+        self.gap = gap
+        self.forget()
+
+    def forget(self) -> None:
+        self.held, self.start, self.last = 0.0, math.nan, -math.inf
+
+    def step(self, sight: Sight, switch: Switch) -> float:
+        """Returns the seconds since it was last seen; 0: it is seen now."""
+        away = sight.now - self.last
+        if switch.on and sight.sure:
+            if away > self.gap + EPS and not switch.held:
+                self.held, self.start = 0.0, sight.now
+            self.last, away = sight.now, 0.0
+        self.held += switch.held * sight.dt
+        return away
+
+
 class Awareness:
     """A driver's attention, 1 when full: it runs out in after[-1] s of looking away, and comes back faster.
 
@@ -215,34 +239,29 @@ class Hold:
 
     def __init__(self, one: Indicator, switch: Switch):
         self._one, self._switch = one, switch
-        self._levels, self._release = one.after, min(one.release, one.merge)
+        self._spell = Spell(min(one.release, one.merge))
         self.forget()
 
     def forget(self) -> None:
         self._switch.forget()
-        self.left, self._held, self._start, self._last = 1.0, 0.0, math.nan, -math.inf
+        self._spell.forget()
+        self.left = 1.0
 
     def step(self, sight: Sight) -> Reading:
-        switch = self._switch
+        switch, spell, levels = self._switch, self._spell, self._one.after
         switch.step(sight)
-        away = sight.now - self._last
-        if switch.on and sight.sure:
-            if away > self._release + EPS and not switch.held:
-                self._held, self._start = 0.0, sight.now
-            self._last, away = sight.now, 0.0
-        if switch.held:
-            self._held += switch.held * sight.dt
-        elif away > self._release + EPS:
-            self._held = 0.0
-        self.left = max(0.0, 1 - self._held / self._levels[-1])
-        level = bisect_right(self._levels, self._held + EPS) - 1
+        away = spell.step(sight, switch)
+        if not switch.held and away > spell.gap + EPS:
+            spell.held = 0.0
+        self.left = max(0.0, 1 - spell.held / levels[-1])
+        level = bisect_right(levels, spell.held + EPS) - 1
         over = away > self._one.merge + EPS
-        return Reading(level, switch.active, over, self._start, self._last, switch.q)
+        return Reading(level, switch.active, over, spell.start, spell.last, switch.q)
 
     def words(self, level: int) -> str:
         one = self._one
         name = one.names[level] if level < len(one.names) else one.kind
-        return f"{name}: {' or '.join(one.labels)} for {self._held:.1f} s"
+        return f"{name}: {' or '.join(one.labels)} for {self._spell.held:.1f} s"
 
 
 class Share:
@@ -321,34 +340,30 @@ class Evidence:
     """An accumulator from 0 to 1 that fills in `rise` s above the threshold and empties in `fall` s below it."""
 
     def __init__(self, one: Indicator, switch: Switch):
-        self._one, self._switch = one, switch
+        self._one, self._switch, self._spell = one, switch, Spell(one.merge)
         self.forget()
 
     def forget(self) -> None:
         self._switch.forget()
-        self.left, self._held, self._start, self._last = 1.0, 0.0, math.nan, -math.inf
+        self._spell.forget()
+        self.left = 1.0
 
     def step(self, sight: Sight) -> Reading:
-        switch, one = self._switch, self._one
+        switch, spell, one = self._switch, self._spell, self._one
         switch.step(sight)
-        away = sight.now - self._last
-        if switch.on and sight.sure:
-            if away > one.merge + EPS and not switch.held:
-                self._held, self._start = 0.0, sight.now
-            self._last, away = sight.now, 0.0
+        away = spell.step(sight, switch)
         if switch.held:
-            self._held += switch.held * sight.dt
             self.left = max(0.0, self.left - switch.held * sight.dt / one.rise)
         elif switch.gone:
             self.left = min(1.0, self.left + sight.dt / one.fall)
-        enough = self._held >= one.least - EPS
+        enough = spell.held >= one.least - EPS
         level = bisect_right(one.at, 1 - self.left + EPS) - 1 if enough else -1
         over = away > one.merge + EPS and 1 - self.left < one.at[0]
-        return Reading(level, switch.active, over, self._start, self._last, switch.q)
+        return Reading(level, switch.active, over, spell.start, spell.last, switch.q)
 
     def words(self, level: int) -> str:
         labels = " or ".join(self._one.labels)
-        return f"{self._one.kind}: evidence of {labels} {1 - self.left:.2f}, {self._held:.1f} s of it"
+        return f"{self._one.kind}: evidence of {labels} {1 - self.left:.2f}, {self._spell.held:.1f} s of it"
 
 
 class Unsure:

@@ -210,7 +210,7 @@ class Camera:
             wait([self.connection], left)  # type: ignore[list-item]  # it has a fileno, that is enough
             self._pump()
         if self._child is not None:
-            self._died("stopped", kill=True)
+            self._died("stopped")
 
     # --- the child ---------------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Camera:
             self.state, self.words = state, words
             self._inbox.append(Note(self.plan.name, "state", {"state": state, "words": words}))
 
-    def _died(self, words: str, kill: bool = True) -> None:
+    def _died(self, words: str) -> None:
         """The child is gone, or is to go: reap it, keep what it had written, and set a time for the next one."""
         child, self._child = self._child, None
         if child is None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from stillwatch import bundle, profiles
 from stillwatch.recipe import Mistake
+from stillwatch.watch import guard
 from stillwatch.watch import plan as plans
 from stillwatch.watch.camera import Camera, Frame
 from stillwatch.watch.detector import Detector
@@ -37,7 +38,7 @@ def examine(read: plans.Read) -> Iterator[Finding]:
         yield Finding(False, name, words)
     try:
         it = bundle.load(plan.bundle)
-        choice = Detector(it, plan.threads, len(plan.camera), plan.runtime).choice
+        choice = Detector(it, plan.threads, runtime=plan.runtime).choice
     except Mistake as mistake:
         yield Finding(False, "bundle", str(mistake))
         return
@@ -96,13 +97,13 @@ def _first(eye: Camera, until: float) -> Frame | None:
 def _page(plan: plans.Plan) -> Finding:
     if not plan.web.on:
         return Finding(True, "page", "off")
-    try:
-        plans.secret(plan.web.token)
-    except Mistake as mistake:
-        return Finding(False, "page", str(mistake))
-    inside = plan.web.host in ("127.0.0.1", "localhost", "::1")
+    inside = guard.loopback(plan.web.host)
     if not inside and plan.web.token is None:
         return Finding(False, "page", f'{plan.web.host} needs a token: token = "$STILLWATCH_TOKEN"')
+    try:
+        guard.token_of(plan.web)
+    except Mistake as mistake:
+        return Finding(False, "page", str(mistake))
     return Finding(True, "page", f"{plan.web.host}:{plan.web.port}{'' if inside else ', with a token'}")
 
 

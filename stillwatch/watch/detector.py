@@ -67,7 +67,7 @@ class Detector:
         self._shape, self._how = manifest.input.shape, manifest.input.fit
         if batch < 1 or (threads is not None and threads < 1):
             raise Mistake(f"threads = {threads}, batch = {batch}: both are at least 1")
-        threads = threads or min(4, _cores())
+        threads = threads or min(4, cores())
         pairs = _pairs(self.bundle, runtime, file)
         place = _place(self.bundle, threads, batch, runtime, file)
         found = None if fresh else _remembered(self.bundle, place, pairs, threads, batch)
@@ -118,7 +118,7 @@ def machine() -> dict[str, Any]:
     memory = None
     with suppress(ValueError, OSError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": _cpu(), "cores": _cores(), "memory": memory, "runtimes": {n: _version(n) for n in runtimes.RUNTIMES}}
+    return {"cpu": _cpu(), "cores": cores(), "memory": memory, "runtimes": {n: _version(n) for n in runtimes.RUNTIMES}}
 
 
 def choices() -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def _place(it: bundle.Bundle, threads: int, batch: int, runtime: str | None, fil
     return _home() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -84,7 +84,6 @@ class Watch:
         self,
         plan: Plan,
         bad_cameras: Mapping[str, str] | None = None,
-        batch: int = 1,
         say: Callable[[str], None] = lambda line: None,
     ):
         """Open what the plan names; a camera that cannot be opened is shown as failed and keeps no other from it.
@@ -123,7 +122,7 @@ class Watch:
         for seat in self.seats:
             seat.camera.start()
         try:
-            self.detector = Detector(self.bundle, plan.threads, batch, plan.runtime)
+            self.detector = Detector(self.bundle, plan.threads, runtime=plan.runtime)
             self.store = Store(plan.keep, plan.sink)
         except BaseException:
             self._stop_cameras(0.5)

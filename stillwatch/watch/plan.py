@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
+from stillwatch.profiles import Level
 from stillwatch.recipe import Mistake, Rule, Spec, Strict, explain, nearest
 
 Part = TypeVar("Part", bound=Strict)
@@ -53,7 +54,7 @@ class Sink(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$")
     to: Spec  # one of SINKS: "log", {name="webhook", url="https://…", secret="$HOOK_SECRET"}
-    level: Literal["notice", "warn", "alarm"] = "warn"  # told when an event first reaches it
+    level: Level = "warn"  # told when an event first reaches it
     updates: bool = False  # and again when it is raised, and when it ends
     cameras: tuple[str, ...] = ()  # empty: all
     kinds: tuple[str, ...] = ()  # empty: all

@@ -32,8 +32,8 @@ from stillwatch import bundle as bundles
 from stillwatch import files, pixels
 from stillwatch.recipe import Mistake
 from stillwatch.run import SILENT, Voice, atomic
-from stillwatch.watch import runtimes, table
-from stillwatch.watch.detector import Detector
+from stillwatch.watch import film, runtimes, table
+from stillwatch.watch.detector import Detector, cores
 
 FORMAT = 1  # of the shards; raised whenever the same file would give other rows
 BATCH = 16  # pictures through the net at once
@@ -101,7 +101,7 @@ def score(
         if kept:
             voice.say(f"{parts}: {kept:,} of {len(found):,} files are done already")
         open_.sort(key=lambda shard: -sum(map(_weight, shard)))  # the longest first: none is left to one worker at last
-        crew, todo = min(workers or _cores(), len(open_)), sum(map(len, open_))
+        crew, todo = min(workers or cores(), len(open_)), sum(map(len, open_))
         if todo:
             voice.say(f"{Path(task.model).name} in {task.runtime}, {crew} worker{'s' * (crew != 1)}, {todo:,} files")
             for _ in voice.bar(_work(task, open_, crew), todo, "scoring"):
@@ -187,7 +187,7 @@ def _rate(it: bundles.Bundle, rate: float | None) -> float | None:
     """Of a net of clips, where none is asked: the rate of the frames that it learnt from."""
     if rate is not None or len(it.manifest.input.shape) == 3:
         return rate
-    return ((it.manifest.run.get("recipe") or {}).get("data") or {}).get("rate")
+    return film.rate(it.manifest)
 
 
 def _task(it: bundles.Bundle, folder: Path, parts: Path, rate: float | None, voice: Voice) -> Task:
@@ -243,10 +243,6 @@ def _sweep(task: Task, shards: Sequence[Sequence[File]]) -> None:
     for path in Path(task.parts).glob("*.npz"):
         if path.name not in wanted:
             path.unlink()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- the crew: processes that each take a shard, look, and put it on disk
