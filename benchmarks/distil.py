@@ -30,13 +30,15 @@ import torch
 from torch import nn
 
 from benchmarks.naive import OPTIMIZERS, Naive, Spent, accelerator
-from stillwatch import recipe, toy
-from stillwatch.judge import predict
-from stillwatch.lab import lessons, nets
-from stillwatch.lab.data import Sample, decode, gather
-from stillwatch.lab.splits import assign
-from stillwatch.recipe import Data, Fit, Mistake, Recipe
-from stillwatch.run import Run, Voice
+from stillwatch import predictions, recipe
+from stillwatch.errors import UserError
+from stillwatch.lab.data.reader import Sample, decode, gather
+from stillwatch.lab.data.splits import assign
+from stillwatch.lab.models import nets
+from stillwatch.lab.training import lessons
+from stillwatch.media import synthetic
+from stillwatch.recipe import Data, Fit, Recipe
+from stillwatch.run import Progress, Run
 
 Stage = Literal["teach", "distil"]
 STAGES: tuple[Stage, ...] = ("teach", "distil")
@@ -60,9 +62,9 @@ def asked(name: str, overrides: Sequence[str], real: Path | None, limit: int) ->
     root = real / plain.data.root.name if real else None
     if root and root.is_dir():
         return recipe.load(name, [*scratch, f"data.root='{root}'", *overrides]), True
-    scene = next((scene for scene, labels in toy.LABELS.items() if set(plain.labels) == set(labels)), None)
+    scene = next((scene for scene, labels in synthetic.LABELS.items() if set(plain.labels) == set(labels)), None)
     if scene is None:
-        raise Mistake(
+        raise UserError(
             f"{name}: the toy does not draw its labels; --data must name a folder with {plain.data.root.name}/"
         )
     each = -(-limit // (PEOPLE * len(plain.labels))) if limit else 40
@@ -79,7 +81,7 @@ def lay(task: Recipe, folder: Path, limit: int) -> Recipe:
     them. Returns the recipe that reads this folder.
     """
     if task.data.frames > 1:
-        raise Mistake(f"data.frames = {task.data.frames}: the benchmark knows single pictures only")
+        raise UserError(f"data.frames = {task.data.frames}: the benchmark knows single pictures only")
     samples = sorted(_some(gather(task).samples, task.labels, limit), key=lambda sample: (str(sample.path), sample.id))
     rows = []
     for number, (sample, image) in enumerate(_native(samples, task.data)):
@@ -149,7 +151,7 @@ def ours(stage: Stage, task: Recipe, root: Path, spent: Spent) -> Run:
     """One stage by the lessons: gather, decode, audit, cache, train, validate, mark and save are all counted."""
     ears = Ears()
     work = lessons.teach if stage == "teach" else lessons.distil
-    run = work(task, predict.mark, root=root, fresh=True, voice=Voice(bar=ears.bar))
+    run = work(task, predictions.save_predictions, root=root, fresh=True, voice=Progress(bar=ears.bar))
     spent.seen, spent.accuracy = ears.seen, run.history()[-1]["valid"]["accuracy"]
     spent.phases = ears.phases
     return run
@@ -173,14 +175,14 @@ def compare(task: Recipe, stages: Sequence[Stage], folder: Path, workers: int, r
     """Run both sides `repeats` times in turn, ours with an empty cache each time, never both at once.
 
     Returns "teach naive", "teach ours", "distil naive", "distil ours", or those asked for: a Spent for each repeat.
-    Raises Mistake where the two sides trained on different numbers of pictures: then nothing was compared.
+    Raises UserError where the two sides trained on different numbers of pictures: then nothing was compared.
     """
     found: dict[str, list[Spent]] = {}
     naive = Naive.of(task, workers)
     _warm(task.fit_of("student"))
     for repeat in range(repeats):
         root = folder / f"runs-{repeat}"
-        master: nets.Watcher | None = None
+        master: nets.Classifier | None = None
         if "teach" not in stages:
             master = lessons.load(_accepted(untaught(task, root)))
         with _cache(folder / f"cache-{repeat}"):
@@ -200,7 +202,9 @@ def compare(task: Recipe, stages: Sequence[Stage], folder: Path, workers: int, r
                     _accepted(run)
                 counts = {found[f"{stage} {side}"][-1].seen for side in sides}
                 if len(counts) > 1:
-                    raise Mistake(f"{task.name}, {stage}: one loop trained on other pictures than the other: {counts}")
+                    raise UserError(
+                        f"{task.name}, {stage}: one loop trained on other pictures than the other: {counts}"
+                    )
     return found
 
 
@@ -352,13 +356,13 @@ def _times(stage: str, seconds: dict[str, float], seen: int) -> str:
 
 
 def keep(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Append to the CSV. Raises Mistake where the file there has other columns."""
+    """Append to the CSV. Raises UserError where the file there has other columns."""
     head = list(rows[0])
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             old = next(csv.reader(file), [])
         if old != head:
-            raise Mistake(f"--out {path}: has other columns than this benchmark writes; move it away")
+            raise UserError(f"--out {path}: has other columns than this benchmark writes; move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.is_file()
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -401,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(row(about, found))
         if given.out:
             keep(given.out, rows)
-    except Mistake as mistake:
+    except UserError as mistake:
         print(mistake, file=sys.stderr)
         return 1
     return 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.record import record
 from stillwatch import bundle, metrics
-from stillwatch.recipe import Mistake
+from stillwatch.errors import UserError
 from stillwatch.run import Run
 
 COLUMNS = (
@@ -25,13 +25,13 @@ KEY = ("recipe", "run", "fold")
 
 
 def rows_of(folder: Path, run: Run, recipe: str, note: str) -> list[dict[str, Any]]:
-    """One row an entrant and thread count. Raises Mistake where bundle, bench and run do not belong together."""
+    """One row an entrant and thread count. Raises UserError where bundle, bench and run do not belong together."""
     made, place = bundle.load(folder), folder / "bench.json"
     if not place.is_file():
-        raise Mistake(f"{place}: missing; run `stillwatch bench {folder}` first")
+        raise UserError(f"{place}: missing; run `stillwatch bench {folder}` first")
     report = json.loads(place.read_text(encoding="utf-8"))
     if made.manifest.run["id"] != run.path.name or report["bundle"]["run"] != run.path.name:
-        raise Mistake(f"{folder}: came from {made.manifest.run['id']}, its bench from {report['bundle']['run']}")
+        raise UserError(f"{folder}: came from {made.manifest.run['id']}, its bench from {report['bundle']['run']}")
     test, groups = _tested(run.path)
     int8 = made.manifest.run["int8"]
     tested = {bundle.INT8: _tested(run.path.parent / int8)[0]} if int8 else {}
@@ -77,7 +77,7 @@ def main() -> None:
     words = parser.parse_args()
     try:
         rows = rows_of(words.bundle, Run.open(words.run), words.recipe, words.note)
-    except Mistake as mistake:
+    except UserError as mistake:
         raise SystemExit(f"error: {mistake}") from None
     record(rows, words.out, COLUMNS, KEY)
     print(f"{words.out}: {len(rows)} rows of {words.run}")

@@ -17,12 +17,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from stillwatch import pixels
-from stillwatch.lab import augment, lessons, losses, nets
-from stillwatch.lab.data import Sample, gather
-from stillwatch.lab.loop import Step, rate
-from stillwatch.lab.splits import assign
-from stillwatch.recipe import Fit, Mistake, Recipe
+from stillwatch.errors import UserError
+from stillwatch.lab.data import augment
+from stillwatch.lab.data.reader import Sample, gather
+from stillwatch.lab.data.splits import assign
+from stillwatch.lab.models import nets
+from stillwatch.lab.training import lessons, losses
+from stillwatch.lab.training.loop import TrainStep, rate
+from stillwatch.media import image as pixels
+from stillwatch.recipe import Fit, Recipe
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Files(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         image = cv2.imread(self.paths[row], cv2.IMREAD_COLOR)
         if image is None:
-            raise Mistake(f"{Path(self.paths[row]).name}: cannot be decoded")
+            raise UserError(f"{Path(self.paths[row]).name}: cannot be decoded")
         rgb: Any = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         x = torch.from_numpy(pixels.fit(rgb, self.data.hw, self.data.fit, self.data.channels))[None]  # (T=1,h,w,C)
         if self.change:
@@ -78,7 +81,9 @@ class Naive:
         samples = assign(gather(task).samples, task.data)
         return cls(task, {name: [s for s in samples if s.split == name] for name in lessons.SPLITS}, workers)
 
-    def learn(self, side: Literal["teacher", "student"], master: nets.Watcher | None, spent: Spent) -> nets.Watcher:
+    def learn(
+        self, side: Literal["teacher", "student"], master: nets.Classifier | None, spent: Spent
+    ) -> nets.Classifier:
         """One stage from the first epoch to the test split: the recipe's nets, losses, rates, batch and epochs.
 
         Given to the naive side for nothing: frozen layers without gradients, channels_last, no checkpoint, no audit.
@@ -86,12 +91,14 @@ class Naive:
         plan = self.task.fit_of(side)
         change = augment.plan(plan.augment, plan.seed)
         if change.mixup:
-            raise Mistake("fit.augment.mixup: the naive loop has no mixup; leave it out for the benchmark")
+            raise UserError("fit.augment.mixup: the naive loop has no mixup; leave it out for the benchmark")
         device = accelerator(plan).device
         torch.manual_seed(plan.seed)
         data = self.task.data
         net = nets.build(getattr(self.task, side).net, len(self.task.labels), data.hw, data.channels)
-        step = Step(net, losses.parts(plan.loss if master else lessons.hard(plan.loss), self._task(net, master)))
+        step = TrainStep(
+            net, losses.parts(plan.loss if master else lessons.without_teacher(plan.loss), self._task(net, master))
+        )
         step.to(device)
         if master:
             master.to(device).eval().requires_grad_(False)
@@ -104,7 +111,7 @@ class Naive:
         _accuracy(net, test, device)
         return net
 
-    def _task(self, net: nets.Watcher, master: nets.Watcher | None) -> losses.Task:
+    def _task(self, net: nets.Classifier, master: nets.Classifier | None) -> losses.Task:
         counts = Counter(self.task.labels.index(sample.label) for sample in self.split["train"])
         return losses.Task(
             labels=len(self.task.labels),
@@ -122,8 +129,8 @@ class Naive:
     def _epoch(
         self,
         epoch: int,
-        step: Step,
-        master: nets.Watcher | None,
+        step: TrainStep,
+        master: nets.Classifier | None,
         optimizer: torch.optim.Optimizer,
         batches: DataLoader[Any],
         plan: Fit,
@@ -152,7 +159,7 @@ class Naive:
 
 
 @torch.inference_mode()
-def _accuracy(net: nets.Watcher, batches: DataLoader[Any], device: torch.device) -> float:
+def _accuracy(net: nets.Classifier, batches: DataLoader[Any], device: torch.device) -> float:
     net.eval()
     right = [net(x.to(device)).logits.argmax(1) == y.to(device) for x, y in batches]
     return float(torch.cat(right).float().mean())

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stillwatch.judge.report import assess
-from stillwatch.recipe import Mistake
-from stillwatch.run import Run, atomic, commit
+from stillwatch.atomic import atomic
+from stillwatch.errors import UserError
+from stillwatch.evaluation.report.report import assess
+from stillwatch.run import Run, commit
 
 COLUMNS = (
     "recipe", "split", "model", "net", "folds", "seeds", "samples", "groups", "accuracy", "macro_f1", "macro_f1_low",
@@ -90,7 +91,7 @@ def main() -> None:
     words = parser.parse_args()
     try:
         rows = rows_of([Run.open(path) for path in words.runs], words.recipe, words.note)
-    except Mistake as mistake:
+    except UserError as mistake:
         raise SystemExit(f"error: {mistake}") from None
     record(rows, words.out)
     for row in rows:

@@ -17,9 +17,11 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from stillwatch import bundle, files, pixels, toy
-from stillwatch.watch import runtimes, score
-from stillwatch.watch.detector import Detector, machine
+from stillwatch import bundle
+from stillwatch.inference import runtimes, scoring
+from stillwatch.inference.detector import Detector, machine
+from stillwatch.media import decode as files
+from stillwatch.media import image, synthetic
 
 SIZE, FPS = (360, 640), 10
 NETS: dict[str, tuple[str, tuple[int, int, int]]] = {  # untrained: they cost the same
@@ -31,7 +33,7 @@ NETS: dict[str, tuple[str, tuple[int, int, int]]] = {  # untrained: they cost th
 
 def draw(folder: Path, seconds: float) -> dict[str, list[str]]:
     """The same toy scenes as JPEGs of two qualities and as an H.264 film -> the names of each kind."""
-    frames = [picture for _, picture, _ in toy.clip("street", seconds, FPS, 0, SIZE)]
+    frames = [picture for _, picture, _ in synthetic.clip("street", seconds, FPS, 0, SIZE)]
     names: dict[str, list[str]] = {}
     for quality in (80, 95):
         kind = names[f"jpeg q{quality}"] = [f"q{quality}-{n:04d}.jpg" for n in range(len(frames))]
@@ -55,7 +57,7 @@ def decode(folder: Path, names: Sequence[str]) -> int:
             count += not isinstance(files.read_picture(folder / name), str)
             continue
         colours = VideoReformatter()
-        with score.CODEC.open(str(folder / name)) as container:
+        with scoring.CODEC.open(str(folder / name)) as container:
             for frame in container.decode(video=0):
                 colours.reformat(frame, format="rgb24").to_ndarray()
                 count += 1
@@ -84,19 +86,19 @@ def compare(it: bundle.Bundle, folder: Path, names: Sequence[str], rounds: int) 
     decode: to RGB, the way of `score`; plain: as the libraries' examples show it; ready: to RGB and to the net's size,
     all that `score` does without a net; fit and net: these alone, on pictures that are in the processor's cache.
     """
-    choice, about = Detector(it, threads=1, batch=score.BATCH).choice, it.manifest.input
+    choice, about = Detector(it, threads=1, batch=scoring.BATCH).choice, it.manifest.input
     model = it.path / choice["file"]
-    look = runtimes.open(model, choice["runtime"], about.shape, 1, score.BATCH)
-    task = score.Task(str(folder), "", str(model), choice["runtime"], about.shape, about.fit, None, "")
-    shard = [score.File(name, 0, 0) for name in names]
+    look = runtimes.open(model, choice["runtime"], about.shape, 1, scoring.BATCH)
+    task = scoring.Task(str(folder), "", str(model), choice["runtime"], about.shape, about.fit, None, "")
+    shard = [scoring.File(name, 0, 0) for name in names]
     picture = files.read_picture(next(folder.glob("*.jpg")))
     assert not isinstance(picture, str)
     height, width, channels = about.shape
-    x = np.zeros((score.BATCH, *about.shape), np.uint8)
+    x = np.zeros((scoring.BATCH, *about.shape), np.uint8)
 
     def fit() -> int:
         for _ in range(50):
-            pixels.fit(picture, (height, width), about.fit, channels)
+            image.fit(picture, (height, width), about.fit, channels)
         return 50
 
     def blind(x: Any) -> Any:
@@ -105,13 +107,13 @@ def compare(it: bundle.Bundle, folder: Path, names: Sequence[str], rounds: int) 
     def net() -> int:
         for _ in range(5):
             look(x)
-        return 5 * score.BATCH
+        return 5 * scoring.BATCH
 
     entrants: dict[str, Callable[[], int]] = {
         "decode": lambda: decode(folder, names),
         "plain": lambda: plainly(folder, names),
-        "ready": lambda: len(score.see(task, shard, blind)["which"]),
-        "score": lambda: len(score.see(task, shard, look)["which"]),
+        "ready": lambda: len(scoring.score_shard(task, shard, blind)["which"]),
+        "score": lambda: len(scoring.score_shard(task, shard, look)["which"]),
         "fit": fit,
         "net": net,
     }
@@ -134,9 +136,9 @@ def untrained(folder: Path, name: str) -> bundle.Bundle:
     """A bundle of a net with random weights."""
     import torch
 
-    from stillwatch.lab import nets
-    from stillwatch.lab.export import to_onnx
-    from stillwatch.lab.pack import golden_frames
+    from stillwatch.lab.export.exporters import to_onnx
+    from stillwatch.lab.export.packaging import golden_frames
+    from stillwatch.lab.models import nets
     from stillwatch.recipe import Net
 
     kind, shape = NETS[name]

@@ -25,7 +25,7 @@ from typing import Any
 import av
 import numpy as np
 
-from stillwatch import toy
+from stillwatch.media import synthetic
 
 SIZE, FPS, KEYS = (360, 640), 10, 10  # a keyframe each second, as cameras are set for recording
 HERE = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def film(path: Path, seed: int, seconds: float = 20) -> None:
         stream = out.add_stream("libx264", rate=FPS, options={"preset": "medium", "tune": "zerolatency", "crf": "26"})
         stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
         stream.codec_context.gop_size = KEYS
-        for _, picture, _ in toy.clip("cabin", seconds, FPS, seed, SIZE):
+        for _, picture, _ in synthetic.clip("cabin", seconds, FPS, seed, SIZE):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
 
@@ -185,9 +185,9 @@ def watching(bundle: Path, urls: list[str], folder: Path, port: int) -> Iterator
 
 def watch(plan: Path) -> None:
     """What `stillwatch watch` does, with every single latency kept."""
-    from stillwatch.watch import gauges
-    from stillwatch.watch import plan as plans
-    from stillwatch.watch.serve import serve as run
+    from stillwatch.monitor import config as plans
+    from stillwatch.monitor import gauges
+    from stillwatch.monitor.service import serve as run
 
     kept: list[tuple[float, float]] = []
     plain = gauges.Gauges.latency

@@ -1,7 +1,8 @@
 """Stillwatch: distil a heavy vision model into a small watchful one, and put it on a camera."""
 
-from stillwatch.recipe import Mistake, Recipe
+from stillwatch.errors import UserError
+from stillwatch.recipe import Recipe
 from stillwatch.run import Run
 
-__all__ = ["Mistake", "Recipe", "Run", "__version__"]
+__all__ = ["Recipe", "Run", "UserError", "__version__"]
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 """`python -m stillwatch` is the command `stillwatch`."""
 
-from stillwatch.cli import main
+from stillwatch.cli.main import main
 
 main()

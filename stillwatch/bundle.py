@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from stillwatch.recipe import Mistake, Strict, nearest
-from stillwatch.run import alive
+from stillwatch.atomic import alive
+from stillwatch.errors import UserError, nearest
+from stillwatch.recipe import Strict
 
 FORMAT = 1
 MANIFEST, GOLDEN, INT8 = "bundle.json", "golden.npz", "model-int8.onnx"
@@ -117,10 +118,10 @@ class Bundle:
     manifest: Manifest
 
     def model(self, name: str) -> Model:
-        """The model of that name. Raises Mistake."""
+        """The model of that name. Raises UserError."""
         known = {model.name: model for model in self.manifest.models}
         if name not in known:
-            raise Mistake(f"{self.path}: {name!r}: no such model in the bundle{nearest(name, known)}")
+            raise UserError(f"{self.path}: {name!r}: no such model in the bundle{nearest(name, known)}")
         return known[name]
 
     def golden(self) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
@@ -131,7 +132,7 @@ class Bundle:
                 frames = arrays["frames"]
                 golden = {model.name: arrays[f"p {model.name}"] for model in self.manifest.models}
         except Exception as error:  # a broken zip can raise almost anything: NotImplementedError, MemoryError, zlib's…
-            raise Mistake(f"{self.path / GOLDEN}: cannot be read: {_one_line(error)}") from error
+            raise UserError(f"{self.path / GOLDEN}: cannot be read: {_one_line(error)}") from error
         _check_golden(self.path, self.manifest, frames, golden)
         return frames, golden
 
@@ -156,14 +157,14 @@ def write(
 
     manifest: with `files` still empty. files: every file but bundle.json and golden.npz, by its name in the folder.
     frames: uint8 (n,*shape). golden: each model's name -> float32 (n,K). An older bundle at `path` is replaced in one
-    step. Raises Mistake where `path` is anything else, or where the bundle would not load.
+    step. Raises UserError where `path` is anything else, or where the bundle would not load.
     """
     frames, golden = np.asarray(frames), {name: np.asarray(p, np.float32) for name, p in golden.items()}
     _check_golden(path, manifest, frames, golden)
     arrays = io.BytesIO()
     np.savez_compressed(arrays, frames=frames, **{f"p {name}": p for name, p in golden.items()})  # type: ignore[arg-type]
     if reserved := {MANIFEST, GOLDEN} & set(files):
-        raise Mistake(f"{path}: {min(reserved)!r}: a bundle writes this file itself; give yours another name")
+        raise UserError(f"{path}: {min(reserved)!r}: a bundle writes this file itself; give yours another name")
     with _folder(path) as draft:
         entries = {
             name: _put(draft, path, name, source) for name, source in {**files, GOLDEN: arrays.getvalue()}.items()
@@ -177,7 +178,7 @@ def write(
 def load(path: Path | str) -> Bundle:
     """A bundle's folder, every listed file checked against its bytes and sha256.
 
-    Raises Mistake, one line: no bundle, a manifest that is broken or from a newer stillwatch, an unknown or missing
+    Raises UserError, one line: no bundle, a manifest that is broken or from a newer stillwatch, an unknown or missing
     key, a file that is missing, changed, of another size, outside the folder, or used by a model and not listed.
     """
     path = Path(path)
@@ -190,7 +191,7 @@ def _read(folder: Path, place: Path) -> Manifest:
     used = [name for model in manifest.models for name in model.files]
     for name in (*used, GOLDEN):
         if name not in manifest.files:
-            raise Mistake(f"{place / MANIFEST}: {name!r}: is used but has no sha256; export the bundle again")
+            raise UserError(f"{place / MANIFEST}: {name!r}: is used but has no sha256; export the bundle again")
     root = folder.resolve()
     for name, entry in manifest.files.items():
         _check_file(root, place, name, entry)
@@ -200,30 +201,32 @@ def _read(folder: Path, place: Path) -> Manifest:
 def _manifest(folder: Path, place: Path) -> Manifest:
     where, aside = place / MANIFEST, _beside(folder, "old")
     if not folder.exists() and aside.is_dir():
-        raise Mistake(f"{place}: an export was cut off as it replaced it; the older one is {aside}: rename it back")
+        raise UserError(f"{place}: an export was cut off as it replaced it; the older one is {aside}: rename it back")
     if not (folder / MANIFEST).is_file():  # not a pipe either, which would never end
         why = "it has no bundle.json" if folder.exists() else "no such folder"
-        raise Mistake(f"{place}: not a bundle: {why}; `stillwatch export RUN` makes one")
+        raise UserError(f"{place}: not a bundle: {why}; `stillwatch export RUN` makes one")
     try:
         with (folder / MANIFEST).open("rb") as file:
             text = file.read(LARGEST + 1)
     except OSError as error:
-        raise Mistake(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
     try:
         raw = json.loads(text) if len(text) <= LARGEST else None
     except (ValueError, RecursionError) as error:
-        raise Mistake(f"{where}: not valid JSON: {_one_line(error)}; copy the bundle again") from error
+        raise UserError(f"{where}: not valid JSON: {_one_line(error)}; copy the bundle again") from error
     if not isinstance(raw, dict) or type(raw.get("format")) is not int:
-        raise Mistake(f"{where}: not a bundle's manifest (no whole number `format`); `stillwatch export RUN` makes one")
+        raise UserError(
+            f"{where}: not a bundle's manifest (no whole number `format`); `stillwatch export RUN` makes one"
+        )
     if raw["format"] > FORMAT:
         hint = f"this stillwatch reads up to {FORMAT}; update it, or export the run with this one"
-        raise Mistake(f"{where}: format = {raw['format']}: written by a newer stillwatch; {hint}")
+        raise UserError(f"{where}: format = {raw['format']}: written by a newer stillwatch; {hint}")
     if raw["format"] < FORMAT:
-        raise Mistake(f"{where}: format = {raw['format']}: there never was such a format; export the run again")
+        raise UserError(f"{where}: format = {raw['format']}: there never was such a format; export the run again")
     try:
         return Manifest.model_validate(raw)
     except (ValidationError, RecursionError) as error:
-        raise Mistake(f"{where}: {_fault(error)}; export the run again") from error
+        raise UserError(f"{where}: {_fault(error)}; export the run again") from error
 
 
 def _fault(error: Exception) -> str:
@@ -245,22 +248,22 @@ def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:
     try:
         file = (root / name).resolve(strict=True)
     except FileNotFoundError:
-        raise Mistake(f"{where}: missing; copy the bundle again") from None
+        raise UserError(f"{where}: missing; copy the bundle again") from None
     except (OSError, RuntimeError) as error:  # a ring of links is a RuntimeError before Python 3.13
-        raise Mistake(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
     if not file.is_relative_to(root):
-        raise Mistake(f"{where}: a link that climbs out of the bundle; copy the bundle again, with its files")
+        raise UserError(f"{where}: a link that climbs out of the bundle; copy the bundle again, with its files")
     if not file.is_file():
-        raise Mistake(f"{where}: not a file; copy the bundle again")
+        raise UserError(f"{where}: not a file; copy the bundle again")
     try:
         if (size := file.stat().st_size) != entry.bytes:
-            raise Mistake(f"{where}: is {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
+            raise UserError(f"{where}: is {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise Mistake(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
     if found != entry.sha256:
-        raise Mistake(f"{where}: was changed (sha256 {found[:12]}…, not {entry.sha256[:12]}…); copy the bundle again")
+        raise UserError(f"{where}: was changed (sha256 {found[:12]}…, not {entry.sha256[:12]}…); copy the bundle again")
 
 
 def _check_golden(
@@ -268,14 +271,16 @@ def _check_golden(
 ) -> None:
     where, shape = place / GOLDEN, manifest.input.shape
     if frames.dtype != np.uint8 or frames.shape[1:] != shape or not len(frames):
-        raise Mistake(f"{where}: golden frames are uint8 (n,{','.join(map(str, shape))}), not {_form(frames)}")
+        raise UserError(f"{where}: golden frames are uint8 (n,{','.join(map(str, shape))}), not {_form(frames)}")
     names = {model.name for model in manifest.models}
     if unknown := set(golden) ^ names:
-        raise Mistake(f"{where}: {min(unknown)!r}: each model of the bundle has golden probabilities, and nothing else")
+        raise UserError(
+            f"{where}: {min(unknown)!r}: each model of the bundle has golden probabilities, and nothing else"
+        )
     for name, p in golden.items():
         if p.dtype != np.float32 or p.shape != (len(frames), len(manifest.labels)) or not np.isfinite(p).all():
             wanted = f"finite float32 ({len(frames)},{len(manifest.labels)})"
-            raise Mistake(f"{where}: {name!r}: golden probabilities are {wanted}, not {_form(p)}")
+            raise UserError(f"{where}: {name!r}: golden probabilities are {wanted}, not {_form(p)}")
 
 
 def _form(array: NDArray[Any]) -> str:
@@ -296,7 +301,7 @@ def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
         else:
             shutil.copyfile(source, draft / name)
     except (OSError, ValueError) as error:
-        raise Mistake(f"{place}: {name!r}: cannot be put into the bundle: {_one_line(error)}") from error
+        raise UserError(f"{place}: {name!r}: cannot be put into the bundle: {_one_line(error)}") from error
     with (draft / name).open("rb") as stream:
         return Entry(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=(draft / name).stat().st_size)
 
@@ -320,7 +325,7 @@ def _folder(path: Path) -> Iterator[Path]:
             target.rename(old)
             draft.rename(target)
     except OSError as error:
-        raise Mistake(f"{path}: cannot be written: {_one_line(error)}") from error
+        raise UserError(f"{path}: cannot be written: {_one_line(error)}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # after an exchange the draft is the older bundle
         if target.exists():
@@ -349,11 +354,11 @@ def _check_replaceable(target: Path, path: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         files = None
     if files is None:
-        raise Mistake(f"{path}: is there and is not a bundle, so it is not replaced; choose another name")
+        raise UserError(f"{path}: is there and is not a bundle, so it is not replaced; choose another name")
     inside = sorted(str(file.relative_to(target)) for file in target.rglob("*") if not file.is_dir())
     # bench.json and its picture describe the bundle that they lie in: they go with it
     if mine := [name for name in inside if name not in files and name not in ("bench.json", "latency-accuracy.png")]:
-        raise Mistake(f"{path}: holds {mine[0]!r}, which no export put there; move it away, then export again")
+        raise UserError(f"{path}: holds {mine[0]!r}, which no export put there; move it away, then export again")
 
 
 def _exchange(a: Path, b: Path) -> bool:

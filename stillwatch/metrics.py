@@ -65,7 +65,7 @@ def macro_f1(y: ArrayLike, p: ArrayLike) -> float:
 def loss(y: ArrayLike, p: ArrayLike) -> float:
     """Mean -log p[y] in nats, p clipped at 1e-7 from below."""
     truth, table = checked(y, p)
-    return float(_surprise(truth, table).mean())
+    return float(nll(truth, table).mean())
 
 
 def ece(y: ArrayLike, p: ArrayLike) -> float:
@@ -110,7 +110,7 @@ def recall_at_false_alarms(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate
     return _known(_alarm_recall(truth, table, np.ones((1, len(truth))), safe, rate)[0])
 
 
-def tempered(p: ArrayLike, temperature: float, head: str = "softmax") -> Floats:
+def apply_temperature(p: ArrayLike, temperature: float, head: str = "softmax") -> Floats:
     """p (N,K) as the head would give it with its logits divided by `temperature`.
 
     head: "softmax" (rows sum to 1) or "sigmoid" (each class by itself). As exact as p is: a float32 softmax keeps
@@ -137,7 +137,7 @@ def temperature(y: ArrayLike, p: ArrayLike, head: str = "softmax") -> float:
     return float(np.exp((low + high) / 2))
 
 
-def alarming(p: ArrayLike, safe: Sequence[int]) -> Floats:
+def alarm_score(p: ArrayLike, safe: Sequence[int]) -> Floats:
     """The alarm's score of each sample (N,): 1 - sum p[safe]."""
     return np.asarray(1 - normalised(p)[:, list(safe)].sum(1), np.float64)
 
@@ -156,7 +156,7 @@ def operating_point(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float
     harmless = np.isin(truth, list(safe))
     if not harmless.any() or harmless.all() or len(set(safe)) == table.shape[1]:
         return None
-    score = alarming(table, safe)
+    score = alarm_score(table, safe)
     tried = np.unique(score)  # at the lowest of them every safe sample alarms, which is too many
     false = 1 - np.searchsorted(np.sort(score[harmless]), tried) / harmless.sum()
     first = int((false > rate + 1e-9).sum())
@@ -184,7 +184,7 @@ def agreement(
         raise ValueError(f"p_a {a.shape} and p_b {b.shape} must be the same (N,K) with N >= 1")
     flips = None
     if threshold is not None:
-        flips = int(((alarming(a, safe) >= threshold) != (alarming(b, safe) >= threshold)).sum())
+        flips = int(((alarm_score(a, safe) >= threshold) != (alarm_score(b, safe) >= threshold)).sum())
     return {
         "n": len(a),
         "max_difference": float(np.abs(a - b).max()),
@@ -256,7 +256,7 @@ def interval(
     None for a metric that is undefined here, and for all of them where there is a single group: one person tells
     nothing about the next. Below FEW groups the interval is too narrow; the caller should say so.
     """
-    weights, codes, picked = _lots(groups, len(_stack(p)), draws, seed)
+    weights, codes, picked = bootstrap_weights(groups, len(_stack(p)), draws, seed)
     return {name: _ends(_mean(_drawn(name, y, p, codes, weights, safe), picked)) for name in names}
 
 
@@ -278,7 +278,7 @@ def paired(
     stack_a, stack_b = _stack(p_a), _stack(p_b)
     if stack_a.shape != stack_b.shape:
         raise ValueError(f"p_a {stack_a.shape} and p_b {stack_b.shape} must match")
-    weights, codes, picked = _lots(groups, len(stack_a), draws, seed)
+    weights, codes, picked = bootstrap_weights(groups, len(stack_a), draws, seed)
     a = _drawn(metric, y, stack_a, codes, weights, safe)
     b = _drawn(metric, y, stack_b, codes, weights, safe)
     gain = _mean(b - a, picked)
@@ -351,7 +351,7 @@ def _headed(logits: Floats, head: str) -> Floats:
 # ---- one number, or one row, a sample
 
 
-def _surprise(y: Ints, p: Floats) -> Floats:
+def nll(y: Ints, p: Floats) -> Floats:
     return -np.log(np.maximum(p[np.arange(len(y)), y], FLOOR))
 
 
@@ -414,7 +414,7 @@ def _stack(p: ArrayLike) -> NDArray[Any]:
     return table[None] if table.ndim == 2 else table
 
 
-def _lots(groups: Any, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
+def bootstrap_weights(groups: Any, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
     """(D,G) how often each group is drawn, (N,) each sample's group, (D,S) the share of each training."""
     codes, number = clusters(groups)
     rng = np.random.default_rng(seed)
@@ -458,7 +458,7 @@ def _from_confusion(figure: Callable[[Floats], Floats]) -> Callable[..., Floats]
 
 def _drawn_loss(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
     number = weights.shape[1]
-    total = weights @ _per_group(_surprise(y, p)[:, None], codes, number)[:, 0]
+    total = weights @ _per_group(nll(y, p)[:, None], codes, number)[:, 0]
     return total / (weights @ np.bincount(codes, minlength=number))
 
 

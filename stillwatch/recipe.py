@@ -4,22 +4,17 @@ In: a TOML file and `key=value` overrides. Out: a frozen Recipe whose every defa
 Called by the CLI and by every room. It knows no torch, no data and no run.
 """
 
-import difflib
-import importlib
-import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stillwatch.errors import UserError, explain, nearest
+from stillwatch.registry import Spec
 
-class Mistake(Exception):
-    """Something a person can put right: one line with the place, the value and what to do."""
-
-
-Spec: TypeAlias = str | dict[str, Any]  # "kd", or {name="kd", temperature=4}: what pick() takes
+SHIPPED = Path(__file__).parent / "recipes"
 
 
 class Strict(BaseModel):
@@ -156,7 +151,7 @@ class Tune(Strict):
 
 
 class Rule(Strict):
-    """How probabilities become alarms: a named preset of stillwatch.rules, and what differs from it. Seconds."""
+    """How probabilities become alarms: a named preset of stillwatch.rules.alarm, and what differs from it. Seconds."""
 
     profile: Literal["driver", "cctv", ""] = ""  # "": cctv
     threshold: float | None = Field(None, gt=0, lt=1)  # cctv: evidence grows from it; else the bundle's own
@@ -202,59 +197,32 @@ class Recipe(Strict):
         return Fit.model_validate(self.fit_of(side).model_dump() | getattr(self, table).fit)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or the list of what is known."""
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if k.lower() == word.lower()]
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
-def pick(table: Mapping[str, Any], spec: Spec, what: str = "name") -> tuple[Any, dict[str, Any]]:
-    """The plugin system: a spec -> (entry of the table, its options).
-
-    spec: "kd", {name="kd", temperature=4}, or "mypackage.losses:mine". what: the key to name in an error.
-    Raises Mistake for a name that neither the table nor an importable module knows.
-    """
-    options = {} if isinstance(spec, str) else dict(spec)
-    name = spec if isinstance(spec, str) else str(options.pop("name", ""))
-    if name in table:
-        return table[name], options
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise Mistake(f"{what} = {name!r}: unknown{nearest(name, table)}")
-    try:
-        return getattr(importlib.import_module(module), attribute), options
-    except (ImportError, AttributeError) as error:
-        raise Mistake(f"{what} = {name!r}: cannot be imported: {error}") from error
-
-
 def find(path: Path | str) -> Path:
-    """A recipe's file, or the shipped one of that name: `driving`, `published/mnist`. Raises Mistake."""
+    """A recipe's file, or the shipped one of that name: `driving`, `published/mnist`. Raises UserError."""
     path = Path(path)
     if path.is_file():
         return path
-    for shelf in (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes"):
-        shipped = shelf / path.with_suffix(".toml")
-        if not path.is_absolute() and shipped.is_file():
-            return shipped
+    shipped = SHIPPED / path.with_suffix(".toml")
+    if not path.is_absolute() and shipped.is_file():
+        return shipped
     beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    raise Mistake(f"{path}: no such recipe" + (nearest(path.name, beside) if beside else ""))
+    raise UserError(f"{path}: no such recipe" + (nearest(path.name, beside) if beside else ""))
 
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read one recipe file, lay `key=value` overrides over it, and check it. Raises Mistake, one line a mistake."""
+    """Read one recipe file, lay `key=value` overrides over it, and check it. Raises UserError, one line a mistake."""
     path = find(path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path}: not valid TOML: {error}") from error
+        raise UserError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _lay(raw, override)
     return check(raw, str(path))
 
 
 def check(raw: dict[str, Any], place: str) -> Recipe:
-    """A plain dict -> Recipe. Raises Mistake that names the place, key, value and the nearest right word."""
+    """A plain dict -> Recipe. Raises UserError that names the place, key, value and the nearest right word."""
     try:
         recipe = Recipe.model_validate(raw)
         plans: dict[str, Callable[[Any], Fit]] = dict.fromkeys(("teacher", "student"), recipe.fit_of)
@@ -263,43 +231,43 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
             try:
                 plan(table)
             except ValidationError as error:
-                raise Mistake(_lines(place, error, Fit, f"{table}.fit.")) from error
+                raise UserError(_lines(place, error, Fit, f"{table}.fit.")) from error
     except ValidationError as error:
-        raise Mistake(_lines(place, error, Recipe, "")) from error
+        raise UserError(_lines(place, error, Recipe, "")) from error
     return recipe
 
 
 def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place: str) -> Recipe:
     """A run's recipe with `key=value` laid over it, where that changes nothing that the run was made from.
 
-    tables: those whose keys may change; data.root may always, for data that have moved. Raises Mistake.
+    tables: those whose keys may change; data.root may always, for data that have moved. Raises UserError.
     """
     raw, tables = recipe.model_dump(mode="json"), list(tables)
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key != "data.root" and key.split(".")[0] not in tables:
             free = ", ".join([*tables, "data.root"])
-            raise Mistake(f"{override!r}: a finished run keeps its recipe; what may change here: {free}")
+            raise UserError(f"{override!r}: a finished run keeps its recipe; what may change here: {free}")
         _lay(raw, override)
     return check(raw, place)
 
 
 def amended_rule(raw: Mapping[str, Any], overrides: Iterable[str]) -> Rule:
-    """A bundle's rule with `key=value` laid over it. Raises Mistake."""
+    """A bundle's rule with `key=value` laid over it. Raises UserError."""
     table = dict(raw)
     for override in overrides:
         _lay(table, override)
     try:
         return Rule.model_validate(table)
     except ValidationError as error:
-        raise Mistake(_lines("rule", error, Rule, "")) from error
+        raise UserError(_lines("rule", error, Rule, "")) from error
 
 
 def _lay(raw: dict[str, Any], override: str) -> None:
     """`a.b=value` into the nested dict; the value is TOML where it parses as TOML, else the text itself."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise Mistake(f"{override!r}: an override is written key=value, such as fit.epochs=5")
+        raise UserError(f"{override!r}: an override is written key=value, such as fit.epochs=5")
     try:
         value = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
@@ -310,57 +278,10 @@ def _lay(raw: dict[str, Any], override: str) -> None:
         if isinstance(inner, str) and step in ("net", "source"):  # the short form grows into a table
             inner = raw[step] = {"name": inner}
         if not isinstance(inner, dict):
-            raise Mistake(f"{override!r}: {step} is not a table")
+            raise UserError(f"{override!r}: {step} is not a table")
         raw = inner
     raw[last] = value
 
 
 def _lines(place: str, error: ValidationError, model: type[BaseModel], prefix: str) -> str:
     return explain(error, model, lambda _: place, prefix)
-
-
-def explain(
-    error: ValidationError, model: type[BaseModel], place: Callable[[tuple[Any, ...]], str], prefix: str = ""
-) -> str:
-    """Pydantic's errors for people, one line a key: place, key, value, the nearest right word.
-
-    place: from the path of a key (names and list indices) to where it stands, such as "watch.toml: line 7".
-    """
-    by_key: dict[str, str] = {}
-    for one in error.errors():  # where a key may be of two types, pydantic complains once for each
-        where = place(tuple(one["loc"]))
-        line = _line(where, one, model, prefix)
-        key = re.split(r" = |: ", line.removeprefix(f"{where}: "))[0]
-        by_key[key] = f"{by_key[key]}; or: {line.rpartition(': ')[2]}" if key in by_key else line
-    return "\n".join(by_key.values())
-
-
-def _line(place: str, error: Any, model: type[BaseModel], prefix: str) -> str:
-    """One pydantic error as one line for a person."""
-    # pydantic adds the tried types of a union to the place; a key is a name or a list index
-    where = [str(step) for step in error["loc"] if not re.search(r"[\[\]()]|^(str|int|float|bool|dict)$", str(step))]
-    key = prefix + ".".join(where)
-    value = error.get("input")
-    if error["type"] == "extra_forbidden":
-        return f"{place}: {key} = {value!r}: unknown key{nearest(where[-1], _keys(model, where[:-1]))}"
-    if error["type"] == "missing":
-        return f"{place}: {key}: missing, and it has no default"
-    reason = error["msg"].removeprefix("Value error, ")
-    if isinstance(value, dict) or not key:
-        return f"{place}: {key + ': ' if key else ''}{reason}"
-    allowed = error.get("ctx", {}).get("expected")
-    hint = ""
-    if error["type"] == "literal_error" and isinstance(value, str):
-        hint = nearest(value, re.findall(r"'([^']*)'", str(allowed)))
-        reason = "not allowed"
-    return f"{place}: {key} = {value!r}: {reason}{hint}"
-
-
-def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys that may stand at this path."""
-    for step in path:
-        inner = model.model_fields[step].annotation if step in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)

@@ -12,8 +12,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,42 +21,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.recipe import Mistake, Recipe, amend, check, nearest
+from stillwatch.atomic import atomic
+from stillwatch.errors import UserError, nearest
+from stillwatch.recipe import Recipe, amend, check
 
 PACKAGES = ("stillwatch", "torch", "timm", "accelerate", "numpy", "opencv-python-headless")
 
 
-class Voice(NamedTuple):
+class Progress(NamedTuple):
     """How long work speaks: bar(things, count, what) yields the same things and shows how far it is; say(line)."""
 
     bar: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda things, count, what: things
     say: Callable[[str], None] = lambda line: None
 
 
-SILENT = Voice()
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the body ends well it becomes `path`, otherwise it is gone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def alive(process: int) -> bool:
-    """Whether a process of that number runs, whoever's it is."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
+NO_PROGRESS = Progress()
 
 
 class Run:
@@ -102,16 +81,16 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
-        """An existing run. Raises Mistake where the folder is not one."""
+        """An existing run. Raises UserError where the folder is not one."""
         path = Path(path)
         try:
             info = json.loads((path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             beside = [p.parent.name for p in path.parent.glob("*/run.json")]
             hint = nearest(path.name, beside) if beside else "; `stillwatch ls` shows the runs there are"
-            raise Mistake(f"{path}: not a run (it has no run.json){hint}") from None
+            raise UserError(f"{path}: not a run (it has no run.json){hint}") from None
         except (OSError, ValueError) as error:
-            raise Mistake(f"{path / 'run.json'}: cannot be read: {error}") from error
+            raise UserError(f"{path / 'run.json'}: cannot be read: {error}") from error
         return cls(path, info)
 
     @property
@@ -119,7 +98,7 @@ class Run:
         return check(self.info["recipe"], str(self.path / "run.json"))
 
     def amended(self, overrides: Iterable[str], tables: Iterable[str]) -> "Run":
-        """The same run, read with `key=value` laid over those tables of its recipe. Mistake for other keys."""
+        """The same run, read with `key=value` laid over those tables of its recipe. UserError for other keys."""
         recipe = amend(self.recipe, overrides, tables, str(self.path / "run.json"))
         return Run(self.path, self.info | {"recipe": recipe.model_dump(mode="json")})
 
@@ -209,7 +188,7 @@ def runs(root: Path | str = "runs") -> list[Run]:
     """Every run under root, oldest first; folders that are none are passed over."""
     found = []
     for path in Path(root).glob("*/run.json"):
-        with suppress(Mistake):
+        with suppress(UserError):
             found.append(Run.open(path.parent))
     return sorted(found, key=lambda run: (run.info.get("started", ""), _number(run.path.name)))
 

@@ -12,16 +12,17 @@ from benchmarks import distil, door
 from benchmarks.naive import Files, Naive, Spent
 from stillwatch import metrics, recipe
 from stillwatch.bundle import Input, Manifest, Model, write
-from stillwatch.judge.bench import Plan, bench
-from stillwatch.judge.track import save
-from stillwatch.lab import nets
-from stillwatch.lab.data import gather
-from stillwatch.lab.export import to_onnx
-from stillwatch.lab.pack import golden_frames
-from stillwatch.recipe import Mistake, Net, Recipe
+from stillwatch.errors import UserError
+from stillwatch.evaluation.benchmark import BenchPlan, bench
+from stillwatch.evaluation.report.track import save
+from stillwatch.inference import runtimes
+from stillwatch.inference.detector import machine
+from stillwatch.lab.data.reader import gather
+from stillwatch.lab.export.exporters import to_onnx
+from stillwatch.lab.export.packaging import golden_frames
+from stillwatch.lab.models import nets
+from stillwatch.recipe import Net, Recipe
 from stillwatch.run import Run
-from stillwatch.watch import runtimes
-from stillwatch.watch.detector import machine
 
 SMALL = (
     "data.size=16",
@@ -82,7 +83,7 @@ def test_loops_that_differ_are_not_compared(tmp_path: Path, monkeypatch: pytest.
         spent.seen = 1
 
     monkeypatch.setattr(Naive, "learn", idle)
-    with pytest.raises(Mistake, match="one loop trained on other pictures"):
+    with pytest.raises(UserError, match="one loop trained on other pictures"):
         distil.compare(small(tmp_path / "pictures"), ["distil"], tmp_path, workers=0, repeats=1)
 
 
@@ -129,10 +130,10 @@ def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path) -> None:
     )  # fmt: skip
     golden = {"model.onnx": runtimes.open(path, "onnxruntime", (32, 32, 1))(frames)}
     made = write(here / "bundle", manifest, {"model.onnx": path}, frames, golden)
-    with pytest.raises(Mistake, match="stillwatch bench bundle"):
+    with pytest.raises(UserError, match="stillwatch bench bundle"):
         door.rows_of(Path("bundle"), run, "toy", "")
     only = {"onnxruntime": ["onnxruntime"]}
-    report = bench(made, runtimes.open, lambda _: only["onnxruntime"], plan=Plan((1,), 5, 1), machine=machine())
+    report = bench(made, runtimes.open, lambda _: only["onnxruntime"], plan=BenchPlan((1,), 5, 1), machine=machine())
     save(report, made.path)
     (row,) = door.rows_of(Path("bundle"), run, "toy", "quiet")
     assert (row["recipe"], row["entrant"], row["runtime"], row["shape"]) == (

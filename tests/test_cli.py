@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stillwatch import cli
-from stillwatch.lab import lessons
+from stillwatch.cli import main
+from stillwatch.lab.training import lessons
 
 COMMANDS = (
     "audit", "teach", "distil", "compare", "judge", "prune", "quantise", "export", "bench", "tune", "doctor", "ls",
@@ -20,7 +20,7 @@ COMMANDS = (
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["stillwatch", *words])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     out, err = capsys.readouterr()
     return int(stop.value.code or 0), out, err
 
@@ -42,7 +42,7 @@ def test_help_names_every_command(say: Any) -> None:
     assert code == 0
     for command in COMMANDS:
         assert command in out
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
+    assert {command.name or command.callback.__name__ for command in main.app.registered_commands} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("words", [("nonsense",), ("teach",), ("teach", "toy", "--quick"), ("compare",)])
@@ -95,8 +95,8 @@ def test_a_failure_is_one_line_and_status_1(say: Any, words: tuple[str, ...], er
 
 def test_debug_shows_where(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["stillwatch", "compare", "x", "--debug"])
-    with pytest.raises(cli.Mistake):
-        cli.main()
+    with pytest.raises(main.UserError):
+        main.main()
 
 
 def test_what_nobody_foresaw_is_one_line_too(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from stillwatch import cli
+from stillwatch.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+COMMANDS = {command.name or command.callback.__name__ for command in main.app.registered_commands}
 
 
 def test_the_readme_s_commands_exist() -> None:
@@ -41,7 +41,7 @@ def test_links_lead_somewhere() -> None:
     assert len(re.findall(r"\]\((?!http)([^)#]+)\)", README)) >= 4
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "stillwatch" / "recipes").rglob("*.toml")), ids=lambda path: path.stem)
 def test_a_recipe_s_header_states_its_command_time_and_result(path: Path) -> None:
     head = path.read_text().split("\nname")[0]
     assert "stillwatch " in head, "its command"
@@ -59,13 +59,14 @@ def test_every_result_names_its_recipe_and_commit() -> None:
         assert rows, table
         if table.name == "results.csv":
             for row in rows:
-                assert (ROOT / "recipes" / f"{row['recipe']}.toml").is_file(), row
+                assert (ROOT / "stillwatch" / "recipes" / f"{row['recipe']}.toml").is_file(), row
                 assert re.fullmatch(r"[0-9a-f]{7,}", row["commit"]), row
                 assert 0 <= float(row["macro_f1"]) <= 1
 
 
 def test_nothing_of_a_machine_is_named() -> None:
-    files = [path for pattern in ("*.md", "*.toml", "Makefile", "results/*", "recipes/**/*.toml", "stillwatch/**/*.py")
+    files = [path for pattern in
+             ("*.md", "*.toml", "Makefile", "results/*", "stillwatch/**/*.toml", "stillwatch/**/*.py")
              for path in ROOT.glob(pattern) if path.is_file()]  # fmt: skip
     assert len(files) > 30
     for path in files:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from stillwatch.lab import augment, cache, losses, nets
-from stillwatch.lab.data import gather
-from stillwatch.lab.loop import Step, _optimizer
+from stillwatch.lab.data import augment, cache
+from stillwatch.lab.data.reader import gather
+from stillwatch.lab.models import nets
+from stillwatch.lab.training import losses
+from stillwatch.lab.training.loop import TrainStep, _optimizer
 from stillwatch.recipe import check
 
 RECIPE = check(
@@ -50,7 +52,7 @@ def thirty_steps() -> dict[str, list[float]]:
     teacher = nets.build(RECIPE.teacher.net, 3, (32, 32), 1).eval().requires_grad_(False)
     net = nets.build(RECIPE.student.net, 3, (32, 32), 1)
     task = losses.Task(3, (16, 16, 16), "softmax", losses.Shape(*net.shape()), losses.Shape(*teacher.shape()))
-    step = Step(net, losses.parts(RECIPE.fit.loss, task))
+    step = TrainStep(net, losses.parts(RECIPE.fit.loss, task))
     optimizer = Accelerator(cpu=True).prepare(_optimizer(step, RECIPE.fit))
     change = augment.plan(RECIPE.fit.augment, 0)
     seen: dict[str, list[float]] = {}

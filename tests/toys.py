@@ -10,13 +10,13 @@ import av
 import cv2
 import numpy as np
 
-from stillwatch import toy
+from stillwatch.media import synthetic
 
 
 def jpeg(path: Path, number: int = 0, label: str = "Yawn") -> Path:
     """A toy driver's picture, 24×32, at this path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".jpg", toy.still("cabin", label, 0, number, (24, 32)))[1].tobytes())
+    path.write_bytes(cv2.imencode(".jpg", synthetic.still("cabin", label, 0, number, (24, 32)))[1].tobytes())
     return path
 
 

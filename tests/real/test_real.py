@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillwatch.lab import lessons, nets
-from stillwatch.lab.audit import audit
-from stillwatch.lab.data import gather
+from stillwatch.lab.data.audit import audit
+from stillwatch.lab.data.reader import gather
+from stillwatch.lab.models import nets
+from stillwatch.lab.training import lessons
 from stillwatch.recipe import Net, Recipe, load
 
 pytestmark = pytest.mark.real

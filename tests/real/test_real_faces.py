@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillwatch import files
-from stillwatch.watch import faces
+from stillwatch.media import decode, faces
 
 pytestmark = pytest.mark.real
 DATA = Path(os.environ.get("STILLWATCH_DATA", "")) / "driver-inattention"
@@ -20,7 +19,7 @@ def pictures(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     if not (Path(WEIGHTS) / faces.MODEL).is_file():
         pytest.skip(f"STILLWATCH_WEIGHTS has no {faces.MODEL}")
     monkeypatch.setenv("STILLWATCH_WEIGHTS", WEIGHTS)
-    read = [files.read_picture(path) for path in sorted(DATA.glob("*/*.jpg"))[::EVERY]]
+    read = [decode.read_picture(path) for path in sorted(DATA.glob("*/*.jpg"))[::EVERY]]
     found = [image for image in read if not isinstance(image, str)]
     if not found:
         pytest.skip("STILLWATCH_DATA names no driver-inattention")

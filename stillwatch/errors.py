@@ -1,0 +1,69 @@
+"""UserError and the one line that explains it: place, value, nearest right word.
+
+Imports nothing of ours.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+class UserError(Exception):
+    """Something a person can put right: one line with the place, the value and what to do."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or the list of what is known."""
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if k.lower() == word.lower()]
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], place: Callable[[tuple[Any, ...]], str], prefix: str = ""
+) -> str:
+    """Pydantic's errors for people, one line a key: place, key, value, the nearest right word.
+
+    place: from the path of a key (names and list indices) to where it stands, such as "watch.toml: line 7".
+    """
+    by_key: dict[str, str] = {}
+    for one in error.errors():  # where a key may be of two types, pydantic complains once for each
+        where = place(tuple(one["loc"]))
+        line = _line(where, one, model, prefix)
+        key = re.split(r" = |: ", line.removeprefix(f"{where}: "))[0]
+        by_key[key] = f"{by_key[key]}; or: {line.rpartition(': ')[2]}" if key in by_key else line
+    return "\n".join(by_key.values())
+
+
+def _line(place: str, error: Any, model: type[BaseModel], prefix: str) -> str:
+    """One pydantic error as one line for a person."""
+    # pydantic adds the tried types of a union to the place; a key is a name or a list index
+    where = [str(step) for step in error["loc"] if not re.search(r"[\[\]()]|^(str|int|float|bool|dict)$", str(step))]
+    key = prefix + ".".join(where)
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return f"{place}: {key} = {value!r}: unknown key{nearest(where[-1], _keys(model, where[:-1]))}"
+    if error["type"] == "missing":
+        return f"{place}: {key}: missing, and it has no default"
+    reason = error["msg"].removeprefix("Value error, ")
+    if isinstance(value, dict) or not key:
+        return f"{place}: {key + ': ' if key else ''}{reason}"
+    allowed = error.get("ctx", {}).get("expected")
+    hint = ""
+    if error["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(value, re.findall(r"'([^']*)'", str(allowed)))
+        reason = "not allowed"
+    return f"{place}: {key} = {value!r}: {reason}{hint}"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that may stand at this path."""
+    for step in path:
+        inner = model.model_fields[step].annotation if step in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,160 @@
+"""Exported: a bundle's files judged like the run they came of, each through a runtime of this machine.
+
+In: a bundle, its run, the samples in order, and from the CLI how a file is opened. Out: predictions, and the report.
+Called by the CLI. It knows no runtime and no torch.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from numpy.typing import NDArray
+
+from stillwatch import metrics
+from stillwatch.bundle import Bundle, Model
+from stillwatch.errors import UserError
+from stillwatch.evaluation import lineage
+from stillwatch.evaluation.pooling import comparison_set
+from stillwatch.evaluation.report.report import Album, compare
+from stillwatch.predictions import Predict, Predictions, read, save_predictions
+from stillwatch.run import NO_PROGRESS, Progress, Run
+
+Open: TypeAlias = Callable[[Path, str, tuple[int, ...]], Predict]  # (file, runtime, shape of a sample)
+
+
+class Street(NamedTuple):
+    """What the CLI hands over of the street's runtimes: how a file is opened, and which of them take it here."""
+
+    open: Open
+    suiting: Callable[[Path], Sequence[str]]
+
+
+def judge_bundle(
+    bundle: Bundle,
+    run: Run,
+    paper: tuple[Any, ...],
+    street: Street,
+    out: Path | str,
+    split: str = "test",
+    pictures: Album | None = None,
+    voice: Progress = NO_PROGRESS,
+) -> dict[str, Any]:
+    """Have each file of a bundle look at a split, and compare what they say with the run itself, in a report.
+
+    run: that the bundle was exported from, with its predictions of the split; what it must be read beside (pool.kin)
+    stands there too. paper: what lab.lessons.paper gives of the split: pixels uint8 (N,T,H,W,C), ids, groups,
+    sequences, y. out: the report's folder; what a file says is kept in out/<file>/predictions/<split>.npz.
+    Returns what report.json holds: that of report.compare, and "bundle" with each file's agreement with the run.
+    Raises UserError where bundle, run and samples do not belong together, or no file can be run here; a single one that
+    cannot is named in "warnings".
+    """
+    out, (x, ids, groups, sequences, y) = Path(out), paper
+    said = _belonging(bundle, run, paper, split)
+    files: list[tuple[Model, Run]] = []
+    problems = []
+    for model in bundle.manifest.models:
+        try:
+            runtime, fn = _opened(bundle, model, street)
+        except UserError as mistake:
+            problems.append(f"{model.name} is not judged: {mistake}")
+            continue
+        voice.say(f"{model.name} through {runtime}: {len(said):,} {split} samples")
+        file = _folder(bundle, model, run, runtime, out)
+        save_predictions(file, split, fn, x, ids, groups, sequences, y, voice=voice)
+        file.finish()
+        files.append((model, file))
+    if not files:
+        raise UserError(f"{bundle.path}: none of its files can be run here: {'; '.join(problems)}")
+    about = _about(bundle, run) | {"files": [_agreement(bundle, model, file, said, split) for model, file in files]}
+    more = {"bundle": about, "warnings": problems}
+    return compare([*comparison_set(run, split), *(file for _, file in files)], out, pictures, split, more)
+
+
+def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> Predictions:
+    """What the run itself says of these samples. Raises UserError where the three do not belong together."""
+    origin, labels = bundle.manifest.run.get("id"), run.recipe.labels
+    if origin != run.path.name:
+        raise UserError(f"{bundle.path}: was exported from {origin}, not from {run.path.name}")
+    if bundle.manifest.labels != labels:
+        raise UserError(
+            f"{bundle.path}: its labels are {', '.join(bundle.manifest.labels)}, the run's {', '.join(labels)}"
+        )
+    said = read(run, split)
+    if set(said.id.tolist()) != set(paper[1]):
+        raise UserError(
+            f"{run.path}: its {split} split holds other samples than the data do now; it cannot be compared"
+        )
+    return said
+
+
+def _opened(bundle: Bundle, model: Model, street: Street) -> tuple[str, Predict]:
+    """(runtime, the file as a function of what the data give). Raises UserError."""
+    path, shape = bundle.path / model.name, bundle.manifest.input.shape
+    runtimes = street.suiting(path)
+    if not runtimes:
+        raise UserError("no installed runtime takes it")
+    fn = street.open(path, runtimes[0], shape)
+
+    def predict(x: NDArray[Any]) -> Any:
+        if x.shape[1:] not in (shape, (1, *shape)):  # a picture is a clip of one frame
+            raise UserError(f"{path}: takes {shape}, and the data give {x.shape[1:]}; export the run again")
+        return fn(x.reshape(len(x), *shape))
+
+    return runtimes[0], predict
+
+
+def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path) -> Run:
+    """A folder that the report reads like a run's."""
+    path = out / model.name.replace("/", "-")
+    if (path / "run.json").is_file():  # of an earlier report, perhaps of another bundle
+        shutil.rmtree(path)
+    cost = (run.info.get("cost") or {}) | (model.figures.get("cost") or {})
+    info = {
+        "id": path.name,
+        "kind": path.name,
+        "side": lineage.side(run),
+        "status": "running",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "recipe": run.info["recipe"],
+        "parent": run.path.name,
+        "runtime": runtime,
+        "precision": model.precision,
+        "seed": lineage.cell(run, run.recipe)[1],
+        "cost": cost | {"bytes": _bytes(bundle, model)},
+        **{key: run.info.get(key) for key in ("fingerprint", "commit", "versions", "epochs", "best")},
+    }
+    file = Run(path, info)
+    file.save_json("run.json", info)
+    return file
+
+
+def _bytes(bundle: Bundle, model: Model) -> int:
+    return sum(bundle.manifest.files[name].bytes for name in model.files)
+
+
+def _about(bundle: Bundle, run: Run) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "name": manifest.name,
+        "run": run.path.name,
+        "threshold": (manifest.operating or {}).get("threshold"),
+        "temperature": manifest.temperature,
+        "left_out": [{key: one.get(key) for key in ("name", "why")} for one in manifest.left_out],
+    }
+
+
+def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split: str) -> dict[str, Any]:
+    """How far the file's probabilities are from the run's, which are brought to the bundle's temperature first."""
+    manifest, heard = bundle.manifest, read(file, split)
+    rows = {name: row for row, name in enumerate(said.id.tolist())}
+    p: NDArray[Any] = said.p[[rows[name] for name in heard.id.tolist()]]
+    if manifest.temperature:
+        recipe = file.recipe
+        p = metrics.apply_temperature(p, manifest.temperature["value"], getattr(recipe, file.info["side"]).net.head)
+    threshold = (manifest.operating or {}).get("threshold")
+    safe = [manifest.labels.index(label) for label in manifest.safe]
+    found = metrics.agreement(p, heard.p, safe, threshold)
+    size = {"precision": model.precision, "bytes": _bytes(bundle, model)}
+    return {"name": file.info["kind"], "runtime": file.info["runtime"], **size, **found}

@@ -1,0 +1,259 @@
+"""Compression: what each step after distillation cost, and whether pruning beats a student that is simply narrower.
+
+In: pooled models and their figures. Out: rows for report.json, each with a sentence, tables of steps, and warnings.
+Called by the report. Pairs are judged like distillation is (verdict.py): same samples, bootstrap over groups.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stillwatch.evaluation import lineage, pooling, verdict
+from stillwatch.evaluation.pooling import Model
+from stillwatch.evaluation.report.plots import inline, title
+from stillwatch.evaluation.verdict import points
+
+EQUAL = 0.1  # share by which the arithmetic of two models may differ and still be called the same
+SLIGHT = 0.05  # share of a size below which a difference goes without saying
+SIZES = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
+Figures = Mapping[str, Mapping[str, Any]]  # model name -> as in report.json
+
+
+def compression(models: Sequence[Model], figures: Figures) -> list[dict[str, Any]]:
+    """One row a pair that tells what a step of compression cost, or that pruning was worth it.
+
+    {"base", "candidate", "about", "question", "sentence", "outcome", "folds", "ratio": {params, macs, bytes}} and the
+    paired figures of verdict.gain: positive differences mean that the candidate is better. about: baseline | narrow
+    | pruned | int8 | both | file. outcome: "better" | "worse" | "unclear" | "same".
+    """
+    rows = [_row(about, base, candidate, figures) for candidate in models for about, base in _bases(candidate, models)]
+    return [row for row in rows if row]
+
+
+def _bases(candidate: Model, models: Sequence[Model]) -> Iterable[tuple[str, Model]]:
+    """What a model is to be compared with, and what that comparison is about."""
+    source = made_from(candidate, models)
+    if candidate.exported or candidate.kind == "quantised":
+        if source:
+            yield "file" if candidate.exported else "int8", source
+        before = made_from(source, models) if source and source.kind == "pruned" else None
+        if before and candidate.kind == "quantised":
+            yield "both", before
+    elif candidate.kind == "pruned":
+        if source:
+            yield "pruned", source
+        if narrow := baseline(candidate, models):
+            yield "baseline", narrow
+    elif candidate.kind == "narrow" and (student := _student(candidate, models)):
+        yield "narrow", student
+
+
+def made_from(model: Model, models: Sequence[Model]) -> Model | None:
+    """The model that holds its parents. Where its runs name none: the student of its family."""
+    wanted = {lineage.parent(entry.run) for entry in model.entries} - {""}
+    if wanted:
+        return next((m for m in models if any(entry.name in wanted for entry in m.entries)), None)
+    return _student(model, models)
+
+
+def _student(model: Model, models: Sequence[Model]) -> Model | None:
+    family = {m.kind: m for m in models if m.family == model.family}
+    return family.get("distilled") or family.get("alone")
+
+
+def baseline(pruned: Model, models: Sequence[Model]) -> Model | None:
+    """The narrower student of its family whose arithmetic is nearest to it."""
+    found = [m for m in models if m.kind == "narrow" and m.family == pruned.family]
+    return min(found, key=lambda m: abs(_cost(m, "macs") - _cost(pruned, "macs")), default=None)
+
+
+def _cost(model: Model, key: str) -> float:
+    return float((model.entries[0].run.info.get("cost") or {}).get(key) or 0)
+
+
+def _row(about: str, base: Model, candidate: Model, figures: Figures) -> dict[str, Any] | None:
+    pair = pooling.shared(base, candidate)
+    found = verdict.paired_difference(*pair) if pair else None
+    if pair is None or found is None:
+        return None
+    told = {"yes": "better", "no": "worse"}.get(verdict.outcome(found["ci95"], found["groups"]), "unclear")
+    if found["difference"] == 0 and (found["ci95"] or [0, 0]) == [0, 0]:
+        told = "same"
+    row = {
+        "base": base.name,
+        "candidate": candidate.name,
+        "about": about,
+        "question": _question(about, candidate),
+        "outcome": told,
+        "folds": pair[0].folds,
+        "ratio": _ratios(figures[base.name], figures[candidate.name]),
+        **found,
+    }
+    return row | {"sentence": sentence(row, verdict.who(pair[0]))}
+
+
+def _question(about: str, candidate: Model) -> str:
+    told = "" if candidate.name == candidate.kind or about == "file" else f" ({title(candidate.name)})"
+    return QUESTIONS[about].format(title(candidate.name)) + told
+
+
+def _ratios(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, float | None]:
+    """The candidate's sizes over the base's."""
+    return {key: candidate[key] / base[key] if base[key] and candidate[key] else None for key in SIZES}
+
+
+# ---- in words
+
+
+def sentence(row: Mapping[str, Any], who: str) -> str:
+    """A row in words. who: what it was tested on, such as "5 new drivers"."""
+    words = WORDS[row["about"]]
+    name = title(row["candidate"])
+    seeds, change, ends = row["seeds"], row["difference"], row["ci95"]
+    trained = f"{seeds} seeds" if seeds > 1 else "one seed"
+    changed = f"macro-F1 changed by {points(change, sign=True)} points"
+    size = _size(row)
+    if row["outcome"] == "same":
+        return f"{words['same'].format(name)}, over {who} and {trained}.{size}"
+    if ends is None:
+        alone = f"on {who} with {trained} there is no telling how the next one would do"
+        return f"{words['cannot'].format(name)}: {changed}, but {alone}.{size}"
+    span = verdict.interval(ends, {"better": "yes", "worse": "no"}.get(row["outcome"], "unclear"))
+    # two trainings are compared, so their luck matters; a net and its own INT8 share theirs
+    span += f"; {verdict.LUCK}" if seeds == 1 and row["about"] not in ("int8", "file") else ""
+    if row["groups"] < verdict.DECIDE:
+        few = f"where there are fewer than {verdict.DECIDE}, all agreeing may be chance"
+        return f"{words['cannot'].format(name)}: {changed} ({span}), but over only {who} and {trained}: {few}.{size}"
+    begin = {
+        "better": words["better"].format(name, points(change)),
+        "worse": words["worse"].format(name, points(-change)),
+        "unclear": f"{words['unclear'].format(name)}: {changed}",
+    }[row["outcome"]]
+    return f"{begin} ({span}), over {who} and {trained}.{size}"
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    """What was had for it: " It has 60 % of the multiply-adds and 41 % of the bytes of student distilled." """
+    known = {SIZES[key]: ratio for key, ratio in row["ratio"].items() if ratio}
+    if row["about"] == "baseline":
+        share = row["ratio"]["macs"]
+        return f" The pruned one does {100 * share:.0f} % of the narrower one's arithmetic." if share else ""
+    parts = [f"{100 * ratio:.0f} % of the {what}" for what, ratio in known.items() if abs(ratio - 1) > SLIGHT]
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f" It has {listed} of {inline(row['base'])}." if parts else ""
+
+
+# ---- what the steps themselves recorded
+
+
+def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
+    """What was tried in INT8, as quantise recorded it: [{"model", "run", "fold", "seed", "stages", "stage" (the name of
+    the best), "kept" (whether it may leave the lab), "why" (not), "temperature"}]."""
+    return [
+        _of(model, entry) | {key: entry.run.info.get(key) for key in ("stages", "stage", "kept", "why", "temperature")}
+        for model in models
+        for entry in model.entries
+        if model.kind == "quantised" and entry.run.info.get("stages")
+    ]
+
+
+def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
+    """How the net became narrower, as prune recorded it: [{"model", "run", "fold", "seed", "before", "best", "steps",
+    "widths", "narrow"}]. before, best: the parent's cost and its figures on validation, where it is there; widths:
+    {"before", "after"}, each layer -> outputs; narrow: the baseline's, or None."""
+    found = []
+    for model in models:
+        rival = baseline(model, models)
+        for entry in model.entries:
+            info = entry.run.info
+            if model.kind != "pruned" or not info.get("steps"):
+                continue
+            above = lineage.ancestors(entry.run, {})[:1]
+            other = next((e.run.info for e in rival.entries if e.cell == entry.cell), {}) if rival else {}
+            found.append(
+                _of(model, entry)
+                | {key: info.get(key) for key in ("before", "steps", "widths")}
+                | {"best": above[0].info.get("best") if above else None}
+                | {"narrow": (other.get("widths") or {}).get("after")}
+            )
+    return found
+
+
+def _of(model: Model, entry: pooling.Entry) -> dict[str, Any]:
+    return {"model": model.name, "run": entry.name, "fold": entry.fold, "seed": entry.seed}
+
+
+# ---- what to beware of
+
+
+def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
+    """What is missing beside a compressed model, or not equal."""
+    found = []
+    for model in models:
+        name, parents = title(model.name), sorted({lineage.parent(e.run) for e in model.entries} - {""})
+        if model.kind in ("pruned", "quantised") and made_from(model, models) is None:
+            of = f"{', '.join(parents)}, which it was made from, is" if parents else "the student it was made from is"
+            found.append(f"{name}: {of} not among the runs compared: there is no telling what it cost")
+        for info in (entry.run.info for entry in model.entries if model.kind == "quantised"):
+            if info.get("kept") is False:
+                found.append(
+                    f"{name}: {info['id']} stays out of a bundle: {info.get('why') or 'it was not good enough'}"
+                )
+        if model.kind == "pruned":
+            found += _fight(model, baseline(model, models), figures)
+    return found
+
+
+def _fight(pruned: Model, narrow: Model | None, figures: Figures) -> list[str]:
+    """Whether the pruned one has its baseline beside it, and a fair one."""
+    name = title(pruned.name)
+    if narrow is None:
+        near = lineage.baseline(pruned.entries[0].run)
+        hint = f": give {near.path.name} too" if near else ", or was not made (prune.narrow)"
+        return [f"{name}: its baseline, a narrower student distilled for as long, is missing{hint}"]
+    one, two = (figures[model.name]["macs"] for model in (pruned, narrow))
+    if one and two and abs(two / one - 1) > EQUAL:
+        return [f"{title(narrow.name)} has {two / one:.2f} times the arithmetic of {name}: not an equal fight"]
+    return []
+
+
+QUESTIONS = {
+    "baseline": "Does pruning beat a narrower student of the same arithmetic?",
+    "narrow": "What did being narrower cost?",
+    "pruned": "What did pruning cost?",
+    "int8": "What did INT8 cost?",
+    "both": "What did pruning and INT8 cost together?",
+    "file": "Is {} as good as the run it was exported from?",
+}
+
+
+def _price(subject: str, cost: str) -> dict[str, str]:
+    """The sentences on what a step cost; {0}: the candidate's name, {1}: points of macro-F1."""
+    return {
+        "better": f"{subject} cost nothing: macro-F1 rose by {{1}} points",
+        "worse": f"{subject} cost {{1}} points of macro-F1",
+        "unclear": f"No evidence that {cost} cost anything",
+        "cannot": f"Cannot tell what {cost} cost",
+        "same": f"{subject} cost nothing: macro-F1 is the same",
+    }
+
+
+WORDS = {
+    "baseline": {
+        "better": "Pruning beats a narrower student: its macro-F1 is {1} points higher",
+        "worse": "A narrower student beats pruning: its macro-F1 is {1} points higher",
+        "unclear": "No evidence that pruning beats a narrower student: from the one to the other",
+        "cannot": "Cannot tell whether pruning beats a narrower student: from the one to the other",
+        "same": "Pruning and a narrower student come out the same in macro-F1",
+    },
+    "narrow": _price("Being narrower", "being narrower"),
+    "pruned": _price("Pruning", "pruning"),
+    "int8": _price("INT8", "INT8"),
+    "both": _price("Pruning and INT8 together", "pruning and INT8 together"),
+    "file": {
+        "better": "{0} is {1} points better in macro-F1 than the run it was exported from",
+        "worse": "{0} is {1} points worse in macro-F1 than the run it was exported from",
+        "unclear": "{0} is not shown to be worse than the run it was exported from",
+        "cannot": "Cannot tell whether {0} is as good as the run it was exported from",
+        "same": "{0} has the same macro-F1 as the run it was exported from",
+    },
+}

@@ -1,0 +1,100 @@
+"""Fresh: what a model costs a process that does nothing else: peak memory, and the time to its first answer.
+
+In: a picklable function that opens a model, one picture. Out: four figures, or why there are none.
+Called by the bench. The fresh process imports this file, so it imports next to nothing itself.
+"""
+
+import builtins
+import importlib
+import multiprocessing
+import pickle
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Open: TypeAlias = Callable[[int, int], Callable[..., Any]]  # (threads, batch) -> predict, as in a bench's Contender
+
+PATIENCE = 300.0  # seconds that a fresh process has for its first answer
+
+
+def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, Any]:
+    """What a fresh process needs to open a model and to answer once.
+
+    x: uint8 (1,*shape). -> memory_mb, its peak in 10⁶ bytes, of which bare_mb before `opens` was imported (None: the
+    system does not say); load_s from there to the answer, of which import_s went into imports. Where it fails or dies:
+    why_not alone.
+    """
+    try:
+        packed = pickle.dumps(opens)
+    except Exception as error:  # pickle has several
+        return {"why_not": f"no fresh process for memory and start: {one_line(error)}"}
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_live, args=(sender, packed, threads, x), daemon=True)
+    with receiver, sender:
+        child.start()
+        sender.close()  # this side's: the child's death is then the end of the pipe
+        try:
+            return dict(receiver.recv()) if receiver.poll(PATIENCE) else {"why_not": f"no answer in {PATIENCE:.0f} s"}
+        except EOFError:
+            child.join()
+            return {"why_not": f"a fresh process died of it (exit status {child.exitcode})"}
+        finally:
+            child.kill()
+            child.join()
+
+
+def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8]) -> None:
+    """The fresh process's whole life. `packed`: unpickled only here, as that may import all of torch."""
+    bare, spent = _peak_mb(), _clock_imports()
+    start = time.perf_counter()
+    try:
+        pickle.loads(packed)(threads, 1)(x)
+    except Exception as error:
+        sender.send({"why_not": f"in a fresh process: {one_line(error)}"})
+        return
+    load = time.perf_counter() - start
+    figures = {"load_s": round(load, 4), "import_s": round(sum(spent), 4)}
+    sender.send({"memory_mb": _peak_mb(), "bare_mb": bare, **figures})
+
+
+def _peak_mb() -> float | None:
+    """The most memory that this process ever held: VmHWM, which unlike getrusage(2)'s maximum begins anew at exec."""
+    with suppress(OSError):
+        if match := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return round(int(match[1]) * 1024 / 1e6, 1)
+    return None
+
+
+def _clock_imports() -> list[float]:
+    """From now on a list of the seconds that each outermost import took, whoever imported, whatever was imported."""
+    spent, depth = list[float](), [0]
+
+    def clocked(real: Callable[..., Any]) -> Callable[..., Any]:
+        def imports(*args: Any, **words: Any) -> Any:
+            start = time.perf_counter()
+            depth[0] += 1
+            try:
+                return real(*args, **words)
+            finally:
+                depth[0] -= 1
+                if not depth[0]:
+                    spent.append(time.perf_counter() - start)
+
+        return imports
+
+    builtins.__import__ = clocked(builtins.__import__)
+    importlib.import_module = clocked(importlib.import_module)
+    return spent
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of any library says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

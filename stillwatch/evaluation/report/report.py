@@ -1,0 +1,302 @@
+"""Report: runs of teacher, students and what came of them become one verdict, one page and one report.json.
+
+In: finished runs with predictions, and a way to get pictures by id. Out: report.html, report.json and PNGs in a folder.
+Called by the CLI. Pooling is pool.py, judging verdict.py and compression.py, painting plots.py, writing page.py.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+from stillwatch import metrics
+from stillwatch.atomic import atomic
+from stillwatch.evaluation import compression, pooling, verdict
+from stillwatch.evaluation.pooling import Model
+from stillwatch.evaluation.report import plots
+from stillwatch.evaluation.report.html import page
+from stillwatch.run import Run
+
+Album: TypeAlias = Callable[[Sequence[str]], dict[str, NDArray[np.uint8] | None]]
+MISTAKES = 24  # the most confident ones that are shown
+
+
+def compare(
+    runs: Sequence[Run],
+    out: Path | str,
+    pictures: Album | None = None,
+    split: str = "test",
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Judge runs against one another and write what came of it into `out`; returns what report.json holds.
+
+    runs: of any kind that has predictions; runs of other folds are put together, other seeds are averaged.
+    pictures: ids -> {id: uint8 (H,W,C) or None}, for the most confident mistakes. split: whose predictions.
+    more: what else report.json holds; its "warnings" are put before the others.
+    A part that cannot be given (one kind only, an unknown size) is null, with a line in "warnings".
+    Raises UserError where runs are unfinished, were not tested on the same split, or claim the same fold and seed.
+    """
+    report, models = assess(runs, split)
+    more = dict(more or {})
+    report |= more | {"warnings": [*more.get("warnings", []), *report["warnings"]]}
+    album = _album(report["mistakes"]["samples"], pictures)
+    _write(Path(out), report, _paint(report, models), album)
+    return report
+
+
+def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], list[Model]]:
+    """What report.json holds, and the models it is about; writes nothing. Raises UserError like `compare`."""
+    entries = pooling.enter(runs, split)
+    models, left = pooling.models(entries)
+    recipe = entries[0].recipe
+    figures = {model.name: judged(model) for model in models}
+    comparisons, missing = _comparisons(models, figures)
+    first = next(iter(comparisons.values()))
+    shown = next((m for kind in LAST_FIRST for m in models if m.kind == kind), models[0])
+    report: dict[str, Any] = {
+        "recipe": ", ".join(dict.fromkeys(entry.recipe.name for entry in entries)),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "split": _split(entries, models, split),
+        "labels": list(recipe.labels),
+        "safe": list(recipe.safe),
+        "models": figures,
+        **first,
+        **({"comparisons": comparisons} if len(comparisons) > 1 else {}),
+        "compression": compression.compression(models, figures),
+        "stages": compression.stages(models),
+        "steps": compression.steps(models),
+        "warnings": [
+            *missing,
+            *left,
+            *compression.warnings(models, figures),
+            *verdict.warnings(models, figures, plots.title),
+        ],
+        "mistakes": {"model": shown.name, "samples": confident_mistakes(shown)},
+        "runs": [_run(entry) for entry in entries],
+    }
+    return report, models
+
+
+# ---- figures
+
+
+def judged(model: Model) -> dict[str, Any]:
+    """All figures of one model: the mean over its seeds, their spread, and 95 % intervals."""
+    recipe, said = model.entries[0].recipe, model.said
+    cost = model.entries[0].run.info.get("cost") or {}
+    found = _means(said.y, model.p, said.group, recipe.labels, recipe.safe)
+    clips = metrics.by_sequence(said.sequence, said.y, model.p, said.group)
+    return {
+        **found,
+        **{key: cost.get(key) for key in ("params", "macs", "bytes")},
+        "net": model.entries[0].net.name,
+        "runtime": model.entries[0].run.info.get("runtime"),
+        "seeds": model.seeds,
+        "folds": model.folds,
+        "epochs": [_epochs(entry) for entry in model.entries],
+        "runs": [entry.name for entry in model.entries],
+        "reliability": metrics.reliability(np.tile(said.y, len(model.p)), model.p.reshape(-1, model.p.shape[-1])),
+        "seen": verdict.known_vs_new(model),
+        "clips": _means(*clips, recipe.labels, recipe.safe) if clips else None,
+    }
+
+
+def _means(y: Any, p: Any, group: Any, labels: Sequence[str], safe: Sequence[str]) -> dict[str, Any]:
+    """metrics.scores of p (S,N,K), mean over S; with "spread" (standard deviation over S) and "ci95"."""
+    each = [metrics.scores(y, one, labels, safe) for one in p]
+    found: dict[str, Any] = {name: _mean([one[name] for one in each]) for name in metrics.METRICS}
+    known = [name for name in metrics.METRICS if found[name] is not None and len(each) > 1]
+    spread = {name: float(np.std([one[name] for one in each], ddof=1)) for name in known}
+    harmless = [list(labels).index(label) for label in safe]
+    return found | {
+        "n": len(y),
+        "groups": metrics.clusters(group)[1],
+        "per_class": {
+            label: {key: _mean([one["per_class"][label][key] for one in each]) for key in ("precision", "recall", "f1")}
+            | {"support": each[0]["per_class"][label]["support"]}
+            for label in labels
+        },
+        "confusion": np.mean([one["confusion"] for one in each], axis=0).tolist(),
+        "ci95": metrics.interval(metrics.METRICS, y, p, group, safe=harmless),
+        "spread": spread,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _epochs(entry: pooling.Entry) -> int:
+    return int(entry.run.info.get("epochs") or entry.plan.epochs)
+
+
+def _comparisons(
+    models: Sequence[Model], figures: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """{family: {"compression_ratio", "retention", "verdict"}}, those with a verdict first, and why one is missing."""
+    found, missing = {}, []
+    for family in dict.fromkeys(model.family for model in models if model.kind != "teacher") or [""]:
+        kin = {model.kind: model for model in models if model.family == family and model.kind != "teacher"}
+        of = {kind: model for kind, model in kin.items() if kind in pooling.KINDS}
+        asked = len(of) == len(kin)  # with compressed ones among them the question is another one
+        student = of.get("distilled") or of.get("alone")
+        teacher = next(
+            (m for m in models if m.kind == "teacher" and (student is None or verdict.related(m, student))), None
+        )
+        place = f"{family}: " if family else ""
+        told = verdict.verdict(of["alone"], of["distilled"]) if len(of) == 2 else None
+        if len(of) < 2 and asked:
+            absent = " and ".join(f"{kind} runs" for kind in ("alone", "distilled") if kind not in of)
+            missing.append(f"{place}no {absent} given: no verdict on distillation")
+        if (teacher is None or student is None) and asked:
+            missing.append(
+                f"{place}no {'student' if teacher else 'teacher'} run given: no compression ratio, no retention"
+            )
+        elif teacher and student and set(teacher.folds) != set(student.folds):
+            missing.append(
+                f"{place}the teacher was tested on other folds: retention is of the samples both were tested on"
+            )
+        found[family] = {
+            "compression_ratio": _ratio(figures, teacher, student),
+            "retention": verdict.retention(teacher, student) if teacher and student else None,
+            "verdict": told,
+        }
+    return dict(sorted(found.items(), key=lambda item: item[1]["verdict"] is None)), missing
+
+
+def _ratio(figures: dict[str, dict[str, Any]], teacher: Model | None, student: Model | None) -> float | None:
+    if not teacher or not student:
+        return None
+    heavy, light = figures[teacher.name]["params"], figures[student.name]["params"]
+    return heavy / light if heavy and light else None
+
+
+def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str) -> dict[str, Any]:
+    shown = next((model for model in reversed(models) if model.kind in pooling.KINDS), models[-1])
+    data, said = entries[0].recipe.data, shown.said
+    most = int(np.bincount(said.y).argmax())
+    return {
+        "name": split,
+        "how": data.split,
+        "folds": data.folds if data.split != "official" else 1,
+        "tested": shown.folds,
+        "seed": data.seed,
+        "fingerprint": entries[0].run.info.get("fingerprint"),
+        "n": len(said),
+        "groups": metrics.clusters(said.group)[1] if (said.group != "").any() else None,
+        "majority": {"label": entries[0].recipe.labels[most], "accuracy": float((said.y == most).mean())},
+    }
+
+
+def _run(entry: pooling.Entry) -> dict[str, Any]:
+    info = entry.run.info
+    best = info.get("best") or {}
+    return {
+        "id": entry.name,
+        "kind": entry.kind,
+        "recipe": entry.recipe.name,
+        "net": entry.net.name,
+        "fold": entry.fold,
+        "seed": entry.seed,
+        "epochs": _epochs(entry),
+        "best_epoch": best.get("epoch") if isinstance(best, dict) else None,
+        "parent": info.get("parent"),
+        "commit": info.get("commit"),
+        "command": info.get("command"),
+        "versions": info.get("versions"),
+        "started": info.get("started"),
+    }
+
+
+def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, Any]]:
+    """The wrong answers it was surest of, mean over its seeds: [{"id", "true", "predicted", "probability"}].
+
+    At most two of one recording with the same confusion: neighbouring frames would tell the same story again.
+    """
+    labels, said = model.entries[0].recipe.labels, model.said
+    p = metrics.normalised(model.p).mean(0)
+    guess, sure = p.argmax(1), p.max(1)
+    found: list[dict[str, Any]] = []
+    told: dict[tuple[str, int, int], int] = {}
+    for row in np.argsort(-sure, kind="stable"):
+        story = (str(said.sequence[row]) or str(said.id[row]), int(said.y[row]), int(guess[row]))
+        if guess[row] == said.y[row] or told.get(story, 0) >= 2:
+            continue
+        told[story] = told.get(story, 0) + 1
+        true, predicted = labels[said.y[row]], labels[guess[row]]
+        found.append({"id": str(said.id[row]), "true": true, "predicted": predicted, "probability": float(sure[row])})
+        if len(found) == number:
+            break
+    return found
+
+
+# ---- pictures and files
+
+
+def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[bytes, bytes]]:
+    """{file name: (wide PNG, stacked PNG)}."""
+    figures, labels = report["models"], report["labels"]
+    histories = {model.name: [entry.run.history() for entry in model.entries] for model in models}
+    histories = {name: [run for run in runs if run] for name, runs in histories.items() if any(runs)}
+    mixed = {
+        name: runs
+        for name, runs in histories.items()
+        if any(len(run[0]["train"].get("share") or {}) > 1 for run in runs)
+    }
+    wanted: dict[str, Callable[[bool], bytes]] = {
+        "accuracy-loss-size": lambda stacked: plots.bars(figures, stacked),
+        "confusion": lambda stacked: plots.confusions(figures, labels, stacked),
+        "per-class": lambda stacked: plots.per_class(figures, labels, stacked),
+        "reliability": lambda stacked: plots.reliability(figures, stacked),
+    }
+    if report["verdict"]:
+        wanted["difference"] = lambda stacked: plots.difference(report["verdict"], stacked)
+    layered = [run for run in report["steps"] if (run["widths"] or {}).keys() >= {"before", "after"}]
+    if layered:  # the layers of one model's runs are much alike: the first tells
+        first = list({run["model"]: run for run in reversed(layered)}.values())[::-1]
+        wanted["widths"] = lambda stacked: plots.widths(first, stacked)
+    if histories:
+        wanted["curves"] = lambda stacked: plots.curves(histories, stacked)
+    if mixed:
+        wanted["loss-parts"] = lambda stacked: plots.shares(mixed, stacked)
+    return {name: (draw(False), draw(True)) for name, draw in wanted.items()}
+
+
+def _album(samples: Sequence[dict[str, Any]], pictures: Album | None) -> dict[str, tuple[str, bytes]]:
+    """id -> (media type, encoded picture)."""
+    found = pictures([sample["id"] for sample in samples]) if pictures and samples else {}
+    return {name: _encoded(picture) for name, picture in found.items() if picture is not None}
+
+
+def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
+    """uint8 (H,W), (H,W,1) or (H,W,3) as a small file: PNG where it is tiny, JPEG otherwise."""
+    rgb = picture[..., None] if picture.ndim == 2 else picture
+    rgb = np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)) if rgb.shape[2] == 1 else rgb[..., :3])
+    tiny = max(rgb.shape[:2]) <= 96
+    buffer = io.BytesIO()
+    imsave(buffer, rgb, format="png" if tiny else "jpg", pil_kwargs={} if tiny else {"quality": 85})
+    return "image/png" if tiny else "image/jpeg", buffer.getvalue()
+
+
+def _write(
+    out: Path, report: dict[str, Any], painted: dict[str, tuple[bytes, bytes]], album: dict[str, tuple[str, bytes]]
+) -> None:
+    for name in (*PAINTED, "widths"):  # what an earlier report left and this one does not have
+        (out / f"{name}.png").unlink(missing_ok=True)
+    files = {f"{name}.png": wide for name, (wide, _) in painted.items()}
+    files["report.json"] = (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    files["report.html"] = page(report, painted, album).encode()
+    for name, content in files.items():
+        with atomic(out / name) as draft:
+            draft.write_bytes(content)
+
+
+LAST_FIRST = ("quantised", "pruned", "distilled", "alone", "teacher")  # whose mistakes are shown
+PAINTED = ("accuracy-loss-size", "confusion", "per-class", "reliability", "difference", "curves", "loss-parts")

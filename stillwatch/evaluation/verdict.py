@@ -1,0 +1,303 @@
+"""Verdict: did distillation help, by how much, how sure; and what a reader must beware of.
+
+In: pooled models. Out: a dict for report.json with a sentence a manager understands, and lines of warning.
+Called by the report. It knows no picture and no page.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stillwatch import metrics
+from stillwatch.evaluation.lineage import KINDS, parent
+from stillwatch.evaluation.pooling import Model
+from stillwatch.predictions import has, read
+
+METRIC = "macro_f1"  # the one the verdict is about
+COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
+DECIDE = 5  # with fewer groups all of them agree by chance more often than once in twenty (1/2^4 = 1/16)
+LUCK = "the chance of training is not in this interval"
+SMALL = 100  # samples below which a test says little
+GAP = 0.05  # of accuracy between people seen in training and new ones, above which it is said
+
+
+def verdict(alone: Model, distilled: Model) -> dict[str, Any] | None:
+    """The paired comparison of two models on the same samples; None where they share no fold and seed.
+
+    Positive differences mean that the distilled student is better. "helped": "yes" | "no" (it hurt) | "unclear".
+    """
+    found = paired_difference(alone, distilled)
+    if found is None:
+        return None
+    found |= {
+        "helped": outcome(found["ci95"], found["groups"]),
+        "by_group": _by_group(alone, distilled) if found["grouped"] else [],
+        "by_pair": _by_pair(alone, distilled),
+        "clips": _clips(alone, distilled),
+    }
+    return found | {"sentence": sentence(found, who(alone))}
+
+
+def paired_difference(one: Model, other: Model) -> dict[str, Any] | None:
+    """How much better `other` is than `one`, sample by sample; None where they are not of the same folds and seeds.
+
+    "difference", "ci95" and "p_better" are those of METRIC; "differences" has all of COMPARED, each "by_seed" too.
+    """
+    if (one.folds, one.seeds) != (other.folds, other.seeds):
+        return None
+    y, group = one.said.y, one.said.group
+    differences = {}
+    for name in COMPARED:
+        figures = [[getattr(metrics, name)(y, p) for p in model.p] for model in (one, other)]
+        by_seed = np.subtract(figures[1], figures[0]).tolist()
+        differences[name] = metrics.paired(y, one.p, other.p, group, name) | {"by_seed": by_seed}
+    return {
+        "metric": METRIC,
+        **{key: differences[METRIC][key] for key in ("difference", "ci95", "p_better")},
+        "seeds": len(one.seeds),
+        "pairs": len(one.entries),
+        "groups": metrics.clusters(group)[1],
+        "grouped": bool((group != "").any()),
+        "differences": differences,
+    }
+
+
+def sentence(found: dict[str, Any], who: str) -> str:
+    """The verdict in words. who: what it was tested on, such as "5 new drivers"."""
+    change, seeds = found["difference"], found["seeds"]
+    trained = f"{seeds} seeds" if seeds > 1 else "one seed"
+    changed = f"macro-F1 changed by {points(change, sign=True)} points"
+    if found["ci95"] is None:
+        return (
+            f"Cannot tell whether distillation helped: {changed}, but on {who} with {trained} there is no telling how "
+            "the next one would do."
+        )
+    span = interval(found["ci95"], found["helped"]) + ("" if seeds > 1 else f"; {LUCK}")
+    if found["groups"] < DECIDE:
+        return (
+            f"Cannot tell whether distillation helped: {changed} ({span}), but over only {who} and {trained}: where "
+            f"there are fewer than {DECIDE}, all agreeing may be chance."
+        )
+    begin = {
+        "yes": f"Distillation helped: macro-F1 rose by {points(change)} points",
+        "no": f"Distillation hurt: macro-F1 fell by {points(-change)} points",
+        "unclear": f"No evidence that distillation helped: {changed}",
+    }[found["helped"]]
+    few = found["grouped"] and found["groups"] < metrics.FEW
+    rough = " So few groups make a rough interval, rather too narrow." if few else ""
+    return f"{begin} ({span}), over {who} and {trained}.{rough}"
+
+
+def interval(ends: Sequence[float], told: str) -> str:
+    """An interval in points, turned round where it is told as a loss ("no"), with signs where it is neither."""
+    low, high = ends if told != "no" else (-ends[1], -ends[0])
+    signed = told == "unclear"
+    return f"95 % interval {points(low, signed)} to {points(high, signed)}"
+
+
+def points(value: float, sign: bool = False) -> str:
+    """A share as percentage points: 0.031 -> "3.1"; more places where it would read as zero."""
+    value *= 100
+    places = 1 if abs(value) >= 0.05 or value == 0 else 2
+    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    return text.replace("-", "−")
+
+
+def outcome(ends: Sequence[float] | None, groups: int) -> str:
+    """ "yes" (better), "no" (worse) or "unclear": the interval holds zero, or so few groups can agree by chance."""
+    if ends is None or ends[0] <= 0 <= ends[1] or groups < DECIDE:
+        return "unclear"
+    return "yes" if ends[0] > 0 else "no"
+
+
+def who(model: Model) -> str:
+    """What it was tested on: "5 new drivers", "360 test samples"."""
+    groups = metrics.clusters(model.said.group)[1]
+    if not (model.said.group != "").any():
+        return f"{groups:,} test samples"
+    data = model.entries[0].recipe.data
+    source = data.source if isinstance(data.source, str) else str(data.source.get("name"))
+    one, many = NOUNS.get(source, ("group", "groups"))
+    return f"{groups} {'new ' if data.split == 'grouped' else ''}{one if groups == 1 else many}"
+
+
+def _by_group(alone: Model, distilled: Model) -> list[dict[str, Any]]:
+    """Accuracy of both in each group, mean over the seeds. Samples without a group are left out."""
+    right = [(model.p.argmax(-1) == model.said.y).mean(0) for model in (alone, distilled)]
+    rows = []
+    for group in np.unique(alone.said.group[alone.said.group != ""]):
+        mine = alone.said.group == group
+        one, two = (float(r[mine].mean()) for r in right)
+        rows.append(
+            {"group": str(group), "n": int(mine.sum()), "alone": one, "distilled": two, "difference": two - one}
+        )
+    return rows
+
+
+def _by_pair(alone: Model, distilled: Model) -> list[dict[str, Any]]:
+    """Each fold and seed by itself."""
+    rows = []
+    for one, two in zip(alone.entries, distilled.entries, strict=True):
+        row: dict[str, Any] = {"fold": one.fold, "seed": one.seed, "runs": [one.name, two.name]}
+        for name in ("accuracy", METRIC):
+            values = [getattr(metrics, name)(entry.said.y, entry.said.p) for entry in (one, two)]
+            row[name] = {"alone": values[0], "distilled": values[1], "difference": values[1] - values[0]}
+        rows.append(row)
+    return rows
+
+
+def _clips(alone: Model, distilled: Model) -> dict[str, Any] | None:
+    """The same comparison where each recording counts once; None where the data has no clips."""
+    said = alone.said
+    one = metrics.by_sequence(said.sequence, said.y, alone.p, said.group)
+    two = metrics.by_sequence(said.sequence, said.y, distilled.p, said.group)
+    if one is None or two is None:
+        return None
+    found = metrics.paired(one[0], one[1], two[1], one[2], METRIC)
+    return found | {"n": len(one[0]), "helped": outcome(found["ci95"], metrics.clusters(one[2])[1])}
+
+
+def retention(teacher: Model, student: Model) -> float | None:
+    """The student's accuracy over the teacher's (violence paper, Table I), on the samples that both were tested on."""
+    _, mine, theirs = np.intersect1d(teacher.said.id, student.said.id, return_indices=True)
+    if not len(mine):
+        return None
+    good = (teacher.p.argmax(-1) == teacher.said.y)[:, mine].mean()
+    return float((student.p.argmax(-1) == student.said.y)[:, theirs].mean() / good) if good else None
+
+
+def known_vs_new(model: Model) -> dict[str, float] | None:
+    """{"known", "new"}: accuracy on people seen in training (the validation slice of the training groups) and on the
+    test's new ones, mean over the runs. None where validation is no such slice or was not kept."""
+    data = model.entries[0].recipe.data
+    if (
+        data.split != "grouped"
+        or not isinstance(data.valid, float)
+        or not all(has(e.run, "valid") for e in model.entries)
+    ):
+        return None
+    known = []
+    for entry in model.entries:
+        said = read(entry.run, "valid")
+        known.append(metrics.accuracy(said.y, said.p))
+    new = [metrics.accuracy(entry.said.y, entry.said.p) for entry in model.entries]
+    return {"known": float(np.mean(known)), "new": float(np.mean(new))}
+
+
+# ---- what to beware of
+
+
+def warnings(models: Sequence[Model], figures: dict[str, dict[str, Any]], title: Any) -> list[str]:
+    """What makes the figures less than they look. figures: as in report.json. title: model name -> words."""
+    found = [*_size(models[0]), *_seeds(models, title), *_training(models, title), *_teachers(models, figures, title)]
+    for model in models:
+        gap = figures[model.name].get("seen")
+        if gap and gap["known"] - gap["new"] > GAP:
+            found.append(
+                f"{title(model.name)}: accuracy {100 * gap['known']:.1f} % on people seen in training, "
+                f"{100 * gap['new']:.1f} % on new ones: expect the second figure in use"
+            )
+    return found + _audits(models)
+
+
+def _size(model: Model) -> list[str]:
+    found = []
+    group, n = model.said.group, len(model.said)
+    number, named = metrics.clusters(group)[1], bool((group != "").any())
+    if n < SMALL:
+        found.append(f"only {n} test samples: every figure here is rough")
+    if named and number == 1:
+        found.append("the test holds a single group (one person or camera): no interval can be given; use more folds")
+    elif named and number < metrics.FEW:
+        found.append(f"only {number} groups in the test: the intervals are rough, and rather too narrow")
+    if not named:
+        found.append(
+            "the samples have no group: the intervals take them as independent, which frames of a video are not"
+        )
+    return found
+
+
+def _seeds(models: Sequence[Model], title: Any) -> list[str]:
+    trained = [model for model in models if model.kind not in ("teacher", "quantised") and not model.exported]
+    students = [title(model.name) for model in trained if len(model.seeds) == 1]
+    return (
+        [f"one seed only ({', '.join(students)}): the chance of training is not in the intervals"] if students else []
+    )
+
+
+def _training(models: Sequence[Model], title: Any) -> list[str]:
+    """Students that differ in more than the teacher, and runs of one model that are not of one kind."""
+    found = []
+    for model in models:
+        apart = _apart([_settings(entry, with_loss=True) for entry in model.entries])
+        if apart:
+            found.append(f"{title(model.name)}: its runs differ in {', '.join(apart)}")
+    for model in models:
+        partner = next((m for m in models if m.kind == "distilled" and m.family == model.family), None)
+        if model.kind != "alone" or partner is None:
+            continue
+        apart = _apart([_settings(entry, with_loss=False) for entry in (*model.entries, *partner.entries)])
+        if "fit.epochs" in apart:
+            one, two = model.entries[0].plan.epochs, partner.entries[0].plan.epochs
+            found.append(f"student alone was trained for {one} epochs, distilled for {two}: not an equal chance")
+        rest = [key for key in apart if key != "fit.epochs"]
+        if rest:
+            found.append(
+                f"alone and distilled also differ in {', '.join(rest)}: the difference is not the teacher's alone"
+            )
+    return found
+
+
+def _settings(entry: Any, with_loss: bool) -> dict[str, Any]:
+    fit = entry.plan.model_dump(mode="json", exclude={"seed", "device"} | (set() if with_loss else {"loss"}))
+    data = entry.recipe.data.model_dump(mode="json", exclude={"root", "fold", "max_bad"})
+    return {f"fit.{k}": v for k, v in fit.items()} | {f"data.{k}": v for k, v in data.items()}
+
+
+def _apart(settings: Sequence[dict[str, Any]]) -> list[str]:
+    return [key for key in settings[0] if any(other[key] != settings[0][key] for other in settings)]
+
+
+def _teachers(models: Sequence[Model], figures: dict[str, dict[str, Any]], title: Any) -> list[str]:
+    found = []
+    given = {entry.name: entry for model in models if model.kind == "teacher" for entry in model.entries}
+    strangers = set()
+    for entry in (entry for model in models if model.kind == "distilled" for entry in model.entries):
+        teacher = parent(entry.run)
+        if given and teacher and teacher not in given:
+            strangers.add(teacher)
+        elif teacher in given and given[teacher].fold != entry.fold:
+            found.append(
+                f"{entry.name} is tested on fold {entry.fold}, but its teacher {teacher} was trained for fold "
+                f"{given[teacher].fold}: that teacher has seen the test"
+            )
+    if strangers:
+        found.append(f"distilled under {', '.join(sorted(strangers))}, which is not among the teachers compared")
+    for model in (m for m in models if m.kind in KINDS[1:]):
+        for above in (m for m in models if m.kind == "teacher" and related(m, model)):
+            good, better = (100 * figures[m.name][METRIC] for m in (above, model))
+            if better > good:
+                found.append(
+                    f"{title(model.name)} is above its teacher in macro-F1, {better:.1f} % to {good:.1f} %: this "
+                    "teacher has little to teach"
+                )
+    return found
+
+
+def related(one: Model, other: Model) -> bool:
+    """Whether two models come of one recipe."""
+    return one.entries[0].recipe.name == other.entries[0].recipe.name
+
+
+def _audits(models: Sequence[Model]) -> list[str]:
+    """The audits' warnings, once each: folds say the same with other numbers."""
+    found: dict[str, str] = {}
+    for entry in (entry for model in models for entry in model.entries):
+        for line in (entry.run.read_json("audit.json") or {}).get("warnings", []):
+            found.setdefault(re.sub(r"[\d.,]+", "#", str(line)), str(line))
+    return list(found.values())
+
+
+NOUNS = {"driver-inattention": ("driver", "drivers"), "toy": ("person", "people")}  # source -> what a group of it is

@@ -1,0 +1,223 @@
+"""Runtimes: a model's file -> Predict, by whichever library runs it here; RUNTIMES at the foot is the whole list.
+
+In: a file, the shape of one picture or clip, how many threads. Out: uint8 (n,*shape) -> probabilities float32 (n,K).
+Called by the detector; the CLI hands open() to the lab and the judge. It knows no bundle, no label and no torch.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillwatch.errors import UserError, nearest
+from stillwatch.inference import telemetry
+
+Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Session(NamedTuple):
+    """A file that is open: how many pictures one call of `run` takes (None: any), and what it gives for them."""
+
+    run: Callable[[NDArray[np.uint8]], NDArray[Any]]
+    takes: int | None
+
+
+class Runtime(NamedTuple):
+    """One library: the suffixes it reads, the module it needs, and how it opens a file."""
+
+    formats: tuple[str, ...]
+    needs: str
+    open: Callable[[Path, Shape, int, int], Session]  # (file, shape of one sample, threads, batch)
+
+
+def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 1) -> Predict:
+    """The file as a function: uint8 (n,*shape) -> float32 (n,K), any n. It is for one thread at a time.
+
+    runtime: a name of RUNTIMES. shape: (H,W,C) or (T,H,W,C). threads: exactly so many compute one answer. batch: what a
+    file with a free batch is tuned for; other numbers are split and padded to it.
+    Raises UserError for an unknown runtime, one that is not installed, or a file that it cannot read or that takes
+    another shape; the function raises ValueError for pictures that are not uint8 (n,*shape).
+    """
+    if runtime not in RUNTIMES:
+        raise UserError(f"runtime = {runtime!r}: unknown{nearest(runtime, RUNTIMES)}")
+    entry = RUNTIMES[runtime]
+    if path.suffix not in entry.formats:
+        raise UserError(
+            f"{path}: {runtime} does not read {path.suffix or 'this'} files, but {', '.join(entry.formats)}"
+        )
+    if not installed(runtime):
+        extra = f"stillwatch[{runtime}]" if runtime in ("openvino", "ncnn") else entry.needs.replace("_", "-")
+        raise UserError(f"runtime = {runtime!r}: not installed; pip install '{extra}'")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return _whole(entry.open(path, shape, threads, batch), shape)
+    except UserError as error:
+        raise UserError(f"{path}: {runtime}: {error}") from None
+    except Exception as error:  # each library has exceptions of its own, and no common ancestor below this one
+        raise UserError(f"{path}: {runtime} cannot read it: {' '.join(str(error).split())[:300]}") from error
+
+
+def installed(runtime: str) -> bool:
+    """Whether the library is there; it is not imported for that."""
+    return importlib.util.find_spec(RUNTIMES[runtime].needs) is not None
+
+
+def suiting(path: Path) -> list[str]:
+    """The installed runtimes that take this file."""
+    return [name for name, entry in RUNTIMES.items() if path.suffix in entry.formats and installed(name)]
+
+
+def _whole(session: Session, shape: Shape) -> Predict:
+    """A session that takes so many pictures at once -> a function that takes any number of them."""
+    run, takes = session
+    step = takes or 1
+    classes = _checked(run(np.zeros((step, *shape), np.uint8)), step).shape[1]
+
+    def predict(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if x.dtype != np.uint8 or x.shape[1:] != shape:
+            wanted = f"uint8 (n,{','.join(map(str, shape))})"
+            raise ValueError(f"the net takes {wanted}, not {x.dtype} {x.shape}")
+        x = np.ascontiguousarray(x)
+        if len(x) == takes or (takes is None and len(x)):
+            return run(x).astype(np.float32, copy=False)
+        p = np.empty((len(x), classes), np.float32)
+        for start in range(0, len(x), step):
+            some = x[start : start + step]
+            if len(some) < step:
+                some = np.concatenate([some, np.zeros((step - len(some), *shape), np.uint8)])
+            p[start : start + step] = run(some)[: len(x) - start]
+        return p
+
+    return predict
+
+
+def _only(found: list[Any], what: str) -> Any:
+    if len(found) != 1:
+        raise UserError(f"the file has {len(found)} {what}s; wanted: one")
+    return found[0]
+
+
+def _checked(p: NDArray[Any], count: int) -> NDArray[Any]:
+    if p.ndim != 2 or len(p) != count or p.dtype.kind != "f":
+        raise UserError(
+            f"its answer to {count} pictures is {p.dtype} {p.shape}; wanted: probabilities float ({count},K)"
+        )
+    return p
+
+
+def _fitting(found: list[Any], shape: Shape) -> int | None:
+    """The batch that the file's input (batch,*shape) takes, None: any. A side that is no number is free."""
+    sides = [side if isinstance(side, int) and side > 0 else None for side in found]
+    if len(sides) != len(shape) + 1 or any(s not in (None, t) for s, t in zip(sides[1:], shape, strict=True)):
+        raise UserError(f"the file takes (batch,{','.join(map(str, found[1:]))}), not (n,{','.join(map(str, shape))})")
+    return sides[0]
+
+
+def _onnxruntime(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+    telemetry.off()
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors only
+    options.add_free_dimension_override_by_name("batch", batch)
+    # A camera computes a few milliseconds and waits for the next frame: threads that spin meanwhile heat the board
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    entrance, way_out = _only(session.get_inputs(), "input"), _only(session.get_outputs(), "output")
+    takes, outputs, feed = _fitting(entrance.shape, shape), [way_out.name], entrance.name
+    if entrance.type == "tensor(uint8)":
+        return Session(lambda x: session.run(outputs, {feed: x})[0], takes)
+    if entrance.type != "tensor(float)":
+        raise UserError(f"the file takes {entrance.type}; wanted: uint8 or float")
+    # onnx-legacy: the same pixels 0..255, but as floats, which is what TensorRT 8 takes
+    return Session(lambda x: session.run(outputs, {feed: x.astype(np.float32)})[0], takes)
+
+
+def _openvino(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+    core = _import_openvino().Core()
+    model = core.read_model(path)
+    entrance, _ = _only(model.inputs, "input"), _only(model.outputs, "output")
+    sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
+    takes = _fitting(sides, shape) or batch
+    if entrance.partial_shape.is_dynamic:
+        model.reshape({entrance: [takes, *shape]})
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise bfloat16 where the processor has it: other probabilities
+        "ENABLE_CPU_PINNING": "NO",  # pinned, two threads beside a busy process took 3.6 ms instead of 1.0
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    kind = entrance.element_type.to_dtype()
+
+    def run(x: NDArray[np.uint8]) -> NDArray[Any]:
+        request.infer([x.astype(kind, copy=False)], share_inputs=True)
+        return np.array(request.get_output_tensor(0).data)  # a copy: the next call writes into the same tensor
+
+    return Session(run, takes)
+
+
+def _import_openvino() -> Any:
+    """openvino by itself, without the reports that its import would send."""
+    with telemetry.refused():
+        return importlib.import_module("openvino")
+
+
+def _ncnn(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+    """pnnx's two files: float pixels 0..255 (H,W,C) into the first blob, K probabilities out; one picture a call."""
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_vulkan_compute = False
+    for half in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed"):
+        setattr(net.opt, f"use_{half}", False)  # the file's own precision, on every processor
+    weights = path.with_suffix(".bin")
+    if net.load_param(str(path)) or not weights.is_file() or net.load_model(str(weights)):
+        raise UserError(f"not a pair of ncnn files ({path.name}, {weights.name})")
+    entrance, way_out = _only(net.input_names(), "input"), _only(net.output_names(), "output")
+
+    def run(x: NDArray[np.uint8]) -> NDArray[Any]:
+        extractor = net.create_extractor()
+        pixels = x[0].astype(np.float32)  # ncnn's Mat borrows this memory
+        extractor.input(entrance, ncnn.Mat(pixels))
+        failed, p = extractor.extract(way_out)
+        if failed:
+            raise UserError(f"ncnn stopped with code {failed} on a picture of {shape}")
+        return np.array(p).reshape(1, -1)
+
+    return Session(run, 1)
+
+
+def _litert(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    entrance = _only(interpreter.get_input_details(), "input")
+    way_out = _only(interpreter.get_output_details(), "output")
+    takes = _fitting([int(side) for side in entrance["shape"]], shape)
+
+    def run(x: NDArray[np.uint8]) -> NDArray[Any]:
+        interpreter.set_tensor(entrance["index"], x.astype(entrance["dtype"], copy=False))
+        interpreter.invoke()
+        return np.array(interpreter.get_tensor(way_out["index"]))
+
+    return Session(run, takes)
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "onnxruntime": Runtime((".onnx",), "onnxruntime", _onnxruntime),
+    "openvino": Runtime((".onnx", ".xml"), "openvino", _openvino),
+    "ncnn": Runtime((".param",), "ncnn", _ncnn),
+    "litert": Runtime((".tflite",), "ai_edge_litert", _litert),
+}

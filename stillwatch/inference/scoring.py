@@ -1,0 +1,485 @@
+"""Score: an archive of pictures and films -> a table with one row a frame, as fast as the cores allow.
+
+In: a bundle, a folder. Out: .parquet or .csv, written whole; finished shards beside it, so that a killed run goes on.
+Called by the CLI. Pixels come the lab's way (media.decode, media.image): the same numbers as `judge`.
+It knows no camera, no rule and no torch.
+"""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import stat
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import repeat
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from stillwatch import bundle as bundles
+from stillwatch.atomic import atomic
+from stillwatch.errors import UserError
+from stillwatch.inference import film, runtimes, table
+from stillwatch.inference.detector import Detector, cores
+from stillwatch.media import decode
+from stillwatch.media import image as pixels
+from stillwatch.run import NO_PROGRESS, Progress
+
+FORMAT = 1  # of the shards; raised whenever the same file would give other rows
+BATCH = 16  # pictures through the net at once
+SHARD = 512  # pictures, or as much work in films, in a shard at most: what a kill can cost a worker
+HEAVY = 64 << 10  # bytes of a film that count as one picture
+BEAT = 0.2  # s between two looks at how far the workers are
+
+
+class File(NamedTuple):
+    """One file of the archive, as it was when the plan was made."""
+
+    path: str  # relative, with "/"
+    size: int  # bytes
+    mtime: int  # ns
+
+
+class Task(NamedTuple):
+    """What every shard of one run has in common; all of it that decides the numbers is in `key`."""
+
+    root: str  # of the archive
+    parts: str  # where shards go
+    model: str  # the file that the detector chose
+    runtime: str
+    shape: tuple[int, ...]  # (H,W,C) or (T,H,W,C)
+    how: str  # the bundle's fit
+    rate: float | None
+    key: str
+
+
+def score(
+    bundle: Path,
+    folder: Path,
+    out: Path,
+    workers: int | None = None,
+    voice: Progress = NO_PROGRESS,
+    rate: float | None = None,
+) -> dict[str, Any]:
+    """Look at every picture and film under `folder` and write one row a frame to `out`, .parquet or .csv.
+
+    Columns: path (relative to folder), time_s and frame (None for a picture), label (the most probable), p_<label>…;
+    in order of path and frame. For a net of clips a row is a window of T frames, as the lab's videos are cut, and
+    time_s its beginning. rate: frames a second of films; None: what a net of clips learnt from, else every frame.
+    workers: processes of one thread each; None: one a core that this process may use.
+
+    A file that cannot be read is a row of `<out>.errors.csv` (path, reason), never a stop. What is finished lies in
+    `<out>.parts`; the same command goes on from there, with the same rows in the same order, looks again at files
+    that are new or changed (size, time), and starts anew for another bundle or rate.
+    Returns {"rows", "files", "bad", "errors" [{"path", "reason"}], "kept" (files that were done before), "seconds",
+    "file", "runtime"}. Raises UserError for a wrong bundle, folder or ending, and where another score writes `out`.
+    """
+    start = time.monotonic()
+    _check(folder, out, rate, workers)
+    it = bundles.load(bundle)
+    clips = len(it.manifest.input.shape) == 4
+    found, odd = gather(folder, clips)
+    if not found:
+        wanted = "film" if clips else "picture or film"
+        raise UserError(f"{folder}: no {wanted} in it; read are {' '.join(_kinds(clips))}")
+    parts = out.with_name(f"{out.name}.parts")
+    with _held(parts):
+        task = _task(it, folder, parts, _rate(it, rate), voice)
+        shards = cut(found)
+        open_ = [shard for shard in shards if not _place(task, shard).is_file()]
+        kept = len(found) - sum(map(len, open_))
+        if kept:
+            voice.say(f"{parts}: {kept:,} of {len(found):,} files are done already")
+        open_.sort(key=lambda shard: -sum(map(_weight, shard)))  # the longest first: none is left to one worker at last
+        crew, todo = min(workers or cores(), len(open_)), sum(map(len, open_))
+        if todo:
+            voice.say(f"{Path(task.model).name} in {task.runtime}, {crew} worker{'s' * (crew != 1)}, {todo:,} files")
+            for _ in voice.bar(_work(task, open_, crew), todo, "scoring"):
+                pass
+        _sweep(task, shards)
+        rows, errors = _write(out, task, shards, it.manifest.labels, odd)
+    seconds = time.monotonic() - start
+    return {
+        "rows": rows, "files": len(found) + len(odd), "bad": len(errors), "errors": errors, "kept": kept,
+        "seconds": round(seconds, 3), "file": Path(task.model).relative_to(it.path).as_posix(), "runtime": task.runtime,
+    }  # fmt: skip
+
+
+# ---- the plan
+
+
+def gather(folder: Path, clips: bool = False) -> tuple[list[File], list[tuple[str, str]]]:
+    """The pictures and films under a folder, by path, and what is one but is not read here, with the reason.
+
+    Names that begin with a dot are left out, as in the lab. clips: pictures are of no use.
+    """
+    kinds = _kinds(clips)
+    found, odd = [], []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            kind = Path(name).suffix.lower()
+            if name.startswith(".") or kind not in (*decode.PICTURES, *decode.VIDEOS, *decode.NOT_READ):
+                continue
+            full = Path(place) / name
+            path = full.relative_to(folder).as_posix()
+            if kind in decode.NOT_READ:
+                odd.append((path, f"{kind} is not a kind of picture that is read: {' '.join(decode.PICTURES)}"))
+            elif kind not in kinds:
+                odd.append((path, "a single picture: this net looks at clips"))
+            else:
+                try:
+                    about = full.stat()
+                except OSError as error:
+                    odd.append((path, f"cannot be read: {error.strerror}"))
+                    continue
+                if stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+                    found.append(File(path, about.st_size, about.st_mtime_ns))
+                else:
+                    odd.append((path, "not a file"))
+    return sorted(found), sorted(odd)
+
+
+def cut(found: Sequence[File]) -> list[tuple[File, ...]]:
+    """Files, by path, in shards. Where one ends is decided by the names of its files, so that a new file changes the
+    shard it falls into and no other."""
+    shards, mine, weight = [], list[File](), 0.0
+    for file in found:
+        mine.append(file)
+        weight += _weight(file)
+        # one name in SHARD / 4 ends a shard, by chance but always the same ones
+        if weight >= SHARD or (weight >= SHARD / 8 and zlib.crc32(file.path.encode()) % (SHARD // 4) == 0):
+            shards.append(tuple(mine))
+            mine, weight = [], 0.0
+    return [*shards, tuple(mine)] if mine else shards
+
+
+def _weight(file: File) -> float:
+    """Work in it, in pictures."""
+    return 1.0 if file.path.lower().endswith(decode.PICTURES) else max(1.0, file.size / HEAVY)
+
+
+def _check(folder: Path, out: Path, rate: float | None, workers: int | None) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    table.check(out)
+    if rate is not None and not 0 < rate < float("inf"):
+        raise UserError(f"rate = {rate}: wanted: frames a second, above 0")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers = {workers}: at least 1")
+
+
+def _kinds(clips: bool) -> tuple[str, ...]:
+    return decode.VIDEOS if clips else (*decode.PICTURES, *decode.VIDEOS)
+
+
+def _rate(it: bundles.Bundle, rate: float | None) -> float | None:
+    """Of a net of clips, where none is asked: the rate of the frames that it learnt from."""
+    if rate is not None or len(it.manifest.input.shape) == 3:
+        return rate
+    return film.rate(it.manifest)
+
+
+def _task(it: bundles.Bundle, folder: Path, parts: Path, rate: float | None, voice: Progress) -> Task:
+    """Which file of the bundle is run, in what; as before, where the parts are of this bundle and rate."""
+    about = it.manifest.input
+    told = json.dumps([FORMAT, it.manifest.model_dump(mode="json"), rate], sort_keys=True)
+    key = hashlib.sha256(told.encode()).hexdigest()
+    place = parts / "index.json"
+    choice = None
+    with suppress(OSError, ValueError, KeyError, TypeError, UserError):
+        before = json.loads(place.read_text(encoding="utf-8"))
+        if before["key"] == key:
+            # two files, or one in two runtimes, differ in the last digits: all shards come from one of them
+            choice = Detector(it, 1, BATCH, before["runtime"], before["file"]).choice
+    if choice is None:
+        if any(parts.glob("*.npz")):
+            voice.say(f"{parts}: of another bundle, rate or runtime; everything is looked at anew")
+        for old in parts.glob("*.npz"):
+            old.unlink()
+        choice = Detector(it, threads=1, batch=BATCH).choice
+    task = Task(
+        str(folder), str(parts), str(it.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key
+    )
+    with atomic(place) as draft:
+        draft.write_text(json.dumps({"key": key, "file": choice["file"], "runtime": choice["runtime"]}) + "\n", "utf-8")
+    return task
+
+
+def _place(task: Task, shard: Sequence[File]) -> Path:
+    """A shard's file: its name says which files, as they were, it holds."""
+    told = json.dumps([task.key, shard])
+    return Path(task.parts) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
+
+
+@contextmanager
+def _held(parts: Path) -> Iterator[None]:
+    """The parts are this process's alone, until it ends, however it ends."""
+    parts.mkdir(parents=True, exist_ok=True)
+    handle = os.open(parts / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{parts}: another `stillwatch score` writes there; choose another -o") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(task: Task, shards: Sequence[Sequence[File]]) -> None:
+    """Shards of files that are gone or were changed."""
+    wanted = {_place(task, shard).name for shard in shards}
+    for path in Path(task.parts).glob("*.npz"):
+        if path.name not in wanted:
+            path.unlink()
+
+
+# ---- the crew: processes that each take a shard, look, and put it on disk
+
+
+class Worker:
+    """One worker process, the shard it is at, and how far it is."""
+
+    def __init__(self, task: Task, shard: tuple[File, ...], avoid: dict[str, str], suspect: str = ""):
+        """avoid: path -> reason, of files that killed a worker twice. suspect: one that did so once."""
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.far = context.RawValue("q", -1)  # the file of the shard that it is at; -1: not yet at one
+        self.process = context.Process(target=_serve, args=(task, theirs, self.far, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.give(shard, avoid, suspect)
+
+    def give(self, shard: tuple[File, ...], avoid: dict[str, str], suspect: str = "") -> None:
+        self.shard, self.avoid, self.suspect, self.told = shard, avoid, suspect, 0
+        self.far.value = -1
+        with suppress(OSError):  # dead already: _work() hears of it at once
+            self.pipe.send((shard, avoid))
+
+    def news(self, over: bool = False) -> int:
+        """Files done since it was last asked. over: the shard is on disk."""
+        before, self.told = self.told, len(self.shard) if over else max(self.told, int(self.far.value))
+        return self.told - before
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.pipe.close()
+
+
+def _work(task: Task, shards: Sequence[tuple[File, ...]], crew: int) -> Iterator[None]:
+    """Every shard on disk; yields once a file. A file that kills its worker twice is told as bad; the rest is done."""
+    waiting = list(reversed(shards))
+    hands = [Worker(task, waiting.pop(), {}) for _ in range(crew)]
+    try:
+        while hands:
+            ready = wait([hand.pipe for hand in hands], BEAT)
+            for place, hand in enumerate(list(hands)):
+                yield from repeat(None, hand.news())
+                if hand.pipe not in ready:
+                    continue
+                if _done(hand):
+                    yield from repeat(None, hand.news(over=True))
+                    if waiting:
+                        hand.give(waiting.pop(), {})
+                else:
+                    hands[place] = _instead(task, hand)
+                    hand.end()
+            for hand in [hand for hand in hands if hand.told == len(hand.shard)]:
+                hands.remove(hand)
+                hand.end()
+    finally:
+        for hand in hands:
+            hand.end()
+
+
+def _done(hand: Worker) -> bool:
+    """Whether the shard is on disk; False: its worker died. Raises UserError for what is no file's fault."""
+    try:
+        said = hand.pipe.recv()
+    except (EOFError, OSError):
+        return False
+    if said:
+        raise UserError(f"score: {said}")
+    return True
+
+
+def _instead(task: Task, dead: Worker) -> Worker:
+    """Another worker for the shard of one that died. Its file gets a second chance: somebody may have killed it."""
+    dead.process.join()
+    status, at = dead.process.exitcode, int(dead.far.value)
+    name = dead.shard[at].path if at >= 0 else "its first file"
+    if at < 0 and dead.suspect == name:
+        raise UserError(f"score: a worker dies before it looks at a file (exit status {status})")
+    guilty = {name: f"the decoder dies of it (exit status {status})"} if dead.suspect == name else {}
+    new = Worker(task, dead.shard, dead.avoid | guilty, name)
+    new.told = dead.told
+    return new
+
+
+def _serve(task: Task, pipe: Connection, far: Any, parent: int) -> None:
+    """A worker's life: shards in, npz files out, until the parent is gone."""
+    cv2.setNumThreads(1)
+    look: runtimes.Predict | None = None
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        while True:
+            shard, avoid = pipe.recv()
+            trouble = ""
+            try:
+                look = look or runtimes.open(Path(task.model), task.runtime, task.shape, 1, BATCH)
+                arrays = score_shard(task, shard, look, avoid, far, parent)
+                with atomic(_place(task, shard)) as draft, draft.open("wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+            except UserError as mistake:
+                trouble = str(mistake)
+            except Exception as error:  # a runtime may fail in any way of its own; a disk may be full
+                trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            pipe.send(trouble)
+
+
+def score_shard(
+    task: Task,
+    shard: Sequence[File],
+    look: runtimes.Predict,
+    avoid: dict[str, str] | None = None,
+    far: Any = None,
+    parent: int | None = None,
+) -> dict[str, NDArray[Any]]:
+    """One shard, looked at: which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K).
+
+    And bad (m,), which of its files, reason (m,) why. far: a counter of files that are behind.
+    """
+    batch = Batch(look, task.shape)
+    rows: list[tuple[int, int, float]] = []
+    bad: list[tuple[int, str]] = []
+    for number, file in enumerate(shard):
+        if far is not None:
+            far.value = number
+        if file.path in (avoid or {}):
+            bad.append((number, (avoid or {})[file.path]))
+            continue
+        for frame, second, value in frames(task, file.path):
+            if parent is not None and os.getppid() != parent:  # killed: nobody waits for this any more
+                raise SystemExit
+            if isinstance(value, str):
+                bad.append((number, value))
+            else:
+                rows.append((number, frame, second))
+                batch.add(value)
+    numbers, shown, times = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+    reasons = np.array([why for _, why in bad], str) if bad else np.array([], "U1")
+    return {
+        "which": np.array(numbers, np.int64), "frame": np.array(shown, np.int64), "time": np.array(times, np.float64),
+        "p": batch.end(), "bad": np.array([number for number, _ in bad], np.int64), "reason": reasons,
+    }  # fmt: skip
+
+
+class Batch:
+    """Pictures gathered in one buffer, and what the net says of them whenever it is full."""
+
+    def __init__(self, look: runtimes.Predict, shape: tuple[int, ...]):
+        self._look, self._x = look, np.zeros((BATCH, *shape), np.uint8)
+        self._frames = shape[0] if len(shape) == 4 else 0
+        self._n = 0
+        self._p: list[NDArray[np.float32]] = []
+
+    def add(self, images: Sequence[decode.Picture]) -> None:
+        """One picture, or the T of a clip, each of the net's size."""
+        if self._frames:
+            np.stack(images, out=self._x[self._n])
+        else:
+            self._x[self._n] = images[0]
+        self._n += 1
+        if self._n == BATCH:
+            self._flush()
+
+    def end(self) -> NDArray[np.float32]:
+        """(n,K), in the order in which they came."""
+        if self._n:
+            self._flush()
+        return np.concatenate(self._p) if self._p else np.zeros((0, 0), np.float32)
+
+    def _flush(self) -> None:
+        # always a whole batch: the last digits of an answer may depend on how many come together
+        self._p.append(np.array(self._look(self._x)[: self._n]))
+        self._n = 0
+
+
+def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
+    """The samples of one file: (first frame, its second, T pictures of the net's size), or a reason in their place."""
+    path = Path(task.root) / name
+    *clip, height, width, channels = task.shape
+
+    def fit(image: decode.Picture) -> decode.Picture:
+        return pixels.fit(image, (height, width), task.how, channels)  # type: ignore[arg-type]
+
+    if path.suffix.lower() in decode.PICTURES:
+        image = decode.read_picture(path)
+        yield -1, 0.0, image if isinstance(image, str) else [fit(image)]
+        return
+    times = decode.times_of(path, CODEC)
+    if isinstance(times, str):
+        yield -1, 0.0, times
+        return
+    wanted = decode.windows(decode.sampled(times, task.rate), clip[0] if clip else 1)
+    bad: list[str] = []
+    for window, value in decode.clips(path, wanted, fit, CODEC):
+        if isinstance(value, str):
+            bad.append(f"at {times[window[0]]:.2f} s: {value}")
+        else:
+            yield window[0], times[window[0]], value
+    if bad:
+        yield -1, 0.0, bad[0] + (f" ({len(bad)} of {len(wanted)} rows are missing)" if len(bad) > 1 else "")
+
+
+def _opened(path: str, **options: Any) -> Any:
+    """A film, decoded by one thread: a worker has one core."""
+    container = av.open(path, **options)
+    for stream in container.streams.video:
+        stream.codec_context.thread_count = 1
+    return container
+
+
+CODEC = decode.Codec(_opened, VideoReformatter)
+
+
+# ---- the table
+
+
+def _write(
+    out: Path, task: Task, shards: Sequence[Sequence[File]], labels: Sequence[str], odd: Sequence[tuple[str, str]]
+) -> tuple[int, list[dict[str, str]]]:
+    """All shards, in order, as one file; and the bad files beside it. Returns the number of rows, and the bad files."""
+    rows, errors = 0, [*odd]
+    with atomic(out) as draft, table.table(draft, out.suffix, labels) as add:
+        for shard in shards:
+            with _place(task, shard).open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+                part = dict(arrays)
+            errors += [(shard[n].path, str(why)) for n, why in zip(part["bad"], part["reason"], strict=True)]
+            rows += len(part["which"])
+            if len(part["which"]):
+                add([shard[n].path for n in part["which"]], part["time"], part["frame"], part["p"])
+    beside = out.with_name(f"{out.name}.errors.csv")
+    errors.sort()
+    if errors:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *errors])
+        with atomic(beside) as draft:
+            draft.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
+    else:
+        beside.unlink(missing_ok=True)
+    return rows, [{"path": path, "reason": reason} for path, reason in errors]

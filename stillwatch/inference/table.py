@@ -1,0 +1,78 @@
+"""Table: rows of scores -> a .parquet or .csv file, a part at a time, so that memory does not grow with the archive.
+
+In: paths, seconds, frame numbers, probabilities (n,K). Out: path, time_s, frame, label, p_<label>…, in that order.
+Called by score. It knows no picture, no net, and not where the numbers come from.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillwatch.errors import UserError
+
+ENDINGS = (".parquet", ".csv")
+
+# add(paths, seconds, frame numbers (-1: a picture), p (n,K))
+Add: TypeAlias = Callable[[list[str], NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]], None]
+
+
+def table(path: Path, ending: str, labels: Sequence[str]) -> AbstractContextManager[Add]:
+    """A table of that ending, ".parquet" or ".csv", open to be added to, some rows at a time."""
+    return _as_parquet(path, labels) if ending == ".parquet" else _as_csv(path, labels)
+
+
+def check(path: Path) -> None:
+    """Raise UserError where a table of that name cannot be written here."""
+    if path.suffix not in ENDINGS:
+        raise UserError(f"{path}: ends in {path.suffix or 'nothing'}; wanted: {' or '.join(ENDINGS)}")
+    if path.suffix == ".parquet":
+        _parquet()
+
+
+@contextmanager
+def _as_csv(draft: Path, labels: Sequence[str]) -> Iterator[Add]:
+    """float32 in as few digits as give the same number again; nothing in time_s and frame of a picture."""
+    with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels)])
+
+        def add(paths: list[str], times: NDArray[Any], shown: NDArray[Any], p: NDArray[np.float32]) -> None:
+            best = [labels[k] for k in p.argmax(1)]
+            for row, (path, time, frame) in enumerate(zip(paths, times.round(4).tolist(), shown.tolist(), strict=True)):
+                where = ("", "") if frame < 0 else (time, frame)
+                table.writerow([path, *where, best[row], *map(str, p[row])])
+
+        yield add
+
+
+@contextmanager
+def _as_parquet(draft: Path, labels: Sequence[str]) -> Iterator[Add]:
+    pa, parquet = _parquet()
+    names = pa.schema(
+        [("path", pa.string()), ("time_s", pa.float64()), ("frame", pa.int64()), ("label", pa.string())]
+        + [(f"p_{label}", pa.float32()) for label in labels]
+    )
+    with parquet.ParquetWriter(draft, names, compression="zstd") as table:
+
+        def add(paths: list[str], times: NDArray[Any], shown: NDArray[Any], p: NDArray[np.float32]) -> None:
+            still = shown < 0
+            best = [labels[k] for k in p.argmax(1)]
+            names_ = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
+            columns = [names_, pa.array(times.round(4), mask=still), pa.array(shown, mask=still), best, *p.T]
+            table.write_table(pa.table([pa.array(column) for column in columns], schema=names))
+
+        yield add
+
+
+def _parquet() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("scores as .parquet need pyarrow: pip install 'stillwatch[parquet]', or write a .csv") from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,229 @@
+"""Augmentation on the batch, a pure function of (seed, sample, view): what was drawn once can be drawn again.
+
+In: uint8 (B,T,H,W,C) and each sample's stable number. Out: the same shape and type, changed a little.
+Called by the loop for the net and by the cache for the teacher: both then look at the very same picture.
+It keeps no state and asks no global generator.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillwatch.errors import UserError, nearest
+from stillwatch.registry import Spec, build_spec
+
+Draws = NDArray[np.float64]
+
+
+def number(name: str) -> int:
+    """A sample's id -> the 64-bit number its draws are made from; the same on every machine and in every fold."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+
+
+def draws(seed: int, samples: NDArray[np.uint64], view: int, salt: str, count: int) -> Draws:
+    """Uniform numbers in [0, 1), (B, count), from a counter-based generator (splitmix64, Steele et al. 2014).
+
+    A function of its arguments alone: neither the order of the samples nor their company in a batch matters.
+    """
+    with np.errstate(over="ignore"):  # wrapping round 2**64 is the method
+        start = np.uint64(zlib.crc32(f"{seed}/{view}/{salt}".encode()))
+        state = _mix(samples.astype(np.uint64) ^ (start * np.uint64(0x9E3779B97F4A7C15)))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(state[:, None] + steps[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+# Each op: float (B,C,H,W) in 0..255 and uniform draws (B,5) -> the same shape.
+
+
+def crop(x: Tensor, u: Tensor, scale: float = 0.7, ratio: float = 0.1) -> Tensor:
+    """Keep a window of `scale`..1 of the area, its aspect off by up to `ratio`, and stretch it back (Szegedy 2014)."""
+    _between("crop.scale", scale, 0.05, 1)
+    area = scale + (1 - scale) * u[:, 0]
+    aspect = torch.exp((2 * u[:, 1] - 1) * math.log1p(ratio))
+    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    right, down = (2 * u[:, 2] - 1) * (1 - wide), (2 * u[:, 3] - 1) * (1 - high)
+    zero = torch.zeros_like(wide)
+    theta = torch.stack([torch.stack([wide, zero, right], 1), torch.stack([zero, high, down], 1)], 1)
+    grid = F.affine_grid(theta.to(x.dtype), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def flip(x: Tensor, u: Tensor) -> Tensor:
+    """Mirror left and right. Only for tasks where both sides mean the same."""
+    return x.flip(-1)
+
+
+def contrast(x: Tensor, u: Tensor, by: float = 0.3) -> Tensor:
+    """Stretch the distance from the picture's own mean by 1-by..1+by."""
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return mean + (x - mean) * _spread(u[:, 0], by)
+
+
+def gamma(x: Tensor, u: Tensor, by: float = 0.3) -> Tensor:
+    """Raise the picture, taken as 0..1, to a power between 1/(1+by) and 1+by."""
+    power = torch.exp((2 * u[:, 0] - 1) * math.log1p(by)).view(-1, 1, 1, 1)
+    return 255 * (x.clamp(0, 255) / 255) ** power
+
+
+def brightness(x: Tensor, u: Tensor, by: float = 0.2) -> Tensor:
+    """Multiply by 1-by..1+by."""
+    return x * _spread(u[:, 0], by)
+
+
+def noise(x: Tensor, u: Tensor, std: float = 8.0) -> Tensor:
+    """Add Gaussian noise of up to `std` grey levels."""
+    size = x[0].numel()
+    bank = torch.from_numpy(_NOISE).to(x.device)
+    start = (u[:, 0] * len(_NOISE)).long()
+    # A window of one fixed bank, its start and stride drawn a sample: as good as fresh noise, and it replays
+    stride = 2 * (u[:, 1] * 512).long() + 1
+    at = (start[:, None] + stride[:, None] * torch.arange(size, device=x.device)) % len(_NOISE)
+    grain = bank[at].view_as(x).to(x.dtype)
+    return x + grain * (std * u[:, 2]).view(-1, 1, 1, 1).to(x.dtype)
+
+
+def blur(x: Tensor, u: Tensor) -> Tensor:
+    """Blend with the mean of the 3×3 neighbours: a lens a little out of focus."""
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return torch.lerp(x, soft, u[:, 0].view(-1, 1, 1, 1).to(x.dtype))
+
+
+def erase(x: Tensor, u: Tensor, area: float = 0.15) -> Tensor:
+    """Paint one rectangle of up to `area` of the picture in one grey (Zhong et al. 2017)."""
+    _between("erase.area", area, 0, 1)
+    high, wide = x.shape[-2:]
+    share = area * (0.2 + 0.8 * u[:, 0])
+    aspect = torch.exp((2 * u[:, 1] - 1) * math.log(3))
+    h, w = (share * aspect).sqrt().clamp(max=1) * high, (share / aspect).sqrt().clamp(max=1) * wide
+    top, left = u[:, 2] * (high - h), u[:, 3] * (wide - w)
+    rows, cols = torch.arange(high, device=x.device), torch.arange(wide, device=x.device)
+    inside_y = (rows >= top[:, None]) & (rows < (top + h)[:, None])
+    inside_x = (cols >= left[:, None]) & (cols < (left + w)[:, None])
+    inside = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
+    grey = (255 * u[:, 4]).view(-1, 1, 1, 1).to(x.dtype)
+    return torch.where(inside, grey, x)
+
+
+def _spread(u: Tensor, by: float) -> Tensor:
+    return (1 + (2 * u - 1) * by).view(-1, 1, 1, 1).float()
+
+
+def _between(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"fit.augment.{key} = {value}: must lie between {low} and {high}")
+
+
+_NOISE = np.random.Generator(np.random.Philox(20250922)).standard_normal(1 << 18, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of the list: `p` is the share of samples it touches, `salt` keeps its draws apart from the others'."""
+
+    salt: str
+    apply: Callable[..., Tensor]
+    p: float
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The recipe's list of ops, ready to be applied. `mixup` is its alpha, 0 for none."""
+
+    steps: tuple["Op", ...]
+    seed: int
+    mixup: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.steps or self.mixup)
+
+    def __call__(self, x: Tensor, samples: NDArray[np.uint64], view: int) -> Tensor:
+        """x: uint8 (B,T,H,W,C); samples: (B,) from number(); view: which of a sample's looks. Returns the same shape.
+
+        The frames of one sample share one draw: a clip is shaken as a whole.
+        """
+        if not self.steps:
+            return x
+        b, t, h, w, c = x.shape
+        planes = x.permute(0, 1, 4, 2, 3).reshape(b, t * c, h, w).float()
+        for op in self.steps:
+            u = draws(self.seed, samples, view, op.salt, 6)
+            chosen = np.flatnonzero(u[:, 5] < op.p)
+            if len(chosen):
+                rows = torch.from_numpy(chosen).to(x.device)
+                v = torch.from_numpy(u[chosen, :5]).to(x.device, torch.float32)
+                planes[rows] = op.apply(planes[rows], v, **op.options)
+        planes = planes.clamp_(0, 255).round_().to(torch.uint8)
+        return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
+
+    def partners(self, samples: NDArray[np.uint64], view: int, among: int) -> tuple[NDArray[np.int64], Draws]:
+        """mixup (Zhang et al. 2017): each sample's partner, a row of the `among` training rows, and its own share.
+
+        Returns rows (B,) and shares (B,) in [0.5, 1]: a sample keeps at least half of itself.
+        """
+        from scipy.special import betaincinv
+
+        u = draws(self.seed, samples, view, "mixup", 2)
+        share = betaincinv(self.mixup, self.mixup, u[:, 1])
+        return (u[:, 0] * among).astype(np.int64), np.maximum(share, 1 - share)
+
+
+def mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """uint8 (B,...) × 2 and shares (B,) -> share·a + (1-share)·b, uint8."""
+    share = share.view(-1, *[1] * (a.ndim - 1)).float()
+    return (a * share + b * (1 - share)).round_().to(torch.uint8)
+
+
+def plan(specs: Sequence[Spec], seed: int) -> Augment:
+    """The recipe's `fit.augment` -> Augment. Raises UserError for an unknown op or option."""
+    steps, mixup = [], 0.0
+    for place, spec in enumerate(specs):
+        name = spec if isinstance(spec, str) else str(spec.get("name", ""))
+        found, options = build_spec(AUGMENTS | {"mixup": (None, 1.0)}, spec, "fit.augment")
+        op, p = found if isinstance(found, tuple) else (found, 1.0)  # a plugin's op brings no share of its own
+        known = ["p", *[k for k in signature(op).parameters if k not in ("x", "u")]] if op else ["alpha"]
+        for key, value in options.items():
+            if key not in known:
+                raise UserError(f"fit.augment.{name}.{key} = {value!r}: unknown option{nearest(key, known)}")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(f"fit.augment.{name}.{key} = {value!r}: must be a number")
+        if op is None:
+            mixup = float(options.get("alpha", 0.2))
+            if mixup <= 0:
+                raise UserError(f"fit.augment.mixup.alpha = {mixup}: must be above 0")
+            continue
+        p = options.pop("p", p)
+        _between(f"{name}.p", p, 0, 1)
+        op(torch.zeros(1, 1, 8, 8), torch.zeros(1, 5), **options)  # a wrong value speaks now, not in an epoch's middle
+        steps.append(Op(f"{place}/{name}", op, p, options))
+    return Augment(tuple(steps), seed, mixup)
+
+
+# name -> (op, the share of samples it touches unless the recipe says otherwise)
+AUGMENTS: dict[str, tuple[Callable[..., Tensor], float]] = {
+    "crop": (crop, 1.0),
+    "flip": (flip, 0.5),
+    "contrast": (contrast, 1.0),
+    "gamma": (gamma, 1.0),
+    "brightness": (brightness, 1.0),
+    "noise": (noise, 0.5),
+    "blur": (blur, 0.2),
+    "erase": (erase, 0.25),
+}

@@ -1,0 +1,150 @@
+"""Splits: which samples may be learnt from, which choose, and which only measure.
+
+In: samples and the recipe's [data]. Out: the same samples, in the same order, each with its split.
+Called through lab/data.py. It opens no file; a class that a split lacks is the audit's business, not a mistake.
+"""
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from stillwatch.errors import UserError
+from stillwatch.lab.data.sources import Sample
+from stillwatch.recipe import Data
+
+LONG = 8  # a recording whose share is at least so many samples gives a block of time; a shorter one goes whole
+
+
+def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
+    """Give each sample its split, the same one for the same samples and data.seed in whatever order they come.
+
+    official: as the source says; valid is taken out of train where the source has none.
+    grouped: test is fold `fold` of sklearn's StratifiedGroupKFold; valid is the next fold, or a share of train.
+    ratio: the same without groups, so that neighbours may sit on both sides.
+    Negatives (false alarms that the street filed) are always train, and move no other sample.
+    Raises UserError for a split that cannot be made.
+    """
+    ordered = sorted((sample for sample in samples if not sample.negative), key=lambda sample: sample.id)
+    splits = _official(ordered, data) if data.split == "official" else _folded(ordered, data)
+    for name in ("train", "valid", "test"):
+        if name not in splits:
+            raise UserError(
+                f"data.split = {data.split!r}: nothing is left for {name} with folds = {data.folds},"
+                f" fold = {data.fold}, seed = {data.seed}; try another seed or fewer folds"
+            )
+    by_id = {sample.id: split for sample, split in zip(ordered, splits, strict=True)}
+    return [replace(sample, split=by_id.get(sample.id, "train")) for sample in samples]
+
+
+def _official(samples: Sequence[Sample], data: Data) -> list[str]:
+    splits = [sample.split for sample in samples]
+    if not any(splits):
+        raise UserError("data.split = 'official': this source has no official split; set data.split = \"grouped\"")
+    if "" in splits:
+        first = samples[splits.index("")].id
+        raise UserError(f"data.split = 'official': {splits.count('')} samples have no split, the first is {first}")
+    if "test" not in splits or "train" not in splits:
+        lacks = "test" if "test" not in splits else "train"
+        raise UserError(f"data.split = 'official': the source has no {lacks} split; set data.split = \"grouped\"")
+    if "valid" in splits:
+        return splits
+    share = data.valid if isinstance(data.valid, float) else 1 / data.folds
+    return _with_share(samples, splits, share, data.seed, blocks=True)
+
+
+def _folded(samples: Sequence[Sample], data: Data) -> list[str]:
+    grouped = data.split == "grouped"
+    if data.valid == "fold" and data.folds < 3:
+        raise UserError(
+            'data.folds = 2: valid = "fold" needs 3 folds (train, valid, test); set data.folds = 3, or data.valid = 0.1'
+        )
+    labels = [sample.label for sample in samples]
+    groups = [sample.group for sample in samples]
+    if grouped:
+        _check_groups(samples, data)
+        kind: Any = StratifiedGroupKFold
+    else:
+        kind = StratifiedKFold
+    splitter = kind(n_splits=data.folds, shuffle=True, random_state=data.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with few samples: the audit says so
+        try:
+            parts = [part for _, part in splitter.split(labels, labels, groups if grouped else None)]
+        except ValueError as error:
+            most = Counter(labels).most_common(1)[0][1]
+            raise UserError(
+                f"data.folds = {data.folds}: no class has so many samples; set data.folds = {most} or fewer"
+            ) from error
+    splits = ["train"] * len(samples)
+    for place in parts[data.fold]:
+        splits[place] = "test"
+    if data.valid != "fold":
+        return _with_share(samples, splits, data.valid, data.seed, blocks=grouped)
+    for place in parts[(data.fold + 1) % data.folds]:
+        splits[place] = "valid"
+    return splits
+
+
+def _check_groups(samples: Sequence[Sample], data: Data) -> None:
+    bare = [sample.id for sample in samples if not sample.group]
+    if bare:
+        raise UserError(
+            f"data.split = 'grouped': {len(bare)} samples have no group, the first is {bare[0]}; set data.group to"
+            ' "folder", "column:NAME" or a regex, or data.split = "ratio"'
+        )
+    groups = sorted({sample.group for sample in samples})
+    if len(groups) < data.folds:
+        shown = ", ".join(groups[:8]) + (", ..." if len(groups) > 8 else "")
+        hint = f"set data.folds = {len(groups)}" if len(groups) > 2 else 'set data.split = "ratio", or find more groups'
+        raise UserError(f"data.folds = {data.folds}: there are only {len(groups)} groups ({shown}); {hint}")
+
+
+def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, seed: int, blocks: bool) -> list[str]:
+    """Move about `share` of each label's training samples to valid; samples come sorted by id.
+
+    blocks: neighbours in time stay together. A long recording gives one block of time, at the same relative place
+    for each of its labels; short recordings and single pictures go whole, in one random order for all labels.
+    """
+    chance = np.random.default_rng(seed)
+    out = list(splits)
+    training = [place for place, split in enumerate(splits) if split == "train"]
+    unit_of = {p: samples[p].sequence if blocks and samples[p].sequence else f"#{samples[p].id}" for p in training}
+    names = sorted(set(unit_of.values()))
+    order = dict(zip(names, chance.permutation(len(names)), strict=True))
+    start = dict(zip(names, chance.random(len(names)), strict=True))
+    by_label: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place in training:
+        by_label[samples[place].label][unit_of[place]].append(place)
+    for label in sorted(by_label):
+        units = by_label[label]
+        short: list[list[int]] = []
+        taken: list[int] = []
+        for name in sorted(units, key=order.__getitem__):
+            unit = sorted(units[name], key=lambda place: (samples[place].time, samples[place].id))
+            length = round(share * len(unit))
+            if length < LONG:
+                short.append(unit)
+                continue
+            first = round(start[name] * (len(unit) - length))
+            taken += unit[first : first + length]
+        taken += _whole(short, share, needed=not taken)
+        for place in taken:
+            out[place] = "valid"
+    return out
+
+
+def _whole(units: list[list[int]], share: float, needed: bool) -> list[int]:
+    """The first units whose sizes come nearest to the share of them all; at least one of several where needed."""
+    target = share * sum(map(len, units))
+    taken: list[int] = []
+    for number, unit in enumerate(units):
+        if len(taken) + len(unit) / 2 <= target or (needed and not taken and number < len(units) - 1):
+            taken += unit
+    if needed and not taken and units and len(units[0]) > 1:  # one short recording is all there is: cut it
+        taken = units[0][-max(1, round(target)) :]
+    return taken

@@ -1,0 +1,279 @@
+"""The one training loop: teacher, student alone and student distilled differ only in their list of loss parts.
+
+In: a Step (net and losses), a Lesson (batches), a judge for the validation split. Out: best.pt, last.pt, metrics.jsonl.
+Called by the lessons, for one process or many. It does not know where pictures come from, nor what a cache is.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stillwatch.errors import UserError
+from stillwatch.lab.models.nets import Classifier, ModelOutput
+from stillwatch.recipe import Fit
+from stillwatch.run import Progress, Run
+
+Batch = tuple[Tensor, Tensor, ModelOutput | None]  # what net.rest takes, labels (B,) or (B,K), the teacher's outputs
+EpochCallback = Callable[[int, dict[str, float]], bool]  # (epoch, validation figures) -> whether that is enough
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """What an epoch is made of: `count` training rows, and batch(rows, epoch) -> Batch on the right device."""
+
+    count: int
+    batch: Callable[[NDArray[np.int64], int], Batch]
+
+
+class TrainStep(nn.Module):
+    """Net and losses as one module: a loss's own weights (a projector) are trained and shared like the net's."""
+
+    def __init__(self, net: Classifier, parts: dict[str, tuple[float, nn.Module]]):
+        super().__init__()
+        self.net = net
+        self.weights = {name: weight for name, (weight, _) in parts.items()}
+        self.parts = nn.ModuleDict({name: part for name, (_, part) in parts.items()})
+        self.maps = wanted_maps(self.parts.values())
+
+    def forward(self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float) -> dict[str, Tensor]:
+        """h: what net.trunk gave. progress: 0 at the first step, 1 at the last. Returns each part times its weight."""
+        out = self.net.rest(h, self.maps)
+        # Losses work in full precision, whatever the net ran in
+        out = ModelOutput(out.logits.float(), out.feature.float(), {s: m.float() for s, m in out.maps.items()})
+        return {name: self.weights[name] * part(out, teacher, y, progress) for name, part in self.parts.items()}
+
+
+def wanted_maps(parts: Any) -> tuple[int, ...]:
+    """The strides of the spatial maps that these losses ask for."""
+    return tuple(sorted({stride for part in parts for stride in part.maps}))
+
+
+@dataclass
+class TrainState:
+    """What a resumed run needs to know besides the weights."""
+
+    epoch: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    stale: int = 0  # epochs since the best one
+
+
+def fit(
+    step: TrainStep,
+    lesson: BatchSource,
+    judge: Callable[[Classifier], dict[str, float]],
+    plan: Fit,
+    run: Run,
+    accelerator: Accelerator,
+    voice: Progress,
+    after: EpochCallback | None = None,
+) -> dict[str, Any]:
+    """Train step.net for plan.epochs, or from where `run` was cut off. Returns the kept epoch's figures.
+
+    judge: net -> validation figures, with at least the key plan.metric. Writes best.pt, last.pt and one line an epoch.
+    after: is told each epoch's figures, in every process; where it says True, that epoch was the last.
+    An interrupted and resumed run gives the same numbers as an unbroken one: rates, orders and random numbers are
+    functions of (seed, epoch, step). Raises UserError where a loss is no longer a number, and names the part.
+    """
+    # ---- what is trained, and by what
+    optimizer = _optimizer(step, plan)
+    prepared, optimizer = accelerator.prepare(step, optimizer)
+    average = {name: value.detach().clone() for name, value in step.net.state_dict().items()} if plan.ema else None
+    steps = max(1, lesson.count // plan.batch)
+
+    # ---- where it was cut off
+    progress = _resume(run, step, optimizer, average)
+    if accelerator.is_main_process:
+        run.rewind(progress.epoch)
+
+    for epoch in range(progress.epoch + 1, plan.epochs + 1):
+        # ---- one epoch
+        started = time.perf_counter()
+        torch.manual_seed(_seed(plan.seed, epoch, accelerator.process_index))
+        prepared.train()
+        meter = Meter(list(step.parts))
+        order = _order(lesson.count, plan, epoch)
+        for number, rows in voice.bar(enumerate(order), steps, f"epoch {epoch}/{plan.epochs}"):
+            now = (epoch - 1) * steps + number
+            for group in optimizer.param_groups:
+                group["lr"] = rate(plan, now, steps)
+            h, y, teacher = lesson.batch(rows[accelerator.process_index :: accelerator.num_processes], epoch - 1)
+            parts = prepared(h, y, teacher, now / max(1, steps * plan.epochs - 1))
+            meter.add(parts)
+            optimizer.zero_grad()
+            accelerator.backward(sum(parts.values()))
+            if plan.clip:
+                accelerator.clip_grad_norm_(step.parameters(), plan.clip)
+            optimizer.step()
+            if average is not None:
+                _follow(average, step.net, plan.ema, now)
+        train = meter.means(accelerator)
+
+        # ---- judge, log, save
+        with swapped_ema(step.net, average):
+            figures = judge(step.net)
+            enough = after is not None and after(epoch, figures)
+            better = plan.select == "last" or _better(figures, progress.best, plan.metric)
+            progress.stale = 0 if better else progress.stale + 1
+            row: dict[str, Any] = {
+                "epoch": epoch,
+                "seconds": time.perf_counter() - started,
+                "lr": rate(plan, now, steps),
+            }
+            row |= {"train": train, "valid": figures}
+            if better:
+                progress.best = {"epoch": epoch, **figures}
+            progress.epoch = epoch
+            if accelerator.is_main_process:
+                run.log(row)
+                voice.say(_line(row, plan.epochs, better and plan.select == "best"))
+                if better and (plan.select == "best" or enough or epoch == plan.epochs):
+                    kept = {"net": step.net.state_dict(), "epoch": epoch, "valid": figures}
+                    run.save("best.pt", partial(torch.save, kept))
+        if accelerator.is_main_process:
+            state = {"step": step.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            run.save("last.pt", partial(torch.save, state | {"progress": vars(progress)}))
+        accelerator.wait_for_everyone()
+        if enough:
+            break
+        if plan.patience and progress.stale >= plan.patience:
+            voice.say(f"stopped early: no better {plan.metric} for {plan.patience} epochs")
+            break
+    return progress.best
+
+
+class Meter:
+    """Means of the loss parts over an epoch, kept on the device: looking at a number each step would stall a GPU."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.total: Tensor | None = None  # (P,)
+        self.first_bad: Tensor | None = None  # (P,) the step at which a part first was no number
+        self.count = 0
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        values = torch.stack([parts[name].detach() for name in self.names])
+        if self.total is None or self.first_bad is None:
+            self.total = torch.zeros_like(values)
+            self.first_bad = torch.full_like(values, math.inf)
+        self.total += values
+        step = torch.full_like(values, self.count)
+        self.first_bad = torch.where(values.isfinite(), self.first_bad, torch.minimum(self.first_bad, step))
+        self.count += 1
+
+    def means(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Loss, parts and each part's share over all processes. Raises UserError for the part that first broke."""
+        assert self.total is not None and self.first_bad is not None
+        total = accelerator.reduce(self.total / self.count, "mean").tolist()
+        first_bad = accelerator.gather(self.first_bad[None]).amin(0).tolist()
+        if min(first_bad) < math.inf:
+            step = min(first_bad)
+            name = " and ".join(n for n, bad in zip(self.names, first_bad, strict=True) if bad == step)
+            raise UserError(
+                f"fit.loss.{name}: no longer a number at step {int(step) + 1} of this epoch. Lower fit.lr, set "
+                "fit.clip = 1, or lower this part's weight; the last good epoch is kept in last.pt"
+            )
+        loss = sum(total)
+        size = sum(abs(value) for value in total) or 1.0
+        return {
+            "loss": loss,
+            "parts": dict(zip(self.names, total, strict=True)),
+            "share": {name: abs(value) / size for name, value in zip(self.names, total, strict=True)},
+        }
+
+
+def rate(plan: Fit, step: int, steps: int) -> float:
+    """The learning rate at a step: linear warm-up, then constant or half a cosine to zero (Loshchilov 2016)."""
+    warmup = round(plan.warmup * steps)
+    if step < warmup:
+        return plan.lr * (step + 1) / warmup
+    if plan.schedule == "constant":
+        return plan.lr
+    return plan.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps * plan.epochs - warmup)))
+
+
+def _order(count: int, plan: Fit, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """The rows of each batch. The short last batch is left out: batch norm takes no statistics of a handful."""
+    rows = np.random.default_rng((plan.seed, epoch)).permutation(count)
+    size = min(plan.batch, count)
+    for start in range(0, count - size + 1, size):
+        yield rows[start : start + size]
+
+
+def _optimizer(step: TrainStep, plan: Fit) -> torch.optim.Optimizer:
+    trained = [p for p in step.parameters() if p.requires_grad]
+    groups = [  # no decay for biases and norms (He et al. 2019, bag of tricks)
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0, fused=True)
+    kind = torch.optim.AdamW if plan.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=plan.lr, fused=True)
+
+
+def _seed(seed: int, epoch: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _resume(run: Run, step: TrainStep, optimizer: Any, average: dict[str, Tensor] | None) -> TrainState:
+    path = run.path / "last.pt"
+    if not path.is_file():
+        return TrainState()
+    state = torch.load(path, map_location=next(step.parameters()).device, weights_only=True)
+    step.load_state_dict(state["step"])
+    optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.update(state["average"])
+    return TrainState(**state["progress"])
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of the weights; young averages follow faster, so that they forget the start."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+class swapped_ema:
+    """Inside, the net wears the averaged weights, if there are any."""
+
+    def __init__(self, net: nn.Module, average: dict[str, Tensor] | None):
+        self.net, self.average = net, average
+
+    def __enter__(self) -> None:
+        if self.average is not None:
+            self.own = {name: value.clone() for name, value in self.net.state_dict().items()}
+            self.net.load_state_dict(self.average)
+
+    def __exit__(self, *_: object) -> None:
+        if self.average is not None:
+            self.net.load_state_dict(self.own)
+
+
+def _better(figures: dict[str, float], best: dict[str, Any], metric: str) -> bool:
+    if not best:
+        return True
+    return figures[metric] < best[metric] if metric == "loss" else figures[metric] > best[metric]
+
+
+def _line(row: dict[str, Any], epochs: int, kept: bool) -> str:
+    valid = row["valid"]
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  train loss {row['train']['loss']:.3f}  valid loss {valid['loss']:.3f}  "
+        f"accuracy {100 * valid['accuracy']:5.1f} %  macro-F1 {valid['macro_f1']:.3f}  {row['seconds']:.0f} s"
+        + ("  *" if kept else "")
+    )

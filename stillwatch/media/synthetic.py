@@ -1,0 +1,521 @@
+"""Toy: draws a driver's cabin and a street, stills and clips with their truth, from whole numbers alone.
+
+In: scene, label, person (or camera), number. Out: uint8 pictures that are the same on every call.
+Called by the demo, the tests and the `toy` source. Nobody real is in it, so it may be shown and shipped.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stillwatch.errors import UserError, nearest
+
+Picture: TypeAlias = NDArray[np.uint8]
+Shade: TypeAlias = tuple[float, float, float]
+
+LABELS: dict[str, tuple[str, ...]] = {
+    "cabin": ("DangerousDriving", "Distracted", "Drinking", "SafeDriving", "SleepyDriving", "Yawn"),
+    "street": ("NonViolence", "Violence"),
+}
+BLEND = 0.5  # seconds in which a clip's figures move from one act to the next
+SUBPIXEL = 4  # binary digits behind the point of the coordinates handed to cv2
+
+
+def still(scene: str, label: str, person: int, number: int, size: tuple[int, int] = (96, 128)) -> Picture:
+    """One picture. person: who drives, or which camera; number: which picture of them. size: (height, width).
+
+    Returns uint8 (height, width, 3) RGB; the cabin's three channels are equal, as an infrared camera's are.
+    Raises UserError for an unknown scene or label.
+    """
+    act, draw = _scene(scene)
+    if label not in LABELS[scene]:
+        raise UserError(f"toy label = {label!r}: unknown{nearest(label, LABELS[scene])}")
+    chance = np.random.default_rng([LABELS[scene].index(label), person, number])
+    pose = act(label, person, chance)(float(chance.uniform(0, 20)))
+    return draw(pose, person, size, chance, chance)
+
+
+def clip(
+    scene: str, seconds: float, fps: float, seed: int = 0, size: tuple[int, int] = (96, 128)
+) -> Iterator[tuple[float, Picture, str]]:
+    """A timeline in which the figures move smoothly and change what they do every few seconds.
+
+    Yields (time in s, uint8 (height, width, 3) RGB, label) at fps; truth() gives the same labels as segments.
+    seed: the person or camera, and the order of what is done. Raises UserError for an unknown scene.
+    """
+    act, draw = _scene(scene)
+    segments = truth(scene, seconds, seed)
+    acts = [act(s["label"], seed, np.random.default_rng([seed, n, 7])) for n, s in enumerate(segments)]
+    now = 0
+    for index in range(math.ceil(seconds * fps - 1e-9)):
+        time = index / fps
+        while time >= segments[now]["end_s"] and now < len(segments) - 1:
+            now += 1
+        pose = acts[now](time)
+        done = (time - segments[now]["start_s"]) / BLEND
+        if now and done < 1:
+            weight = done * done * (3 - 2 * done)
+            before = acts[now - 1](time)
+            pose = type(pose)(*((1 - weight) * a + weight * b for a, b in zip(before, pose, strict=True)))
+        light, grain = np.random.default_rng([seed, 5]), np.random.default_rng([seed, index, 6])
+        yield time, draw(pose, seed, size, light, grain), segments[now]["label"]
+
+
+def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
+    """What clip() of the same scene, seconds and seed shows: [{"start_s", "end_s", "label"}], without gaps.
+
+    The harmless label comes first and between the others, which take turns in a seeded order.
+    """
+    _scene(scene)
+    safe = "SafeDriving" if scene == "cabin" else "NonViolence"
+    chance = np.random.default_rng([seed, 99])
+    others = [label for label in LABELS[scene] if label != safe]
+    order = chance.permutation(len(others))
+    segments: list[dict[str, Any]] = []
+    start = 0.0
+    while start < seconds:
+        turn, odd = divmod(len(segments), 2)
+        label = others[order[turn % len(others)]] if odd else safe
+        end = min(start + round(float(chance.uniform(4, 7)), 1), seconds)
+        segments.append({"start_s": round(start, 3), "end_s": round(end, 3), "label": label})
+        start = end
+    return segments
+
+
+def _scene(scene: str) -> tuple[Callable[..., Any], Callable[..., Picture]]:
+    if scene not in SCENES:
+        raise UserError(f"toy scene = {scene!r}: unknown{nearest(scene, SCENES)}")
+    return SCENES[scene]
+
+
+# --- canvas ---------------------------------------------------------------------------------------------------------
+
+
+class Canvas:
+    """A picture in units of its height: (0, 0) in the middle, y down. Small ones are drawn at twice their size."""
+
+    def __init__(self, size: tuple[int, int], channels: int):
+        self.size = size
+        self.scale = 2 if size[0] < 240 else 1
+        height, width = size[0] * self.scale, size[1] * self.scale
+        shape = (height, width) if channels == 1 else (height, width, channels)
+        self.image = np.zeros(shape, np.uint8)
+        self.height, self.width = height, width
+        self.aspect = width / height
+
+    def at(self, x: float, y: float) -> tuple[int, int]:
+        unit = self.height * (1 << SUBPIXEL)
+        return round(x * unit) + (self.width << SUBPIXEL) // 2, round(y * unit) + (self.height << SUBPIXEL) // 2
+
+    def ellipse(
+        self, x: float, y: float, rx: float, ry: float, shade: Any, turn: float = 0.0, arc: tuple[int, int] = (0, 360)
+    ) -> None:
+        """A filled ellipse, or a filled part of one; turn and arc in degrees."""
+        unit = self.height * (1 << SUBPIXEL)
+        axes = (max(round(rx * unit), 8), max(round(ry * unit), 8))
+        cv2.ellipse(self.image, self.at(x, y), axes, turn, *arc, shade, -1, cv2.LINE_AA, SUBPIXEL)
+
+    def curve(
+        self, x: float, y: float, rx: float, ry: float, shade: Any, thick: float, arc: tuple[int, int] = (0, 360)
+    ) -> None:
+        """The outline of an ellipse."""
+        unit = self.height * (1 << SUBPIXEL)
+        axes = (max(round(rx * unit), 8), max(round(ry * unit), 8))
+        width = max(1, round(thick * self.height))
+        cv2.ellipse(self.image, self.at(x, y), axes, 0, *arc, shade, width, cv2.LINE_AA, SUBPIXEL)
+
+    def line(self, points: Sequence[tuple[float, float]], shade: Any, thick: float) -> None:
+        width = max(1, round(thick * self.height))
+        corners = np.array([self.at(*point) for point in points], np.int32)
+        cv2.polylines(self.image, [corners], False, shade, width, cv2.LINE_AA, SUBPIXEL)
+
+    def polygon(self, points: Sequence[tuple[float, float]], shade: Any) -> None:
+        corners = np.array([self.at(*point) for point in points], np.int32)
+        cv2.fillPoly(self.image, [corners], shade, cv2.LINE_AA, SUBPIXEL)
+
+    def done(
+        self, chance: np.random.Generator, light: tuple[float, float, float], blur: float, noise: float
+    ) -> Picture:
+        """Bring it to size, blur it, light it (gain, slope across, slope down), add noise. -> uint8 (H,W,3)."""
+        height, width = self.size
+        image: Any = self.image
+        if self.scale > 1:
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        image = cv2.GaussianBlur(image, (3, 3), blur)
+        gain, across, down = light
+        row = np.linspace(-across, across, width, dtype=np.float32)[None, :]
+        column = np.linspace(-down, down, height, dtype=np.float32)[:, None]
+        field = gain * (1 + row + column)
+        grain = noise * chance.standard_normal((height, width), dtype=np.float32)
+        if image.ndim == 3:
+            return np.clip(image * field[:, :, None] + grain[:, :, None], 0, 255).astype(np.uint8)
+        gray = np.clip(image * field + grain, 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+# --- the cabin ------------------------------------------------------------------------------------------------------
+
+
+class Driver(NamedTuple):
+    """What a driver does at one moment; all but the angles from 0 to 1."""
+
+    yaw: float  # -1 left .. 1 right
+    pitch: float  # -1 up .. 1 down
+    eyes: float  # open
+    mouth: float  # open
+    phone: float  # how far the hand with the phone is up
+    bottle: float  # how far the hand with the bottle is up
+    x: float  # sway of the head, in picture heights
+    y: float
+
+
+@dataclass(frozen=True)
+class Person:
+    """One driver, car and camera, the same in every picture of them."""
+
+    wide: float
+    tall: float
+    skin: float
+    hair: float
+    style: int  # 0 short, 1 bald, 2 long, 3 cap
+    beard: bool
+    glasses: bool
+    shirt: float
+    seat: float
+    back: float
+    window: tuple[float, float, float, float]  # x, y, half width, shade
+    offset: tuple[float, float]
+    zoom: float
+    side: int  # the hand that holds the phone: -1 or 1
+    eye: float
+    lip: float
+    light: tuple[float, float, float]
+
+
+@lru_cache(maxsize=256)
+def _person(number: int) -> Person:
+    r = np.random.default_rng([number, 1])
+    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+    skin = u(110, 190)
+    return Person(
+        wide=u(0.145, 0.185),
+        tall=u(0.21, 0.25),
+        skin=skin,
+        hair=u(20, 85),
+        style=int(r.integers(4)),
+        beard=bool(r.random() < 0.35),
+        glasses=bool(r.random() < 0.3),
+        shirt=u(40, 200),
+        seat=u(25, 80),
+        back=u(20, 110),
+        window=(u(-0.6, 0.6), u(-0.35, -0.1), u(0.12, 0.3), u(120, 230)),
+        offset=(u(-0.1, 0.1), u(-0.05, 0.04)),
+        zoom=u(0.9, 1.2),
+        side=1 if r.random() < 0.5 else -1,
+        eye=u(0.85, 1.2),
+        lip=u(0.8, 1.2),
+        light=(u(0.75, 1.15), u(-0.3, 0.3), u(-0.15, 0.15)),
+    )
+
+
+def _drive(label: str, person: int, r: np.random.Generator) -> Callable[[float], Driver]:
+    """How this person does what the label says, this time: a function of the seconds."""
+    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+    base = Driver(u(-0.18, 0.18), u(-0.15, 0.15), u(0.7, 1.0), u(0, 0.08), 0, 0, u(-0.05, 0.05), u(-0.03, 0.03))
+    if label == "DangerousDriving":
+        base = base._replace(phone=u(0.85, 1), yaw=u(-0.35, 0.35), mouth=u(0, 0.3))
+    elif label == "Distracted":
+        aside = r.random() < 0.7
+        turned = base._replace(yaw=u(0.6, 1.0) * (1 if r.random() < 0.5 else -1))
+        base = turned if aside else base._replace(pitch=u(0.7, 1.0), eyes=u(0.3, 0.6), yaw=u(-0.4, 0.4))
+    elif label == "Drinking":
+        base = base._replace(bottle=u(0.85, 1), pitch=u(-0.5, 0), eyes=u(0.4, 1), mouth=u(0.1, 0.3))
+    elif label == "SleepyDriving":
+        base = base._replace(eyes=u(0, 0.12), pitch=u(-0.1, 0.45), yaw=u(-0.3, 0.3))
+    elif label == "Yawn":
+        base = base._replace(mouth=u(0.6, 1), eyes=u(0.1, 0.7), pitch=u(-0.4, 0.1))
+    phase, blink = r.uniform(0, 2 * math.pi, 4), u(2.5, 4.5)
+
+    def at(time: float) -> Driver:
+        wave = [math.sin(2 * math.pi * f * time + p) for f, p in zip((0.23, 0.31, 0.17, 0.41), phase, strict=True)]
+        shut = max(0.0, 1 - abs(time % blink - 0.2) / 0.1)  # a blink of 0.2 s
+        return base._replace(
+            yaw=base.yaw + 0.08 * wave[0],
+            pitch=base.pitch + 0.06 * wave[1],
+            eyes=base.eyes * (1 - 0.7 * shut),
+            x=base.x + 0.012 * wave[2],
+            y=base.y + 0.008 * wave[3],
+        )
+
+    return at
+
+
+def _cabin(
+    pose: Driver, number: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
+) -> Picture:
+    """Draw one driver; chance: the light of the hour, grain: the sensor. -> uint8 (H,W,3), three equal channels."""
+    p = _person(number)
+    c = Canvas(size, 1)
+    c.image[:] = round(p.back)
+    wx, wy, half, bright = p.window
+    c.polygon(
+        [(wx - half, wy - 0.2), (wx + half, wy - 0.24), (wx + half * 1.1, wy + 0.2), (wx - half, wy + 0.17)], bright
+    )
+    z = p.zoom
+    x, y = p.offset[0] + pose.x, p.offset[1] + pose.y - 0.06
+    seat = p.offset[0]
+    c.ellipse(seat, 0.02, 0.26 * z, 0.3 * z, p.seat)
+    c.polygon(
+        [(seat - 0.34 * z, 0.6), (seat - 0.28 * z, 0.12), (seat + 0.28 * z, 0.12), (seat + 0.34 * z, 0.6)], p.seat
+    )
+    c.ellipse(seat + pose.x * 0.5, 0.58, 0.46 * z, 0.28 * z, p.shirt)
+    c.line([(x, y + 0.1), (seat + pose.x * 0.5, 0.36)], p.skin * 0.8, 0.14 * z)
+    _head(c, p, pose, x, y + 0.03 * pose.pitch, z)
+    reach = (seat + p.side * 0.42 * z, 0.56)
+    if pose.phone > 0.02:
+        hand = _towards(reach, (x + p.side * (p.wide * 1.08 - 0.03 * abs(pose.yaw)) * z, y + 0.06 * z), pose.phone)
+        _arm(c, p, reach, hand, z)
+        c.line(
+            [(hand[0] + 0.01 * p.side, hand[1] - 0.1 * z), (hand[0] - 0.015 * p.side, hand[1] + 0.07 * z)],
+            12,
+            0.055 * z,
+        )
+        for finger in range(4):
+            c.ellipse(
+                hand[0] - 0.01 * p.side, hand[1] + (0.05 - 0.028 * finger) * z, 0.04 * z, 0.016 * z, p.skin * 0.93
+            )
+    if pose.bottle > 0.02:
+        lip = (x + pose.yaw * 0.09 * z, y + (0.135 + 0.05 * pose.pitch) * z)
+        hand = _towards(reach, (lip[0] + p.side * 0.14 * z, lip[1] + 0.1 * z), pose.bottle)
+        _arm(c, p, reach, hand, z)
+        mouth = (hand[0] - p.side * 0.14 * z, hand[1] - 0.1 * z)
+        neck, foot = _towards(mouth, hand, 0.3), _towards(mouth, hand, 1.35)
+        c.line([mouth, neck], 235, 0.035 * z)
+        c.line([neck, foot], 220, 0.095 * z)
+        c.line([_towards(mouth, hand, 0.55), _towards(mouth, hand, 0.8)], 120, 0.095 * z)
+        c.ellipse(*hand, 0.055 * z, 0.045 * z, p.skin * 0.93)
+    c.curve(seat - 0.05, 0.62, 0.36 * z, 0.2 * z, 18, 0.03 * z, (180, 360))
+    gain, across, down = p.light
+    light = (gain * chance.uniform(0.8, 1.2), across + chance.uniform(-0.12, 0.12), down + chance.uniform(-0.1, 0.1))
+    return c.done(grain, light, blur=float(chance.uniform(0.3, 0.9)), noise=float(chance.uniform(4, 11)))
+
+
+def _head(c: Canvas, p: Person, pose: Driver, x: float, y: float, z: float) -> None:
+    wide, tall = p.wide * z, p.tall * z
+    turn, nod = pose.yaw, pose.pitch
+    for ear in (-1, 1):
+        if ear * turn < 0.5:  # the ear on the far side is hidden
+            c.ellipse(x + ear * wide * (1.0 - 0.25 * abs(turn)), y + 0.02 * z, 0.028 * z, 0.05 * z, p.skin * 0.85)
+    if p.style == 2:
+        c.ellipse(x - turn * 0.03 * z, y + 0.06 * z, wide * 1.25, tall * 1.2, p.hair)
+    elif p.style != 1:
+        c.ellipse(x - turn * 0.035 * z, y - 0.03 * z, wide * 1.1, tall * 1.03, p.hair)
+    c.ellipse(x, y, wide, tall, p.skin)
+    top = y - tall * (0.62 - 0.25 * nod)
+    if p.style == 3:
+        c.ellipse(x, top, wide * 1.1, tall * 0.45, p.hair, arc=(180, 360))
+        c.line([(x - wide + turn * 0.1, top), (x + wide + turn * 0.1, top)], p.hair * 0.7, 0.03 * z)
+    elif p.style != 1:
+        c.ellipse(x - turn * 0.02 * z, top + 0.02 * z, wide * 0.98, tall * 0.42, p.hair, arc=(180, 360))
+    shift = turn * 0.09 * z  # the features slide over the face as it turns
+    drop = nod * 0.06 * z
+    if p.beard:
+        c.ellipse(x + shift * 0.7, y + tall * 0.55 + drop, wide * 0.75, tall * 0.45, p.hair * 0.5 + p.skin * 0.3)
+    for eye in (-1, 1):
+        near = 1 - 0.45 * max(0.0, eye * turn)  # the far eye is foreshortened
+        ex, ey = x + shift + eye * 0.068 * z * near, y - 0.035 * z + drop
+        rx = 0.036 * z * near * p.eye
+        if pose.eyes > 0.15:
+            c.ellipse(ex, ey, rx, 0.024 * z * pose.eyes * p.eye, 245)
+            c.ellipse(ex + turn * 0.012 * z, ey + nod * 0.004, rx * 0.45, 0.021 * z * pose.eyes * p.eye, 10)
+        else:
+            c.ellipse(ex, ey, rx, 0.022 * z, p.skin * 0.82)
+            c.curve(ex, ey, rx, 0.015 * z, 25, 0.011 * z, (10, 170))
+        c.line([(ex - rx, ey - 0.042 * z), (ex + rx, ey - 0.045 * z)], min(p.hair, p.skin * 0.5), 0.013 * z)
+        if p.glasses:
+            c.curve(ex, ey, 0.05 * z * near, 0.042 * z, 30, 0.01 * z)
+    nose = (x + shift * 1.35, y + 0.045 * z + drop * 1.2)
+    c.line([(x + shift, y - 0.02 * z + drop), nose], p.skin * 0.8, 0.018 * z)
+    c.ellipse(*nose, 0.022 * z, 0.014 * z, p.skin * 0.72)
+    mx, my = x + shift * 0.95, y + (0.12 + 0.03 * pose.mouth) * z + drop
+    c.ellipse(mx, my, (0.055 - 0.008 * pose.mouth) * z * p.lip, (0.011 + 0.062 * pose.mouth) * z, p.skin * 0.55)
+    if pose.mouth > 0.12:
+        c.ellipse(mx, my, 0.043 * z * p.lip, 0.058 * z * pose.mouth, 15)
+
+
+def _arm(c: Canvas, p: Person, reach: tuple[float, float], hand: tuple[float, float], z: float) -> None:
+    c.line([reach, hand], p.shirt * 0.85, 0.1 * z)
+    c.line([_towards(reach, hand, 0.7), hand], p.skin * 0.88, 0.07 * z)
+
+
+def _towards(a: tuple[float, float], b: tuple[float, float], share: float) -> tuple[float, float]:
+    return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share
+
+
+# --- the street -----------------------------------------------------------------------------------------------------
+
+
+class Crowd(NamedTuple):
+    """Two figures that matter and a third that passes by; angles in radians from straight down, + to the front."""
+
+    x1: float
+    x2: float
+    x3: float
+    lean1: float
+    lean2: float
+    drop1: float  # 0 upright .. 1 on the ground
+    drop2: float
+    arms1: float  # angle of the leading upper arm
+    arms2: float
+    bend1: float  # of its elbow
+    bend2: float
+    step1: float  # legs apart
+    step2: float
+    step3: float
+    face1: float  # which way it looks: -1 .. 1
+    face2: float
+
+
+def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float], Crowd]:
+    """How the people of this camera walk, or fight, this time: a function of the seconds."""
+    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+    phase = r.uniform(0, 2 * math.pi, 6)
+    middle, apart, pace = u(-0.2, 0.2), u(0.32, 0.75), u(0.8, 1.2)
+    close, talk = u(0.13, 0.24), r.random() < 0.35
+    way = -1 if r.random() < 0.5 else 1
+    floored = u(0.6, 1.0) if r.random() < 0.3 else 0.0
+
+    def wave(rate: float, which: int, time: float) -> float:
+        return math.sin(2 * math.pi * rate * time + phase[which])
+
+    def calm(time: float) -> Crowd:
+        swing = wave(pace, 0, time)
+        other = wave(pace, 1, time)
+        passer = 1.2 * wave(0.05, 2, time)
+        if talk:  # two people stand close and talk with their hands: nearness alone is no fight
+            gap, hands = close + 0.08, 0.5 + 0.35 * wave(0.5, 3, time)
+            return Crowd(
+                middle - gap / 2, middle + gap / 2, passer, 0.02, -0.02, 0, 0,
+                hands, 0.3, 0.9, 0.5, 0.12, 0.12, 0.45 * other, 1, -1,
+            )  # fmt: skip
+        x = middle + 0.25 * wave(0.06, 4, time)
+        return Crowd(
+            x - apart / 2, x + apart / 2, passer, 0.04, 0.04, 0, 0,
+            0.5 * swing, 0.5 * other, 0.25, 0.25, 0.45 * swing, 0.45 * other, 0.45 * swing, way, -way,
+        )  # fmt: skip
+
+    def fight(time: float) -> Crowd:
+        jab, guard, kick = wave(1.7, 0, time), wave(1.9, 1, time), wave(0.9, 2, time)
+        gap = close + 0.04 * wave(1.1, 3, time)
+        x = middle + 0.05 * wave(0.3, 4, time)
+        return Crowd(
+            x - gap / 2, x + gap / 2, 1.2 * wave(0.05, 5, time), 0.28 + 0.15 * jab, -0.1 + 0.2 * guard, 0, floored,
+            1.6 + 0.7 * jab, 1.5 + 0.8 * guard, 0.5 - 0.5 * jab, 0.9 - 0.5 * guard,
+            0.5 + 0.45 * kick, 0.55 + 0.2 * guard, 0.3, 1, -1,
+        )  # fmt: skip
+
+    return fight if label == "Violence" else calm
+
+
+@lru_cache(maxsize=16)
+def _backdrop(camera: int, height: int, width: int) -> Picture:
+    """What one camera always sees: wall, windows, a door, a car, the pavement."""
+    r = np.random.default_rng([camera, 2])
+    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+
+    def shade(low: float, high: float, tint: float = 25) -> Shade:
+        base = u(low, high)
+        return base + u(-tint, tint), base + u(-tint, tint), base + u(-tint, tint)
+
+    c = Canvas((height, width), 3)
+    c.image[:] = np.clip(shade(80, 180), 0, 255)
+    ground = u(0.05, 0.16)
+    c.polygon([(-2, ground), (2, ground + u(-0.05, 0.05)), (2, 1), (-2, 1)], shade(60, 140, 12))
+    dark = shade(25, 70)
+    step = u(0.24, 0.4)
+    for column in range(-4, 5):
+        c.polygon(_block(column * step + u(-0.02, 0.02), -0.3, 0.06, 0.1), dark)
+    c.polygon(_block(u(-0.6, 0.6), ground - 0.14, 0.07, 0.15), shade(40, 110))
+    if r.random() < 0.6:
+        car, paint = u(-0.6, 0.6), shade(50, 200, 50)
+        c.polygon(_block(car, ground - 0.02, 0.24, 0.06), paint)
+        c.polygon(_block(car, ground - 0.1, 0.13, 0.05), paint)
+        for wheel in (-0.14, 0.14):
+            c.ellipse(car + wheel, ground + 0.04, 0.045, 0.045, (20, 20, 20))
+    for _ in range(3):
+        c.line([(u(-0.8, 0.8), 0.5), (u(-0.4, 0.4), ground)], shade(120, 190, 8), 0.008)
+    return c.image
+
+
+def _block(x: float, y: float, half: float, tall: float) -> list[tuple[float, float]]:
+    return [(x - half, y - tall), (x + half, y - tall), (x + half, y + tall), (x - half, y + tall)]
+
+
+def _street(
+    pose: Crowd, camera: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
+) -> Picture:
+    """Draw one moment on the street; chance: the light of the hour, grain: the sensor. -> uint8 (H,W,3)."""
+    c = Canvas(size, 3)
+    c.image[:] = _backdrop(camera, *size)
+    r = np.random.default_rng([camera, 3])
+    tall, floor = float(r.uniform(0.42, 0.6)), float(r.uniform(0.3, 0.4))
+    dressed = np.random.default_rng([camera, 4])
+    coats: list[Shade] = [(r, g, b) for r, g, b in dressed.uniform(20, 230, (6, 3)).tolist()]
+    passer = (0.04, 0.0, 0.45 * math.sin(pose.step3), 0.25, pose.step3, 1.0)
+    _figure(c, pose.x3, floor - 0.12, tall * 0.75, passer, (coats[4], coats[5]))
+    one = (pose.lean1, pose.drop1, pose.arms1, pose.bend1, pose.step1, pose.face1)
+    two = (pose.lean2, pose.drop2, pose.arms2, pose.bend2, pose.step2, pose.face2)
+    _figure(c, pose.x1, floor, tall, one, (coats[0], coats[1]))
+    _figure(c, pose.x2, floor, tall, two, (coats[2], coats[3]))
+    light = (float(chance.uniform(0.75, 1.15)), float(chance.uniform(-0.15, 0.15)), float(chance.uniform(-0.1, 0.1)))
+    return c.done(grain, light, blur=float(chance.uniform(0.3, 0.9)), noise=float(chance.uniform(4, 10)))
+
+
+def _figure(c: Canvas, x: float, floor: float, tall: float, act: tuple[float, ...], coat: tuple[Shade, Shade]) -> None:
+    """One person of height `tall` whose feet stand at (x, floor). act: lean, drop, arm, elbow, step, face."""
+    lean, drop, arm, bend, step, face = act
+    fallen = drop * math.pi / 2 * -face
+    leg, trunk, limb = 0.46 * tall, 0.34 * tall, 0.2 * tall
+
+    def reach(start: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
+        """From a joint, `angle` from straight down, positive to where the figure looks; turned as it falls."""
+        return _polar(start, face * angle + fallen, length)
+
+    def rise(start: tuple[float, float], length: float) -> tuple[float, float]:
+        return _polar(start, math.pi - face * lean + fallen, length)
+
+    hip = (x + 0.1 * drop * -face, floor - leg * (math.cos(step / 2) * (1 - drop) + 0.12 * drop))
+    shoulder = rise(hip, trunk)
+    skin = (205.0, 165.0, 140.0)
+    for side in (-0.5, 0.5):
+        knee = reach(hip, side * step + 0.05, leg / 2)
+        c.line([hip, knee, reach(knee, side * step - 0.12 * abs(step), leg / 2)], coat[1], 0.075 * tall)
+    far = reach(shoulder, -arm * 0.7, limb)
+    c.line([shoulder, far, reach(far, -arm * 0.7 + bend, limb)], _darker(coat[0], 0.7), 0.055 * tall)
+    c.line([hip, shoulder], coat[0], 0.13 * tall)
+    c.ellipse(*rise(shoulder, 0.1 * tall), 0.062 * tall, 0.075 * tall, skin)
+    elbow = reach(shoulder, arm, limb)
+    hand = reach(elbow, arm + bend, limb)
+    c.line([shoulder, elbow, hand], _darker(coat[0], 0.85), 0.055 * tall)
+    c.ellipse(*hand, 0.035 * tall, 0.035 * tall, skin)
+
+
+def _darker(shade: Shade, share: float) -> Shade:
+    return shade[0] * share, shade[1] * share, shade[2] * share
+
+
+def _polar(start: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
+    """The point `length` away, at `angle` from straight down."""
+    return start[0] + length * math.sin(angle), start[1] + length * math.cos(angle)
+
+
+SCENES: dict[str, tuple[Callable[..., Any], Callable[..., Picture]]] = {
+    "cabin": (_drive, _cabin),
+    "street": (_crowd, _street),
+}

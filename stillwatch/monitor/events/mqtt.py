@@ -1,0 +1,140 @@
+"""MQTT: events to a broker, and for each camera whether something is on; Home Assistant finds them by itself.
+
+In: an event as a dict. Out: the broker has confirmed it (QoS 1), or Refused. Its last will says when we are gone.
+Called through SINKS. Topics: PREFIX/status (online, offline), PREFIX/CAMERA/event, PREFIX/CAMERA/active (ON, OFF).
+"""
+
+import hashlib
+import json
+import platform
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillwatch.errors import UserError
+
+TIMEOUT = 10.0  # seconds for any answer
+
+
+class Refused(Exception):
+    """A sink did not take the event; the words may be shown."""
+
+
+class Mqtt:
+    """MQTT 3.1.1. One watch, one prefix: the last will is about all of its cameras."""
+
+    def __init__(
+        self, host: str, port: int = 1883, user: str | None = None, password: str | None = None,
+        prefix: str = "stillwatch", discovery: str = "homeassistant", tls: bool = False,
+    ):  # fmt: skip
+        for key, topic in (("prefix", prefix), ("discovery", discovery)):
+            if not isinstance(topic, str) or not re.fullmatch(r"[\w/-]+", topic):
+                raise UserError(f"{key} = {topic!r}: letters, digits, _, - and / make a topic")
+        if not isinstance(host, str) or not host or isinstance(port, bool) or not isinstance(port, int):
+            raise UserError(f"host = {host!r}, port = {port!r}: wanted: a name and a number")
+        if not 0 < port < 65536:
+            raise UserError(f"port = {port}: is between 1 and 65535")
+        self._host, self._prefix, self._discovery = f"{host}:{port}", prefix, discovery
+        self._address, self._user, self._password, self._tls = (host, port), user, password, tls
+        self._cameras: list[str] = []
+        self._on: dict[str, set[str]] = {}
+        self._lock = threading.Lock()  # of these two and of the order of what is said of them; never held while waiting
+        self._why = "no connection"
+        self._up = threading.Event()
+        self._client: Any = self._begun()
+
+    def _begun(self) -> Any:
+        """A client of paho's, with its thread, that connects by itself and again."""
+        from paho.mqtt import client as paho
+
+        # The same name after a start, so that the broker ends the old session, and its will, before the new one; not
+        # the same on another machine, which would throw us out
+        name = hashlib.sha256(f"{platform.node()} {self._prefix}".encode()).hexdigest()[:12]
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=f"stillwatch-{name}")
+        client.will_set(f"{self._prefix}/status", "offline", qos=1, retain=True)
+        if self._user is not None:
+            client.username_pw_set(self._user, self._password)
+        if self._tls:
+            client.tls_set()
+        client.reconnect_delay_set(1, 30)
+        client.on_connect = self._connected
+        client.on_disconnect = lambda *_: self._up.clear()
+        client.connect_timeout = TIMEOUT
+        client.connect_async(*self._address, keepalive=30)
+        client.loop_start()
+        return client
+
+    def _connected(self, client: Any, _: Any, __: Any, reason: Any, ___: Any = None) -> None:
+        if reason.is_failure:
+            self._why = f"refused us: {reason}"
+            return
+        with self._lock:
+            client.publish(f"{self._prefix}/status", "online", qos=1, retain=True)
+            for camera in self._cameras:  # a broker that was set up anew knows nothing of us
+                self._show(client, camera)
+            self._up.set()
+
+    def present(self, cameras: Sequence[str]) -> None:
+        """Show these cameras, quiet, before anything happens. Returns at once."""
+        with self._lock:
+            for camera in cameras:
+                if camera not in self._cameras:
+                    self._cameras.append(camera)
+                    if self._up.is_set():
+                        self._show(self._client, camera)
+
+    def _show(self, client: Any, camera: str) -> None:
+        """What Home Assistant must know of a camera, and its state; kept by the broker."""
+        topic, name = f"{self._prefix}/{camera}", f"{self._prefix}_{camera}".replace("/", "_")
+        device = {"identifiers": [name], "name": camera, "manufacturer": "Stillwatch"}
+        text = json.dumps({
+            "name": "Alarm", "unique_id": name, "state_topic": f"{topic}/active",
+            "json_attributes_topic": f"{topic}/event", "availability_topic": f"{self._prefix}/status",
+            "device_class": "safety", "device": device,
+        })  # fmt: skip
+        client.publish(f"{self._discovery}/binary_sensor/{name}/config", text, qos=1, retain=True)
+        client.publish(f"{topic}/active", "ON" if self._on.get(camera) else "OFF", qos=1, retain=True)
+
+    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
+        """Returns when the broker has confirmed it."""
+        if not self._up.wait(TIMEOUT):
+            raise Refused(f"{self._host}: {self._why}")
+        camera, test = event["camera"], bool(event.get("test"))
+        if not test:  # the state goes first: it may be said twice, the event is to arrive once
+            self.present([camera])
+            with self._lock:
+                on = self._on.setdefault(camera, set())
+                (on.discard if event["state"] == "closed" else on.add)(event["id"])
+                sent = self._client.publish(f"{self._prefix}/{camera}/active", "ON" if on else "OFF", 1, True)
+            self._confirm(sent)
+        text = json.dumps(dict(event), ensure_ascii=False)
+        self._confirm(self._client.publish(f"{self._prefix}/{camera}/event", text, 1))
+
+    def _confirm(self, sent: Any) -> None:
+        try:
+            sent.wait_for_publish(TIMEOUT)
+            if sent.is_published():
+                return
+            why = "did not confirm it"
+        except (RuntimeError, ValueError) as error:
+            why = str(error)
+        # paho would send it when it is connected again, and so would whoever called: it is to arrive once
+        self._ended()
+        self._up.clear()
+        self._client = self._begun()
+        raise Refused(f"{self._host}: {why}")
+
+    def _ended(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def close(self) -> None:
+        try:
+            if self._up.is_set():
+                self._client.publish(f"{self._prefix}/status", "offline", qos=1, retain=True).wait_for_publish(1.0)
+        except (RuntimeError, ValueError):
+            pass  # its will says so
+        finally:
+            self._ended()

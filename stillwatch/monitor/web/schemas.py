@@ -1,0 +1,156 @@
+"""Answers: the shapes of what the web says, as OpenAPI describes them, and a camera's state in plain words.
+
+In: fields of the board and of events' rows. Out: models, and one line for a person. Times are seconds since 1970.
+Called by the web. It knows no request and no file.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stillwatch import __version__
+from stillwatch.rules.alarm import Level
+
+CONDITIONS = {
+    "starting": "Starting",
+    "watching": "Watching",
+    "lost": "No signal",
+    "frozen": "Picture frozen",
+    "black": "Dark, or the lens is covered",
+    "ended": "The film has ended",
+    "failed": "Cannot be opened",
+}
+Condition = Literal["starting", "watching", "lost", "frozen", "black", "ended", "failed"]
+
+
+class Event(BaseModel):
+    """Something a person should know of. Times are seconds since 1970; the same id through its life."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    camera: str
+    kind: str = Field(description="The indicator: distraction, phone, microsleep, violence, camera …")
+    label: str | None = Field(description="The class that it is about")
+    level: Level
+    state: Literal["opened", "raised", "closed"]
+    start: float = Field(description="When the behaviour began")
+    opened: float = Field(description="When the rule first spoke")
+    updated: float
+    end: float | None = Field(description="When the behaviour ended; null: it goes on")
+    peak: float = Field(description="The highest probability or share so far")
+    words: str = Field(description="One line for a person")
+    clip: str | None = Field(None, description="Where the clip is fetched; null: none, or not yet")
+    thumbnail: str | None = Field(None, description="Where the picture is fetched")
+    acknowledged: bool = False
+    verdict: Literal["false", "true"] | None = Field(None, description="What a person said of it")
+
+
+class Camera(BaseModel):
+    """One camera, now."""
+
+    name: str
+    source: str | None = Field(None, description="Without its credentials")
+    state: str
+    live: bool | None = Field(None, description="false: a film or a folder, not a camera")
+    status: str | None = Field(None, description="Of the newest picture: ok, black, frozen, lost")
+    condition: Condition = Field(description="Both in one word")
+    says: str = Field(description="And in words for a person")
+    since: float | None = Field(None, description="When that began, seconds since 1970, where it is known")
+    seen: float | None = Field(None, description="When the newest picture was looked at")
+    p: dict[str, float] | None = Field(None, description="Probability of each class; null: there is no picture")
+    gauge: float | None = Field(None, description="0..1")
+    gauge_name: str | None = Field(None, description="awareness: 1 is attentive; evidence: 1 is certain")
+    fps: float | None = None
+    age_ms: float | None = Field(None, description="From capture to decision, of the newest picture")
+    counters: dict[str, float] = {}
+    open: list[Event] = []
+    viewers: int = 0
+
+
+class Cameras(BaseModel):
+    """Every camera in the order of the plan. now: this machine's clock."""
+
+    now: float
+    ready: bool
+    trouble: str | None = Field(None, description="What is wrong with the disk or the database now")
+    waiting: int = Field(0, description="Rows that are not on disk yet")
+    cameras: list[Camera]
+
+
+class Events(BaseModel):
+    """Newest first. more: ask again with before_id = the last one's id."""
+
+    events: list[Event]
+    more: bool
+
+
+class Status(BaseModel):
+    """What runs here."""
+
+    version: str
+    started: float
+    now: float
+    ready: bool
+    labels: list[str]
+    safe: list[str]
+    cameras: list[str]
+    sinks: list[dict[str, Any]]
+    guarded: bool = Field(description="A token is asked for")
+    trouble: str | None
+    waiting: int
+
+
+class Marks(BaseModel):
+    """What a person says of an event. A key that is left out stays as it was; verdict null takes the verdict back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    acknowledged: bool = False
+    verdict: Literal["false", "true"] | None = None
+
+
+class Marked(BaseModel):
+    """The event as it now is, and how many pictures were filed for the next training."""
+
+    event: Event
+    filed: int = 0
+    words: str | None = Field(None, description="Why none were filed")
+
+
+class Login(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    token: str = Field(max_length=1024)
+
+
+class Alive(BaseModel):
+    alive: bool = True
+    version: str = __version__
+
+
+class Ready(BaseModel):
+    ready: bool
+    why: str | None = Field(None, description="What is still waited for")
+
+
+class Error(BaseModel):
+    error: str = Field(description="One line for a person")
+
+
+def plain(fields: Mapping[str, Any]) -> tuple[Condition, str]:
+    """A camera's state and its picture's status -> one word, and a line for a person."""
+    state, status, words = fields.get("state", "starting"), fields.get("status"), fields.get("words")
+    if state != "live":
+        condition: Condition = state if state in CONDITIONS else "starting"
+    else:
+        condition = status if status in ("lost", "frozen", "black") else "watching"
+    says = CONDITIONS[condition]
+    return condition, f"{says}: {words}" if words and condition not in ("watching", "frozen", "black") else says
+
+
+def finite(value: Any) -> float | None:
+    """JSON knows no NaN."""
+    return float(value) if value is not None and math.isfinite(value) else None

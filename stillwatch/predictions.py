@@ -1,0 +1,139 @@
+"""Predictions: what a function that sees pictures says about one split, kept in the run's folder.
+
+In: any function uint8 (n,…) -> float (n,K), and the samples in order. Out: predictions/<split>.npz and back again.
+Called by the CLI, which hands over the function, and by the report. It knows no net and no file format of one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stillwatch.errors import UserError
+from stillwatch.run import NO_PROGRESS, Progress, Run
+
+Predict: TypeAlias = Callable[[NDArray[np.uint8]], ArrayLike]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """One row a sample. id, group and sequence (N,) str, y (N,) int64, p (N,K) float32 as the head gave it."""
+
+    id: NDArray[Any]
+    group: NDArray[Any]
+    sequence: NDArray[Any]
+    y: NDArray[np.int64]
+    p: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def take(self, rows: ArrayLike) -> "Predictions":
+        """These rows, in this order."""
+        return Predictions(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def predict(
+    fn: Predict, batches: Iterable[NDArray[np.uint8]], count: int = 0, voice: Progress = NO_PROGRESS
+) -> NDArray[np.float32]:
+    """Probabilities (N,K) float32 of uint8 batches, one after the other.
+
+    count: how many batches there are, for the voice's progress bar.
+    Raises UserError where fn gives anything but one row of finite probabilities a sample, the same K each time.
+    """
+    rows: list[NDArray[np.float32]] = []
+    done = 0
+    for x in voice.bar(batches, count, "predict"):
+        p = np.asarray(fn(x), np.float32)
+        wrong = _wrong(p, len(x), rows[0].shape[1] if rows else None)
+        if wrong:
+            raise UserError(f"prediction of samples {done} to {done + len(x) - 1}: {wrong}")
+        rows.append(p)
+        done += len(x)
+    if not rows:
+        raise UserError("prediction: there is no sample to predict")
+    return np.concatenate(rows)
+
+
+def save_predictions(
+    run: Run | Path | str,
+    split: str,
+    fn: Predict,
+    x: Any,
+    ids: Sequence[str],
+    groups: Sequence[str],
+    sequences: Sequence[str],
+    y: ArrayLike,
+    batch: int = 64,
+    voice: Progress = NO_PROGRESS,
+) -> Predictions:
+    """Let fn look at every sample of a split and keep what it says as predictions/<split>.npz of the run.
+
+    x: array-like uint8 (N,H,W,C) or (N,T,H,W,C), read `batch` rows at a time, so that a memory map stays on disk.
+    ids, groups, sequences, y: N each, in the order of x.
+    Raises UserError for an empty split, columns of different length, an id twice, a y that is no label of the recipe's,
+    or probabilities that are none (see `predict`).
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    place, k = f"{run.path.name}, split {split}", len(run.recipe.labels)
+    truth = np.asarray(y)
+    lengths = {"x": len(x), "ids": len(ids), "groups": len(groups), "sequences": len(sequences), "y": len(truth)}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"{place}: not one row a sample: " + ", ".join(f"{n} {name}" for name, n in lengths.items()))
+    if not len(truth):
+        raise UserError(f"{place}: it has no sample; choose another split or fold")
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise UserError(f"{place}: id {twice!r} is there twice; every sample needs its own")
+    if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= k:
+        raise UserError(f"{place}: y must be whole numbers from 0 to {k - 1}, one for each of the recipe's {k} labels")
+    starts = range(0, len(x), batch)
+    try:
+        p = predict(fn, (np.ascontiguousarray(x[at : at + batch]) for at in starts), len(starts), voice)
+    except UserError as mistake:
+        raise UserError(f"{place}: {mistake}") from None
+    if p.shape[1] != k:
+        raise UserError(f"{place}: the net gives {p.shape[1]} probabilities, the recipe has {k} labels")
+    kept = Predictions(
+        np.asarray(ids, str), np.asarray(groups, str), np.asarray(sequences, str), truth.astype(np.int64), p
+    )
+    run.save_arrays(_name(split), **{field.name: getattr(kept, field.name) for field in fields(kept)})
+    return kept
+
+
+def read(run: Run | Path | str, split: str = "test") -> Predictions:
+    """What `mark` kept. Raises UserError where there is none or the file is damaged."""
+    run = run if isinstance(run, Run) else Run.open(run)
+    path = run.path / _name(split)
+    if not path.is_file():
+        raise UserError(f"{path}: no predictions of the {split} split; run `stillwatch judge {run.path}` first")
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            return Predictions(*(file[field.name] for field in fields(Predictions)))
+    except Exception as error:  # a cut zip file raises half a dozen kinds
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); run `stillwatch judge {run.path}` again") from error
+
+
+def has(run: Run, split: str) -> bool:
+    """Whether the run holds predictions of that split."""
+    return (run.path / _name(split)).is_file()
+
+
+def _name(split: str) -> str:
+    return f"predictions/{split}.npz"
+
+
+def _wrong(p: NDArray[np.float32], n: int, k: int | None) -> str:
+    """What is wrong with one batch of probabilities; "" where nothing is."""
+    if p.ndim != 2 or p.shape[0] != n or p.shape[1] != (k or p.shape[1]):
+        return f"shape {p.shape} instead of ({n}, {k or 'K'})"
+    if not np.isfinite(p).all():
+        return "a value is not finite: the net has diverged"
+    if p.min() < -1e-6 or p.max() > 1 + 1e-4:
+        return f"values from {p.min():.3g} to {p.max():.3g} are not probabilities (logits?)"
+    return ""

@@ -1,0 +1,386 @@
+"""An archive gets the lab's own numbers, goes on after a kill with the same rows, and never stops at a bad file."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from test_detector import made
+from test_runtimes import by_hand, onnx_net, pictures
+from toys import jpeg, video
+
+from benchmarks import score as bench
+from stillwatch.bundle import Bundle
+from stillwatch.errors import UserError
+from stillwatch.inference import scoring
+from stillwatch.inference.scoring import File, Task, cut, gather, score, score_shard
+from stillwatch.lab.data.reader import decode
+from stillwatch.lab.data.sources import folders, videos
+from stillwatch.media import decode as files
+from stillwatch.recipe import Data
+from stillwatch.run import Progress
+
+SIZE = (24, 32)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLWATCH_CACHE", str(tmp_path / "cache"))
+
+
+def bundle_of(folder: Path, shape: tuple[int, ...] = (*SIZE, 3), name: str = "toy") -> Bundle:
+    """The toy net of test_runtimes, whose answers can be worked out by hand."""
+    return made(folder, {"m.onnx": onnx_net(folder / "m.onnx", shape)}, name=name, frames=pictures(8, shape))
+
+
+def archive(root: Path, count: int = 6) -> Path:
+    for number in range(count):
+        jpeg(root / "Safe" / f"a{number:02d}.jpg", number)
+    jpeg(root / "Yawn" / "ünï 1.JPG", 3)
+    video(root / "Yawn" / "film.mp4", 11)
+    (root / ".hidden").mkdir()
+    jpeg(root / ".hidden" / "x.jpg")
+    (root / "Yawn" / "notes.txt").write_text("no picture")
+    return root
+
+
+def spoil(root: Path) -> None:
+    (root / "Safe" / "empty.jpg").touch()
+    (root / "Safe" / "scan.tiff").write_bytes(b"II*")
+    whole = (root / "Yawn" / "film.mp4").read_bytes()
+    (root / "Yawn" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (root / "Yawn" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def task_of(it: Bundle, root: Path, rate: float | None = None) -> Task:
+    about = it.manifest.input
+    return Task(str(root), str(root), str(it.path / "m.onnx"), "onnxruntime", about.shape, about.fit, rate, "key")
+
+
+def by_lab(root: Path, data: Data) -> dict[str, np.ndarray[Any, Any]]:
+    """What the lab decodes of the same files: id -> uint8 (T,h,w,C)."""
+    found = [*folders(data, ("Safe", "Yawn")).samples] if data.frames == 1 else []
+    found += videos(data, ("Safe", "Yawn")).samples
+    return {s.id: pixels for sample in found for s, pixels in decode([sample], data) if not isinstance(pixels, str)}
+
+
+# --- the plan
+
+
+def test_what_is_looked_at_and_what_is_not(tmp_path: Path) -> None:
+    spoil(archive(tmp_path / "a", 2))
+    os.mkfifo(tmp_path / "a" / "Safe" / "pipe.jpg")
+    found, odd = gather(tmp_path / "a")
+    names = ["Safe/a00.jpg", "Safe/a01.jpg", "Safe/empty.jpg", "Yawn/cut.mp4", "Yawn/film.mp4", "Yawn/ünï 1.JPG"]
+    assert [file.path for file in found] == names
+    assert found[0].size == (tmp_path / "a" / "Safe" / "a00.jpg").stat().st_size
+    assert [path for path, _ in odd] == ["Safe/pipe.jpg", "Safe/scan.tiff", "Yawn/gone.jpg"]
+    assert odd[0][1] == "not a file" and odd[2][1].startswith("cannot be read")
+    clips, pictures = gather(tmp_path / "a", clips=True)
+    assert [file.path for file in clips] == names[3:5] and len(pictures) == 7
+
+
+def test_a_new_file_changes_one_shard_and_no_other() -> None:
+    found = [File(f"cam/{n:06d}.jpg", 1000, n) for n in range(4000)]
+    shards = cut(found)
+    assert [file for shard in shards for file in shard] == found
+    assert 8 <= len(shards) <= 64 and max(map(len, shards)) <= scoring.SHARD
+    more = cut(sorted([*found, File("cam/001000b.jpg", 5, 5)]))
+    assert len(set(shards) - set(more)) <= 2
+    films = [File(f"{n}.mp4", 200 << 20, 1) for n in range(3)]
+    assert [len(shard) for shard in cut(films)] == [1, 1, 1]
+
+
+# --- the numbers
+
+
+@pytest.mark.parametrize("rate", [None, 3.0])
+def test_the_numbers_are_the_lab_s(tmp_path: Path, rate: float | None) -> None:
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
+    wanted = by_lab(root, Data(source="videos", root=root, size=SIZE, fit="letterbox", rate=rate))
+    out = tmp_path / "s.csv"
+    done = score(it.path, root, out, 1, rate=rate)
+    rows = rows_of(out)
+    assert len(rows) == len(wanted) == done["rows"] == (18 if rate is None else 11)
+    assert (done["files"], done["bad"], done["kept"]) == (8, 0, 0)
+    assert list(rows[0]) == ["path", "time_s", "frame", "label", "p_safe", "p_danger"]
+    for row in rows:
+        id = row["path"] + (f"#{row['frame']}" if row["frame"] else "")
+        p = np.array([float(row["p_safe"]), float(row["p_danger"])])
+        np.testing.assert_allclose(p, by_hand(wanted[id])[0], atol=1e-6, err_msg=id)
+        assert row["label"] == ("safe", "danger")[p.argmax()]
+        assert row["time_s"] == (str(int(row["frame"]) / 10) if row["frame"] else "")
+    order = [(row["path"], int(row["frame"] or -1)) for row in rows]
+    assert order == sorted(order)
+
+
+def test_a_net_of_clips_gets_the_lab_s_windows(tmp_path: Path) -> None:
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path, (3, *SIZE, 3))
+    wanted = by_lab(root, Data(source="videos", root=root, size=SIZE, fit="letterbox", rate=5, frames=3))
+    arrays = score_shard(task_of(it, root, 5.0), gather(root, clips=True)[0], scoring.runtimes.open(
+        it.path / "m.onnx", "onnxruntime", (3, *SIZE, 3), 1, scoring.BATCH))  # fmt: skip
+    assert arrays["frame"].tolist() == [0, 6] and arrays["time"].tolist() == pytest.approx([0, 0.6])
+    clips = np.stack([wanted[f"Yawn/film.mp4#{n}"] for n in (0, 6)])
+    np.testing.assert_allclose(arrays["p"], by_hand(clips), atol=1e-6)
+
+
+def test_gray_nets_and_odd_shapes_too(tmp_path: Path) -> None:
+    root, shape = archive(tmp_path / "a"), (13, 17, 1)
+    weights = np.array([[4.0, -2.0]], np.float32)
+    path = onnx_net(tmp_path / "m.onnx", shape, weights=weights)
+    task = Task(str(root), "", str(path), "onnxruntime", shape, "crop", None, "")
+    look = scoring.runtimes.open(path, "onnxruntime", shape, 1, scoring.BATCH)
+    arrays = score_shard(task, gather(root)[0], look)
+    wanted = by_lab(root, Data(source="videos", root=root, size=shape[:2], fit="crop", gray=True))
+    found = gather(root)[0]
+    for n, (file, frame) in enumerate(zip(arrays["which"], arrays["frame"], strict=True)):
+        id = found[file].path + (f"#{frame}" if frame >= 0 else "")
+        np.testing.assert_allclose(arrays["p"][n], by_hand(wanted[id], weights)[0], atol=1e-6)
+    assert len(arrays["p"]) == len(wanted) == 18
+
+
+def test_parquet_says_the_same(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
+    score(it.path, root, tmp_path / "s.parquet", 1)
+    score(it.path, root, tmp_path / "s.csv", 1)
+    table = parquet.read_table(tmp_path / "s.parquet").to_pylist()
+    rows = rows_of(tmp_path / "s.csv")
+    assert len(table) == len(rows) == 18
+    assert [row["path"] for row in table] == [row["path"] for row in rows]
+    assert table[0]["time_s"] is None and table[0]["frame"] is None
+    for one, other in zip(table, rows, strict=True):
+        assert np.float32(one["p_danger"]) == np.float32(other["p_danger"])
+        assert ("" if one["time_s"] is None else str(one["time_s"])) == other["time_s"]
+
+
+# --- bad files
+
+
+def test_bad_files_are_told_and_stop_nothing(tmp_path: Path) -> None:
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
+    spoil(root)
+    out = tmp_path / "s.csv"
+    done = score(it.path, root, out, 1)
+    assert (done["rows"], done["files"], done["bad"]) == (18, 12, 4)
+    errors = {row["path"]: row["reason"] for row in rows_of(tmp_path / "s.csv.errors.csv")}
+    assert errors == {one["path"]: one["reason"] for one in done["errors"]}
+    assert errors["Safe/empty.jpg"] == "empty file"
+    assert errors["Safe/scan.tiff"].startswith(".tiff is not a kind of picture")
+    assert "video" in errors["Yawn/cut.mp4"] or "truncated" in errors["Yawn/cut.mp4"]
+    for name in ("Safe/empty.jpg", "Safe/scan.tiff", "Yawn/cut.mp4", "Yawn/gone.jpg"):
+        (root / name).unlink()
+    assert score(it.path, root, out, 1)["bad"] == 0
+    assert not (tmp_path / "s.csv.errors.csv").exists()
+
+
+def test_rotten_bytes_in_a_film_cost_what_they_cost_the_lab(tmp_path: Path) -> None:
+    root, it = tmp_path / "a", bundle_of(tmp_path)
+    raw = bytearray(video(root / "Safe" / "film.mkv", 20).read_bytes())
+    raw[len(raw) // 2 :] = b"Z" * (len(raw) - len(raw) // 2)
+    (root / "Safe" / "film.mkv").write_bytes(raw)
+    look = scoring.runtimes.open(it.path / "m.onnx", "onnxruntime", (*SIZE, 3), 1, scoring.BATCH)
+    arrays = score_shard(task_of(it, root), gather(root)[0], look)
+    wanted = by_lab(root, Data(source="videos", root=root, size=SIZE, fit="letterbox"))
+    assert 0 < len(wanted) < 20
+    assert [f"Safe/film.mkv#{n}" for n in arrays["frame"]] == list(wanted)
+    np.testing.assert_allclose(arrays["p"], by_hand(np.concatenate(list(wanted.values()))), atol=1e-6)
+
+
+def _deadly(task: Task, pipe: Any, far: Any, parent: int) -> None:
+    """A worker whose decoder dies of one file."""
+    real = files.read_picture
+
+    def read(path: Path) -> Any:
+        if path.name == "a03.jpg":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(path)
+
+    files.read_picture = read
+    scoring._serve(task, pipe, far, parent)
+
+
+def test_a_file_that_kills_its_worker_is_told_and_the_rest_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
+    monkeypatch.setattr(scoring, "_serve", _deadly)
+    done = score(it.path, root, tmp_path / "s.csv", 1)
+    assert done["errors"] == [{"path": "Safe/a03.jpg", "reason": "the decoder dies of it (exit status -9)"}]
+    assert done["rows"] == 17
+
+
+def _broken(task: Task, pipe: Any, far: Any, parent: int) -> None:
+    os._exit(3)
+
+
+def test_workers_that_die_at_once_are_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
+    monkeypatch.setattr(scoring, "_serve", _broken)
+    with pytest.raises(UserError, match=r"a worker dies before it looks at a file \(exit status 3\)"):
+        score(it.path, root, tmp_path / "s.csv", 1)
+
+
+def _speechless(task: Task, pipe: Any, far: Any, parent: int) -> None:
+    scoring.np.savez = lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # type: ignore[attr-defined]
+    scoring._serve(task, pipe, far, parent)
+
+
+def test_a_full_disk_is_no_file_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
+    monkeypatch.setattr(scoring, "_serve", _speechless)
+    with pytest.raises(UserError, match=r"score: OSError: .*No space left on device"):
+        score(it.path, root, tmp_path / "s.csv", 1)
+    assert not (tmp_path / "s.csv").exists()
+
+
+# --- going on
+
+
+def _stuck(task: Task, pipe: Any, far: Any, parent: int) -> None:
+    """A worker that comes to no end at one file, until its parent is gone."""
+    real = files.read_picture
+
+    def read(path: Path) -> Any:
+        while path.name == "a20.jpg":
+            time.sleep(0.01)
+            if os.getppid() != parent:
+                os._exit(0)
+        return real(path)
+
+    files.read_picture = read
+    scoring._serve(task, pipe, far, parent)
+
+
+def _run_stuck(bundle: str, root: str, out: str) -> None:
+    scoring.SHARD, scoring._serve = 8, _stuck
+    score(Path(bundle), Path(root), Path(out), 2)
+
+
+def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SHARD", 8)
+    root, it = archive(tmp_path / "a", 30), bundle_of(tmp_path)
+    out, parts = tmp_path / "s.csv", tmp_path / "s.csv.parts"
+    shards = cut(gather(root)[0])
+    assert len(shards) >= 4
+    code = f"import test_scoring; test_scoring._run_stuck({str(it.path)!r}, {str(root)!r}, {str(out)!r})"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent) as process:
+        try:
+            end = time.monotonic() + 60
+            while len(list(parts.glob("*.npz"))) < len(shards) - 1 and time.monotonic() < end:
+                assert process.poll() is None
+                time.sleep(0.02)
+            with pytest.raises(UserError, match="another `stillwatch score` writes there"):
+                score(it.path, root, out, 1)
+        finally:
+            process.kill()
+    assert not out.exists() and len(list(parts.glob("*.npz"))) == len(shards) - 1
+    said: list[str] = []
+    done = score(it.path, root, out, 1, Progress(say=said.append))
+    assert done["kept"] == 32 - next(len(shard) for shard in shards if any("a20" in file.path for file in shard))
+    assert said[0] == f"{parts}: {done['kept']} of 32 files are done already"
+    score(it.path, root, tmp_path / "whole.csv", 2)
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_new_and_changed_files_are_looked_at_again_and_old_ones_go(tmp_path: Path) -> None:
+    root, it, out = archive(tmp_path / "a"), bundle_of(tmp_path), tmp_path / "s.csv"
+    before = score(it.path, root, out, 1)
+    assert score(it.path, root, out, 1)["kept"] == before["files"] == 8
+    first = rows_of(out)
+    white = np.full((24, 32, 3), 255, np.uint8)
+    (root / "Safe" / "a01.jpg").write_bytes(cv2.imencode(".jpg", white)[1].tobytes())
+    jpeg(root / "Safe" / "a99.jpg", 9)
+    (root / "Safe" / "a00.jpg").unlink()
+    score(it.path, root, out, 1)
+    second = rows_of(out)
+    assert {row["path"] for row in second} - {row["path"] for row in first} == {"Safe/a99.jpg"}
+    assert "Safe/a00.jpg" not in {row["path"] for row in second}
+    changed = next(row for row in second if row["path"] == "Safe/a01.jpg")
+    assert float(changed["p_danger"]) == pytest.approx(by_hand(white[None])[0, 1], abs=1e-6)
+    assert len(list((tmp_path / "s.csv.parts").glob("*.npz"))) == 1
+
+
+def test_another_rate_or_bundle_starts_anew_with_a_word(tmp_path: Path) -> None:
+    root, out = archive(tmp_path / "a"), tmp_path / "s.csv"
+    (tmp_path / "two").mkdir()
+    one, two = bundle_of(tmp_path), bundle_of(tmp_path / "two", name="other")
+    said: list[str] = []
+    voice = Progress(say=said.append)
+    done = score(one.path, root, out, 1, voice)
+    assert done["kept"] == 0 and said == [f"m.onnx in {done['runtime']}, 1 worker, 8 files"]
+    assert score(one.path, root, out, 1, voice, rate=1.0)["kept"] == 0
+    assert score(two.path, root, out, 1, voice, rate=1.0)["kept"] == 0
+    anew = f"{out}.parts: of another bundle, rate or runtime; everything is looked at anew"
+    assert [line for line in said if line == anew] == [anew] * 2
+
+
+def test_the_choice_of_the_first_run_is_kept(tmp_path: Path) -> None:
+    root, it, out = archive(tmp_path / "a"), bundle_of(tmp_path), tmp_path / "s.csv"
+    done = score(it.path, root, out, 1)
+    index = tmp_path / "s.csv.parts" / "index.json"
+    kept = json.loads(index.read_text())
+    assert (kept["file"], kept["runtime"]) == (done["file"], done["runtime"]) == ("m.onnx", done["runtime"])
+    index.write_text(json.dumps(kept | {"runtime": "gone"}))  # what does not run here any more is chosen anew
+    assert score(it.path, root, out, 1)["kept"] == 0
+
+
+# --- mistakes, progress
+
+
+def test_what_is_asked_wrongly_is_named(tmp_path: Path) -> None:
+    it, root = bundle_of(tmp_path), archive(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"s\.txt: ends in \.txt; wanted: \.parquet or \.csv"):
+        score(it.path, root, tmp_path / "s.txt")
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        score(it.path, tmp_path / "nowhere", tmp_path / "s.csv")
+    with pytest.raises(UserError, match=r"no picture or film in it; read are \.jpg"):
+        score(it.path, tmp_path / "empty", tmp_path / "s.csv")
+    with pytest.raises(UserError, match="rate = 0: wanted: frames a second"):
+        score(it.path, root, tmp_path / "s.csv", rate=0)
+    with pytest.raises(UserError, match="workers = 0: at least 1"):
+        score(it.path, root, tmp_path / "s.csv", 0)
+
+
+def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'stillwatch\[parquet\]'"):
+        score(tmp_path, tmp_path, tmp_path / "s.parquet")
+
+
+def test_progress_counts_every_file_once(tmp_path: Path) -> None:
+    root, it = archive(tmp_path / "a", 20), bundle_of(tmp_path)
+    told: list[Any] = []
+
+    def bar(things: Any, count: int, what: str) -> Any:
+        told.extend((count, what))
+        for thing in things:
+            told.append(thing)
+            yield thing
+
+    score(it.path, root, tmp_path / "s.csv", 2, Progress(bar=bar))
+    assert told[:2] == [22, "scoring"] and len(told) == 2 + 22
+
+
+def test_the_benchmark_compares_the_same_frames(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    kinds = bench.draw(tmp_path / "archive", 0.5)
+    assert {kind: len(names) for kind, names in kinds.items()} == {"jpeg q80": 5, "jpeg q95": 5, "h264": 1}
+    for names in kinds.values():
+        assert bench.decode(tmp_path / "archive", names) == bench.plainly(tmp_path / "archive", names) == 5
+    row = bench.compare(bundle_of(tmp_path), tmp_path / "archive", kinds["h264"], 1)
+    assert 0 < row["decode_ms"] < row["ready_ms"] * 2 and row["to_decode"] > 0 and row["file"] == "m.onnx"

@@ -1,0 +1,285 @@
+"""Packing a run: what is proved, what is left out with its reason, what is refused, and what the card says."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillwatch import bundle, metrics, recipe
+from stillwatch.errors import UserError
+from stillwatch.inference import runtimes
+from stillwatch.inference.detector import Detector
+from stillwatch.lab.export import packaging
+from stillwatch.lab.training import lessons
+from stillwatch.predictions import save_predictions
+from stillwatch.run import Run
+
+SMALL = (
+    "data.source={name='toy',people=8,pictures=3}", "data.size=32", "data.folds=4", "fit.epochs=2", "fit.views=1",
+    "student.net={name='mnist-small',weights='scratch'}",
+)  # fmt: skip
+
+
+@pytest.fixture
+def student(here: Path) -> Run:
+    return lessons.distil(recipe.load("toy", SMALL), save_predictions, alone=True)
+
+
+def int8_of(run: Run, kept: bool, root: Path) -> Run:
+    """What quantise leaves behind, with the float file standing in for the INT8 one."""
+    made = Run.create(run.recipe, "quantised", root, parent=run.path.name)
+    files = packaging.export(run, runtimes.open, out=root / "stand-in")
+    (files.path / "model.onnx").rename(made.path / bundle.INT8)
+    made.finish(
+        kept=kept, why="" if kept else "0.9 ms here, no faster than FP32's 0.5", stages=[{"name": "post-training"}]
+    )
+    return made
+
+
+def test_a_bundle_is_what_the_run_is(student: Run, here: Path) -> None:
+    made = packaging.export(student, runtimes.open, formats=("onnx-legacy",))
+    assert made.path == Path("bundle")
+    again = bundle.load("bundle").manifest
+    assert [model.name for model in again.models] == ["model.onnx", "model-legacy.onnx"]
+    assert again.files.keys() == {"model.onnx", "model-legacy.onnx", "golden.npz", "CARD.md"}
+    assert again.input.shape == (32, 32, 1)
+    assert again.labels == student.recipe.labels
+    assert again.run["id"] == student.path.name
+    assert "root" not in again.run["recipe"]["data"]
+    assert str(here) not in Path("bundle/bundle.json").read_text()
+
+    # ---- the figures are those of the run's own predictions, brought to the temperature
+    with np.load(student.path / "predictions" / "valid.npz") as said:
+        y, p = said["y"], said["p"]
+    heat = again.temperature
+    assert heat is not None
+    assert heat["value"] == pytest.approx(metrics.temperature(y, p))
+    assert heat["ece_before"] == pytest.approx(metrics.ece(y, p), abs=1e-4)
+    warm = metrics.apply_temperature(p, heat["value"])
+    assert heat["ece_after"] == pytest.approx(metrics.ece(y, warm), abs=1e-4)
+    valid, parity = again.models[0].figures["valid"], again.models[0].figures["parity"]
+    assert valid["macro_f1"] == pytest.approx(metrics.macro_f1(y, p))
+    assert valid["n"] == parity["n"] == len(y)
+    assert parity["max_difference"] < 1e-5
+    assert (parity["top1_agreement"], parity["decision_flips"]) == (1.0, 0)
+    point = metrics.operating_point(y, warm, [3], 0.1)
+    assert again.operating is not None
+    assert point is not None
+    assert again.operating["threshold"] == pytest.approx(point["threshold"], abs=1e-5)
+    assert again.operating["false_alarm_rate"] == valid["false_alarm_rate"] <= 0.1
+    assert (again.operating["wanted"], again.operating["split"]) == (0.1, "valid")
+
+    # ---- and the street reads it
+    detector = Detector(made.path)
+    frames, golden = made.golden()
+    assert np.abs(detector.predict(frames) - golden["model.onnx"]).max() < 1e-3
+    assert detector.threshold == again.operating["threshold"]
+
+
+def test_the_card_says_it_in_words(student: Run) -> None:
+    made = packaging.export(student.amended(["export.licence='mine: ask me'"], ["export"]), runtimes.open)
+    card = (made.path / "CARD.md").read_text()
+    for words in (
+        "Licence: mine: ask me", "Ordinary: SafeDriving", "nobody of the test is in training", "Operating threshold",
+        student.path.name, "| model.onnx | fp32 |", "It is no safety device", "golden.npz",
+    ):  # fmt: skip
+        assert words in card, words
+    with np.load(student.path / "predictions" / "test.npz") as said:
+        assert f"macro-F1 {metrics.macro_f1(said['y'], said['p']):.3f}" in " ".join(card.split())
+
+
+def test_int8_comes_along_where_it_may(student: Run, here: Path) -> None:
+    made = packaging.export(student, runtimes.open, int8_of(student, True, here / "runs"))
+    model = made.manifest.models[1]
+    assert (model.name, model.precision, made.manifest.left_out) == (bundle.INT8, "int8", ())
+    assert model.tolerance > made.manifest.models[0].tolerance
+    assert made.manifest.run["int8"].startswith("toy-quantised")
+
+
+def test_int8_stays_out_with_its_reason(student: Run, here: Path) -> None:
+    made = packaging.export(student, runtimes.open, int8_of(student, False, here / "runs"))
+    assert [model.name for model in made.manifest.models] == ["model.onnx"]
+    assert made.manifest.left_out[0]["why"] == "0.9 ms here, no faster than FP32's 0.5"
+    assert "no faster than FP32's" in (made.path / "CARD.md").read_text()
+
+
+def test_int8_of_another_run_is_refused(student: Run, here: Path) -> None:
+    made = int8_of(student, True, here / "runs")
+    made.note(parent="toy-alone-007")
+    with pytest.raises(UserError, match="is the INT8 of toy-alone-007, not of toy-alone-001"):
+        packaging.export(student, runtimes.open, made)
+    with pytest.raises(UserError, match=r"a quantised run \(done\); name a finished run with a net"):
+        packaging.export(made, runtimes.open)
+
+
+def crooked(by: float, only: str = "") -> Any:
+    """An opener whose files answer a little wrong."""
+
+    def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
+        fn = runtimes.open(path, runtime, shape)
+        if only not in path.name:
+            return fn
+
+        def wrong(x: np.ndarray) -> np.ndarray:
+            p = fn(x)
+            return (1 - by) * p + by * np.eye(p.shape[1], dtype=np.float32)[0]
+
+        return wrong
+
+    return opener
+
+
+def test_what_is_not_faithful_is_refused_and_nothing_is_lost(student: Run) -> None:
+    before = packaging.export(student, runtimes.open).manifest
+    with pytest.raises(
+        UserError, match=r"model.onnx differs from PyTorch by up to 0\.\d+ on validation frames"
+    ) as mistake:
+        packaging.export(student, crooked(0.05))
+    assert "\n" not in str(mistake.value)
+    assert bundle.load("bundle").manifest == before
+
+
+def test_another_format_that_is_not_faithful_is_left_out(student: Run) -> None:
+    made = packaging.export(student, crooked(0.05, only="legacy"), formats=("onnx-legacy",))
+    assert [model.name for model in made.manifest.models] == ["model.onnx"]
+    left = made.manifest.left_out[0]
+    assert left["name"] == "model-legacy.onnx"
+    assert "differs from PyTorch" in left["why"]
+    assert left["parity"]["max_difference"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ({"formats": ("onx",)}, "export.formats = 'onx': unknown; did you mean 'onnx'?"),
+        ({"status": "stopped"}, "toy-alone-001: a alone run (stopped); name a finished run with a net"),
+    ],
+)
+def test_mistakes_are_named(student: Run, call: dict[str, Any], told: str) -> None:
+    if "status" in call:
+        student.note(status=call.pop("status"))
+    with pytest.raises(UserError) as mistake:
+        packaging.export(student, runtimes.open, **call)
+    assert told in str(mistake.value)
+
+
+@pytest.mark.parametrize("shape", [(32, 48, 1), (33, 47, 3), (3, 16, 16, 1)])
+def test_golden_frames_are_drawn_the_same_everywhere(shape: tuple[int, ...]) -> None:
+    frames = packaging.golden_frames(shape, "stretch")
+    assert frames.shape == (8, *shape)
+    assert frames.dtype == np.uint8
+    assert np.array_equal(frames, packaging.golden_frames(shape, "stretch"))
+    assert len({frame.tobytes() for frame in frames}) == 8
+    noise = frames[6:].reshape(-1, *shape[-3:])
+    assert (noise[:, :8, :8] == noise[:, :1, :1]).all()  # in blocks, so that a bundle packs well
+
+
+def test_the_manifest_is_plain_json(student: Run) -> None:
+    made = packaging.export(student, runtimes.open)
+    raw = json.loads((made.path / "bundle.json").read_text())
+    assert raw["format"] == 1
+    assert {name: entry["bytes"] for name, entry in raw["files"].items()} == {
+        name: (made.path / name).stat().st_size for name in raw["files"]
+    }
+
+
+def nonsense(change: Any, only: str = "model.onnx") -> Any:
+    """An opener whose file gives change(p) instead of p."""
+
+    def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
+        fn = runtimes.open(path, runtime, shape)
+        return (lambda x: change(fn(x))) if path.name == only else fn
+
+    return opener
+
+
+@pytest.mark.parametrize("change", [lambda p: p * np.float32("nan"), lambda p: p[:, :2], lambda p: p[1:]])
+def test_a_file_whose_answers_are_none_is_refused(student: Run, change: Any) -> None:
+    with pytest.raises(UserError, match=r"not exported: model.onnx gives \(\d+, \d\) of \(\d+, \d\) probabilities"):
+        packaging.export(student, nonsense(change))
+    assert not Path("bundle").exists()
+
+
+def test_another_class_is_refused_however_near_the_probabilities(student: Run) -> None:
+    """Where export.max_difference is lax, the class still has to stay, but for close calls."""
+
+    def swapped(p: np.ndarray) -> np.ndarray:  # the first two change places, by hardly more than their distance
+        p, order = p.copy(), p.argsort(1)[:, ::-1]
+        rows = np.arange(len(p))
+        p[rows, order[:, 0]], p[rows, order[:, 1]] = p[rows, order[:, 1]], p[rows, order[:, 0]]
+        return p
+
+    with np.load(student.path / "predictions" / "valid.npz") as said:
+        top = np.sort(metrics.apply_temperature(said["p"], metrics.temperature(said["y"], said["p"])), axis=1)
+    widest = float((top[:, -1] - top[:, -2]).max())
+    lax = student.amended([f"export.max_difference={1.5 * widest:.4f}"], ["export"])
+    close = packaging.export(lax, nonsense(swapped))  # every call is closer than that
+    assert close.manifest.models[0].figures["parity"]["top1_agreement"] == 0
+    strict = student.amended([f"export.max_difference={0.98 * widest:.4f}"], ["export"])
+
+    def nearly(p: np.ndarray) -> np.ndarray:  # only as far as is allowed, and yet another class
+        q = swapped(p)
+        return np.where(np.sort(p, 1)[:, -1:] - np.sort(p, 1)[:, -2:-1] > 0.98 * widest, p + 0.51 * (q - p), p)
+
+    with pytest.raises(UserError, match=r"model.onnx names another class than PyTorch on 1 validation frames"):
+        packaging.export(strict, nonsense(nearly))
+
+
+def test_a_format_that_cannot_be_made_or_tried_is_left_out(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_ncnn(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
+        if runtime == "ncnn":
+            raise UserError(f"{path}: ncnn is not in the mood")
+        return runtimes.open(path, runtime, shape)
+
+    pytest.importorskip("pnnx")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    made = packaging.export(student, without_ncnn, formats=("ncnn", "openvino"))
+    why = {one["name"]: one["why"] for one in made.manifest.left_out}
+    assert why.pop("openvino") == "openvino is not installed; pip install 'stillwatch[openvino]'"
+    assert why == {"model.ncnn.param": "cannot be tried: model.ncnn.param: ncnn is not in the mood"}
+    assert made.manifest.files.keys() == {"model.onnx", "golden.npz", "CARD.md"}
+
+
+def test_ncnn_goes_into_a_bundle_with_both_its_files(student: Run) -> None:
+    pytest.importorskip("pnnx")
+    made = packaging.export(student, runtimes.open, formats=("ncnn",))
+    model = made.model("model.ncnn.param")
+    assert (model.files, model.batch) == (("model.ncnn.param", "model.ncnn.bin"), 1)
+    assert model.figures["parity"]["max_difference"] < 1e-5
+    assert Detector(made.path, runtime="ncnn").choice["file"] == "model.ncnn.param"
+
+
+def test_int8_that_lost_its_accuracy_on_the_way_stays_out(student: Run, here: Path) -> None:
+    with np.load(student.path / "predictions" / "valid.npz") as said:
+        y = said["y"]
+
+    def never_right(p: np.ndarray) -> np.ndarray:
+        return np.eye(p.shape[1], dtype=np.float32)[(y + 1) % p.shape[1]] if len(p) == len(y) else p
+
+    made = packaging.export(student, nonsense(never_right, only=bundle.INT8), int8_of(student, True, here / "runs"))
+    assert [model.name for model in made.manifest.models] == ["model.onnx"]
+    left = made.manifest.left_out[0]
+    assert re.fullmatch(r"macro-F1 falls by \d+\.\d\d points, above quantise.max_drop = 2", left["why"])
+    assert left["valid"]["macro_f1"] == 0 < made.manifest.models[0].figures["valid"]["macro_f1"]
+
+
+def test_other_data_than_those_it_learnt_from_are_refused(student: Run) -> None:
+    student.note(fingerprint="another")
+    with pytest.raises(UserError, match="learnt from other data than now lie in"):
+        packaging.export(student, runtimes.open)
+
+
+def test_no_path_of_this_machine_leaves_with_the_recipe(student: Run, here: Path) -> None:
+    raw = json.loads(json.dumps(student.info["recipe"]))
+    raw["teacher"]["init"], raw["student"]["net"]["weights"] = str(here / "runs" / "toy-teacher-003"), "imagenet"
+    raw["teacher"]["net"]["weights"] = str(here / "secret" / "weights.pt")
+    student.note(recipe=raw)
+    made = packaging.export(student, runtimes.open)
+    said = made.manifest.run["recipe"]
+    assert (said["teacher"]["init"], said["teacher"]["net"]["weights"]) == ("toy-teacher-003", "weights.pt")
+    for name in ("bundle.json", "CARD.md"):
+        assert str(here) not in (made.path / name).read_text()

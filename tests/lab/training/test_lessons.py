@@ -1,0 +1,239 @@
+"""Lessons: a recipe becomes runs; caches change nothing but the time; who may teach whom."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toys
+
+from stillwatch.errors import UserError
+from stillwatch.lab.data import cache
+from stillwatch.lab.models import nets
+from stillwatch.lab.training import lessons
+from stillwatch.predictions import read, save_predictions
+from stillwatch.recipe import Recipe, check
+from stillwatch.run import Run
+
+LABELS = ["SafeDriving", "Yawn"]
+WARP = [{"name": "crop", "scale": 0.8}, "contrast", "noise"]
+
+
+def recipe(**changes: Any) -> Recipe:
+    """Six drawn people, two classes, pictures of 24×24; a.b=c as a__b=c."""
+    raw: dict[str, Any] = {
+        "name": "toy",
+        "labels": LABELS,
+        "safe": LABELS[:1],
+        "data": {
+            "source": {"name": "toy", "people": 6, "pictures": 4},
+            "size": 24,
+            "gray": True,
+            "folds": 3,
+        },
+        "teacher": {"net": {"name": "mnist-cnn", "weights": "scratch", "options": {"width": 4}}},
+        "student": {"net": {"name": "mnist-small", "weights": "scratch"}},
+        "fit": {"epochs": 2, "batch": 8, "loss": ["ce", {"name": "kd", "temperature": 2}]},
+    }
+    return check(toys.changed(raw, changes), "here")
+
+
+def taught(asked: Recipe, root: Path) -> Run:
+    """A teacher that is let through, whatever two epochs of it are worth."""
+    run = lessons.teach(asked, save_predictions, root)
+    run.note(best=run.info["best"] | {"accuracy": 1.0})
+    return run
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return torch.load(run.path / "best.pt", weights_only=True)["net"]
+
+
+def test_a_run_holds_what_the_design_says(tmp_path: Path) -> None:
+    run = lessons.teach(recipe(), save_predictions, tmp_path, source="name = 'toy'")
+    names = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    assert names - {".lock"} == {
+        "recipe.toml", "run.json", "split.csv", "audit.json", "metrics.jsonl", "last.pt", "best.pt",
+        "predictions/valid.npz", "predictions/test.npz",
+    }  # fmt: skip
+    info = json.loads((run.path / "run.json").read_text())
+    assert info["status"] == "done"
+    assert info["cost"]["params"] == sum(p.numel() for p in lessons.load(run).parameters())
+    assert info["majority"]["valid_accuracy"] == 0.5
+    with (run.path / "split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 48
+    for split in ("train", "valid", "test"):
+        assert len({row["group"] for row in rows if row["split"] == split}) == 2
+    said = read(run, "test")
+    assert set(said.id) == {row["path"] for row in rows if row["split"] == "test"}
+    assert np.allclose(said.p.sum(1), 1, atol=1e-5)
+
+
+def test_the_predictions_are_the_kept_net_s(tmp_path: Path) -> None:
+    run = lessons.teach(recipe(), save_predictions, tmp_path)
+    data = lessons.material(recipe())
+    said = read(run, "test")
+    rows = data.rows["test"]
+    p = lessons.predictor(lessons.load(run))(data.store.pixels[rows])
+    assert np.allclose(said.p, p, atol=1e-6)
+    assert said.y.tolist() == data.y[rows].tolist()
+    assert [data.samples[row].id for row in rows] == said.id.tolist()
+
+
+@pytest.mark.parametrize("augment", [(), tuple(WARP), (*WARP, "mixup")], ids=["plain", "warped", "mixed"])
+def test_a_cached_teacher_and_a_live_one_teach_the_same(tmp_path: Path, augment: tuple[Any, ...]) -> None:
+    """views = 0 shows epoch e the view e and asks the teacher each time; views = 2 replays views 0 and 1 from disk."""
+    specs = [{"name": "ce", "weight": 0.3}, {"name": "kd", "weight": 0.7}, {"name": "embedding", "weight": 0.5},
+             {"name": "attention", "weight": 0.5, "stages": [4]}]  # fmt: skip
+    asked = recipe(fit__augment=augment, fit__views=2, fit__loss=specs)
+    teacher = taught(asked, tmp_path)
+    cached = lessons.distil(asked, save_predictions, root=tmp_path)
+    live = lessons.distil(recipe(fit__augment=augment, fit__views=0, fit__loss=specs), save_predictions, root=tmp_path)
+    assert cached.info["parent"] == live.info["parent"] == teacher.path.name
+    for a, b in zip(cached.history(), live.history(), strict=True):
+        assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
+    assert np.allclose(read(cached).p, read(live).p, atol=5e-3)
+
+
+@pytest.mark.parametrize("frozen", [True, 1])
+def test_frozen_features_from_disk_teach_the_same(tmp_path: Path, frozen: bool | int) -> None:
+    spec = {"name": "mobilenetv3_small_050", "weights": "scratch", "frozen": frozen}
+    runs = [
+        lessons.teach(
+            recipe(teacher__net=spec, fit__augment=WARP, fit__views=views, data__size=32), save_predictions, tmp_path
+        )
+        for views in (2, 0)
+    ]
+    cached, live = (run.history() for run in runs)
+    for a, b in zip(cached, live, strict=True):
+        assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-2)
+    assert np.allclose(read(runs[0]).p, read(runs[1]).p, atol=0.02)
+    first, second = (weights(run) for run in runs)
+    stem = [name for name in first if "conv_stem" in name]
+    assert stem
+    assert all(torch.equal(first[name], second[name]) for name in stem)
+
+
+def test_a_frozen_teacher_s_features_serve_its_teaching_too(tmp_path: Path) -> None:
+    """Stored when it is taught; when it teaches only its head runs, and answers as the whole net does."""
+    net = {"name": "mnist-cnn", "weights": "scratch", "frozen": True, "options": {"width": 4}}
+    asked = recipe(teacher__net=net, fit__augment=WARP, fit__views=2)
+    teacher = taught(asked, tmp_path)
+    shelf = cache.home() / "features"
+    assert len(list(shelf.iterdir())) == 1
+    student = lessons.distil(asked, save_predictions, root=tmp_path)
+    assert len(list(shelf.iterdir())) == 1
+    live = lessons.distil(recipe(teacher__net=net, fit__augment=WARP, fit__views=0,
+                                 teacher__init=str(teacher.path)), save_predictions, root=tmp_path)  # fmt: skip
+    for a, b in zip(student.history(), live.history(), strict=True):
+        assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
+
+
+def test_alone_is_the_same_without_a_teacher() -> None:
+    specs = ("ce", {"name": "kd", "weight": 0.7})
+    assert lessons.without_teacher(({"name": "ce", "weight": 0.3}, specs[1])) == ({"name": "ce", "weight": 1.0},)
+    assert lessons.without_teacher((specs[1],)) == ("ce",)
+    assert lessons.without_teacher(
+        ({"name": "ce", "weight": 1}, {"name": "ce", "weight": 3, "smoothing": 0.1}, specs[1])
+    ) == (
+        {"name": "ce", "weight": 0.25},
+        {"name": "ce", "weight": 0.75, "smoothing": 0.1},
+    )
+
+
+def test_alone_and_distilled_start_from_the_same_weights_and_see_the_same_order(tmp_path: Path) -> None:
+    specs = [{"name": "ce", "weight": 1.0}, {"name": "kd", "weight": 0.0}]
+    asked = recipe(fit__loss=specs)
+    taught(asked, tmp_path)
+    alone = lessons.distil(asked, save_predictions, alone=True, root=tmp_path)
+    distilled = lessons.distil(asked, save_predictions, root=tmp_path)
+    assert alone.info["kind"] == "alone"
+    for name, value in weights(alone).items():
+        assert torch.allclose(value, weights(distilled)[name], atol=1e-6), name
+
+
+def test_the_newest_teacher_that_fits_is_found(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no finished teacher for 'toy' .* \(fold 0\)"):
+        lessons.distil(recipe(), save_predictions, root=tmp_path)
+    first = taught(recipe(), tmp_path)
+    taught(recipe(data__fold=1), tmp_path)
+    taught(recipe(teacher__net={"name": "mnist-small", "weights": "scratch"}), tmp_path)
+    assert lessons.distil(recipe(fit__seed=5), save_predictions, root=tmp_path).info["parent"] == first.path.name
+    second = taught(recipe(), tmp_path)
+    assert lessons.distil(recipe(fit__seed=6), save_predictions, root=tmp_path).info["parent"] == second.path.name
+    named = recipe(teacher__init=str(first.path))
+    assert lessons.distil(named, save_predictions, root=tmp_path).info["parent"] == first.path.name
+
+
+def test_a_teacher_that_learnt_nothing_is_refused(tmp_path: Path) -> None:
+    run = taught(recipe(), tmp_path)
+    run.note(best=run.info["best"] | {"accuracy": 0.5})
+    with pytest.raises(UserError, match=r"its validation accuracy, 50.0 %, does not beat always saying \w+ \(50.0 %\)"):
+        lessons.distil(recipe(), save_predictions, root=tmp_path)
+
+
+def test_a_teacher_that_saw_the_test_is_refused(tmp_path: Path) -> None:
+    run = taught(recipe(data__fold=1), tmp_path)
+    with pytest.raises(UserError, match=r"it was trained on 1?\d of the 32 pictures that this split holds back"):
+        lessons.distil(recipe(teacher__init=str(run.path)), save_predictions, root=tmp_path)
+    alone = lessons.distil(recipe(), save_predictions, alone=True, root=tmp_path)
+    with pytest.raises(UserError, match=r"a alone run \(done\), not a finished teacher"):
+        lessons.distil(recipe(teacher__init=str(alone.path)), save_predictions, root=tmp_path)
+
+
+def test_a_failed_run_says_so_and_is_gone_on_with(tmp_path: Path) -> None:
+    whole = lessons.teach(recipe(), save_predictions, tmp_path / "whole")
+
+    def break_down(*_: Any, **__: Any) -> None:
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="the disk is full"):
+        lessons.teach(recipe(), break_down, tmp_path)
+    run = Run.open(tmp_path / "toy-teacher-001")
+    assert run.info["status"] == "failed"
+    again = lessons.teach(recipe(), save_predictions, tmp_path)
+    assert again.path == run.path
+    assert again.info["status"] == "done"
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(again).items())
+    assert (
+        lessons.teach(recipe(), save_predictions, tmp_path).path.name == "toy-teacher-002"
+    )  # a finished run is left alone
+
+
+def test_audit_alone_is_a_run_too(tmp_path: Path) -> None:
+    run, data = lessons.inspect(recipe(), tmp_path)
+    assert run.info["kind"] == "audit"
+    assert run.info["status"] == "done"
+    assert len(data.samples) == run.read_json("audit.json")["samples"] == 48
+
+
+def test_sigmoid_heads_and_weights_of_a_run(tmp_path: Path) -> None:
+    first = lessons.teach(
+        recipe(teacher__net={"name": "mnist-small", "weights": "scratch", "head": "sigmoid"}),
+        save_predictions,
+        tmp_path,
+    )
+    p = read(first).p
+    assert not np.allclose(p.sum(1), 1, atol=1e-3)  # each class has a probability of its own
+    again = recipe(student__net={"name": "mnist-small", "weights": str(first.path)}, fit__epochs=1, fit__lr=1e-9)
+    student = lessons.distil(again, save_predictions, alone=True, root=tmp_path)
+    assert torch.allclose(weights(student)["head.weight"], weights(first)["head.weight"], atol=1e-5)
+
+
+def test_the_album_shows_what_the_net_saw(tmp_path: Path) -> None:
+    run, data = lessons.inspect(recipe(), tmp_path)
+    name = data.samples[3].id
+    found = lessons.image_lookup(run)([name, "gone"])
+    assert found.keys() == {name}
+    assert (found[name] == data.store.pixels[3, 0]).all()
+
+
+def test_out_survives_being_stored() -> None:
+    out = nets.ModelOutput(torch.ones(2, 3), torch.ones(2, 4), {16: torch.ones(2, 1, 2, 2)})
+    back = lessons._gathered(lessons._spread(out))
+    assert back.maps.keys() == {16}
+    assert torch.equal(back.logits, out.logits)

@@ -1,0 +1,53 @@
+"""Geometry: three ways to fit, and what stays where."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillwatch.media import image
+
+
+def test_stretch_fills_letterbox_keeps_and_crop_cuts() -> None:
+    wide = np.full((10, 40, 3), 200, np.uint8)
+    assert (image.fit(wide, (20, 20), "stretch") == 200).all()
+    boxed = image.fit(wide, (20, 20), "letterbox")
+    assert (boxed[:7] == 0).all()
+    assert (boxed[8:12] == 200).all()
+    half = np.zeros((10, 40, 3), np.uint8)
+    half[:, 15:25] = 255
+    assert (image.fit(half, (10, 10), "crop") == 255).all()  # the middle of the picture is kept
+
+
+def test_gray_and_colour_go_both_ways() -> None:
+    gray = np.full((8, 8), 7, np.uint8)
+    assert image.fit(gray, (8, 8), channels=3).shape == (8, 8, 3)
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    assert image.fit(red, (8, 8), channels=1)[0, 0, 0] == 76  # 0.299 of full red: RGB order, not BGR
+    assert image.to_channels(np.zeros((8, 8, 4), np.uint8), 3).shape == (8, 8, 3)
+
+
+def test_going_down_averages_instead_of_picking() -> None:
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    small = image.fit(board, (16, 16), channels=1)
+    assert small.min() >= 127
+    assert small.max() <= 128
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)])
+def test_what_is_no_picture_is_refused(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="a picture is uint8"):
+        image.fit(bad, (8, 8))
+
+
+@given(
+    st.integers(1, 50), st.integers(1, 50), st.integers(8, 40), st.integers(8, 40),
+    st.sampled_from(["stretch", "letterbox", "crop"]), st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_any_picture_fits_any_size(h: int, w: int, height: int, width: int, how: str, channels: int) -> None:
+    picture = np.full((h, w, 3), 90, np.uint8)
+    out = image.fit(picture, (height, width), how, channels)  # type: ignore[arg-type]
+    assert out.shape == (height, width, channels)
+    assert out.dtype == np.uint8
+    assert out.max() in (89, 90)  # nothing is invented

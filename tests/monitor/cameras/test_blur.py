@@ -1,0 +1,61 @@
+"""Faces: what is blurred cannot be told any more, and what cannot be blurred is not shown."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from stillwatch.errors import UserError
+from stillwatch.media.faces import Box
+from stillwatch.monitor.cameras import blur as blurring
+from stillwatch.monitor.cameras.blur import Blur
+
+CHESS = (np.indices((120, 160)).sum(0) % 2 * 255).astype(np.uint8)[:, :, None].repeat(3, 2)  # detail everywhere
+
+
+def detail(image: np.ndarray) -> float:
+    """How much neighbours differ."""
+    return float(np.abs(np.diff(image.astype(int), axis=1)).mean())
+
+
+def test_all_of_a_picture_becomes_coarse_blocks() -> None:
+    out = Blur("all")(CHESS, 0.0)
+    assert out.shape == CHESS.shape
+    assert detail(out) < 5 < 200 < detail(CHESS)
+    assert len(np.unique(out.reshape(-1, 3), axis=0)) <= blurring.COARSE * blurring.COARSE
+
+
+def test_without_a_blur_it_is_the_same_picture() -> None:
+    assert Blur("none")(CHESS, 0.0) is CHESS
+
+
+def test_only_the_face_is_blurred_with_a_margin_and_the_net_keeps_its_picture() -> None:
+    before = CHESS.copy()
+    out = Blur("faces", find=lambda image: [Box(60, 40, 40, 50)])(CHESS, 0.0)
+    assert (before == CHESS).all()
+    assert detail(out[40:90, 60:100]) < 20
+    assert detail(out[30:100, 50:110]) < 20, "hair and chin"
+    assert (out[:, :40] == CHESS[:, :40]).all() and (out[:20] == CHESS[:20]).all()
+
+
+def test_a_face_that_is_missed_for_a_moment_stays_blurred() -> None:
+    seen = [[Box(60, 40, 40, 50)], [], [], [Box(500, 500, 9, 9)]]
+    blur = Blur("faces", find=lambda image: seen.pop(0))
+    sharp = [detail(blur(CHESS, seconds)[40:90, 60:100]) > 20 for seconds in (0.0, 0.5, 0.9, 1.1)]
+    assert sharp == [False, False, False, True]
+
+
+def test_what_cannot_be_searched_is_blurred_whole() -> None:
+    def broken(image: np.ndarray) -> list[Box]:
+        raise cv2.error("out of memory")
+
+    assert detail(Blur("faces", find=broken)(CHESS, 0.0)) < 5
+
+
+def test_without_weights_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'blur = "faces": STILLWATCH_WEIGHTS = not set: yunet.*is needed'):
+        Blur("faces")
+    monkeypatch.setenv("STILLWATCH_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"yunet_n_320_320[.]onnx is needed there"):
+        Blur("faces")

@@ -1,0 +1,191 @@
+"""Sources: what they are, their names without secrets, their moments, and the paces at which they are read."""
+
+import random
+from pathlib import Path
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+import pytest
+import streams
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillwatch.errors import UserError
+from stillwatch.media import synthetic
+from stillwatch.monitor.cameras import source
+from stillwatch.monitor.cameras.source import Backoff, PlaybackClock, RateLimiter
+
+# Long enough, and of letters that nothing harmless has, so that finding it again means that it leaked
+SECRET = st.text(st.sampled_from("QXZJKqxzjk97@:/?#&=%+ é"), min_size=4, max_size=14).filter(
+    lambda text: sum(letter in "QXZJKqxzjk" for letter in text) >= 3
+)
+KEYS = st.sampled_from(["token", "password", "pwd", "auth", "access_key", "user", "usr", "x", "channel", "subtype"])
+
+
+def urls(one: str, two: str, key: str, encoded: int) -> list[str]:
+    """The ways in which people write a password into a URL, percent-encoded so many times."""
+    for _ in range(encoded):
+        one, two = quote(one, safe=""), quote(two, safe="")
+    return [
+        f"rtsp://{one}:{two}@10.0.0.7:554/live?channel=1&subtype=0",
+        f"http://cam.local:8080/video.mjpg?{key}={one}&pwd={two}",
+        f"rtsp://10.0.0.7/user={one}_password={two}_channel=1_stream=0.sdp",
+        f"https://{one}@cam.local/hls/index.m3u8?{key}={two}#{one}",
+        f"rtsp://cam.local/{quote(f'x?{key}={one}&token={two}', safe='')}",
+    ]
+
+
+def pieces(secret: str) -> list[str]:
+    """Every part of a secret that is long enough to be told from chance, and is not what every URL has."""
+    parts = [secret[start : start + 3] for start in range(len(secret) - 2)]
+    return [part for part in parts if any(letter.isalpha() for letter in part)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(SECRET, SECRET, KEYS, st.integers(1, 3), st.integers(0, 4))
+def test_no_part_of_an_encoded_secret_is_left(one: str, two: str, key: str, encoded: int, form: int) -> None:
+    url = urls(one, two, key, encoded)[form]
+    shown = source.redact(url)
+    for piece in pieces(one) + pieces(two):
+        assert piece not in shown
+    assert shown == source.redact(shown), "it is its own redaction"
+    error = OSError(5, f"Server returned 401 for {url} and for {url.partition('://')[2]}")
+    said = source.words(error, url)
+    for secret in (one, two):
+        assert secret not in said and quote(secret, safe="") not in said
+
+
+@settings(max_examples=200, deadline=None)
+@given(SECRET, SECRET)
+def test_a_secret_that_nobody_encoded_is_not_left_either(one: str, two: str) -> None:
+    shown = source.redact(f"rtsp://{one}:{two}@10.0.0.7:554/live")
+    assert not any(piece in shown for piece in pieces(one) + pieces(two))
+
+
+def test_what_is_no_secret_may_be_seen() -> None:
+    assert source.redact("rtsp://admin:p%40ss@10.0.0.7:554/live") == "rtsp://***@10.0.0.7:554/live"
+    assert source.redact("rtsp://admin:p/ss@10.0.0.7/live") == "rtsp://***", "or is it a path?"
+    for plain in ("toy://street?seed=3&size=360x640", "rtsp://10.0.0.7:554/Streaming/Channels/101", "0", "clip.mp4"):
+        assert source.redact(plain) == plain
+    assert source.redact("http://h/cgi?channel=1&action=x") == "http://h/cgi?channel=1&***"
+    assert source.redact("rtsp://nvr.local:7447/Zk3Qx81LmNopQrSt") == "rtsp://nvr.local:7447/***"
+    assert source.redact("admin:hunter2@10.0.0.7/live") == "***"
+
+
+def test_sources_are_told_apart(tmp_path: Path) -> None:
+    film = streams.film(tmp_path / "a.mp4", 0.3)
+    cv2.imwrite(str(tmp_path / "x.png"), np.zeros((8, 8, 3), np.uint8))
+    kinds = {"0": "device", "/dev/video2": "device", "rtsp://h/": "stream", "http://h/x.mjpg": "stream"}
+    kinds |= {"toy://driver": "toy", str(film): "file", str(tmp_path): "folder"}
+    assert {one: source.kind(one) for one in kinds} == kinds
+    assert [one for one in kinds if source.is_live(one)] == ["0", "/dev/video2", "rtsp://h/", "http://h/x.mjpg"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("gone.mp4", "no such file"),
+        ("rstp://u:hunter2@h/", r"unknown scheme 'rstp'; did you mean 'rtp'"),
+        ("u:hunter2@h/live", r"= \*\*\*: no such file"),
+        ("toy://drivr", "no such toy.*'driver'"),
+        ("toy://driver?sede=3", "sede: unknown.*'seed'"),
+        ("toy://driver?size=big", "size cannot be read"),
+        ("toy://driver?fps=0", "fps cannot be read"),
+        (".", "folder without pictures"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused_by_name(here: Path, wrong: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        source.kind(wrong)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_film_gives_every_frame_at_its_second(tmp_path: Path) -> None:
+    film = streams.film(tmp_path / "a.mp4", 2)
+    found = list(source.frames(str(film)))
+    assert [round(seconds, 6) for seconds, _ in found] == [n / 10 for n in range(20)]
+    for number, (_, image) in enumerate(found):
+        assert image.shape == (96, 128, 3) and image.dtype == np.uint8
+        assert np.abs(image.astype(int) - streams.picture(number, (96, 128))).mean() < 12
+    assert [round(seconds, 6) for seconds, _ in source.frames(str(film), fps=4)] == [
+        0,
+        0.3,
+        0.5,
+        0.8,
+        1.0,
+        1.3,
+        1.5,
+        1.8,
+    ]
+
+
+def test_a_folder_is_in_the_order_of_its_numbers_and_bad_pictures_are_left_out(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        cv2.imwrite(str(tmp_path / f"p{number}.png"), np.full((8, 8, 3), number, np.uint8))
+    (tmp_path / "p3.png").write_bytes(b"no picture")
+    found = list(source.frames(str(tmp_path), fps=5))
+    assert [(seconds, int(image[0, 0, 0])) for seconds, image in found] == [(0, 1), (0.2, 2), (0.4, 10)]
+
+
+def test_a_toy_is_what_toy_draws() -> None:
+    found = list(source.frames("toy://street?seed=3&fps=5&size=48x64&seconds=1"))
+    drawn = list(synthetic.clip("street", 1, 5, 3, (48, 64)))
+    assert [seconds for seconds, _ in found] == [seconds for seconds, _, _ in drawn]
+    assert all((one == other).all() for (_, one), (_, other, _) in zip(found, drawn, strict=True))
+    endless = source.drawn("toy://driver?fps=0.1&size=16x16", 10, print, loop=False)
+    assert [next(endless)[0] for _ in range(62)][-2:] == [600, 610]
+
+
+def test_a_live_source_and_a_file_that_is_no_film_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is live"):
+        list(source.frames("rtsp://u:hunter2@h/"))
+    (tmp_path / "a.mp4").write_bytes(b"x" * 500)
+    with pytest.raises(UserError, match="cannot be read as a film"):
+        list(source.frames(str(tmp_path / "a.mp4")))
+
+
+def test_brightness_is_read_without_a_conversion(tmp_path: Path) -> None:
+    import av
+
+    frame = av.VideoFrame.from_ndarray(streams.picture(0, (96, 128)), format="rgb24")
+    gray = frame.reformat(format="yuv420p")
+    shot = source.VideoFrame(gray, 0.0, 0.0, source.Colours())
+    luma = shot.luma()
+    assert luma.shape == (48, 64)
+    assert (luma == gray.to_ndarray()[:96:2, :128:2]).all()
+    assert shot.rgb().shape == (96, 128, 3)
+    packed = source.VideoFrame(frame, 0.0, 0.0, source.Colours())
+    assert (packed.luma() == packed.rgb()[::2, ::2, 1]).all()
+
+
+def test_a_pace_lets_the_rate_through_and_forgives_a_late_frame() -> None:
+    pace = RateLimiter(10)
+    assert sum(pace.due(n / 25) for n in range(250)) == 100
+    chance = np.random.default_rng(0)
+    jittered = RateLimiter(10)
+    assert sum(jittered.due(n / 10 + chance.uniform(-0.03, 0.03)) for n in range(1000)) >= 990
+    late = RateLimiter(1)
+    assert [late.due(now) for now in (0, 9, 9.05, 9.6, 10, 11)] == [True, True, False, True, False, True]
+    assert all(RateLimiter(None).due(n) for n in (0, 0, 0))
+
+
+def test_waits_double_to_the_longest_and_never_exceed_it() -> None:
+    backoff = Backoff(0.5, 4, random.Random(0))
+    waits = [backoff.next() for _ in range(50)]
+    for wait, most in zip(waits, [0.5, 1, 2, *[4] * 47], strict=True):
+        assert most / 2 <= wait <= most
+    assert len(set(waits)) == 50, "jittered"
+    backoff.reset()
+    assert backoff.next() <= 0.5
+
+
+def test_a_metronome_keeps_time_and_does_not_run_to_catch_up() -> None:
+    beat = PlaybackClock(2)
+    assert beat.left(0, 100) == 0
+    assert beat.left(1, 100.1) == pytest.approx(0.4)
+    assert beat.left(2, 105) == 0
+    assert beat.left(3, 105) == pytest.approx(0.5)
+    assert PlaybackClock(0).left(99, 0) == 0
+    leaping = PlaybackClock(1, most=3)
+    assert [leaping.left(0, 10), leaping.left(2, 10), leaping.left(5000, 12), leaping.left(5001, 12)] == [0, 2, 0, 1]

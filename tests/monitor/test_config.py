@@ -1,0 +1,126 @@
+"""watch.toml: what is right starts, what is wrong is named by key and line."""
+
+from pathlib import Path
+
+import pytest
+
+from stillwatch.errors import UserError
+from stillwatch.monitor import config as plans
+
+GOOD = """bundle = "b"
+[[camera]]
+name = "cab"
+source = "toy://driver"
+"""
+SHIPPED = Path(__file__).parent.parent.parent / "deploy" / "watch.toml"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "watch.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(folder: Path, text: str) -> str:
+    with pytest.raises(UserError) as mistake:
+        plans.load(written(folder, text))
+    return str(mistake.value).replace(str(folder), "")
+
+
+def test_the_shipped_example_is_whole_and_shows_the_defaults() -> None:
+    read = plans.load(SHIPPED)
+    assert (read.cameras, read.sinks) == ({}, {})
+    assert read.plan.web == plans.Web()
+    assert read.plan.keep == plans.Keep(folder=SHIPPED.parent / "watch")
+    assert read.plan.camera[0] == plans.CameraConfig(name="cab", source="toy://driver")
+
+
+def test_the_examples_in_its_comments_are_right_too(tmp_path: Path) -> None:
+    lines = SHIPPED.read_text(encoding="utf-8").splitlines()[4:]
+    read = plans.load(written(tmp_path, "\n".join(line.removeprefix("# ") for line in lines)))
+    assert (read.cameras, read.sinks) == ({}, {})
+    assert [sink.name for sink in read.plan.sink] == ["log", "desk", "home", "phone", "relay"]
+    assert read.plan.rule is not None
+    assert read.plan.rule.off == ("drinking",)
+
+
+def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
+    text = GOOD + '[[camera]]\nname="film"\nsource="clips/a.mp4"\n[[camera]]\nname="secret"\nsource="$URL"\n'
+    text += '[[sink]]\nname="l"\nto={name="jsonl",path="told.jsonl"}\n[[sink]]\nname="s"\nto="sound"\n'
+    plan = plans.load(written(tmp_path, text)).plan
+    assert [sink.to for sink in plan.sink] == [{"name": "jsonl", "path": str(tmp_path / "told.jsonl")}, "sound"]
+    assert plan.bundle == tmp_path / "b"
+    assert plan.keep.folder == tmp_path / "watch"
+    assert [camera.source for camera in plan.camera] == ["toy://driver", str(tmp_path / "clips/a.mp4"), "$URL"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD + "[web]\nprot = 1\n", "watch.toml: line 6: web.prot = 1: unknown key; did you mean 'port'?"),
+        (GOOD + "[web]\nport = 70000\n", "watch.toml: line 6: web.port = 70000: "),
+        (GOOD + '[web]\ntoken = "abc"\n', 'a secret stands in the environment: token = "$STILLWATCH_TOKEN"'),
+        (GOOD + "[keep]\n\ndays = -1\n", "watch.toml: line 7: keep.days = -1: "),
+        ("bundel = 1\n" + GOOD, "watch.toml: line 1: bundel = 1: unknown key; did you mean 'bundle'?"),
+        ('bundle = "b"\n', "watch.toml: camera: missing; add [[camera]] with name and source"),
+        ('bundle = "b"\ncamera = 3\n', "watch.toml: line 2: camera: is written [[camera]], once for each"),
+        (GOOD.replace("[[", "[["[:1]).replace("]]", "]"), "watch.toml: line 2: camera: is written [[camera]]"),
+        ("bundle = \n", "watch.toml: not valid TOML: "),
+        (GOOD.replace('source = "toy://driver"', "fps = 0"), "line 2: camera.source: missing"),
+    ],
+)
+def test_a_fault_names_key_and_line(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refused(tmp_path, text)
+
+
+def test_a_bad_camera_does_not_keep_the_good_ones_from_starting(tmp_path: Path) -> None:
+    text = GOOD + '[[camera]]\nname = "yard"\nsource = "1"\n\nfsp = 5\n[[camera]]\nname = "cab"\nsource = "2"\n'
+    read = plans.load(written(tmp_path, text))
+    assert [camera.name for camera in read.plan.camera] == ["cab"]
+    path = tmp_path / "watch.toml"
+    assert read.cameras == {
+        "yard": f"{path}: line 9: camera.fsp = 5: unknown key; did you mean 'fps'?",
+        "cab-3": f"{path}: line 11: camera.name = 'cab': there is one already",
+    }
+
+
+def test_a_bad_sink_neither(tmp_path: Path) -> None:
+    read = plans.load(written(tmp_path, GOOD + '[[sink]]\nname = "a"\nto = "log"\nlevel = "wran"\n'))
+    assert read.plan.sink == ()
+    assert "line 8: sink.level = 'wran': not allowed; did you mean 'warn'?" in read.sinks["a"]
+
+
+def test_where_no_camera_is_right_all_faults_are_said(tmp_path: Path) -> None:
+    text = 'bundle = "b"\n[[camera]]\nname = "a b"\nsource = "0"\n[[camera]]\nsource = "0"\n'
+    said = refused(tmp_path, text).splitlines()
+    assert len(said) == 2
+    assert "line 3: camera.name = 'a b'" in said[0]
+    assert "line 5: camera.name: missing" in said[1]
+
+
+def test_no_file_names_the_nearest(tmp_path: Path) -> None:
+    written(tmp_path, GOOD)
+    with pytest.raises(UserError, match=r"wacth.toml: no such file; did you mean 'watch.toml'\?"):
+        plans.load(tmp_path / "wacth.toml")
+
+
+def test_secrets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", "s3cret")
+    assert plans.secret({"a": ["$HOOK", 3], "b": "cost $HOOK"}) == {"a": ["s3cret", 3], "b": "cost $HOOK"}
+    monkeypatch.delenv("HOOK")
+    with pytest.raises(UserError, match=r"\$HOOK: not set in the environment"):
+        plans.secret("$HOOK")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("0", "camera0"),
+        ("a/night film.mp4", "night-film"),
+        ("rtsp://user:pass@10.0.0.7:554/live?x=1", "10-0-0-7-554"),
+        ("toy://driver?seed=3", "toy-driver"),
+        ("/dev/video0", "video0"),
+    ],
+)
+def test_a_single_cameras_name_has_nothing_secret_in_it(source: str, name: str) -> None:
+    assert plans.single(Path("b"), source).camera[0].name == name

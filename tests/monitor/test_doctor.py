@@ -1,0 +1,70 @@
+"""A plan that works here says so line by line; what does not is found by trying."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_detector import made
+from test_runtimes import onnx_net
+
+from stillwatch.monitor import doctor
+from stillwatch.monitor.config import CameraConfig, Keep, Read, Sink, WatchConfig, Web
+from stillwatch.recipe import Rule
+
+
+def read(folder: Path, *cameras: CameraConfig, **keys: Any) -> Read:
+    if not (folder / "bundle-toy").exists():
+        made(folder, {"model.onnx": onnx_net(folder / "m.onnx")})
+    keep = keys.pop("keep", Keep(folder=folder / "kept", gigabytes=0.001, free=0))
+    plan = WatchConfig(bundle=folder / "bundle-toy", camera=cameras, keep=keep, rule=Rule(profile="cctv"), **keys)
+    return Read(plan, {}, {})
+
+
+def found(asked: Read) -> dict[str, list[doctor.Finding]]:
+    by: dict[str, list[doctor.Finding]] = {}
+    for finding in doctor.examine(asked):
+        by.setdefault(finding.what, []).append(finding)
+    return by
+
+
+def test_what_works_is_tried_and_said(tmp_path: Path) -> None:
+    sinks = (Sink(name="log", to="log"),)
+    by = found(read(tmp_path, CameraConfig(name="yard", source="toy://street?size=48x64"), sink=sinks))
+    assert all(finding.good for findings in by.values() for finding in findings), by
+    assert by["bundle"][0].words.startswith("toy: model.onnx in ")
+    assert by["yard"][0].words.startswith("first frame after ")
+    assert any(finding.words.startswith("danger: evidence of danger") for finding in by["yard"])
+    assert list(by) == ["bundle", "yard", "log", "page", "disk"]
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_what_does_not_is_named_and_the_rest_is_tried_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "PATIENCE", 1.0)
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    cameras = (
+        CameraConfig(name="gone", source="no-such-film.mp4"),
+        CameraConfig(name="deaf", source="rtsp://user:hunter2@127.0.0.1:9/"),
+        CameraConfig(name="secret", source="$NO_SUCH"),
+        CameraConfig(name="good", source="toy://street?size=48x64"),
+    )
+    sinks = (Sink(name="hook", to={"name": "webhook", "url": "$NO_SUCH"}),)
+    asked = read(
+        tmp_path, *cameras, sink=sinks, web=Web(host="0.0.0.0"), keep=Keep(folder=tmp_path / "m.onnx", gigabytes=1)
+    )
+    by = found(asked._replace(cameras={"typo": "watch.toml: line 3: camera.fsp: unknown key"}))
+    words = {what: findings[0].words for what, findings in by.items() if not findings[0].good}
+    assert set(words) == {"typo", "gone", "deaf", "secret", "hook", "page", "disk"}
+    assert "no such file" in words["gone"]
+    assert words["deaf"].startswith("no frame within 1 s")
+    assert "hunter2" not in str(by)
+    assert "$NO_SUCH: not set" in words["secret"] + words["hook"]
+    assert "needs a token" in words["page"]
+    assert by["good"][0].good
+
+
+def test_without_its_bundle_nothing_else_is_tried(tmp_path: Path) -> None:
+    plan = WatchConfig(bundle=tmp_path / "none", camera=(CameraConfig(name="yard", source="toy://street"),))
+    (finding,) = doctor.examine(Read(plan, {}, {}))
+    assert str(finding).startswith("!!  bundle: ")
