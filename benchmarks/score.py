@@ -15,7 +15,6 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from stillwatch import bundle
 from stillwatch.inference import runtimes, scoring
@@ -56,10 +55,10 @@ def decode(folder: Path, names: Sequence[str]) -> int:
         if name.endswith(".jpg"):
             count += not isinstance(files.read_picture(folder / name), str)
             continue
-        colours = VideoReformatter()
-        with scoring.CODEC.open(str(folder / name)) as container:
-            for frame in container.decode(video=0):
-                colours.reformat(frame, format="rgb24").to_ndarray()
+        rgb = files.ToRgb()
+        with files.open_film(folder / name, threads=1) as container:
+            for frame in files.frames(container):
+                rgb(frame)
                 count += 1
     return count
 

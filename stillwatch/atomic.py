@@ -1,17 +1,20 @@
-"""Files that are there whole or not at all, and whether a process is alive.
+"""Files that are there whole or not at all, locks on files, and whether a process is alive.
 
-Imports nothing of ours.
+Imports errors alone.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stillwatch.errors import UserError
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the body ends well it becomes `path`, otherwise it is gone."""
+    """Give a temporary path beside `path`; when the body ends well it becomes `path`, otherwise it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -19,6 +22,50 @@ def atomic(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+class FileLock:
+    """An exclusive lock between processes, on a file made for it. It ends with the process, however that ends."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._handle: int | None = None
+
+    def acquire(self, wait: bool = False) -> bool:
+        """Whether this process holds it now; False: another one does. A file system without locks holds nobody up.
+
+        Raises OSError where the file cannot be made.
+        """
+        if self._handle is not None:
+            return True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        except OSError:  # ENOLCK, ENOTSUP
+            pass
+        self._handle = handle
+        return True
+
+    def release(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+@contextmanager
+def locked(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold the lock at `path` for the body. busy: the UserError where another process holds it; "": wait for it."""
+    lock = FileLock(path)
+    if not lock.acquire(wait=not busy):
+        raise UserError(busy)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def alive(process: int) -> bool:

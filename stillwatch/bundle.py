@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from stillwatch.atomic import alive
-from stillwatch.errors import UserError, nearest
+from stillwatch.errors import UserError, nearest, one_line
 from stillwatch.recipe import Strict
 
 FORMAT = 1
@@ -132,7 +132,7 @@ class Bundle:
                 frames = arrays["frames"]
                 golden = {model.name: arrays[f"p {model.name}"] for model in self.manifest.models}
         except Exception as error:  # a broken zip can raise almost anything: NotImplementedError, MemoryError, zlib's…
-            raise UserError(f"{self.path / GOLDEN}: cannot be read: {_one_line(error)}") from error
+            raise UserError(f"{self.path / GOLDEN}: cannot be read: {one_line(error)}") from error
         _check_golden(self.path, self.manifest, frames, golden)
         return frames, golden
 
@@ -209,11 +209,11 @@ def _manifest(folder: Path, place: Path) -> Manifest:
         with (folder / MANIFEST).open("rb") as file:
             text = file.read(LARGEST + 1)
     except OSError as error:
-        raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{where}: cannot be read: {one_line(error)}") from error
     try:
         raw = json.loads(text) if len(text) <= LARGEST else None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON: {_one_line(error)}; copy the bundle again") from error
+        raise UserError(f"{where}: not valid JSON: {one_line(error)}; copy the bundle again") from error
     if not isinstance(raw, dict) or type(raw.get("format")) is not int:
         raise UserError(
             f"{where}: not a bundle's manifest (no whole number `format`); `stillwatch export RUN` makes one"
@@ -250,7 +250,7 @@ def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:
     except FileNotFoundError:
         raise UserError(f"{where}: missing; copy the bundle again") from None
     except (OSError, RuntimeError) as error:  # a ring of links is a RuntimeError before Python 3.13
-        raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{where}: cannot be read: {one_line(error)}") from error
     if not file.is_relative_to(root):
         raise UserError(f"{where}: a link that climbs out of the bundle; copy the bundle again, with its files")
     if not file.is_file():
@@ -261,7 +261,7 @@ def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{where}: cannot be read: {one_line(error)}") from error
     if found != entry.sha256:
         raise UserError(f"{where}: was changed (sha256 {found[:12]}…, not {entry.sha256[:12]}…); copy the bundle again")
 
@@ -287,10 +287,6 @@ def _form(array: NDArray[Any]) -> str:
     return f"{array.dtype} ({','.join(map(str, array.shape))})"
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
     """Copy one file into the draft, and say what it is."""
     try:
@@ -301,7 +297,7 @@ def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
         else:
             shutil.copyfile(source, draft / name)
     except (OSError, ValueError) as error:
-        raise UserError(f"{place}: {name!r}: cannot be put into the bundle: {_one_line(error)}") from error
+        raise UserError(f"{place}: {name!r}: cannot be put into the bundle: {one_line(error)}") from error
     with (draft / name).open("rb") as stream:
         return Entry(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=(draft / name).stat().st_size)
 
@@ -325,7 +321,7 @@ def _folder(path: Path) -> Iterator[Path]:
             target.rename(old)
             draft.rename(target)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {_one_line(error)}") from error
+        raise UserError(f"{path}: cannot be written: {one_line(error)}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # after an exchange the draft is the older bundle
         if target.exists():

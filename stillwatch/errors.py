@@ -15,6 +15,17 @@ class UserError(Exception):
     """Something a person can put right: one line with the place, the value and what to do."""
 
 
+def one_line(error: BaseException, hide: Iterable[str] = ()) -> str:
+    """What any exception says, in one line of at most 300 characters; its type's name where it says nothing.
+
+    hide: secrets, such as a URL's password, that become *** wherever they stand in it.
+    """
+    text = str(getattr(error, "strerror", None) or error)
+    for secret in sorted(filter(None, hide), key=len, reverse=True):
+        text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or the list of what is known."""
     known = [str(k) for k in known]

@@ -1,31 +1,104 @@
-"""The plugin system: a name or a table of options -> an entry of a plain dict.
+"""Plugins: a name, or a table of options, -> an entry of a plain dict, called with checked options.
 
 Imports errors alone.
 """
 
 import importlib
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from stillwatch.errors import UserError, nearest
 
-Spec: TypeAlias = str | dict[str, Any]  # "kd", or {name="kd", temperature=4}: what pick() takes
+Spec: TypeAlias = str | dict[str, Any]  # "kd", {name="kd", temperature=4} or "mypackage.losses:mine"
+Table: TypeAlias = Mapping[str, Callable[..., Any]]
+CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class Choice(NamedTuple):
+    """A plugin that was asked for; its options are checked against its signature."""
+
+    name: str
+    entry: Callable[..., Any]
+    options: dict[str, Any]
+    extra: dict[str, Any]  # options that the caller keeps for itself
+
+
+def find(table: Table, spec: Spec, place: str = "name") -> Callable[..., Any]:
+    """The entry that a spec names; its options are not looked at. Raises UserError for an unknown name."""
+    name = spec if isinstance(spec, str) else str(spec.get("name", ""))
+    if name in table:
+        return table[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"{place} = {name!r}: unknown{nearest(name, table)}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{place} = {name!r}: cannot be imported: {error}") from error
+
+
+def resolve(
+    table: Table,
+    spec: Spec,
+    given: int = 0,
+    place: str = "name",
+    prefix: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Choice:
+    """A spec -> its entry and its options, each checked against the entry's signature.
+
+    given: how many leading parameters the caller fills. place: the key that holds the spec, for errors.
+    prefix: of an option's key in errors; `place.name` by default. extra: name -> type of options that the caller
+    keeps for itself. Ranges stand in the signature: `beta: Annotated[float, Field(ge=0)] = 1.0`. Types are strict:
+    no text for a number, no bool for an int; an int does for a float; lists are `list` or `Sequence`.
+    Raises UserError for an unknown name or option, a missing one, and a value of the wrong type or range.
+    """
+    entry, own = find(table, spec, place), dict(extra or {})
+    options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
+    name = (spec if isinstance(spec, str) else spec["name"]).rpartition(":")[2]
+    prefix = f"{place}.{name}" if prefix is None else prefix
+    parameters = list(inspect.signature(entry, eval_str=True).parameters.values())[given:]
+    named = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    types = {key: p.annotation for key, p in named.items()} | own
+    for key, value in options.items():
+        if key in types:
+            options[key] = _checked(f"{prefix}.{key}".lstrip("."), value, types[key])
+        elif not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            hint = nearest(key, types) if types else "; it has no options"
+            raise UserError(f"{f'{prefix}.{key}'.lstrip('.')} = {value!r}: unknown option{hint}")
+    if missing := [key for key, p in named.items() if p.default is p.empty and key not in options]:
+        raise UserError(f"{f'{prefix}.{missing[0]}'.lstrip('.')}: missing; the options are: {', '.join(types)}")
+    kept = {key: options.pop(key) for key in own if key in options}
+    return Choice(name, entry, options, kept)
+
+
+def build(table: Table, spec: Spec, *args: Any, place: str = "name", prefix: str | None = None) -> Any:
+    """Call the entry that a spec names with args and its checked options. Raises UserError, as resolve() does."""
+    choice = resolve(table, spec, len(args), place, prefix)
+    return choice.entry(*args, **choice.options)
+
+
+def bind(table: Table, spec: Spec, given: int, place: str = "name", prefix: str | None = None) -> partial[Any]:
+    """An entry to be called later with `given` leading arguments: its options are checked and filled in now."""
+    choice = resolve(table, spec, given, place, prefix)
+    return partial(choice.entry, **choice.options)
+
+
+def _checked(key: str, value: Any, annotation: Any) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return value
+    try:
+        return TypeAdapter(annotation, config=CONFIG).validate_python(value)
+    except ValidationError as error:
+        reasons = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        raise UserError(f"{key} = {value!r}: {'; or: '.join(reasons)}") from None
 
 
 def build_spec(table: Mapping[str, Any], spec: Spec, what: str = "name") -> tuple[Any, dict[str, Any]]:
-    """The plugin system: a spec -> (entry of the table, its options).
-
-    spec: "kd", {name="kd", temperature=4}, or "mypackage.losses:mine". what: the key to name in an error.
-    Raises UserError for a name that neither the table nor an importable module knows.
-    """
-    options = {} if isinstance(spec, str) else dict(spec)
-    name = spec if isinstance(spec, str) else str(options.pop("name", ""))
-    if name in table:
-        return table[name], options
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise UserError(f"{what} = {name!r}: unknown{nearest(name, table)}")
-    try:
-        return getattr(importlib.import_module(module), attribute), options
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{what} = {name!r}: cannot be imported: {error}") from error
+    """A spec -> (entry, unchecked options). Going: use build(), bind(), resolve() or find()."""
+    options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
+    return find(table, spec, what), options

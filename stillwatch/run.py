@@ -5,9 +5,7 @@ Called by the lab and the CLI; read by the judge. It knows no torch: what it sav
 """
 
 import csv
-import fcntl
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.atomic import atomic
+from stillwatch.atomic import FileLock, atomic
 from stillwatch.errors import UserError, nearest
 from stillwatch.recipe import Recipe, amend, check
 
@@ -44,7 +42,7 @@ class Run:
     def __init__(self, path: Path, info: dict[str, Any]):
         self.path = path
         self.info = info
-        self._lock: int | None = None
+        self._lock = FileLock(path / ".lock")
 
     @classmethod
     def create(cls, recipe: Recipe, kind: str, root: Path | str = "runs", source: str = "", **fields: Any) -> "Run":
@@ -104,19 +102,10 @@ class Run:
 
     def lock(self) -> bool:
         """Hold this run until the process ends, however it ends. False: another process holds it."""
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return False
-        self._lock = handle
-        return True
+        return self._lock.acquire()
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 import stillwatch
 from stillwatch.bundle import Bundle, unlike
-from stillwatch.errors import UserError
-from stillwatch.evaluation.fresh import first_answer, one_line
+from stillwatch.errors import UserError, one_line
+from stillwatch.evaluation.fresh import first_answer
 from stillwatch.run import NO_PROGRESS, Progress
 
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]

@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from stillwatch.errors import one_line
+
 Open: TypeAlias = Callable[[int, int], Callable[..., Any]]  # (threads, batch) -> predict, as in a bench's Contender
 
 PATIENCE = 300.0  # seconds that a fresh process has for its first answer
@@ -93,8 +95,3 @@ def _clock_imports() -> list[float]:
     builtins.__import__ = clocked(builtins.__import__)
     importlib.import_module = clocked(importlib.import_module)
     return spent
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception of any library says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -6,7 +6,6 @@ It knows no camera, no rule and no torch.
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -16,20 +15,18 @@ import stat
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import repeat
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from stillwatch import bundle as bundles
-from stillwatch.atomic import atomic
+from stillwatch.atomic import atomic, locked
 from stillwatch.errors import UserError
 from stillwatch.inference import film, runtimes, table
 from stillwatch.inference.detector import Detector, cores
@@ -95,7 +92,7 @@ def score(
         wanted = "film" if clips else "picture or film"
         raise UserError(f"{folder}: no {wanted} in it; read are {' '.join(_kinds(clips))}")
     parts = out.with_name(f"{out.name}.parts")
-    with _held(parts):
+    with locked(parts / ".lock", busy=f"{parts}: another `stillwatch score` writes there; choose another -o"):
         task = _task(it, folder, parts, _rate(it, rate), voice)
         shards = cut(found)
         open_ = [shard for shard in shards if not _place(task, shard).is_file()]
@@ -222,21 +219,6 @@ def _place(task: Task, shard: Sequence[File]) -> Path:
     """A shard's file: its name says which files, as they were, it holds."""
     told = json.dumps([task.key, shard])
     return Path(task.parts) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
-
-
-@contextmanager
-def _held(parts: Path) -> Iterator[None]:
-    """The parts are this process's alone, until it ends, however it ends."""
-    parts.mkdir(parents=True, exist_ok=True)
-    handle = os.open(parts / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{parts}: another `stillwatch score` writes there; choose another -o") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _sweep(task: Task, shards: Sequence[Sequence[File]]) -> None:
@@ -431,30 +413,19 @@ def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Pict
         image = decode.read_picture(path)
         yield -1, 0.0, image if isinstance(image, str) else [fit(image)]
         return
-    times = decode.times_of(path, CODEC)
+    times = decode.times_of(path)
     if isinstance(times, str):
         yield -1, 0.0, times
         return
     wanted = decode.windows(decode.sampled(times, task.rate), clip[0] if clip else 1)
     bad: list[str] = []
-    for window, value in decode.clips(path, wanted, fit, CODEC):
+    for window, value in decode.clips(path, wanted, fit, threads=1):  # a worker has one core
         if isinstance(value, str):
             bad.append(f"at {times[window[0]]:.2f} s: {value}")
         else:
             yield window[0], times[window[0]], value
     if bad:
         yield -1, 0.0, bad[0] + (f" ({len(bad)} of {len(wanted)} rows are missing)" if len(bad) > 1 else "")
-
-
-def _opened(path: str, **options: Any) -> Any:
-    """A film, decoded by one thread: a worker has one core."""
-    container = av.open(path, **options)
-    for stream in container.streams.video:
-        stream.codec_context.thread_count = 1
-    return container
-
-
-CODEC = decode.Codec(_opened, VideoReformatter)
 
 
 # ---- the table

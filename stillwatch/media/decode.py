@@ -1,17 +1,22 @@
-"""Files: picture and video files -> pixels and seconds: the ONLY place where it is decided which frames are looked at.
+"""Picture and video files -> pixels and seconds; the only place that decides which frames of a film are looked at.
 
-In: paths, and for videos the Codec that a room hands in (PyAV's parts). Out: uint8 RGB, or why there is none.
-Called by the lab's data and sources and by the street's score, so that both get the same numbers from the same file.
-It writes nothing, raises nothing for a bad file, and knows no label and no net.
+Raises nothing for a bad file, but says why; it knows no label and no net.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
+import av
 import cv2
 import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
+from stillwatch.errors import one_line
 
 Picture: TypeAlias = NDArray[np.uint8]
 Window: TypeAlias = tuple[int, ...]  # the T frame numbers of one sample
@@ -19,13 +24,6 @@ Window: TypeAlias = tuple[int, ...]  # the T frame numbers of one sample
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
 NOT_READ = (".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2")  # pictures, but not ones that are read here
-
-
-class Codec(NamedTuple):
-    """What is needed of PyAV: av.open, and the class VideoReformatter."""
-
-    open: Callable[..., Any]  # (path, metadata_errors=…) -> a container, which is a context
-    reformatter: Callable[[], Any]
 
 
 # ---- pictures
@@ -79,7 +77,50 @@ def cut_off(raw: bytes) -> bool:
 # ---- videos
 
 
-def times_of(path: Path, codec: Codec) -> list[float] | str:
+class ToRgb:
+    """av.VideoFrame -> uint8 (H,W,3) RGB. One for a whole film: making one costs as much as a frame."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> Picture:
+        return self._reformatter.reformat(frame, format="rgb24").to_ndarray()  # type: ignore[return-value]
+
+
+def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContainer:
+    """An av container, which is a context. threads: that decode; 0: as many as FFmpeg likes. options: of av.open.
+
+    Raises av.FFmpegError, or what else av.open does.
+    """
+    container = av.open(str(path), metadata_errors="replace", **options)
+    for stream in container.streams.video if threads else ():
+        stream.codec_context.thread_count = threads
+    return container
+
+
+def frames(container: InputContainer, damaged: Callable[[str], None] | None = None) -> Iterator[VideoFrame]:
+    """The frames of a film's first video stream, in the order in which they are shown.
+
+    damaged: is told of each packet that cannot be decoded, which is passed over with every corrupt frame; without it
+    corrupt frames come too (`frame.is_corrupt`), and a bad packet raises av.FFmpegError. Use: `rgb = ToRgb()`, then
+    `for frame in frames(container): image = rgb(frame)`. A live camera reads its packets itself: packet_frames().
+    """
+    for packet in container.demux(video=0):
+        yield from packet.decode() if damaged is None else packet_frames(packet, damaged)
+
+
+def packet_frames(packet: Packet, damaged: Callable[[str], None]) -> list[VideoFrame]:
+    """The whole frames that this packet completes; a corrupt one is left out, and a bad packet is told to `damaged`."""
+    try:
+        return [frame for frame in packet.decode() if not frame.is_corrupt]
+    except av.EOFError:
+        return []
+    except av.FFmpegError as error:
+        damaged(f"a packet that cannot be decoded: {one_line(error)}")
+        return []
+
+
+def times_of(path: Path) -> list[float] | str:
     """The seconds at which each frame of a clip is shown, from 0 on, read from its packets without decoding.
 
     Returns the reason, a str, where the file is no clip that can be read.
@@ -87,7 +128,7 @@ def times_of(path: Path, codec: Codec) -> list[float] | str:
     try:
         if not path.stat().st_size:
             return "empty file"
-        with codec.open(str(path), metadata_errors="replace") as container:
+        with open_film(path) as container:
             if not container.streams.video:
                 return "no video stream"
             stream = container.streams.video[0]
@@ -99,7 +140,7 @@ def times_of(path: Path, codec: Codec) -> list[float] | str:
             marks = sorted(mark for mark in shown if mark is not None)
             rate, base = float(stream.average_rate or 0), float(stream.time_base or 0)
     except Exception as error:  # FFmpeg's errors have no ancestor in common below this one
-        return f"not a video that can be read: {_words(error)}"
+        return f"not a video that can be read: {one_line(error)}"
     if not shown:
         return "no frames"
     if len(marks) == len(shown) and base and (len(marks) == 1 or marks[-1] > marks[0]):
@@ -125,25 +166,24 @@ def windows(taken: Sequence[int], frames: int) -> list[Window]:
 
 
 def clips(
-    path: Path, wanted: Sequence[Window], fit: Callable[[Picture], Picture], codec: Codec
+    path: Path, wanted: Sequence[Window], fit: Callable[[Picture], Picture], threads: int = 0
 ) -> Iterator[tuple[Window, list[Picture] | str]]:
     """The frames of each window, T of them as `fit` gives them, or the reason why they cannot be had.
 
     Decodes forward once, and hands out each window, in order of its frames, as soon as it is whole, so that memory
-    stays flat. fit: uint8 (H,W,3) RGB -> what is kept of it.
+    stays flat. fit: uint8 (H,W,3) RGB -> what is kept of it. threads: that decode; 0: as many as FFmpeg likes.
     """
     waiting = sorted(wanted, reverse=True)  # the next one last
     numbers = {number for window in wanted for number in window}
     kept: dict[int, Picture | str] = {}
-    colours = codec.reformatter()  # one for the whole clip: a new one for each frame costs as much as the frame
+    rgb = ToRgb()
     number = -1
     reason = ""
     try:
-        with codec.open(str(path), metadata_errors="replace") as container:
-            for number, frame in enumerate(container.decode(video=0)):
+        with open_film(path, threads) as container:
+            for number, frame in enumerate(frames(container)):
                 if number in numbers:
-                    image = colours.reformat(frame, format="rgb24").to_ndarray()  # (H,W,3) uint8
-                    kept[number] = "damaged frame" if frame.is_corrupt else fit(image)
+                    kept[number] = "damaged frame" if frame.is_corrupt else fit(rgb(frame))
                 while waiting and waiting[-1][-1] <= number:
                     window = waiting.pop()
                     yield window, _whole(window, kept)
@@ -152,7 +192,7 @@ def clips(
                 if not waiting:
                     return
     except Exception as error:  # FFmpeg's errors have no ancestor in common below this one
-        reason = f": {_words(error)}"
+        reason = f": {one_line(error)}"
     for window in reversed(waiting):
         yield window, f"only {number + 1} frames can be decoded, frame {window[-1]} is wanted{reason}"
 
@@ -161,7 +201,3 @@ def _whole(window: Window, kept: dict[int, Picture | str]) -> list[Picture] | st
     images = [kept[number] for number in window]
     damaged = next((image for image in images if isinstance(image, str)), None)
     return damaged or [image for image in images if not isinstance(image, str)]
-
-
-def _words(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)

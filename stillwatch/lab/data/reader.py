@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError, nearest
-from stillwatch.lab.data.sources import CODEC, SOURCES, Found, Sample, Skipped, drawn, negatives, read_idx
+from stillwatch.lab.data.sources import SOURCES, Found, Sample, Skipped, drawn, negatives, read_idx
 from stillwatch.media import image as pixels
 from stillwatch.media import synthetic
 from stillwatch.media.decode import Window, clips, read_picture
@@ -188,6 +188,6 @@ def _clip(samples: Sequence[Sample], data: Data) -> Read:
     by_window: dict[Window, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_window[sample.frames].append(sample)
-    for window, images in clips(samples[0].path, list(by_window), lambda image: _fit(image, data), CODEC):
+    for window, images in clips(samples[0].path, list(by_window), lambda image: _fit(image, data)):
         for sample in by_window[window]:
             yield sample, images

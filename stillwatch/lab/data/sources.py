@@ -17,17 +17,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.media import synthetic
-from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, Codec, sampled, times_of, windows
+from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, sampled, times_of, windows
 from stillwatch.recipe import Data
 
-CODEC = Codec(av.open, VideoReformatter)
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 
 
@@ -188,7 +185,7 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: int =
     else:
         rows = _tree(data, labels, VIDEOS, found.skipped)
     for row in _once(rows, found.skipped):
-        times = times_of(row.path, CODEC)
+        times = times_of(row.path)
         if isinstance(times, str):
             found.skipped.append(Skipped(row.id, times))
             continue

@@ -15,7 +15,7 @@ from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, one_line
 
 
 def imagenet(net: nn.Module, name: str, files: tuple[str, ...] | None = None, fresh: tuple[str, ...] = ()) -> None:
@@ -71,8 +71,7 @@ def _read(path: Path) -> dict[str, Tensor]:
                 state = state[key]
         return {k: v for k, v in state.items() if isinstance(v, Tensor)}
     except Exception as error:  # each format has its own errors; all of them mean an unreadable file
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: weights that cannot be read: {text}") from error
+        raise UserError(f"{path}: weights that cannot be read: {one_line(error)}") from error
 
 
 def _hub(name: str, file: str) -> dict[str, Tensor]:

@@ -259,9 +259,9 @@ def test_a_clip_cut_behind_its_index_says_how_much_is_left(tmp_path: Path) -> No
             picture = chance.integers(0, 255, (48, 64, 3)).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    assert len(decode.times_of(path, sources.CODEC)) == 20
+    assert len(decode.times_of(path)) == 20
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    reason = decode.times_of(path, sources.CODEC)
+    reason = decode.times_of(path)
     assert isinstance(reason, str) and reason.startswith("truncated: ") and reason.endswith(" of 20 frames")
 
 
