@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks.naive import OPTIMIZERS, Naive, Spent, accelerator
-from stillwatch import predictions, recipe
+from stillwatch import recipe
 from stillwatch.errors import UserError
 from stillwatch.lab.data.reader import Sample, decode, gather
 from stillwatch.lab.data.splits import assign
@@ -148,10 +148,10 @@ class Ears:
 
 
 def ours(stage: Stage, task: Recipe, root: Path, spent: Spent) -> Run:
-    """One stage by the lessons: gather, decode, audit, cache, train, validate, mark and save are all counted."""
+    """One stage by the lessons: gather, decode, audit, cache, train, validate, predict and save are all counted."""
     ears = Ears()
     work = lessons.teach if stage == "teach" else lessons.distil
-    run = work(task, predictions.save_predictions, root=root, fresh=True, voice=Progress(bar=ears.bar))
+    run = work(task, root=root, fresh=True, voice=Progress(bar=ears.bar))
     spent.seen, spent.accuracy = ears.seen, run.history()[-1]["valid"]["accuracy"]
     spent.phases = ears.phases
     return run

@@ -38,9 +38,9 @@ def rows_of(folder: Path, run: Run, recipe: str, note: str) -> list[dict[str, An
     whole = sum(entry.bytes for entry in made.manifest.files.values()) + (folder / bundle.MANIFEST).stat().st_size
     machine = report["machine"]
     about = {
-        "recipe": recipe, "run": run.path.name, "kind": run.info["kind"], "fold": run.recipe.data.fold,
+        "recipe": recipe, "run": run.path.name, "kind": run.info.kind, "fold": run.recipe.data.fold,
         "shape": "x".join(map(str, made.manifest.input.shape)), "cpu": machine["cpu"],
-        "load": machine["load_before"][0], "commit": (run.info["commit"] or "").rstrip("+"), "note": note,
+        "load": machine["load_before"][0], "commit": (run.info.commit or "").rstrip("+"), "note": note,
     }  # fmt: skip
     rows = []
     for one in report["rows"]:

@@ -30,7 +30,7 @@ def rows_of(runs: list[Run], recipe: str, note: str) -> list[dict[str, Any]]:
     rows = []
     for name, model in report["models"].items():
         mine = [run for run in runs if run.path.name in {Path(r).name for r in model["runs"]}]
-        side = mine[0].recipe.teacher if mine[0].info["kind"] == "teacher" else mine[0].recipe.student
+        side = mine[0].recipe.teacher if mine[0].info.kind == "teacher" else mine[0].recipe.student
         low, high = model["ci95"].get("macro_f1") or (None, None)
         clips = model.get("clips") or {}
         row = {
@@ -40,7 +40,7 @@ def rows_of(runs: list[Run], recipe: str, note: str) -> list[dict[str, Any]]:
             "spread": (model.get("spread") or {}).get("macro_f1"),
             "clip_accuracy": clips.get("accuracy"), "clip_macro_f1": clips.get("macro_f1"),
             "clip_auroc": clips.get("auroc"), "params": model["params"], "macs": model["macs"],
-            "commit": (mine[0].info["commit"] or "").rstrip("+"), "note": note,
+            "commit": (mine[0].info.commit or "").rstrip("+"), "note": note,
         }  # fmt: skip
         row |= {key: model.get(key) for key in ("accuracy", "macro_f1", "auroc", "ece", "recall_at_1pct_fa")}
         rows.append({key: f"{v:.4f}" if isinstance(v := row[key], float) else v for key in COLUMNS})

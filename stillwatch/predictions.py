@@ -106,7 +106,7 @@ def save_predictions(
 
 
 def read(run: Run | Path | str, split: str = "test") -> Predictions:
-    """What `mark` kept. Raises UserError where there is none or the file is damaged."""
+    """What save_predictions kept. Raises UserError where there is none or the file is damaged."""
     run = run if isinstance(run, Run) else Run.open(run)
     path = run.path / _name(split)
     if not path.is_file():

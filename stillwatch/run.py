@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from stillwatch.atomic import FileLock, atomic
-from stillwatch.errors import UserError, nearest
+from stillwatch.errors import UserError, explain, nearest
 from stillwatch.recipe import Recipe, amend, check
 
 PACKAGES = ("stillwatch", "torch", "timm", "accelerate", "numpy", "opencv-python-headless")
@@ -36,12 +37,75 @@ class Progress(NamedTuple):
 NO_PROGRESS = Progress()
 
 
+Cost: TypeAlias = Annotated[dict[str, int], BeforeValidator(lambda value: value or {})]  # params macs bytes
+Figures: TypeAlias = Annotated[dict[str, int | float], BeforeValidator(lambda value: value or {})]
+
+
+class Majority(BaseModel):
+    """What always answering the training split's most common label would reach."""
+
+    label: str = ""
+    valid_accuracy: float = 0.0
+
+
+class RunInfo(BaseModel):
+    """run.json. Keys that are not set are not written; keys that are not known (of another version) are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str = ""
+    kind: str = ""  # audit teacher alone distilled narrow pruned quantised tune; of an exported file: its name
+    status: str = ""  # running done failed stopped
+    started: str = ""
+    finished: str = ""
+    recipe: dict[str, Any] = {}
+    parent: str | None = None  # the folder's name of the run that it was made from
+    teacher: str | None = None  # the run under which a compressed net was healed
+    command: str | None = None
+    commit: str | None = None
+    versions: dict[str, str] | None = None
+    fingerprint: str | None = None  # of the data
+    seed: int | None = None
+    majority: Majority = Majority()
+    cost: Cost = {}
+    processes: int | None = None
+    best: Figures = {}  # epoch, and the figures on validation
+    epochs: int | None = None
+    error: str | None = None
+    # ---- narrow, pruned
+    steps: list[dict[str, Any]] = []
+    before: Cost = {}
+    keep: Figures = {}
+    widths: dict[str, dict[str, int]] = {}
+    narrow: str | None = None
+    target: float | None = None
+    planned: int | None = None
+    width: float | None = None
+    # ---- quantised
+    stages: list[dict[str, Any]] = []
+    stage: str | None = None
+    kept: bool | None = None
+    why: str | None = None
+    calibration: int | None = None
+    temperature: float | None = None
+    # ---- tune and its trials
+    trials: int | None = None
+    values: dict[str, Any] = {}
+    # ---- a bundle's file under judgement
+    side: Literal["teacher", "student"] | None = None
+    runtime: str | None = None
+    precision: str | None = None
+
+    def changed(self, **fields: Any) -> "RunInfo":
+        return RunInfo.model_validate(self.model_dump(exclude_unset=True) | fields)
+
+
 class Run:
     """One folder under runs/: what was asked, what was done, what came of it."""
 
-    def __init__(self, path: Path, info: dict[str, Any]):
+    def __init__(self, path: Path, info: RunInfo | None = None):
         self.path = path
-        self.info = info
+        self.info = info or RunInfo()
         self._lock = FileLock(path / ".lock")
 
     @classmethod
@@ -57,24 +121,24 @@ class Run:
                 break
             except FileExistsError:
                 number += 1
-        info = {
-            "id": path.name,
-            "kind": kind,
-            "status": "running",
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "recipe": recipe.model_dump(mode="json"),
-            "parent": None,
-            "command": " ".join(["stillwatch", *sys.argv[1:]]),
-            "commit": commit(),
-            "versions": _versions(),
+        info = RunInfo(
+            id=path.name,
+            kind=kind,
+            status="running",
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            recipe=recipe.model_dump(mode="json"),
+            parent=fields.pop("parent", None),
+            command=" ".join(["stillwatch", *sys.argv[1:]]),
+            commit=commit(),
+            versions=_versions(),
             **fields,
-        }
+        )
         run = cls(path, info)
         run.lock()
         if source:
             with atomic(path / "recipe.toml") as draft:
                 draft.write_text(source, encoding="utf-8")
-        run.save_json("run.json", info)
+        run.note()
         return run
 
     @classmethod
@@ -82,23 +146,25 @@ class Run:
         """An existing run. Raises UserError where the folder is not one."""
         path = Path(path)
         try:
-            info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            info = RunInfo.model_validate(json.loads((path / "run.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             beside = [p.parent.name for p in path.parent.glob("*/run.json")]
             hint = nearest(path.name, beside) if beside else "; `stillwatch ls` shows the runs there are"
             raise UserError(f"{path}: not a run (it has no run.json){hint}") from None
+        except ValidationError as error:
+            raise UserError(explain(error, RunInfo, lambda _: str(path / "run.json"))) from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path / 'run.json'}: cannot be read: {error}") from error
         return cls(path, info)
 
     @property
     def recipe(self) -> Recipe:
-        return check(self.info["recipe"], str(self.path / "run.json"))
+        return check(self.info.recipe, str(self.path / "run.json"))
 
     def amended(self, overrides: Iterable[str], tables: Iterable[str]) -> "Run":
         """The same run, read with `key=value` laid over those tables of its recipe. UserError for other keys."""
         recipe = amend(self.recipe, overrides, tables, str(self.path / "run.json"))
-        return Run(self.path, self.info | {"recipe": recipe.model_dump(mode="json")})
+        return Run(self.path, self.info.changed(recipe=recipe.model_dump(mode="json")))
 
     def lock(self) -> bool:
         """Hold this run until the process ends, however it ends. False: another process holds it."""
@@ -163,9 +229,9 @@ class Run:
         return self.save(name, write)
 
     def note(self, **fields: Any) -> None:
-        """Add fields to run.json."""
-        self.info |= fields
-        self.save_json("run.json", self.info)
+        """Set fields of run.json."""
+        self.info = self.info.changed(**fields)
+        self.save_json("run.json", self.info.model_dump(exclude_unset=True))
 
     def finish(self, status: str = "done", **fields: Any) -> None:
         """Close the run: status "done", "failed" or "stopped"."""
@@ -179,7 +245,7 @@ def runs(root: Path | str = "runs") -> list[Run]:
     for path in Path(root).glob("*/run.json"):
         with suppress(UserError):
             found.append(Run.open(path.parent))
-    return sorted(found, key=lambda run: (run.info.get("started", ""), _number(run.path.name)))
+    return sorted(found, key=lambda run: (run.info.started, _number(run.path.name)))
 
 
 def _number(name: str) -> int:

@@ -45,13 +45,13 @@ def test_the_whole_of_it(here: Path) -> None:
     said = stillwatch("teach", "toy", *SMALL)
     assert "toy-teacher-001: kept epoch" in said
     teacher = Run.open("runs/toy-teacher-001")
-    teacher.note(best=teacher.info["best"] | {"accuracy": 1.0})
+    teacher.note(best=teacher.info.best | {"accuracy": 1.0})
 
     # ---- the student alone; killed once it has an epoch, and gone on with by the same command
     longer = (*SMALL, "fit.epochs=12")
     killed_after_an_epoch(Path("runs/toy-alone-001"), "distil", "toy", *longer, "--alone")
     broken = Run.open("runs/toy-alone-001")
-    assert broken.info["status"] == "running"
+    assert broken.info.status == "running"
     assert 1 <= len(broken.history()) < 12
     assert "going on with runs/toy-alone-001" in stillwatch("distil", "toy", *longer, "--alone")
     stillwatch("distil", "toy", *longer, "--alone")  # a finished run is left alone: this is an unbroken one
@@ -83,7 +83,7 @@ def test_the_whole_of_it(here: Path) -> None:
     # ---- made smaller: pruned beside a narrower student, INT8 stage by stage
     said = stillwatch("prune", "runs/toy-distilled-001", "prune.fit={epochs=1}", "prune.steps=1")
     assert "toy-pruned-001: kept epoch" in said
-    assert Run.open("runs/toy-narrow-001").info["status"] == "done"
+    assert Run.open("runs/toy-narrow-001").info.status == "done"
     said = stillwatch("quantise", "runs/toy-pruned-001", "quantise.frames=20", "quantise.qat=false")
     assert "post-training" in said
     assert "No CUDA" not in said

@@ -60,11 +60,8 @@ def audit(recipe: RecipeFile, overrides: Overrides = None, runs: Folder = Path("
 def teach(recipe: RecipeFile, overrides: Overrides = None, runs: Folder = Path("runs"), fresh: Fresh = False) -> None:
     """Train the recipe's teacher. A run that was cut off is gone on with."""
     from stillwatch.lab.training import lessons
-    from stillwatch.predictions import save_predictions
 
-    _finished(
-        lessons.teach(read_recipe(recipe, overrides or ()), save_predictions, runs, _text(recipe), fresh, voice())
-    )
+    _finished(lessons.teach(read_recipe(recipe, overrides or ()), runs, _text(recipe), fresh, voice()))
 
 
 @app.command(epilog="Example: stillwatch distil driving --alone, then the same without --alone, then compare.")
@@ -77,10 +74,9 @@ def distil(
 ) -> None:
     """Train the recipe's student under the newest matching teacher, or under teacher.init=RUN."""
     from stillwatch.lab.training import lessons
-    from stillwatch.predictions import save_predictions
 
     asked = read_recipe(recipe, overrides or ())
-    _finished(lessons.distil(asked, save_predictions, alone, runs, _text(recipe), fresh, voice()))
+    _finished(lessons.distil(asked, alone, runs, _text(recipe), fresh, voice()))
 
 
 @app.command(epilog="Example: stillwatch compare runs/driving-*-001 --out report")
@@ -134,11 +130,10 @@ def prune(
     """Make a student narrower where that hurts least, healed under its own teacher; and the baseline to beat."""
     from stillwatch.lab.compression.prune import prune as work
     from stillwatch.lab.training.lessons import Kit
-    from stillwatch.predictions import save_predictions
 
     words = [*(overrides or ()), *([f"prune.keep={keep}"] if keep is not None else [])]
     parent = Run.open(run).amended(words, ("prune",))
-    _finished(work(parent, save_predictions, Kit(run.parent, parent.text, fresh, voice())))
+    _finished(work(parent, Kit(run.parent, parent.text, fresh, voice())))
 
 
 @app.command(epilog="Example: stillwatch quantise runs/driving-pruned-001")
@@ -147,10 +142,9 @@ def quantise(run: RunFolder, overrides: Overrides = None) -> None:
     from stillwatch.evaluation.benchmark import race
     from stillwatch.inference import runtimes
     from stillwatch.lab.compression.quantise import quantise as work
-    from stillwatch.predictions import save_predictions
 
     parent = Run.open(run).amended(overrides or (), ("quantise",))
-    _stages(work(parent, save_predictions, runtimes.open, race, run.parent, voice()))
+    _stages(work(parent, runtimes.open, race, run.parent, voice()))
 
 
 @app.command(epilog="Example: stillwatch export runs/driving-pruned-001 --int8 runs/driving-quantised-001")
@@ -215,10 +209,9 @@ def tune(
     """Search the keys of the recipe's [tune] for the best figure on validation; writes the recipe that has it."""
     from stillwatch.evaluation.report.tuning_plots import picture
     from stillwatch.lab.training.tuning import tune as search
-    from stillwatch.predictions import save_predictions
 
     asked = read_recipe(recipe, overrides or ())
-    best = search(asked, trials, save_predictions, runs, _text(recipe), fresh, voice())
+    best = search(asked, trials, runs, _text(recipe), fresh, voice())
     (best.parent / "tuning.png").write_bytes(picture(best.parent / "trials.csv", asked.tune.metric))
     print(f"written: {best}, and beside it trials.csv and tuning.png")
 
@@ -359,9 +352,9 @@ def ls(runs: Folder = Path("runs")) -> None:
     if not found:
         print(f"{runs}: no runs yet; `stillwatch teach RECIPE` makes one")
     for run in found:
-        best = run.info.get("best") or {}
+        best = run.info.best
         figures = f"accuracy {100 * best['accuracy']:5.1f} %  macro-F1 {best['macro_f1']:.3f}" if best else ""
-        print(f"{run.path!s:40} {run.info['status']:8} {run.info['started'][:16]:16}  {figures}")
+        print(f"{run.path!s:40} {run.info.status:8} {run.info.started[:16]:16}  {figures}")
 
 
 @app.command(epilog="Example: stillwatch demo --out my-demo")
@@ -438,7 +431,7 @@ def _pack(out: Path) -> None:
 
 def _latest(folder: Path, *kinds: str) -> list[Path]:
     """The newest finished run of each of these kinds."""
-    found = {run.info["kind"]: run.path for run in all_runs(folder) if run.info["status"] == "done"}
+    found = {run.info.kind: run.path for run in all_runs(folder) if run.info.status == "done"}
     return [found[kind] for kind in kinds]
 
 
@@ -452,7 +445,7 @@ def _rivals(name: str, found: Any, folder: Path) -> list[Any]:
     if name.startswith("eager:"):
         run = Run.open(name.removeprefix("eager:"))
         opens = partial(lessons.eager, run.path)
-        size, figures = run.info["cost"]["params"], {"valid": run.info["best"]}
+        size, figures = run.info.cost["params"], {"valid": run.info.best}
         return [Contender(name, opens, "rival", "torch", "fp32", params=size, figures=figures)]
     net, at, side = name.partition("@")
     if at and not side.isdigit():
@@ -476,14 +469,14 @@ def _at_its_own_size(path: Path, runtime: str, shape: tuple[int, ...], threads: 
 
 def _stages(run: Run) -> None:
     """What quantise tried, one line a stage."""
-    wide = max(len(row["name"]) for row in run.info["stages"])
+    wide = max(len(row["name"]) for row in run.info.stages)
     print(f"{'stage':{wide}} {'macro-F1':>8} {'drop':>6} {'ms':>7} {'kB':>6}")
-    for row in run.info["stages"]:
+    for row in run.info.stages:
         drop = f"{row['drop']:+.2f}" if row.get("drop") is not None else "–"
         line = f"{row['name']:{wide}} {row['macro_f1']:8.3f} {drop:>6} {row['ms']:7.3f} {row['bytes'] / 1000:6.0f}"
         print(f"{line}  {row['why']}".rstrip())
-    kept = "goes into a bundle" if run.info["kept"] else f"stays out of a bundle: {run.info['why']}"
-    print(f"{run.path}: {run.info['stage']}: {kept}")
+    kept = "goes into a bundle" if run.info.kept else f"stays out of a bundle: {run.info.why}"
+    print(f"{run.path}: {run.info.stage}: {kept}")
 
 
 def _bundled(made: Any) -> None:
@@ -510,7 +503,7 @@ def _bundled(made: Any) -> None:
 
 
 def _finished(run: Run) -> None:
-    best, cost = run.info["best"], run.info["cost"]
+    best, cost = run.info.best, run.info.cost
     print(
         f"{run.path}: kept epoch {best['epoch']}: validation accuracy {100 * best['accuracy']:.1f} %, "
         f"macro-F1 {best['macro_f1']:.3f}; {cost['params']:,} parameters, {cost['macs'] / 1e6:.1f} M MACs"

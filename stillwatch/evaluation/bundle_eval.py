@@ -19,7 +19,7 @@ from stillwatch.evaluation import lineage
 from stillwatch.evaluation.pooling import comparison_set
 from stillwatch.evaluation.report.report import Album, compare
 from stillwatch.predictions import Predict, Predictions, read, save_predictions
-from stillwatch.run import NO_PROGRESS, Progress, Run
+from stillwatch.run import NO_PROGRESS, Progress, Run, RunInfo
 
 Open: TypeAlias = Callable[[Path, str, tuple[int, ...]], Predict]  # (file, runtime, shape of a sample)
 
@@ -110,23 +110,27 @@ def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path) -> 
     path = out / model.name.replace("/", "-")
     if (path / "run.json").is_file():  # of an earlier report, perhaps of another bundle
         shutil.rmtree(path)
-    cost = (run.info.get("cost") or {}) | (model.figures.get("cost") or {})
-    info = {
-        "id": path.name,
-        "kind": path.name,
-        "side": lineage.side(run),
-        "status": "running",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "recipe": run.info["recipe"],
-        "parent": run.path.name,
-        "runtime": runtime,
-        "precision": model.precision,
-        "seed": lineage.cell(run, run.recipe)[1],
-        "cost": cost | {"bytes": _bytes(bundle, model)},
-        **{key: run.info.get(key) for key in ("fingerprint", "commit", "versions", "epochs", "best")},
-    }
+    cost = run.info.cost | (model.figures.get("cost") or {})
+    info = RunInfo(
+        id=path.name,
+        kind=path.name,
+        side=lineage.side(run),
+        status="running",
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        recipe=run.info.recipe,
+        parent=run.path.name,
+        runtime=runtime,
+        precision=model.precision,
+        seed=lineage.cell(run, run.recipe)[1],
+        cost=cost | {"bytes": _bytes(bundle, model)},
+        fingerprint=run.info.fingerprint,
+        commit=run.info.commit,
+        versions=run.info.versions,
+        epochs=run.info.epochs,
+        best=run.info.best,
+    )
     file = Run(path, info)
-    file.save_json("run.json", info)
+    file.note()
     return file
 
 
@@ -152,9 +156,9 @@ def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split
     p: NDArray[Any] = said.p[[rows[name] for name in heard.id.tolist()]]
     if manifest.temperature:
         recipe = file.recipe
-        p = metrics.apply_temperature(p, manifest.temperature["value"], getattr(recipe, file.info["side"]).net.head)
+        p = metrics.apply_temperature(p, manifest.temperature["value"], getattr(recipe, lineage.side(file)).net.head)
     threshold = (manifest.operating or {}).get("threshold")
     safe = [manifest.labels.index(label) for label in manifest.safe]
     found = metrics.agreement(p, heard.p, safe, threshold)
     size = {"precision": model.precision, "bytes": _bytes(bundle, model)}
-    return {"name": file.info["kind"], "runtime": file.info["runtime"], **size, **found}
+    return {"name": file.info.kind, "runtime": file.info.runtime, **size, **found}

@@ -67,7 +67,7 @@ def baseline(pruned: Model, models: Sequence[Model]) -> Model | None:
 
 
 def _cost(model: Model, key: str) -> float:
-    return float((model.entries[0].run.info.get("cost") or {}).get(key) or 0)
+    return float(model.entries[0].run.info.cost.get(key) or 0)
 
 
 def _row(about: str, base: Model, candidate: Model, figures: Figures) -> dict[str, Any] | None:
@@ -149,10 +149,11 @@ def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
     """What was tried in INT8, as quantise recorded it: [{"model", "run", "fold", "seed", "stages", "stage" (the name of
     the best), "kept" (whether it may leave the lab), "why" (not), "temperature"}]."""
     return [
-        _of(model, entry) | {key: entry.run.info.get(key) for key in ("stages", "stage", "kept", "why", "temperature")}
+        _of(model, entry)
+        | {key: getattr(entry.run.info, key) for key in ("stages", "stage", "kept", "why", "temperature")}
         for model in models
         for entry in model.entries
-        if model.kind == "quantised" and entry.run.info.get("stages")
+        if model.kind == "quantised" and entry.run.info.stages
     ]
 
 
@@ -165,15 +166,15 @@ def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
         rival = baseline(model, models)
         for entry in model.entries:
             info = entry.run.info
-            if model.kind != "pruned" or not info.get("steps"):
+            if model.kind != "pruned" or not info.steps:
                 continue
             above = lineage.ancestors(entry.run, {})[:1]
-            other = next((e.run.info for e in rival.entries if e.cell == entry.cell), {}) if rival else {}
+            other = next((e.run.info for e in rival.entries if e.cell == entry.cell), None) if rival else None
             found.append(
                 _of(model, entry)
-                | {key: info.get(key) for key in ("before", "steps", "widths")}
-                | {"best": above[0].info.get("best") if above else None}
-                | {"narrow": (other.get("widths") or {}).get("after")}
+                | {"before": info.before, "steps": info.steps, "widths": info.widths}
+                | {"best": above[0].info.best if above else None}
+                | {"narrow": other.widths.get("after") if other else None}
             )
     return found
 
@@ -194,10 +195,8 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
             of = f"{', '.join(parents)}, which it was made from, is" if parents else "the student it was made from is"
             found.append(f"{name}: {of} not among the runs compared: there is no telling what it cost")
         for info in (entry.run.info for entry in model.entries if model.kind == "quantised"):
-            if info.get("kept") is False:
-                found.append(
-                    f"{name}: {info['id']} stays out of a bundle: {info.get('why') or 'it was not good enough'}"
-                )
+            if info.kept is False:
+                found.append(f"{name}: {info.id} stays out of a bundle: {info.why or 'it was not good enough'}")
         if model.kind == "pruned":
             found += _fight(model, baseline(model, models), figures)
     return found

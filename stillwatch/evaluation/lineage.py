@@ -20,7 +20,7 @@ Given: TypeAlias = Mapping[str, Run]  # folder's name -> run, of those that are 
 
 def parent(run: Run) -> str:
     """The name of the folder that it was made from, "" where there is none."""
-    return re.split(r"[/\\]", str(run.info.get("parent") or ""))[-1]
+    return re.split(r"[/\\]", str(run.info.parent or ""))[-1]
 
 
 def ancestors(run: Run, given: Given) -> list[Run]:
@@ -37,14 +37,14 @@ def ancestors(run: Run, given: Given) -> list[Run]:
 
 def side(run: Run) -> Literal["teacher", "student"]:
     """Whose net it is. A bundle's file says so itself, for its kind is its name."""
-    return "teacher" if run.info.get("side", run.info["kind"]) == "teacher" else "student"
+    return "teacher" if (run.info.side or run.info.kind) == "teacher" else "student"
 
 
 def plan(run: Run, recipe: Recipe) -> Fit:
     """What a run of its kind trains by."""
-    if run.info["kind"] == "pruned":
+    if run.info.kind == "pruned":
         return recipe.fit_in("prune")
-    if run.info["kind"] == "quantised":
+    if run.info.kind == "quantised":
         return recipe.fit_in("quantise")
     return recipe.fit_of(side(run))
 
@@ -52,13 +52,13 @@ def plan(run: Run, recipe: Recipe) -> Fit:
 def cell(run: Run, recipe: Recipe) -> FoldSeed:
     """Which test it took, and which training of it this is."""
     fold = 0 if recipe.data.split == "official" else recipe.data.fold
-    return fold, int(run.info.get("seed", plan(run, recipe).seed))
+    return fold, plan(run, recipe).seed if run.info.seed is None else run.info.seed
 
 
 def test(run: Run, recipe: Recipe) -> dict[str, Any]:
     """What two runs must have in common, so that their figures may stand side by side."""
     data = recipe.data
-    found = {"labels": recipe.labels, "fingerprint": run.info.get("fingerprint"), "data.split": data.split}
+    found: dict[str, Any] = {"labels": recipe.labels, "fingerprint": run.info.fingerprint, "data.split": data.split}
     if data.split != "official":  # the official test is the same whatever these say
         found |= {"data.seed": data.seed, "data.folds": data.folds}
     return found
@@ -70,23 +70,23 @@ def baseline(pruned: Run) -> Run | None:
     found = [
         run
         for run in runs(pruned.path.parent)
-        if run.info.get("kind") == "narrow"
-        and run.info.get("status") == "done"
+        if run.info.kind == "narrow"
+        and run.info.status == "done"
         and run.recipe.name == recipe.name
         and cell(run, run.recipe) == cell(pruned, recipe)
     ]
-    wanted = (pruned.info.get("cost") or {}).get("macs", 0)
-    return min(reversed(found), key=lambda run: abs(run.info.get("target", 0) - wanted), default=None)
+    wanted = pruned.info.cost.get("macs", 0)
+    return min(reversed(found), key=lambda run: abs((run.info.target or 0) - wanted), default=None)
 
 
 def stage(run: Run, given: Given) -> str:
     """How it was compressed: "pruned-0.6", "quantised-pruned-0.6", "quantised-distilled"; else its kind."""
-    kind = str(run.info["kind"])
+    kind = str(run.info.kind)
     if kind not in COMPRESSED:
         return kind
     line = ancestors(run, given) if kind != "narrow" else []
     asked = run.recipe.prune
     share = f"{asked.keep:g}" + (f"-size-{asked.size:g}" if asked.size < 1 else "")
     told = kind if kind == "quantised" else f"{kind}-{share}"
-    of = stage(line[0], given) if line and (kind == "quantised" or line[0].info["kind"] in COMPRESSED) else ""
+    of = stage(line[0], given) if line and (kind == "quantised" or line[0].info.kind in COMPRESSED) else ""
     return f"{told}-{of}" if of else told

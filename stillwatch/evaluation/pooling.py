@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        return str(self.run.info["kind"])
+        return str(self.run.info.kind)
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Entry:
     @property
     def exported(self) -> bool:
         """A file of a bundle, told by a runtime, and no net of the lab's."""
-        return "runtime" in self.run.info
+        return self.run.info.runtime is not None
 
     @property
     def net(self) -> Net:
@@ -86,15 +86,15 @@ class Model:
 def comparison_set(run: Run, split: str) -> list[Run]:
     """A run with what it must be read beside, itself last: for a compressed one what it was made from, back to the
     teacher, and the narrower student that pruning must beat; as far as they took the same test."""
-    if run.info.get("kind") not in COMPRESSED:
+    if run.info.kind not in COMPRESSED:
         return [run]
     above = lineage.ancestors(run, {})
-    pruned = next((one for one in (run, *above) if one.info["kind"] == "pruned"), None)
+    pruned = next((one for one in (run, *above) if one.info.kind == "pruned"), None)
     narrow = lineage.baseline(pruned) if pruned else None
     wanted = lineage.test(run, run.recipe)
 
     def stands(one: Run) -> bool:
-        return one.info["status"] == "done" and has(one, split) and lineage.test(one, one.recipe) == wanted
+        return one.info.status == "done" and has(one, split) and lineage.test(one, one.recipe) == wanted
 
     return [*filter(stands, [*reversed(above), *([narrow] if narrow else [])]), run]
 
@@ -107,8 +107,8 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     """
     entries = []
     for run in {run.path.resolve(): run for run in runs}.values():
-        kind, status = run.info.get("kind"), run.info.get("status")
-        if kind not in KINDS + COMPRESSED and "runtime" not in run.info:
+        kind, status = run.info.kind, run.info.status
+        if kind not in KINDS + COMPRESSED and run.info.runtime is None:
             known = ", ".join(KINDS + COMPRESSED)
             raise UserError(f"{run.path}: an {kind} run has nothing to compare; give {known} runs")
         if status != "done":

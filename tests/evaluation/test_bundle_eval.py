@@ -244,4 +244,4 @@ def test_an_earlier_report_does_not_stay(tmp_path: Path, run: Run) -> None:
     assert not (out / "widths.png").exists() and (out / "mine.onnx" / "kept").exists()
     files = {file.relative_to(out).as_posix() for file in (out / "model.onnx").rglob("*") if file.is_file()}
     assert files == {"model.onnx/run.json", "model.onnx/predictions/test.npz"}
-    assert Run.open(out / "model.onnx").info["status"] == "done"
+    assert Run.open(out / "model.onnx").info.status == "done"

@@ -31,8 +31,8 @@ def test_runs_are_numbered_and_open_again(tmp_path: Path) -> None:
     assert [one.path.name, two.path.name] == ["toy-teacher-001", "toy-teacher-002"]
     one.finish(best={"accuracy": 1.0})
     again = Run.open(one.path)
-    assert again.info["status"] == "done"
-    assert again.info["best"] == {"accuracy": 1.0}
+    assert again.info.status == "done"
+    assert again.info.best == {"accuracy": 1.0}
     assert again.recipe == RECIPE
     assert (one.path / "recipe.toml").read_text() == "name = 'toy'"
     assert [run.path.name for run in runs(tmp_path)] == ["toy-teacher-001", "toy-teacher-002"]

@@ -89,14 +89,14 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
 def judged(model: Model) -> dict[str, Any]:
     """All figures of one model: the mean over its seeds, their spread, and 95 % intervals."""
     recipe, said = model.entries[0].recipe, model.said
-    cost = model.entries[0].run.info.get("cost") or {}
+    cost = model.entries[0].run.info.cost
     found = _means(said.y, model.p, said.group, recipe.labels, recipe.safe)
     clips = metrics.by_sequence(said.sequence, said.y, model.p, said.group)
     return {
         **found,
         **{key: cost.get(key) for key in ("params", "macs", "bytes")},
         "net": model.entries[0].net.name,
-        "runtime": model.entries[0].run.info.get("runtime"),
+        "runtime": model.entries[0].run.info.runtime,
         "seeds": model.seeds,
         "folds": model.folds,
         "epochs": [_epochs(entry) for entry in model.entries],
@@ -134,7 +134,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _epochs(entry: pooling.Entry) -> int:
-    return int(entry.run.info.get("epochs") or entry.plan.epochs)
+    return int(entry.run.info.epochs or entry.plan.epochs)
 
 
 def _comparisons(
@@ -188,7 +188,7 @@ def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str
         "folds": data.folds if data.split != "official" else 1,
         "tested": shown.folds,
         "seed": data.seed,
-        "fingerprint": entries[0].run.info.get("fingerprint"),
+        "fingerprint": entries[0].run.info.fingerprint,
         "n": len(said),
         "groups": metrics.clusters(said.group)[1] if (said.group != "").any() else None,
         "majority": {"label": entries[0].recipe.labels[most], "accuracy": float((said.y == most).mean())},
@@ -197,7 +197,6 @@ def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str
 
 def _run(entry: pooling.Entry) -> dict[str, Any]:
     info = entry.run.info
-    best = info.get("best") or {}
     return {
         "id": entry.name,
         "kind": entry.kind,
@@ -206,12 +205,12 @@ def _run(entry: pooling.Entry) -> dict[str, Any]:
         "fold": entry.fold,
         "seed": entry.seed,
         "epochs": _epochs(entry),
-        "best_epoch": best.get("epoch") if isinstance(best, dict) else None,
-        "parent": info.get("parent"),
-        "commit": info.get("commit"),
-        "command": info.get("command"),
-        "versions": info.get("versions"),
-        "started": info.get("started"),
+        "best_epoch": info.best.get("epoch"),
+        "parent": info.parent,
+        "commit": info.commit,
+        "command": info.command,
+        "versions": info.versions,
+        "started": info.started,
     }
 
 

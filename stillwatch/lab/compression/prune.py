@@ -15,7 +15,7 @@ from torch import nn
 from stillwatch.errors import UserError
 from stillwatch.lab.models import nets
 from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Dataset, Kit, Mark
+from stillwatch.lab.training.lessons import Dataset, Kit
 from stillwatch.recipe import Fit, Recipe
 from stillwatch.run import Run
 
@@ -26,7 +26,7 @@ STUDENTS = ("distilled", "alone", "pruned")
 Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
-def prune(parent: Run, mark: Mark, desk: Kit) -> Run:
+def prune(parent: Run, desk: Kit) -> Run:
     """Prune a student to recipe.prune.keep of its multiply-accumulates; returns the run, finished.
 
     parent: a finished student, whose recipe says how. Channels are ranked by the norm of the group of weights that
@@ -42,9 +42,9 @@ def prune(parent: Run, mark: Mark, desk: Kit) -> Run:
     data = lessons.material_of(parent, desk.voice)
     goals = _goals(net, recipe)
     _rehearse(net, goals, data)
-    run = _half(parent, data, desk) or _heal(parent, net, goals, data, mark, desk)
+    run = _half(parent, data, desk) or _heal(parent, net, goals, data, desk)
     if recipe.prune.narrow:
-        run.note(narrow=baseline(parent, run, data, mark, desk).path.name)
+        run.note(narrow=baseline(parent, run, data, desk).path.name)
     return run
 
 
@@ -72,15 +72,13 @@ def _half(parent: Run, data: Dataset, desk: Kit) -> Run | None:
     """A finished run of this very recipe and parent that has no baseline yet: the command was cut off in between."""
     if parent.recipe.prune.narrow:
         for old in lessons.matching_runs(parent.recipe, "pruned", parent, data, desk):
-            if old.info["status"] == "done" and not old.info.get("narrow"):
+            if old.info.status == "done" and not old.info.narrow:
                 desk.voice.say(f"{old.path} is there; its baseline is not")
                 return old
     return None
 
 
-def _heal(
-    parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, mark: Mark, desk: Kit
-) -> Run:
+def _heal(parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, desk: Kit) -> Run:
     """The steps, each in a folder of its own and the last in the run itself, so that it looks like any other."""
     recipe, teacher = parent.recipe, lessons.teacher_of(parent)
     plan, size = recipe.fit_in("prune"), (recipe.data.hw, recipe.data.channels)
@@ -88,7 +86,7 @@ def _heal(
     before, widths = nets.cost(net, *size), layers(net)
     name = teacher.path.name if teacher else None
     run = lessons.create_or_resume(recipe, "pruned", parent, data, accelerator, desk, teacher=name)
-    steps: list[dict[str, Any]] = run.info.get("steps", [])
+    steps: list[dict[str, Any]] = run.info.steps
     with lessons.noting_failure(run, accelerator):
         for number, goal in enumerate(goals, 1):
             place = run if number == len(goals) else _part(run, f"step-{number}")
@@ -109,24 +107,24 @@ def _heal(
             said = {"asked": recipe.prune.keep, "size": recipe.prune.size, **reached}
             known = {"before": widths, "after": layers(net)}
             run.note(steps=steps, cost=cost, before=before, keep=said, widths=known)
-        lessons.mark_all(run, data, lessons.predictor(net), mark, desk.voice)
+        lessons.save_split_predictions(run, data, lessons.predictor(net), desk.voice)
         run.finish(best=steps[-1]["valid"], epochs=steps[-1]["epochs"])
     return run
 
 
-def baseline(parent: Run, pruned: Run, data: Dataset, mark: Mark, desk: Kit) -> Run:
+def baseline(parent: Run, pruned: Run, data: Dataset, desk: Kit) -> Run:
     """The narrower student that pruning has to beat: at least its arithmetic, as many epochs, the same teacher.
 
     It starts where the student started: from ImageNet's weights where the recipe has them, the strongest channels of
     each layer. A finished one of the same recipe, teacher, data and size is taken as it is.
     """
     recipe, teacher = parent.recipe, lessons.teacher_of(parent)
-    target, epochs = pruned.info["cost"]["macs"], learnt(pruned)
+    target, epochs = pruned.info.cost["macs"], learnt(pruned)
     plan = Fit.model_validate(recipe.fit_of("student").model_dump() | {"epochs": epochs})
     accelerator = lessons.device(plan)
     about = {"teacher": teacher.path.name if teacher else None, "target": target, "planned": epochs}
     for old in lessons.matching_runs(recipe, "narrow", teacher, data, desk, **about):
-        if old.info["status"] == "done":
+        if old.info.status == "done":
             desk.voice.say(f"the narrower baseline is there: {old.path}")
             return old
     torch.manual_seed(plan.seed)
@@ -139,15 +137,15 @@ def baseline(parent: Run, pruned: Run, data: Dataset, mark: Mark, desk: Kit) -> 
     with lessons.noting_failure(run, accelerator):
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layers(net)})
         best = lessons.train(step, data, master, plan, run, accelerator, desk.voice)
-        lessons.mark_all(run, data, lessons.predictor(net), mark, desk.voice)
+        lessons.save_split_predictions(run, data, lessons.predictor(net), desk.voice)
         run.finish(best=best, epochs=len(run.history()))
     return run
 
 
 def learnt(run: Run) -> int:
     """How many epochs a student has learnt in all: each step of its own pruning, and its ancestors."""
-    mine = len(run.history()) + sum(len(Run(part, {}).history()) for part in run.path.glob("step-*"))
-    return mine + learnt(Run.open(run.path.parent / run.info["parent"])) if run.info["kind"] == "pruned" else mine
+    mine = len(run.history()) + sum(len(Run(part).history()) for part in run.path.glob("step-*"))
+    return mine + learnt(Run.open(run.path.parent / str(run.info.parent))) if run.info.kind == "pruned" else mine
 
 
 def layers(net: nn.Module) -> dict[str, int]:

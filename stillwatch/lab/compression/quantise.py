@@ -25,7 +25,7 @@ from stillwatch.lab.compression.ptq import Control, QuantConfig
 from stillwatch.lab.export import exporters
 from stillwatch.lab.models import nets
 from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Dataset, Kit, Mark, Predict
+from stillwatch.lab.training.lessons import Dataset, Kit, Predict
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 Opener: TypeAlias = Callable[[Path, str, tuple[int, ...]], Predict]  # file, runtime, shape of a sample
@@ -66,7 +66,6 @@ class StageResult(NamedTuple):
 
 def quantise(
     run: Run,
-    mark: Mark,
     opener: Opener,
     race: Race,
     root: Path | str = "runs",
@@ -74,11 +73,11 @@ def quantise(
 ) -> Run:
     """Bring a finished run's net to INT8 as its recipe's [quantise] says. Returns the new run, finished.
 
-    opener: opens a file in a runtime; race: times functions that take turns. info["stages"] has a row for all that
+    opener: opens a file in a runtime; race: times functions that take turns. info.stages has a row for all that
     was tried: {"name", "precision", "macro_f1", "accuracy", "drop" in points, "flips" (validation answers that became
     others), "ms" (p50 of one sample, one thread, its best runtime), "runtime", "fp32_ms" (the float file's best in the
-    same race), "bytes", "kept", "why", "runtimes"}. The best one's file is there in any case; info["kept"] says whether
-    it may leave, else info["why"] why not. It has the temperature that export gives the run's other files.
+    same race), "bytes", "kept", "why", "runtimes"}. The best one's file is there in any case; info.kept says whether
+    it may leave, else info.why why not. It has the temperature that export gives the run's other files.
     Raises UserError for a run that is not finished or is no net, and for data that are no longer those it learnt from.
     """
     lessons.finished(run, lessons.TRAINED, f"one of a net: {', '.join(lessons.TRAINED)}")
@@ -101,7 +100,7 @@ def quantise(
         row = best.row
         made.save(INT8, partial(shutil.copyfile, best.file))
         fn = opener(made.path / INT8, row["runtime"], data.shape)
-        lessons.mark_all(made, data, lambda x: fn(x.reshape(-1, *data.shape)), mark, voice)
+        lessons.save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), voice)
         voice.say(f"{made.path}: {row['name']}" + ("" if row["kept"] else f", left out of a bundle: {row['why']}"))
         made.finish(
             stages=[reference.row, *(stage.row for stage in stages)],
@@ -109,8 +108,8 @@ def quantise(
             kept=row["kept"],
             why=row["why"],
             calibration=len(calibration),
-            cost={**run.info["cost"], "bytes": row["bytes"]},
-            best={"epoch": run.info["best"]["epoch"], **{key: row[key] for key in FIGURES}},
+            cost={**run.info.cost, "bytes": row["bytes"]},
+            best={"epoch": run.info.best["epoch"], **{key: row[key] for key in FIGURES}},
         )
     return made
 
@@ -165,7 +164,7 @@ def _stages(jury: Evaluator, reference: StageResult, calibration: list[int], run
     # ---- quantisation-aware training under the float teacher, then the same again
     teacher = lessons.teacher_of(run)
     net, master = lessons.load(run), lessons.load(teacher) if teacher else None
-    place = Run(made.path / "qat", {})
+    place = Run(made.path / "qat")
     place.path.mkdir(exist_ok=True)
     qat.learn(net, master, jury.data, recipe.fit_in("quantise"), way, place, jury.voice)
     source = _float(net, run, jury, folder / "qat.onnx")

@@ -101,7 +101,7 @@ def temperature_of(run: Run) -> float:
         raise UserError(f"{path}: missing; a run is finished when its predictions are there")
     with np.load(path, allow_pickle=False) as said:
         recipe = run.recipe
-        side = recipe.teacher if run.info["kind"] == "teacher" else recipe.student
+        side = recipe.teacher if run.info.kind == "teacher" else recipe.student
         return metrics.temperature(said["y"], said["p"], side.net.head)
 
 

@@ -151,10 +151,10 @@ def _made(
             if isinstance(error, ImportError):
                 why = f"{error.name} is not installed; pip install 'stillwatch[{name if name in EXTRAS else 'lab'}]'"
             left.append({"name": name, "why": why})
-    if int8 and int8.info["kept"]:
+    if int8 and int8.info.kept:
         made.append((int8.path / bundle.INT8, "onnxruntime", "int8"))
     elif int8:
-        left.append({"name": bundle.INT8, "why": int8.info["why"], "stages": int8.info["stages"]})
+        left.append({"name": bundle.INT8, "why": int8.info.why, "stages": int8.info.stages})
     return made, left
 
 
@@ -197,10 +197,10 @@ def _check(run: Run, int8: Run | None) -> None:
     lessons.finished(run, lessons.TRAINED, "run with a net")
     if int8 is None:
         return
-    if int8.info["kind"] != "quantised" or int8.info["status"] != "done":
-        raise UserError(f"{int8.path}: a {int8.info['kind']} run ({int8.info['status']}), not what `quantise` made")
-    if int8.info["parent"] != run.path.name:
-        raise UserError(f"{int8.path}: is the INT8 of {int8.info['parent']}, not of {run.path.name}; quantise this run")
+    if int8.info.kind != "quantised" or int8.info.status != "done":
+        raise UserError(f"{int8.path}: a {int8.info.kind} run ({int8.info.status}), not what `quantise` made")
+    if int8.info.parent != run.path.name:
+        raise UserError(f"{int8.path}: is the INT8 of {int8.info.parent}, not of {run.path.name}; quantise this run")
 
 
 def _exam(run: Run, recipe: Recipe, net: nets.Classifier, data: lessons.Dataset) -> tuple[Exam, dict[str, Any]]:
@@ -284,8 +284,10 @@ def _origin(run: Run, recipe: Recipe, int8: Run | None) -> dict[str, Any]:
     said = _homeless(recipe.model_dump(mode="json"))
     del said["data"]["root"]
     info = run.info
-    kept = {key: info.get(key) for key in ("id", "kind", "commit", "fingerprint", "parent", "teacher", "cost", "seed")}
-    return kept | {"int8": int8.info["id"] if int8 else None, "versions": info["versions"], "recipe": said}
+    kept = {
+        key: getattr(info, key) for key in ("id", "kind", "commit", "fingerprint", "parent", "teacher", "cost", "seed")
+    }
+    return kept | {"int8": int8.info.id if int8 else None, "versions": info.versions, "recipe": said}
 
 
 def _homeless(value: Any) -> Any:

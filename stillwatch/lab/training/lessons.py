@@ -1,7 +1,7 @@
 """The lessons: a recipe becomes an audited data set, a taught teacher, a student alone or distilled; each a run.
 
-In: a Recipe, and from the CLI a `mark` (the judge's) and a Progress. Out: a Run, finished, with its predictions.
-Called by the CLI. Chapters in order: data, net, run, inputs, teacher, fit, mark. The loop itself is loop.py.
+In: a Recipe and a Progress. Out: a Run, finished, with its predictions.
+Called by the CLI. Chapters in order: data, net, run, inputs, teacher, fit, predictions. The loop itself is loop.py.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stillwatch import metrics
+from stillwatch import metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment, cache
 from stillwatch.lab.data.audit import audit
@@ -36,8 +36,6 @@ TRAINED = ("teacher", "alone", "distilled", "narrow", "pruned")  # kinds of run 
 Rows: TypeAlias = NDArray[np.int64]
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Compute: TypeAlias = Callable[[Rows, int], dict[str, Tensor]]  # (rows, view) -> name -> (B,...)
-# mark(run, split, predict, pixels, ids, groups, sequences, y): the judge's, which saves predictions/<split>.npz
-Mark: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def material_of(run: Run, voice: Progress = NO_PROGRESS) -> Dataset:
     """The data that a run learnt from. Raises UserError where other data lie there now."""
     recipe = run.recipe
     data = material(recipe, voice)
-    if data.store.fingerprint != run.info["fingerprint"]:
+    if data.store.fingerprint != run.info.fingerprint:
         raise UserError(f"{run.path}: learnt from other data than now lie in data.root = '{recipe.data.root}'")
     return data
 
@@ -99,19 +97,17 @@ def inspect(
 
 def teach(
     recipe: Recipe,
-    mark: Mark,
     root: Path | str = "runs",
     source: str = "",
     fresh: bool = False,
     voice: Progress = NO_PROGRESS,
 ) -> Run:
     """Train the recipe's teacher. An unfinished run of the same recipe is gone on with, unless `fresh`."""
-    return _lesson(recipe, "teacher", None, mark, Kit(root, source, fresh, voice))
+    return _lesson(recipe, "teacher", None, Kit(root, source, fresh, voice))
 
 
 def distil(
     recipe: Recipe,
-    mark: Mark,
     alone: bool = False,
     root: Path | str = "runs",
     source: str = "",
@@ -121,8 +117,8 @@ def distil(
     """Train the recipe's student under its teacher, or `alone`: the control, without the parts that need one."""
     desk = Kit(root, source, fresh, voice)
     if alone:
-        return _lesson(recipe, "alone", None, mark, desk)
-    return _lesson(recipe, "distilled", newest_teacher(recipe, root), mark, desk)
+        return _lesson(recipe, "alone", None, desk)
+    return _lesson(recipe, "distilled", newest_teacher(recipe, root), desk)
 
 
 @dataclass(frozen=True)
@@ -135,9 +131,7 @@ class Kit:
     voice: Progress
 
 
-def _lesson(
-    recipe: Recipe, kind: Literal["teacher", "alone", "distilled"], teacher: Run | None, mark: Mark, desk: Kit
-) -> Run:
+def _lesson(recipe: Recipe, kind: Literal["teacher", "alone", "distilled"], teacher: Run | None, desk: Kit) -> Run:
     # ---- what is asked
     side: Literal["teacher", "student"] = "teacher" if kind == "teacher" else "student"
     plan = recipe.fit_of(side)
@@ -163,11 +157,11 @@ def _lesson(
     if accelerator.is_main_process:
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
 
-    # ---- fit, and mark the epoch that was kept
+    # ---- fit, and judge the epoch that was kept
     with noting_failure(run, accelerator):
         best = train(step, data, master, plan, run, accelerator, voice)
         if accelerator.is_main_process:
-            mark_all(run, data, predictor(net), mark, voice)
+            save_split_predictions(run, data, predictor(net), voice)
             run.finish(best=best, epochs=len(run.history()))
     accelerator.wait_for_everyone()
     return run
@@ -213,10 +207,16 @@ def train(
     return best
 
 
-def mark_all(run: Run, data: Dataset, fn: Predict, mark: Mark, voice: Progress = NO_PROGRESS) -> None:
-    """Predictions of the validation and the test split into the run."""
-    for split in ("valid", "test"):
-        mark(run, split, fn, *eval_arrays(data, data.rows[split]), voice=voice)
+def save_split_predictions(
+    run: Run,
+    data: Dataset,
+    predict: Predict,
+    voice: Progress = NO_PROGRESS,
+    splits: Sequence[str] = ("valid", "test"),
+) -> None:
+    """Save the run's predictions of these splits."""
+    for split in splits:
+        predictions.save_predictions(run, split, predict, *eval_arrays(data, data.rows[split]), voice=voice)
 
 
 @contextmanager
@@ -407,8 +407,8 @@ def eager(path: Path, threads: int = 1, batch: int = 1) -> Predict:
     return predictor(load(Run.open(path)))
 
 
-def eval_arrays(data: Dataset, rows: Rows) -> tuple[Any, ...]:
-    """What `mark` wants of these rows: pixels, ids, groups, sequences, y."""
+def eval_arrays(data: Dataset, rows: Rows) -> tuple["_Slice", list[str], list[str], list[str], NDArray[np.int64]]:
+    """What save_predictions takes of these rows: pixels, ids, groups, sequences, y."""
     samples = [data.samples[row] for row in rows]
     return (
         _Slice(data.store.pixels, rows),
@@ -439,7 +439,7 @@ class _Slice:
 def load(run: Run) -> nets.Classifier:
     """The net that a run kept, with its weights; one that was pruned takes the shapes that they have."""
     recipe = run.recipe
-    side = recipe.teacher if run.info["kind"] == "teacher" else recipe.student
+    side = recipe.teacher if run.info.kind == "teacher" else recipe.student
     spec = side.net.model_copy(update={"weights": "scratch"})  # the run's own follow; the hub need not be asked
     net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     path = run.path / "best.pt"
@@ -454,14 +454,14 @@ def load(run: Run) -> nets.Classifier:
 
 def finished(run: Run, kinds: Sequence[str], what: str) -> None:
     """Raise UserError unless the run is finished and of one of these kinds. what: a word for them."""
-    kind, status = run.info["kind"], run.info["status"]
+    kind, status = run.info.kind, run.info.status
     if kind not in kinds or status != "done":
         raise UserError(f"{run.path}: a {kind} run ({status}); name a finished {what}")
 
 
 def teacher_of(run: Run) -> Run | None:
     """The teacher under whom a student's run learnt, which lies beside it; None where it learnt alone."""
-    name = run.info["parent"] if run.info["kind"] == "distilled" else run.info.get("teacher")
+    name = run.info.parent if run.info.kind == "distilled" else run.info.teacher
     return Run.open(run.path.parent / name) if name else None
 
 
@@ -473,8 +473,8 @@ def matching_runs(
     wanted = (kind, recipe.model_dump(mode="json"), parent.path.name if parent else None, data.store.fingerprint)
     for old in [] if desk.fresh else reversed(runs(desk.root)):
         info = old.info
-        same = (info["kind"], info["recipe"], info["parent"], info.get("fingerprint")) == wanted
-        if same and all(info.get(key) == value for key, value in fields.items()):
+        same = (info.kind, info.recipe, info.parent, info.fingerprint) == wanted
+        if same and all(getattr(info, key) == value for key, value in fields.items()):
             yield old
 
 
@@ -489,7 +489,7 @@ def create_or_resume(
     run = None
     if accelerator.is_main_process:
         for old in matching_runs(recipe, kind, parent, data, desk, **fields):
-            if old.info["status"] != "done" and any(old.path.rglob("last.pt")) and old.lock():
+            if old.info.status != "done" and any(old.path.rglob("last.pt")) and old.lock():
                 desk.voice.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
                 run = old
                 run.note(status="running")
@@ -516,7 +516,7 @@ def write_audit(run: Run, data: Dataset) -> None:
     run.note(
         fingerprint=data.store.fingerprint,
         majority={"label": data.recipe.labels[most], "valid_accuracy": share},
-        status="done" if run.info["kind"] == "audit" else "running",
+        status="done" if run.info.kind == "audit" else "running",
     )
 
 
@@ -529,16 +529,16 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
     """teacher.init, or the newest finished teacher with the same name, labels, data, split and net."""
     if recipe.teacher.init:
         run = Run.open(recipe.teacher.init)
-        if run.info["kind"] != "teacher" or run.info["status"] != "done":
+        if run.info.kind != "teacher" or run.info.status != "done":
             raise UserError(
-                f"teacher.init = {recipe.teacher.init}: a {run.info['kind']} run ({run.info['status']}), "
+                f"teacher.init = {recipe.teacher.init}: a {run.info.kind} run ({run.info.status}), "
                 "not a finished teacher"
             )
         if run.recipe.labels != recipe.labels:
             raise UserError(f"teacher.init = {recipe.teacher.init}: its labels are {', '.join(run.recipe.labels)}")
         return run
     for run in reversed(runs(root)):
-        if run.info["kind"] == "teacher" and run.info["status"] == "done" and run.recipe.name == recipe.name:
+        if run.info.kind == "teacher" and run.info.status == "done" and run.recipe.name == recipe.name:
             theirs, ours = run.recipe.teacher.net, recipe.teacher.net
             if _comparable(run.recipe) == _comparable(recipe) and theirs == ours:
                 return run
@@ -550,11 +550,11 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
 
 def check_teacher(teacher: Run, data: Dataset) -> None:
     """Refuse a teacher that learnt nothing, or that has seen what the student will be tested on."""
-    best, majority = teacher.info["best"], teacher.info["majority"]
-    if best["accuracy"] <= majority["valid_accuracy"]:
+    best, majority = teacher.info.best, teacher.info.majority
+    if best["accuracy"] <= majority.valid_accuracy:
         raise UserError(
             f"{teacher.path}: refused as a teacher: its validation accuracy, {100 * best['accuracy']:.1f} %, does not "
-            f"beat always saying {majority['label']} ({100 * majority['valid_accuracy']:.1f} %). Teach it longer, or "
+            f"beat always saying {majority.label} ({100 * majority.valid_accuracy:.1f} %). Teach it longer, or "
             "with another fit.lr"
         )
     seen = set(trained_on(teacher))

@@ -1,6 +1,6 @@
 """Tune: short trainings of one side of a recipe, each with other values for the keys of [tune]; the best written down.
 
-In: a Recipe, how many trials, the judge's `mark`. Out: <name>-tune-NNN/ with a run a trial, trials.csv and best.toml.
+In: a Recipe, how many trials. Out: <name>-tune-NNN/ with a run a trial, trials.csv and best.toml.
 Called by the CLI; several processes may work on one folder at once. The test split is never looked at.
 """
 
@@ -25,7 +25,7 @@ import torch
 from stillwatch.errors import UserError
 from stillwatch.lab.models import nets
 from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Dataset, Kit, Mark
+from stillwatch.lab.training.lessons import Dataset, Kit
 from stillwatch.lab.training.loop import EpochCallback
 from stillwatch.lab.training.space import Key, keys_of, laid, named, own, probes, side_of
 from stillwatch.recipe import Recipe
@@ -47,7 +47,6 @@ BAD = (
 def tune(
     recipe: Recipe,
     trials: int,
-    mark: Mark,
     root: Path | str = "runs",
     source: str = "",
     fresh: bool = False,
@@ -83,7 +82,7 @@ def tune(
 
     # ---- the trials
     home = _home(recipe, data, teacher, Kit(root, source, fresh, voice))
-    search = Search(recipe, keys, data, teacher, master, home, mark, voice)
+    search = Search(recipe, keys, data, teacher, master, home, voice)
     try:
         with _opened(search) as study:
             while chosen := _next(search, study, trials):
@@ -108,7 +107,6 @@ class Search:
     teacher: Run | None
     master: nets.Classifier | None
     home: Run
-    mark: Mark
     voice: Progress
 
 
@@ -121,8 +119,8 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, desk: Kit) -> Run:
     root.mkdir(parents=True, exist_ok=True)
     with _turn(root / f".{recipe.name}-tune"):  # two processes that start together find one folder
         for old in [] if desk.fresh else reversed(runs(root)):
-            about = (old.info["kind"], old.info["parent"], old.info.get("fingerprint"))
-            if about == ("tune", name, data.store.fingerprint) and _same(old.info["recipe"], recipe):
+            about = (old.info.kind, old.info.parent, old.info.fingerprint)
+            if about == ("tune", name, data.store.fingerprint) and _same(old.info.recipe, recipe):
                 desk.voice.say(f"going on with {old.path} (--fresh starts anew)")
                 return old
         run = Run.create(recipe, "tune", root, desk.source, parent=name, fingerprint=data.store.fingerprint)
@@ -303,7 +301,7 @@ def _train(search: Search, asked: Recipe, run: Run, after: EpochCallback) -> dic
     figure = best[asked.tune.metric]
     if not math.isfinite(figure):
         raise UserError(f"{asked.tune.metric} on validation is {figure}")
-    search.mark(run, "valid", lessons.predictor(net), *lessons.eval_arrays(data, data.rows["valid"]), voice=quiet)
+    lessons.save_split_predictions(run, data, lessons.predictor(net), quiet, ["valid"])
     return best
 
 

@@ -60,7 +60,7 @@ def fabricate(
 
 def _say(run: Run, split: str, fold: int, seed: int, skill: float, groups: int, per_group: int, frames: int) -> None:
     truth = np.random.default_rng((fold, 1 if split == "test" else 2))  # the data: the same for every run
-    chance = np.random.default_rng((fold, seed, sum(map(ord, run.info["kind"]))))
+    chance = np.random.default_rng((fold, seed, sum(map(ord, run.info.kind))))
     n = groups * per_group
     y = np.repeat(truth.integers(3, size=n // frames), frames)
     z = truth.normal(size=(n, 3)) * 0.7 + chance.normal(size=(n, 3)) * 0.3
@@ -171,9 +171,7 @@ def test_a_tiny_gain_is_not_written_as_zero() -> None:
 def test_folds_are_put_together_and_seeds_averaged(tmp_path: Path) -> None:
     runs = [fabricate(tmp_path, "alone", fold, seed) for fold in (0, 1) for seed in (3, 7)]
     found, models = report.assess(runs)
-    said = {
-        (r.info["recipe"]["data"]["fold"], r.info["seed"]): np.load(r.path / "predictions" / "test.npz") for r in runs
-    }
+    said = {(r.info.recipe["data"]["fold"], r.info.seed): np.load(r.path / "predictions" / "test.npz") for r in runs}
     each = []
     for seed in (3, 7):
         y, p = (np.concatenate([said[fold, seed][key] for fold in (0, 1)]) for key in ("y", "p"))
@@ -232,7 +230,7 @@ def test_the_order_of_the_samples_does_not_matter(tmp_path: Path) -> None:
 def test_the_official_split_has_no_folds(tmp_path: Path) -> None:
     official = {"data": {"split": "official"}}
     runs = [fabricate(tmp_path, "alone", 0, change=official), fabricate(tmp_path, "distilled", 0, change=official)]
-    recipe = runs[1].info["recipe"]
+    recipe = runs[1].info.recipe
     runs[1].note(recipe=recipe | {"data": recipe["data"] | {"fold": 3}})
     again = [Run.open(run.path) for run in runs]
     assert again[1].recipe.data.fold == 3
@@ -375,7 +373,7 @@ def test_recipes_keep_their_names(tmp_path: Path) -> None:
     runs = three(tmp_path, distilled=1.6)
     runs += three(tmp_path, distilled=0.5, change={"name": "other"})
     found, _ = report.assess(runs)
-    assert list(found["models"]) == [f"{recipe}/{kind}" for recipe in ("toy", "other") for kind in report.pool.KINDS]
+    assert list(found["models"]) == [f"{recipe}/{kind}" for recipe in ("toy", "other") for kind in report.pooling.KINDS]
     assert {family: row["verdict"]["helped"] for family, row in found["comparisons"].items()} == {
         "toy": "yes",
         "other": "no",

@@ -14,7 +14,6 @@ from stillwatch.lab.compression import prune
 from stillwatch.lab.models import nets
 from stillwatch.lab.training import lessons
 from stillwatch.lab.training.lessons import Kit
-from stillwatch.predictions import save_predictions
 from stillwatch.recipe import Net
 from stillwatch.run import NO_PROGRESS, Run
 
@@ -153,22 +152,22 @@ def test_a_width_multiplier_is_the_smallest_with_that_arithmetic(name: str, keep
 def student(here: Path, *more: str, alone: bool = False) -> Run:
     asked = recipe.load("toy", (*SMALL, *more))
     if not alone:
-        teacher = lessons.teach(asked, save_predictions)
-        teacher.note(best=teacher.info["best"] | {"accuracy": 1.0})  # whatever one epoch is worth
-    return lessons.distil(asked, save_predictions, alone)
+        teacher = lessons.teach(asked)
+        teacher.note(best=teacher.info.best | {"accuracy": 1.0})  # whatever one epoch is worth
+    return lessons.distil(asked, alone)
 
 
 def test_a_pruned_run_and_the_baseline_beside_it(here: Path) -> None:
     parent = student(here)
-    run = prune.prune(parent.amended(["prune.keep=0.5"], ["prune"]), save_predictions, DESK)
+    run = prune.prune(parent.amended(["prune.keep=0.5"], ["prune"]), DESK)
     info = Run.open(run.path).info
-    assert (info["kind"], info["status"], info["parent"]) == ("pruned", "done", parent.path.name)
-    assert info["teacher"] == parent.info["parent"] == "toy-teacher-001"
-    assert info["keep"]["macs"] <= 0.5
-    assert info["cost"]["macs"] <= 0.5 * parent.info["cost"]["macs"]
-    assert [step["step"] for step in info["steps"]] == [1, 2]
-    assert info["steps"][0]["macs"] > info["steps"][1]["macs"] == info["cost"]["macs"]
-    assert info["narrow"] == "toy-narrow-001"
+    assert (info.kind, info.status, info.parent) == ("pruned", "done", parent.path.name)
+    assert info.teacher == parent.info.parent == "toy-teacher-001"
+    assert info.keep["macs"] <= 0.5
+    assert info.cost["macs"] <= 0.5 * parent.info.cost["macs"]
+    assert [step["step"] for step in info.steps] == [1, 2]
+    assert info.steps[0]["macs"] > info.steps[1]["macs"] == info.cost["macs"]
+    assert info.narrow == "toy-narrow-001"
     assert run.recipe.prune.keep == 0.5  # what was asked stands in the run
     with np.load(run.path / "predictions" / "valid.npz") as said:
         data = lessons.material(run.recipe)
@@ -176,25 +175,25 @@ def test_a_pruned_run_and_the_baseline_beside_it(here: Path) -> None:
         assert np.allclose(p, said["p"], atol=1e-6)
 
     narrow = Run.open("runs/toy-narrow-001")
-    assert (narrow.info["kind"], narrow.info["status"], narrow.info["parent"]) == ("narrow", "done", "toy-teacher-001")
+    assert (narrow.info.kind, narrow.info.status, narrow.info.parent) == ("narrow", "done", "toy-teacher-001")
     assert len(narrow.history()) == 3  # the parent's epoch, and two of healing
-    assert narrow.info["cost"]["macs"] >= info["cost"]["macs"]
+    assert narrow.info.cost["macs"] >= info.cost["macs"]
     assert lessons.load(narrow).head.out_features == 6
 
     # ---- a pruned run is pruned further, under the same teacher
-    further = prune.prune(Run.open(run.path).amended(["prune.keep=0.8"], ["prune"]), save_predictions, DESK)
-    assert further.info["teacher"] == "toy-teacher-001"
+    further = prune.prune(Run.open(run.path).amended(["prune.keep=0.8"], ["prune"]), DESK)
+    assert further.info.teacher == "toy-teacher-001"
     assert prune.learnt(further) == 5
     assert len(list(here.glob("runs/toy-narrow-*"))) == 2  # of another size, so another one
 
 
 def test_a_finished_baseline_is_taken_as_it_is(here: Path) -> None:
     parent = student(here, alone=True)
-    first = prune.prune(parent, save_predictions, DESK)
-    assert first.info["teacher"] is None  # alone it learnt, alone it heals
-    second = prune.prune(parent, save_predictions, DESK)
+    first = prune.prune(parent, DESK)
+    assert first.info.teacher is None  # alone it learnt, alone it heals
+    second = prune.prune(parent, DESK)
     assert second.path.name == "toy-pruned-002"
-    assert first.info["narrow"] == second.info["narrow"] == "toy-narrow-001"
+    assert first.info.narrow == second.info.narrow == "toy-narrow-001"
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, at: str) -> list[str]:
@@ -214,30 +213,30 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, at: str) -> list[str]:
 def test_cut_off_between_steps_it_goes_on_to_the_same_weights(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = "fit.loss=['ce', 'kd', 'embedding']"  # the last draws weights of its own
     parent = student(here, "prune.narrow=false", loss)
-    whole = prune.prune(parent, save_predictions, DESK)
+    whole = prune.prune(parent, DESK)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         cut_off(patch, "pruned-002")
-        prune.prune(parent, save_predictions, DESK)
-    assert Run.open("runs/toy-pruned-002").info["status"] == "stopped"
+        prune.prune(parent, DESK)
+    assert Run.open("runs/toy-pruned-002").info.status == "stopped"
     learnt = cut_off(monkeypatch, "nothing")
     torch.manual_seed(123)  # another process has other numbers
-    again = prune.prune(parent, save_predictions, DESK)
+    again = prune.prune(parent, DESK)
     assert (again.path.name, learnt) == ("toy-pruned-002", ["toy-pruned-002"])  # its first step is not learnt again
     one, two = lessons.load(whole).state_dict(), lessons.load(again).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert [s["macs"] for s in again.info["steps"]] == [s["macs"] for s in whole.info["steps"]]
-    assert again.info["widths"] == whole.info["widths"]
+    assert [s["macs"] for s in again.info.steps] == [s["macs"] for s in whole.info.steps]
+    assert again.info.widths == whole.info.widths
 
 
 def test_cut_off_before_its_baseline_it_goes_on_with_that(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = student(here, alone=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         cut_off(patch, "narrow-001")
-        prune.prune(parent, save_predictions, DESK)
-    assert Run.open("runs/toy-pruned-001").info["status"] == "done"
+        prune.prune(parent, DESK)
+    assert Run.open("runs/toy-pruned-001").info.status == "done"
     learnt = cut_off(monkeypatch, "nothing")
-    run = prune.prune(parent, save_predictions, DESK)
-    assert learnt == [run.info["narrow"]]
+    run = prune.prune(parent, DESK)
+    assert learnt == [run.info.narrow]
     assert run.path.name == "toy-pruned-001"
 
 
@@ -257,18 +256,18 @@ def test_a_cut_off_run_of_other_widths_is_not_gone_on_with(here: Path) -> None:
 def test_who_is_refused(here: Path) -> None:
     parent = student(here)
     with pytest.raises(UserError, match=r"toy-teacher-001: a teacher run \(done\); name a finished student"):
-        prune.prune(Run.open("runs/toy-teacher-001"), save_predictions, DESK)
+        prune.prune(Run.open("runs/toy-teacher-001"), DESK)
     with pytest.raises(UserError, match=r"'fit.lr=1': a finished run keeps its recipe; what may change here: prune"):
         parent.amended(["fit.lr=1"], ["prune"])
     with pytest.raises(UserError, match=r"prune.keep: .* cannot be reached"):
-        prune.prune(parent.amended(["prune.keep=0.01"], ["prune"]), save_predictions, DESK)
+        prune.prune(parent.amended(["prune.keep=0.01"], ["prune"]), DESK)
     parent.note(fingerprint="another")
     with pytest.raises(UserError, match=r"toy-distilled-001: learnt from other data than now lie in data.root"):
-        prune.prune(parent, save_predictions, DESK)
+        prune.prune(parent, DESK)
     frozen = student(here, "student.net={name='mnist-cnn',weights='scratch',frozen=1}", alone=True)
     with pytest.raises(UserError, match=r"toy-alone-001: its net is frozen in part"):
-        prune.prune(frozen, save_predictions, DESK)
+        prune.prune(frozen, DESK)
     split = student(here, "student.net={name='yolo-cls-n',weights='scratch'}", alone=True)
     with pytest.raises(UserError, match=r"net yolo-cls-n: torch-pruning cannot take it apart \(IndexError: "):
-        prune.prune(split, save_predictions, DESK)
+        prune.prune(split, DESK)
     assert not list(here.glob("runs/toy-pruned-*"))

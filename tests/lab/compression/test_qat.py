@@ -140,7 +140,7 @@ def learn(place: Path, voice: Progress = NO_PROGRESS, **plan: Any) -> nets.Class
     master = nets.build(asked.teacher.net, 2, asked.data.hw, 3)
     place.mkdir(parents=True, exist_ok=True)
     fit = Fit.model_validate(asked.fit.model_dump() | plan)
-    best = qat.learn(student, master, lessons.material(asked), fit, QuantConfig("x"), Run(place, {}), voice)
+    best = qat.learn(student, master, lessons.material(asked), fit, QuantConfig("x"), Run(place), voice)
     assert best["epoch"] in (1, 2)
     return student
 
@@ -155,7 +155,7 @@ def test_the_weights_come_back_on_the_grid(tmp_path: Path) -> None:
         assert torch.allclose(steps, steps.round(), atol=2e-3)
     assert not any("parametrizations" in name or "gauge" in name for name in made.state_dict())
     assert not made.training
-    row = Run(tmp_path / "qat", {}).history()[0]
+    row = Run(tmp_path / "qat").history()[0]
     assert set(row["train"]["parts"]) == {"ce", "kd"}  # the teacher is in the loop
 
 
@@ -167,7 +167,7 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     whole = learn(tmp_path / "whole", lr=1e-2)
     with pytest.raises(KeyboardInterrupt):
         learn(tmp_path / "cut", NO_PROGRESS._replace(say=stop), lr=1e-2)
-    assert len(Run(tmp_path / "cut", {}).history()) == 2
+    assert len(Run(tmp_path / "cut").history()) == 2
     again = learn(tmp_path / "cut", lr=1e-2)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name

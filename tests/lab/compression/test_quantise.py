@@ -37,10 +37,10 @@ def lineage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lineage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLWATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        teacher = lessons.teach(check(RAW, "here"), save_predictions, root)
-        teacher.note(best=teacher.info["best"] | {"accuracy": 1.0})  # let through, whatever a few epochs are worth
-        student = lessons.distil(check(RAW, "here"), save_predictions, root=root, source="name = 'toy'")
-    assert student.info["best"]["macro_f1"] > 0.6  # or turning answers round would not harm
+        teacher = lessons.teach(check(RAW, "here"), root)
+        teacher.note(best=teacher.info.best | {"accuracy": 1.0})  # let through, whatever a few epochs are worth
+        student = lessons.distil(check(RAW, "here"), root=root, source="name = 'toy'")
+    assert student.info.best["macro_f1"] > 0.6  # or turning answers round would not harm
     return root
 
 
@@ -74,7 +74,7 @@ def spoiling(*names: str) -> Callable[..., Any]:
 
 
 def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
-    made = quantise(student, save_predictions, runtimes.open, race(), student.path.parent)
+    made = quantise(student, runtimes.open, race(), student.path.parent)
     info = json.loads((made.path / "run.json").read_text())
     assert made.path.name == "toy-quantised-001"
     assert (info["kind"], info["status"], info["parent"]) == ("quantised", "done", student.path.name)
@@ -90,7 +90,7 @@ def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
     assert (info["kept"], info["why"], info["stage"], info["calibration"]) == (True, "", "post-training", 12)
     file = made.path / "model-int8.onnx"
     assert int8["bytes"] == info["cost"]["bytes"] == file.stat().st_size < fp32["bytes"]
-    assert info["cost"]["params"] == student.info["cost"]["params"]
+    assert info["cost"]["params"] == student.info.cost["params"]
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(file).graph.initializer)
     for split in ("valid", "test"):
         said = read(made, split)
@@ -103,10 +103,10 @@ def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
 
 
 def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
-    made = quantise(student, save_predictions, runtimes.open, race(), student.path.parent)
+    made = quantise(student, runtimes.open, race(), student.path.parent)
     before = read(student, "valid")
-    assert made.info["temperature"] == metrics.temperature(before.y, before.p) != 1
-    calibrated = metrics.apply_temperature(before.p, made.info["temperature"])
+    assert made.info.temperature == metrics.temperature(before.y, before.p) != 1
+    calibrated = metrics.apply_temperature(before.p, made.info.temperature)
     after = read(made, "valid").p
     assert np.abs(after - calibrated).mean() < np.abs(after - before.p).mean()
 
@@ -114,38 +114,38 @@ def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
 def test_stages_follow_until_one_may_leave(student: Run) -> None:
     """The first two INT8 files answer the wrong way round; training under the teacher then gives a third."""
     opener = spoiling("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, save_predictions, opener, race(), student.path.parent)
-    stages = made.info["stages"]
+    made = quantise(student, opener, race(), student.path.parent)
+    stages = made.info.stages
     assert [stage["name"] for stage in stages] == ["fp32", "post-training", "accuracy-aware", "quantisation-aware"]
     assert [stage["kept"] for stage in stages] == [True, False, False, True]
     assert stages[1]["why"].startswith(f"macro-F1 falls by {stages[1]['drop']:.2f} points, above quantise.max_drop = 1")
-    assert made.info["stage"] == "quantisation-aware"
-    assert made.info["kept"] is True
-    rows = Run(made.path / "qat", {}).history()
+    assert made.info.stage == "quantisation-aware"
+    assert made.info.kept is True
+    rows = Run(made.path / "qat").history()
     assert [row["epoch"] for row in rows] == [1, 2]
     assert set(rows[0]["train"]["parts"]) == {"ce", "kd"}
 
 
 def test_training_is_left_out_where_the_recipe_says_so(student: Run) -> None:
-    student.info["recipe"]["quantise"]["qat"] = False
+    student.info.recipe["quantise"]["qat"] = False
     opener = spoiling("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, save_predictions, opener, race(), student.path.parent)
-    assert [stage["name"] for stage in made.info["stages"]] == ["fp32", "post-training", "accuracy-aware"]
-    assert made.info["kept"] is False
-    assert made.info["why"].startswith("macro-F1 falls by")
+    made = quantise(student, opener, race(), student.path.parent)
+    assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
+    assert made.info.kept is False
+    assert made.info.why.startswith("macro-F1 falls by")
     assert (made.path / "model-int8.onnx").is_file()
 
 
 def test_what_is_not_faster_is_left_out_and_nothing_costly_is_tried(student: Run) -> None:
-    made = quantise(student, save_predictions, runtimes.open, race(1.5), student.path.parent)
-    names = [stage["name"] for stage in made.info["stages"]]
+    made = quantise(student, runtimes.open, race(1.5), student.path.parent)
+    names = [stage["name"] for stage in made.info.stages]
     assert names == ["fp32", "post-training", "post-training, one scale an activation"]
-    assert made.info["kept"] is False
-    assert made.info["why"] == "1.500 ms here, no faster than FP32's 1.000"
+    assert made.info.kept is False
+    assert made.info.why == "1.500 ms here, no faster than FP32's 1.000"
     assert (made.path / "model-int8.onnx").is_file()
 
 
-def test_nothing_sees_the_test_split_before_the_end(student: Run) -> None:
+def test_nothing_sees_the_test_split_before_the_end(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     data = lessons.material(student.recipe)
     test = {data.store.pixels[row].tobytes() for row in data.rows["test"]}
     seen: list[bytes] = []
@@ -160,14 +160,15 @@ def test_nothing_sees_the_test_split_before_the_end(student: Run) -> None:
 
         return look
 
-    def marking(run: Run, split: str, *rest: Any, **more: Any) -> Any:
+    def saving(run: Run, split: str, *rest: Any, **more: Any) -> Any:
         order.append(split)
         if split == "test":
             assert seen
             assert not test & set(seen)
         return save_predictions(run, split, *rest, **more)
 
-    quantise(student, marking, opener, race(), student.path.parent)
+    monkeypatch.setattr("stillwatch.predictions.save_predictions", saving)
+    quantise(student, opener, race(), student.path.parent)
     assert order == ["valid", "test"]
     assert test <= set(seen)
 
@@ -180,15 +181,15 @@ def test_cut_off_in_training_it_goes_on_there(student: Run) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantise(student, save_predictions, opener, race(), student.path.parent, voice=NO_PROGRESS._replace(say=stop))
+        quantise(student, opener, race(), student.path.parent, voice=NO_PROGRESS._replace(say=stop))
     cut = Run.open(student.path.parent / "toy-quantised-001")
-    assert cut.info["status"] == "stopped"
-    assert "stages" not in cut.info
+    assert cut.info.status == "stopped"
+    assert not cut.info.stages
     assert not (cut.path / "model-int8.onnx").exists()
-    again = quantise(student, save_predictions, opener, race(), student.path.parent)
+    again = quantise(student, opener, race(), student.path.parent)
     assert again.path == cut.path
-    assert (again.info["status"], again.info["stage"]) == ("done", "quantisation-aware")
-    assert [row["epoch"] for row in Run(again.path / "qat", {}).history()] == [1, 2]
+    assert (again.info.status, again.info.stage) == ("done", "quantisation-aware")
+    assert [row["epoch"] for row in Run(again.path / "qat").history()] == [1, 2]
 
 
 def test_a_runtime_that_cannot_read_a_file_is_passed_over(student: Run) -> None:
@@ -200,12 +201,12 @@ def test_a_runtime_that_cannot_read_a_file_is_passed_over(student: Run) -> None:
             raise UserError("openvino cannot read it")
         return spoilt(path, runtime, shape)
 
-    made = quantise(student, save_predictions, opener, race(), student.path.parent)
-    assert [stage["name"] for stage in made.info["stages"]] == ["fp32", "post-training", "accuracy-aware"]
-    for stage in made.info["stages"][1:]:
+    made = quantise(student, opener, race(), student.path.parent)
+    assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
+    for stage in made.info.stages[1:]:
         assert stage["runtimes"]["openvino"] == {"why_not": "openvino cannot read it"}
         assert stage["runtime"] == "onnxruntime"
-    assert (made.info["stage"], made.info["kept"]) == ("accuracy-aware", True)
+    assert (made.info.stage, made.info.kept) == ("accuracy-aware", True)
 
 
 def test_runs_that_cannot_be_quantised(student: Run) -> None:
@@ -213,15 +214,15 @@ def test_runs_that_cannot_be_quantised(student: Run) -> None:
 
     def refused(run: Run) -> str:
         with pytest.raises(UserError) as error:
-            quantise(run, save_predictions, runtimes.open, race(), student.path.parent)
+            quantise(run, runtimes.open, race(), student.path.parent)
         return str(error.value)
 
-    moved = Run(student.path, student.info | {"fingerprint": "other"})
+    moved = Run(student.path, student.info.changed(fingerprint="other"))
     assert "learnt from other data than now lie in data.root" in refused(moved)
     assert "a audit run (done); name a finished one of a net" in refused(
-        Run(student.path, student.info | {"kind": "audit"})
+        Run(student.path, student.info.changed(kind="audit"))
     )
-    failed = Run(student.path, student.info | {"status": "failed"})
+    failed = Run(student.path, student.info.changed(status="failed"))
     assert "a distilled run (failed)" in refused(failed)
     assert sorted(student.path.parent.iterdir()) == before
 

@@ -15,7 +15,6 @@ from stillwatch.inference import runtimes
 from stillwatch.inference.detector import Detector
 from stillwatch.lab.export import packaging
 from stillwatch.lab.training import lessons
-from stillwatch.predictions import save_predictions
 from stillwatch.run import Run
 
 SMALL = (
@@ -26,7 +25,7 @@ SMALL = (
 
 @pytest.fixture
 def student(here: Path) -> Run:
-    return lessons.distil(recipe.load("toy", SMALL), save_predictions, alone=True)
+    return lessons.distil(recipe.load("toy", SMALL), alone=True)
 
 
 def int8_of(run: Run, kept: bool, root: Path) -> Run:
@@ -274,7 +273,7 @@ def test_other_data_than_those_it_learnt_from_are_refused(student: Run) -> None:
 
 
 def test_no_path_of_this_machine_leaves_with_the_recipe(student: Run, here: Path) -> None:
-    raw = json.loads(json.dumps(student.info["recipe"]))
+    raw = json.loads(json.dumps(student.info.recipe))
     raw["teacher"]["init"], raw["student"]["net"]["weights"] = str(here / "runs" / "toy-teacher-003"), "imagenet"
     raw["teacher"]["net"]["weights"] = str(here / "secret" / "weights.pt")
     student.note(recipe=raw)

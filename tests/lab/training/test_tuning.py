@@ -43,10 +43,6 @@ def recipe(keys: dict[str, Any] | None = None, **changes: Any) -> Recipe:
     return check(toys.changed(raw, changes), "here")
 
 
-def no_mark(*_: Any, **__: Any) -> None:
-    """Looks at nothing."""
-
-
 def table(best: Path) -> list[dict[str, str]]:
     with (best.parent / "trials.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -98,7 +94,7 @@ def timeless(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 )
 def test_a_wrong_key_is_named_before_anything_is_trained(here: Path, keys: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        tune.tune(recipe(keys), 2, no_mark)
+        tune.tune(recipe(keys), 2)
     assert "\n" not in str(caught.value)
     assert not list(here.glob("runs/*"))
 
@@ -111,7 +107,7 @@ def test_a_teacher_cannot_be_tuned_by_what_it_does_not_learn_from() -> None:
 
 def test_a_study_needs_a_trial(here: Path) -> None:
     with pytest.raises(UserError, match="trials = 0: must be at least 1"):
-        tune.tune(recipe(), 0, no_mark)
+        tune.tune(recipe(), 0)
 
 
 def test_values_go_where_they_take_effect_and_leave_the_other_side_alone() -> None:
@@ -175,13 +171,13 @@ def test_a_value_has_few_digits_and_stays_in_its_range(a: float, b: float, share
 # ---- studies
 
 
-def test_the_whole_of_it(tmp_path: Path) -> None:
+def test_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "a b%20{c}?d"  # a folder's name is no URL
     losses = ["ce", {"name": "kd", "temperature": 2}]
     keys = {**LR, "fit.loss.kd.weight": {"from": 0.1, "to": 1.0}, "fit.batch": [4, 8]}
     asked = recipe(keys, fit__loss=losses, student__net={"name": "mnist-small", "weights": "scratch", "dropout": 0.1})
-    teacher = lessons.teach(recipe(fit__loss=losses), save_predictions, root)
-    teacher.note(best=teacher.info["best"] | {"accuracy": 1.0})
+    teacher = lessons.teach(recipe(fit__loss=losses), root)
+    teacher.note(best=teacher.info.best | {"accuracy": 1.0})
     splits, lines = [], []
     before = optuna.logging.get_verbosity()
 
@@ -189,11 +185,12 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
         splits.append(split)
         save_predictions(run, split, *rest, **more)
 
-    best = tune.tune(asked, 2, watched, root, source="# mine", voice=Progress(say=lines.append))
+    monkeypatch.setattr("stillwatch.predictions.save_predictions", watched)
+    best = tune.tune(asked, 2, root, source="# mine", voice=Progress(say=lines.append))
     assert best == root / "toy-tune-001" / "best.toml"
     assert optuna.logging.get_verbosity() == before
     home = Run.open(best.parent)
-    assert (home.info["kind"], home.info["status"], home.info["trials"]) == ("tune", "done", 2)
+    assert (home.info.kind, home.info.status, home.info.trials) == ("tune", "done", 2)
     assert (best.parent / "recipe.toml").read_text() == "# mine"
 
     # ---- a trial is a run under the teacher; trial 0 is the recipe as it stands
@@ -202,7 +199,7 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     assert lessons.teacher_of(first).path.resolve() == teacher.path
     assert len(first.history()) == 1
     assert not (first.path / "last.pt").exists()
-    assert second.recipe.fit_of("student").loss[1]["weight"] == second.info["values"]["fit.loss.kd.weight"]
+    assert second.recipe.fit_of("student").loss[1]["weight"] == second.info.values["fit.loss.kd.weight"]
     assert lessons.load(second).head.out_features == 2
 
     # ---- validation only
@@ -213,9 +210,9 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     rows = table(best)
     assert [row["state"] for row in rows] == ["complete", "complete"]
     assert (rows[0]["fit.lr"], rows[0]["fit.loss.kd.weight"], rows[0]["fit.batch"]) == ("0.004", "1.0", "4")
-    assert float(rows[1]["value"]) == second.info["best"]["loss"] == second.history()[0]["valid"]["loss"]
+    assert float(rows[1]["value"]) == second.info.best["loss"] == second.history()[0]["valid"]["loss"]
     winner = min(rows, key=lambda row: float(row["value"]))["number"]
-    values = {} if winner == "0" else second.info["values"]
+    values = {} if winner == "0" else second.info.values
     assert load(best) == laid(asked, keys_of(asked), values, "here")
     assert load(best).fit_of("student").epochs == 2
     assert f"loss on validation {float(rows[int(winner)]['value']):.4f} (trial {winner})" in best.read_text()
@@ -227,46 +224,46 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     assert [row["note"] == tuning_plots.STANDS for row in rows] == [True, False]
 
     # ---- with more trials it goes on, and comes to what it would have come to at once
-    assert tune.tune(asked, 2, watched, root) == best
+    assert tune.tune(asked, 2, root) == best
     assert len(splits) == 2
-    assert tune.tune(asked, 3, watched, root) == best
-    unbroken = tune.tune(asked, 3, no_mark, root, fresh=True)
+    assert tune.tune(asked, 3, root) == best
+    unbroken = tune.tune(asked, 3, root, fresh=True)
     assert unbroken.parent.name == "toy-tune-002"
     assert timeless(table(unbroken)) == timeless(table(best))
     assert timeless(table(best))[:2] == timeless(rows)
     assert len({row["fit.lr"] for row in table(best)}) == 3
-    assert len(splits) == 3
+    assert len(splits) == 6
 
     # ---- another recipe is another study, where figures depend on it
-    assert tune.tune(laid(asked, keys_of(asked), {"fit.batch": 2}, "here"), 1, no_mark, root).parent.name[-1] == "3"
+    assert tune.tune(laid(asked, keys_of(asked), {"fit.batch": 2}, "here"), 1, root).parent.name[-1] == "3"
     elsewhere = check(asked.model_dump(exclude_unset=True) | {"prune": {"keep": 0.5}}, "here")
-    assert tune.tune(elsewhere, 1, no_mark, root) == unbroken
+    assert tune.tune(elsewhere, 1, root) == unbroken
 
 
 def test_a_teacher_is_tuned_too(here: Path) -> None:
-    best = tune.tune(recipe({"fit.lr": [1e-3, 1e-2]}, tune__side="teacher", tune__metric="accuracy"), 2, no_mark)
-    assert Run.open(best.parent / "trial-000").info["kind"] == "teacher"
+    best = tune.tune(recipe({"fit.lr": [1e-3, 1e-2]}, tune__side="teacher", tune__metric="accuracy"), 2)
+    assert Run.open(best.parent / "trial-000").info.kind == "teacher"
     assert load(best).fit_of("student") == recipe().fit_of("student")
     rows = table(best)
     assert rows[0]["fit.lr"] == "0.004"  # neither of the two: no trial may have it but the recipe's own
     assert rows[1]["fit.lr"] in ("0.001", "0.01")
-    assert max(float(row["value"]) for row in rows) == Run.open(best.parent).info["best"]["accuracy"]
+    assert max(float(row["value"]) for row in rows) == Run.open(best.parent).info.best["accuracy"]
 
 
 def test_a_trial_that_breaks_down_is_a_failed_one(here: Path) -> None:
     asked = recipe({"fit.lr": [4e-3, 1e30]}, fit__batch=2)
-    best = tune.tune(asked, 4, no_mark)
+    best = tune.tune(asked, 4)
     rows = {row["fit.lr"]: row for row in table(best)}
     assert rows["1e+30"]["state"] == "failed"
     assert "fit.loss.ce: no longer a number" in rows["1e+30"]["note"]
     assert load(best) == asked  # trial 0 is the best there is
     run = Run.open(best.parent / f"trial-{int(rows['1e+30']['number']):03d}")
-    assert run.info["status"] == "failed"
-    assert Run.open(best.parent).info["trials"] == 4
+    assert run.info.status == "failed"
+    assert Run.open(best.parent).info.trials == 4
 
 
 def test_the_same_values_are_not_trained_twice(here: Path) -> None:
-    best = tune.tune(recipe({"fit.batch": [4, 8]}), 6, no_mark)
+    best = tune.tune(recipe({"fit.batch": [4, 8]}), 6)
     rows = table(best)
     assert len(rows) == 6
     assert len(list(best.parent.glob("trial-*"))) == 2
@@ -276,7 +273,7 @@ def test_the_same_values_are_not_trained_twice(here: Path) -> None:
 
 def test_where_no_trial_ends_it_says_so(here: Path) -> None:
     with pytest.raises(UserError, match=r"no trial came to an end; trials\.csv there says why"):
-        tune.tune(recipe({"fit.batch": [2, 4]}, fit__lr=1e30), 2, no_mark)
+        tune.tune(recipe({"fit.batch": [2, 4]}, fit__lr=1e30), 2)
     assert not Path("runs/toy-tune-001/best.toml").exists()
     assert [row["state"] for row in table(Path("runs/toy-tune-001/best.toml"))] == ["failed", "failed"]
 
@@ -284,12 +281,12 @@ def test_where_no_trial_ends_it_says_so(here: Path) -> None:
 def test_a_bad_trial_is_stopped_between_epochs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "STARTUP", 1)
     rates = [4e-3, 1e-9, 2e-9, 3e-9]
-    best = tune.tune(recipe({"fit.lr": rates}, tune__fit={"epochs": 3, "select": "last"}), 5, no_mark)
+    best = tune.tune(recipe({"fit.lr": rates}, tune__fit={"epochs": 3, "select": "last"}), 5)
     stopped = [row for row in table(best) if row["state"] == "pruned"]
     assert stopped
     for row in stopped:
         run = Run.open(best.parent / f"trial-{int(row['number']):03d}")
-        assert run.info["status"] == "stopped"
+        assert run.info.status == "stopped"
         assert len(run.history()) < 3
         assert float(row["value"]) == run.history()[-1]["valid"]["loss"]
         assert (run.path / "best.pt").is_file()
@@ -305,15 +302,15 @@ def test_one_that_is_interrupted_is_run_again(here: Path, number: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         tune.tune(recipe(), 2, interrupted)
     home = Path("runs/toy-tune-001")
-    assert Run.open(home).info["status"] == "stopped"
-    assert Run.open(home / f"trial-00{number}").info["status"] == "stopped"
-    rows = table(tune.tune(recipe(), 2, no_mark))
+    assert Run.open(home).info.status == "stopped"
+    assert Run.open(home / f"trial-00{number}").info.status == "stopped"
+    rows = table(tune.tune(recipe(), 2))
     assert [row["state"] for row in rows] == [["lost", "complete", "complete"], ["complete", "lost", "complete"]][
         number
     ]
     assert rows[number + 1]["fit.lr"] == rows[number]["fit.lr"]
     assert [row["note"] for row in rows].count("the recipe as it stands") == [2, 1][number]
-    assert Run.open(home).info["status"] == "done"
+    assert Run.open(home).info.status == "done"
 
 
 def test_what_no_value_of_a_key_can_bring_about_ends_the_command(here: Path) -> None:
@@ -322,21 +319,22 @@ def test_what_no_value_of_a_key_can_bring_about_ends_the_command(here: Path) -> 
 
     with pytest.raises(OSError, match="the disk is full"):
         tune.tune(recipe(), 2, full)
-    assert Run.open("runs/toy-tune-001").info["status"] == "failed"
-    assert Run.open("runs/toy-tune-001/trial-000").info["error"] == "the disk is full"
+    assert Run.open("runs/toy-tune-001").info.status == "failed"
+    assert Run.open("runs/toy-tune-001/trial-000").info.error == "the disk is full"
 
 
 WORKER = f"""
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_tuning_plots
-from stillwatch.lab.tune import tune
+import test_tuning
+from stillwatch import predictions
+from stillwatch.lab.training.tuning import tune
 
 me, root, meets, then = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 count = 0
 
-def mark(run, *_, **__):
+def save(run, *_, **__):
     global count
     count += 1
     if count == meets:  # both processes are in a trial at this moment
@@ -348,7 +346,8 @@ def mark(run, *_, **__):
         if then == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
 
-tune(test_tuning.recipe(), 5, mark, root)
+predictions.save_predictions = save
+tune(test_tuning.recipe(), 5, root)
 """
 
 
@@ -366,15 +365,15 @@ def test_processes_share_the_trials_and_one_that_is_killed_takes_none_with_it(tm
     assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 0], said
     assert [path.name for path in tmp_path.glob("toy-*")] == ["toy-tune-001"]
     home = Run.open(tmp_path / "toy-tune-001")
-    assert (home.info["status"], home.info["trials"]) == ("done", 5)
+    assert (home.info.status, home.info.trials) == ("done", 5)
 
     rows = table(home.path / "best.toml")
     assert sorted(row["state"] for row in rows) == ["complete"] * 5 + ["lost"]
     lost = next(row for row in rows if row["state"] == "lost")
     assert [row["fit.lr"] for row in rows].count(lost["fit.lr"]) == 2  # it was run again
     assert len({row["fit.lr"] for row in rows}) == 5  # and nothing else was run twice
-    assert Run.open(home.path / f"trial-00{lost['number']}").info["status"] == "stopped"
-    assert table(tune.tune(recipe(), 5, no_mark, tmp_path)) == rows
+    assert Run.open(home.path / f"trial-00{lost['number']}").info.status == "stopped"
+    assert table(tune.tune(recipe(), 5, tmp_path)) == rows
 
 
 # ---- TOML
