@@ -46,13 +46,13 @@ Split = Annotated[str, typer.Option("--split", help="test or valid")]
 @app.command(epilog="Example: stillwatch audit driving data.root=data/driver-inattention")
 def audit(recipe: RecipeFile, overrides: Overrides = None, runs: Folder = Path("runs")) -> None:
     """Look at the data before anybody learns from it: leaks, duplicates, bad files, and what guessing would reach."""
-    from stillwatch.lab.data.audit import contact_sheets, summary
+    from stillwatch.lab.data.audit import AuditReport, contact_sheets, summary
     from stillwatch.lab.training.lessons import inspect
 
     asked = read_recipe(recipe, overrides or ())
     run, data = inspect(asked, runs, _text(recipe), voice())
     sheets = contact_sheets(data.samples, data.store.pixels, asked.labels, run.path)
-    print(summary(run.read_json("audit.json")))
+    print(summary(AuditReport.model_validate(run.read_json("audit.json"))))
     print(f"\nwritten: {run.path}/audit.json, split.csv and {len(sheets)} contact sheets")
 
 

@@ -27,15 +27,15 @@ def recipe(name: str, *overrides: str) -> Recipe:
     return load(name, [f"data.root={root}", *overrides])
 
 
-def test_the_official_driving_split_leaks_and_its_mirrored_twins_are_found() -> None:
+def test_the_official_driving_split_leaks_and_its_mirrored_copies_are_found() -> None:
     asked = recipe("driving", "data.split=official")
     data = lessons.material(asked)
     found = audit(data.samples, data.store.skipped, data.store.pixels, asked.labels, "official")
-    assert found["warnings"][0].startswith("The official split leaks")
-    assert found["no_pixels"]["accuracy"] > 0.8
-    assert found["duplicates"]["mirrored"]["within"] > 0
-    assert found["distinct"] < found["samples"]
-    assert "line without a box" in found["skipped"]["reasons"]
+    assert found.warnings[0].startswith("The official split leaks")
+    assert found.no_pixels is not None and found.no_pixels.accuracy > 0.8
+    assert found.duplicates.mirrored.within > 0
+    assert found.distinct < found.samples
+    assert "line without a box" in found.skipped.reasons
 
 
 def test_no_driver_sits_in_train_and_test() -> None:

@@ -1,18 +1,13 @@
-"""Audit: what is wrong with a data set, before anything is learnt from it.
-
-In: samples with their splits, and their cached pixels. Out: a dict (audit.json), its plain text, contact sheets.
-Called by the CLI. It knows no net, decodes no file and changes nothing: it counts, and says what the counts mean.
-"""
+"""Audit: what is wrong with a data set, before anything is learnt from it. Changes nothing and knows no net."""
 
 import re
 import textwrap
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,8 +15,9 @@ from numpy.typing import NDArray
 
 from stillwatch import metrics
 from stillwatch.atomic import atomic
-from stillwatch.lab.data.duplicates import SPLITS, find
-from stillwatch.lab.data.sources import Sample, Skipped
+from stillwatch.lab.data import cache
+from stillwatch.lab.data.duplicates import Duplicates, Record, find
+from stillwatch.lab.data.sources import SPLITS, Sample, Skipped
 from stillwatch.media import image
 from stillwatch.run import NO_PROGRESS, Progress
 
@@ -32,83 +28,147 @@ FEW = 5  # groups in a split below which its figure says little about the next g
 NAMED = 6  # names listed in a sentence before "..."
 TILE = 160  # width of a contact sheet's tile, pixels
 CAPTION, TITLE, COLUMNS = 18, 28, 6
+CONSEQUENCES = {
+    "train": "it cannot be learnt",
+    "valid": "the best epoch is chosen without it",
+    "test": "the test figure says nothing about it",
+}
+
+
+class SkippedFiles(Record):
+    count: int
+    share: float
+    reasons: dict[str, int]  # the most frequent first
+    files: list[dict[str, str]]  # file, reason
+
+
+class Groups(Record):
+    count: int
+    unknown: int  # samples without a group
+    by_split: dict[str, list[str]]
+    in_two_splits: list[str]
+    of_label: dict[str, list[str]]
+
+
+class Negatives(Record):
+    """The false alarms that the cameras filed."""
+
+    count: int
+    cameras: int
+    labels: dict[str, int]
+
+
+class Majority(Record):
+    """How well the most frequent training label does on test."""
+
+    label: str
+    accuracy: float
+    macro_f1: float
+
+
+class NoPixels(Record):
+    """What copying the label of the nearest training frame in time scores on test."""
+
+    accuracy: float
+    macro_f1: float
+    covered: float  # share of test samples that found a frame
+    neighbours: int  # their number
+    median_gap: float | None  # in the units of Sample.time; None where there is none
+
+
+class AuditReport(Record):
+    """audit.json. A figure that cannot be had is None."""
+
+    samples: int
+    split: str
+    skipped: SkippedFiles
+    splits: dict[str, dict[str, int]]  # split -> label or "total" -> samples
+    groups: Groups
+    negatives: Negatives
+    duplicates: Duplicates
+    distinct: int
+    majority: Majority | None
+    no_pixels: NoPixels | None
+    no_pixels_reason: str | None
+    warnings: list[str]  # the worst first
+
+
+def cached_audit(
+    store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str, progress: Progress = NO_PROGRESS
+) -> AuditReport:
+    """audit() of a store's pictures, done once for the same pictures, splits, groups and labels."""
+    key = [store.key, split, *labels]
+    key += [f"{s.id}\t{s.label}\t{s.group}\t{s.split}\t{s.sequence}\t{s.time}\t{s.negative}" for s in samples]
+    key += [f"{bad.file}\t{bad.reason}" for bad in store.skipped]
+    return cache.record(
+        "audit", key, AuditReport, lambda: audit(samples, store.skipped, store.pixels, labels, split, progress)
+    )
 
 
 def audit(
     samples: Sequence[Sample],
     skipped: Sequence[Skipped],
-    clips: Any,
+    clips: NDArray[np.uint8],
     labels: tuple[str, ...],
     split: str,
-    voice: Progress = NO_PROGRESS,
-) -> dict[str, Any]:
+    progress: Progress = NO_PROGRESS,
+) -> AuditReport:
     """Look for leaks, duplicates, imbalance and bad files.
 
     samples: N, each with its split. clips: uint8 (N,T,H,W,C), aligned with them; a memory map will do.
-    split: the recipe's data.split, for the wording. Returns what audit.json holds; a figure that cannot be had is
-    None. Raises ValueError where clips and samples differ in number.
+    split: the recipe's data.split, for the wording. Raises ValueError where clips and samples differ in number.
     """
     if len(samples) != len(clips):
         raise ValueError(f"{len(samples)} samples but {len(clips)} pictures")
-    duplicates, distinct = find(samples, clips, voice)
-    blind = no_pixels(samples, labels)
-    found: dict[str, Any] = {
-        "samples": len(samples),
-        "split": split,
-        "skipped": _skipped(samples, skipped),
-        "splits": _counts(samples, labels),
-        "groups": _groups(samples, labels),
-        "negatives": _negatives(samples, labels),
-        "duplicates": duplicates,
-        "distinct": distinct,
-        "majority": _majority(samples, labels),
-        "no_pixels": None if isinstance(blind, str) else blind,
-        "no_pixels_reason": blind if isinstance(blind, str) else None,
-    }
-    return found | {"warnings": _warnings(found, labels)}
+    duplicates, distinct = find(samples, clips, progress)
+    baseline = no_pixels(samples, labels)
+    total = len(samples) + len(skipped)
+    counts = Counter((sample.split, sample.label) for sample in samples)
+    table = {name: {label: counts[name, label] for label in labels} for name in SPLITS}
+    filed = [sample for sample in samples if sample.negative]
+    report = AuditReport(
+        samples=len(samples),
+        split=split,
+        skipped=SkippedFiles(
+            count=len(skipped),
+            share=len(skipped) / total if total else 0.0,
+            reasons=dict(Counter(item.reason for item in skipped).most_common()),
+            files=[{"file": item.file, "reason": item.reason} for item in skipped],
+        ),
+        splits={name: {**row, "total": sum(row.values())} for name, row in table.items()},
+        groups=_groups(samples, labels),
+        negatives=Negatives(
+            count=len(filed),
+            cameras=len({sample.group for sample in filed}),
+            labels={label: sum(sample.label == label for sample in filed) for label in labels},
+        ),
+        duplicates=duplicates,
+        distinct=distinct,
+        majority=_majority(samples, labels),
+        no_pixels=None if isinstance(baseline, str) else baseline,
+        no_pixels_reason=baseline if isinstance(baseline, str) else None,
+        warnings=[],
+    )
+    return report.model_copy(update={"warnings": _warnings(report, labels)})
 
 
 # ---- counts and baselines
 
 
-def _skipped(samples: Sequence[Sample], skipped: Sequence[Skipped]) -> dict[str, Any]:
-    total = len(samples) + len(skipped)
-    return {
-        "count": len(skipped),
-        "share": len(skipped) / total if total else 0.0,
-        "reasons": dict(Counter(item.reason for item in skipped).most_common()),
-        "files": [{"file": item.file, "reason": item.reason} for item in skipped],
-    }
-
-
-def _counts(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, dict[str, int]]:
-    counts = Counter((sample.split, sample.label) for sample in samples)
-    table = {split: {label: counts[split, label] for label in labels} for split in SPLITS}
-    return {split: {**row, "total": sum(row.values())} for split, row in table.items()}
-
-
-def _groups(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, Any]:
-    splits_of, of_label = defaultdict(set), defaultdict(set)
+def _groups(samples: Sequence[Sample], labels: Sequence[str]) -> Groups:
+    splits, of_label = defaultdict(set), defaultdict(set)
     for sample in samples:
         if sample.group:
-            splits_of[sample.group].add(sample.split)
+            splits[sample.group].add(sample.split)
             of_label[sample.label].add(sample.group)
-    names = sorted(splits_of, key=_natural)
-    return {
-        "count": len(names),
-        "unknown": sum(not sample.group for sample in samples),
-        "by_split": {split: [name for name in names if split in splits_of[name]] for split in SPLITS},
-        "in_two_splits": [name for name in names if len(splits_of[name]) > 1],
-        "of_label": {label: sorted(of_label[label], key=_natural) for label in labels},
-    }
-
-
-def _negatives(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, Any]:
-    """The false alarms that the street filed: how many, of how many cameras, of which labels."""
-    own = [sample for sample in samples if sample.negative]
-    counts = Counter(sample.label for sample in own)
-    cameras = {sample.group for sample in own}
-    return {"count": len(own), "cameras": len(cameras), "labels": {label: counts[label] for label in labels}}
+    names = sorted(splits, key=_natural)
+    return Groups(
+        count=len(names),
+        unknown=sum(not sample.group for sample in samples),
+        by_split={split: [name for name in names if split in splits[name]] for split in SPLITS},
+        in_two_splits=[name for name in names if len(splits[name]) > 1],
+        of_label={label: sorted(of_label[label], key=_natural) for label in labels},
+    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -116,26 +176,25 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, Any] | None:
-    """How well the most frequent training label does on test; None where either is empty."""
+def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> Majority | None:
     train = Counter(sample.label for sample in samples if sample.split == "train")
     test = [sample.label for sample in samples if sample.split == "test"]
     if not train or not test:
         return None
     label = max(labels, key=lambda name: train[name])
-    return {"label": label, **_score(test, [label] * len(test), labels)}
+    accuracy, macro_f1 = _scores(test, [label] * len(test), labels)
+    return Majority(label=label, accuracy=accuracy, macro_f1=macro_f1)
 
 
-def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, Any] | str:
+def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | str:
     """What is scored on test without looking at a picture: the label of the nearest training frame in time.
 
     A test sample takes it from its own sequence (of two as near, the earlier); without a training frame there, it
-    takes the majority label of train. Returns accuracy, macro_f1, covered (share of test samples that found a frame),
-    neighbours (their number) and median_gap (in the units of Sample.time; None where there is none), or the reason
-    why there is no such figure.
+    takes the majority label of train. Returns the reason, a str, where there is no such figure.
     """
     majority = _majority(samples, labels)
-    test = [sample for sample in samples if sample.split == "test"]
+    if majority is None:
+        return "train or test is empty"
     times: dict[str, set[float]] = defaultdict(set)
     train: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for sample in samples:
@@ -143,115 +202,116 @@ def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, Any
             times[sample.sequence].add(sample.time)
             if sample.split == "train":
                 train[sample.sequence].append((sample.time, sample.label))
-    if majority is None:
-        return "train or test is empty"
     if not times:
         return "the samples name no recording that they come from"
     if all(len(moments) == 1 for moments in times.values()):
         return "no recording holds two samples in an order"
     for rows in train.values():
         rows.sort()
-    guessed, gaps = [], []
+    test = [sample for sample in samples if sample.split == "test"]
+    guesses, gaps = [], []
     for sample in test:
         rows = train.get(sample.sequence, [])
         after = bisect_left(rows, sample.time, key=itemgetter(0))
         near = [(abs(time - sample.time), label) for time, label in rows[max(after - 1, 0) : after + 1]]
-        if near:
-            gap, label = min(near, key=itemgetter(0))
-            gaps.append(gap)
-        guessed.append(label if near else majority["label"])
-    return {
-        **_score([sample.label for sample in test], guessed, labels),
-        "covered": len(gaps) / len(test),
-        "neighbours": len(gaps),
-        "median_gap": float(np.median(gaps)) if gaps else None,
-    }
+        gap, label = min(near, key=itemgetter(0), default=(None, majority.label))
+        gaps += [gap] if gap is not None else []
+        guesses.append(label)
+    accuracy, macro_f1 = _scores([sample.label for sample in test], guesses, labels)
+    return NoPixels(
+        accuracy=accuracy,
+        macro_f1=macro_f1,
+        covered=len(gaps) / len(test),
+        neighbours=len(gaps),
+        median_gap=float(np.median(gaps)) if gaps else None,
+    )
 
 
-def _score(true: Sequence[str], guessed: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+def _scores(true: Sequence[str], guesses: Sequence[str], labels: Sequence[str]) -> tuple[float, float]:
+    """Accuracy and macro-F1."""
     row = {label: i for i, label in enumerate(labels)}
-    y, p = np.array([row[label] for label in true]), np.eye(len(labels))[[row[label] for label in guessed]]
-    return {"accuracy": metrics.accuracy(y, p), "macro_f1": metrics.macro_f1(y, p)}
+    y, p = np.array([row[label] for label in true]), np.eye(len(labels))[[row[label] for label in guesses]]
+    return metrics.accuracy(y, p), metrics.macro_f1(y, p)
 
 
 # ---- what the counts mean: a list of sentences, the worst first
 
 
-def _warnings(found: dict[str, Any], labels: Sequence[str]) -> list[str]:
-    return [*_leaks(found), *_copies(found), *_shares(found, labels), *_unknown(found), *_bad(found["skipped"])]
+def _warnings(report: AuditReport, labels: Sequence[str]) -> list[str]:
+    return [
+        *_leaks(report),
+        *_copies(report.duplicates, report.samples, report.distinct),
+        *_shares(report, labels),
+        *_unknown(report),
+        *_bad(report.skipped),
+    ]
 
 
-def _leaks(found: dict[str, Any]) -> list[str]:
-    out, split, blind, majority = [], found["split"], found["no_pixels"], found["majority"]
-    tests = found["splits"]["test"]["total"]
-    if split == "grouped":
+def _leaks(report: AuditReport) -> list[str]:
+    out, baseline, majority, groups = [], report.no_pixels, report.majority, report.groups
+    tests = report.splits["test"]["total"]
+    cure = 'Use data.split = "grouped".' if groups.count else 'Set data.group and use data.split = "grouped".'
+    if report.split == "grouped":
         cure = "The groups do not keep the recordings apart: check data.group."
-    elif found["groups"]["count"]:
-        cure = 'Use data.split = "grouped".'
-    else:
-        cure = 'Set data.group and use data.split = "grouped".'
-    leaking = bool(blind and majority and blind["accuracy"] > majority["accuracy"] + LEAK)
-    if leaking:
+    leaking = bool(baseline and majority and baseline.accuracy > majority.accuracy + LEAK)
+    if baseline and majority and leaking:
         out.append(
-            f"The {split} split leaks: {blind['neighbours']:,} of {tests:,} test samples have a neighbour of the same "
-            f"recording in train; copying its label, without looking at a pixel, scores {_percent(blind['accuracy'])} "
-            f"(the majority class {_percent(majority['accuracy'])}). {cure}"
+            f"The {report.split} split leaks: {baseline.neighbours:,} of {tests:,} test samples have a neighbour of "
+            "the same recording in train; copying its label, without looking at a pixel, scores "
+            f"{_percent(baseline.accuracy)} (the majority class {_percent(majority.accuracy)}). {cure}"
         )
-    shared = found["groups"]["in_two_splits"]
-    tested = set(found["groups"]["by_split"]["test"])
-    if shared and not tested.intersection(shared):
+    shared = groups.in_two_splits
+    if shared and not set(shared).intersection(groups.by_split["test"]):
         out.append(
             f"{len(shared)} groups are in both train and valid ({_some(shared)}), as data.valid asks: the validation "
             "figure says how well these are known; only the test figure is of new ones."
         )
     elif shared:
         out.append(
-            f"{len(shared)} of {found['groups']['count']} groups are in more than one split ({_some(shared)}): the "
-            "test figure says how well these are known, not how it goes with a new one."
-            + ("" if leaking else f" {cure}")
+            f"{len(shared)} of {groups.count} groups are in more than one split ({_some(shared)}): the test figure "
+            "says how well these are known, not how it goes with a new one." + ("" if leaking else f" {cure}")
         )
-    for kind, words in (("exact", "an identical"), ("near", "a nearly identical"), ("mirrored", "a mirrored")):
-        twins = found["duplicates"][kind]
-        if twins["across"]:
+    duplicates = report.duplicates
+    kinds = {"an identical": duplicates.exact, "a nearly identical": duplicates.near, "a mirrored": duplicates.mirrored}
+    for kind, counts in kinds.items():
+        if counts.across:
             out.append(
-                f"{twins['across']:,} samples have {words} picture in another split; {twins['test_in_train']:,} of "
+                f"{counts.across:,} samples have {kind} picture in another split; {counts.test_in_train:,} of "
                 f"{tests:,} test samples have one in train."
             )
     return out
 
 
-def _copies(found: dict[str, Any]) -> list[str]:
-    out, twins = [], found["duplicates"]
-    same = twins["conflicting"]
-    for kind, words in (("exact", "an identical"), ("mirrored", "a mirrored")):
-        if same[kind]:
-            out.append(f"{same[kind]:,} samples have {words} picture with another label: one of the two is wrong.")
-    if same["near"]:
+def _copies(duplicates: Duplicates, samples: int, distinct: int) -> list[str]:
+    out, conflicting = [], duplicates.conflicting
+    for number, kind in ((conflicting.exact, "an identical"), (conflicting.mirrored, "a mirrored")):
+        if number:
+            out.append(f"{number:,} samples have {kind} picture with another label: one of the two is wrong.")
+    if conflicting.near:
         out.append(
-            f"{same['near']:,} samples look nearly like a sample with another label: labels that change from one frame "
-            "to the next, or wrong ones."
+            f"{conflicting.near:,} samples look nearly like a sample with another label: labels that change from one "
+            "frame to the next, or wrong ones."
         )
-    for kind, words in (("exact", "an identical copy"), ("mirrored", "a mirrored twin")):
-        if twins[kind]["within"]:
+    for number, kind in ((duplicates.exact.within, "an identical"), (duplicates.mirrored.within, "a mirrored")):
+        if number:
             out.append(
-                f"{twins[kind]['within']:,} samples have {words} within their split: {found['samples']:,} samples are "
-                f"{found['distinct']:,} distinct pictures, and the copies count twice."
+                f"{number:,} samples have {kind} copy within their split: {samples:,} samples are "
+                f"{distinct:,} distinct pictures, and the copies count twice."
             )
     return out
 
 
-def _shares(found: dict[str, Any], labels: Sequence[str]) -> list[str]:
-    out, splits, groups = [], found["splits"], found["groups"]
+def _shares(report: AuditReport, labels: Sequence[str]) -> list[str]:
+    out, splits, groups = [], report.splits, report.groups
     for split in SPLITS:
         absent = [label for label in labels if not splits[split][label]]
         if not splits[split]["total"]:
             out.append(f"The {split} split is empty.")
         elif absent:
             out.append(f"No {_some(absent, 'or')} in {split}: {CONSEQUENCES[split]}.")
-    alone = {label: names[0] for label, names in groups["of_label"].items() if len(names) == 1}
-    if groups["count"] > 1:
-        for label, name in alone.items():
-            out.append(f"Only group {name} has {label}: a net may learn the group in place of the class.")
+    for label, names in groups.of_label.items():
+        if groups.count > 1 and len(names) == 1:
+            out.append(f"Only group {names[0]} has {label}: a net may learn the group in place of the class.")
     counts = {label: splits["train"][label] for label in labels if splits["train"][label]}
     if counts and max(counts.values()) >= IMBALANCE * min(counts.values()):
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
@@ -259,8 +319,8 @@ def _shares(found: dict[str, Any], labels: Sequence[str]) -> list[str]:
             f"Train holds {counts[most] / counts[least]:.0f} times as much {most} ({counts[most]:,}) as {least} "
             f"({counts[least]:,}): weigh the classes, and read macro-F1 beside accuracy."
         )
-    for split in ("valid", "test") if found["split"] == "grouped" else ():
-        names = groups["by_split"][split]
+    for split in ("valid", "test") if report.split == "grouped" else ():
+        names = groups.by_split[split]
         if 0 < len(names) < FEW:
             out.append(
                 f"The {split} split holds {len(names)} group{'s' if len(names) > 1 else ''} ({_some(names)}): its "
@@ -269,31 +329,24 @@ def _shares(found: dict[str, Any], labels: Sequence[str]) -> list[str]:
     return out
 
 
-CONSEQUENCES = {
-    "train": "it cannot be learnt",
-    "valid": "the best epoch is chosen without it",
-    "test": "the test figure says nothing about it",
-}
-
-
-def _unknown(found: dict[str, Any]) -> list[str]:
-    unknown, total = found["groups"]["unknown"], found["samples"]
-    if found["split"] == "grouped" or not total:
+def _unknown(report: AuditReport) -> list[str]:
+    unknown, total = report.groups.unknown, report.samples
+    if report.split == "grouped" or not total:
         return []
     risk = "the same person, camera or recording may be on both sides, and the test figure far too good"
     if unknown == total:
-        return [f"No sample names its group: in the {found['split']} split {risk}. Set data.group."]
+        return [f"No sample names its group: in the {report.split} split {risk}. Set data.group."]
     if unknown:
         return [f"{unknown:,} of {total:,} samples name no group: {risk}."]
-    return [f"The ratio split pays no heed to the groups: {risk}."] if found["split"] == "ratio" else []
+    return [f"The ratio split ignores the groups: {risk}."] if report.split == "ratio" else []
 
 
-def _bad(skipped: dict[str, Any]) -> list[str]:
-    if not skipped["count"]:
+def _bad(skipped: SkippedFiles) -> list[str]:
+    if not skipped.count:
         return []
-    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in list(skipped["reasons"].items())[:NAMED])
-    files = "file or line was" if skipped["count"] == 1 else "files or lines were"
-    return [f"{skipped['count']:,} {files} skipped ({_percent(skipped['share'])}): {reasons}."]
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in list(skipped.reasons.items())[:NAMED])
+    files = "file or line was" if skipped.count == 1 else "files or lines were"
+    return [f"{skipped.count:,} {files} skipped ({_percent(skipped.share)}): {reasons}."]
 
 
 def _percent(share: float) -> str:
@@ -310,12 +363,12 @@ def _some(names: Sequence[str], last: str = "and") -> str:
 # ---- for reading and looking
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(report: AuditReport) -> str:
     """The audit as plain text, at most 100 columns wide, warnings first."""
-    skipped, groups, warnings = found["skipped"], found["groups"], found["warnings"]
+    skipped, groups, warnings, duplicates = report.skipped, report.groups, report.warnings, report.duplicates
     lines = [
-        f"{found['samples']:,} samples, {found['distinct']:,} distinct pictures, {groups['count']:,} groups, "
-        f"{skipped['count']:,} skipped; split: {found['split']}",
+        f"{report.samples:,} samples, {report.distinct:,} distinct pictures, {groups.count:,} groups, "
+        f"{skipped.count:,} skipped; split: {report.split}",
         "",
         f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}" + (":" if warnings else ": nothing looks wrong"),
     ]
@@ -323,60 +376,63 @@ def summary(found: dict[str, Any]) -> str:
         whole = text.replace(" %", "\u00a0%")  # a figure and its sign stay on one line
         wrapped = textwrap.wrap(whole, WIDTH, initial_indent=f"{number:3}. ", subsequent_indent="     ")
         lines += [line.replace("\u00a0", " ") for line in wrapped]
-    names = [name for name in found["splits"]["train"] if name != "total"]
-    if negatives := found["negatives"]["count"]:
-        cameras = found["negatives"]["cameras"]
+    if report.negatives.count:
+        cameras = report.negatives.cameras
         lines += [
             "",
-            f"{negatives:,} of the training samples are false alarms that were filed on {cameras} "
+            f"{report.negatives.count:,} of the training samples are false alarms that were filed on {cameras} "
             f"camera{'s' * (cameras != 1)}; valid and test have none.",
         ]
-    rows = [["class", *SPLITS, "all"]]
-    for name in [*names, "total"]:
-        counts = [found["splits"][split][name] for split in SPLITS]
-        rows.append([name, *(f"{count:,}" for count in [*counts, sum(counts)])])
-    rows.append(["groups", *(f"{len(groups['by_split'][split]):,}" for split in SPLITS), f"{groups['count']:,}"])
+    rows: list[list[object]] = [["class", *SPLITS, "all"]]
+    for name in report.splits["train"]:
+        counts = [report.splits[split][name] for split in SPLITS]
+        rows.append([name, *counts, sum(counts)])
+    rows.append(["groups", *(len(groups.by_split[split]) for split in SPLITS), groups.count])
     lines += ["", *_table(rows)]
-    rows = [["samples with a twin", "in their split", "in another", "test in train", "other label"]]
+    rows = [["samples with a duplicate", "in their split", "in another", "test in train", "other label"]]
     for kind in ("exact", "near", "mirrored"):
-        twins = found["duplicates"][kind]
-        figures = (twins["within"], twins["across"], twins["test_in_train"], found["duplicates"]["conflicting"][kind])
-        rows.append([kind, *(f"{figure:,}" for figure in figures)])
-    lines += ["", *_table(rows), "", *_table(_baselines(found))]
-    if found["no_pixels_reason"]:
-        lines.append(f"(no figure for the nearest training frame: {found['no_pixels_reason']})")
-    if skipped["count"]:
-        lines += ["", *_table([["skipped", "count"], *([why, f"{n:,}"] for why, n in skipped["reasons"].items())])]
+        found = getattr(duplicates, kind)
+        other = getattr(duplicates.conflicting, kind)
+        rows.append([kind, found.within, found.across, found.test_in_train, other])
+    lines += ["", *_table(rows)]
+    rows = [["on test, without a net", "accuracy", "macro-F1"]]
+    if majority := report.majority:
+        rows.append([f"majority class ({majority.label})", _percent(majority.accuracy), f"{majority.macro_f1:.3f}"])
+    if baseline := report.no_pixels:
+        gap = "" if baseline.median_gap is None else f", median gap {baseline.median_gap:g}"
+        name = f"nearest training frame in time ({_percent(baseline.covered)} have one{gap})"
+        rows.append([name, _percent(baseline.accuracy), f"{baseline.macro_f1:.3f}"])
+    lines += ["", *_table(rows)]
+    if report.no_pixels_reason:
+        lines.append(f"(no figure for the nearest training frame: {report.no_pixels_reason})")
+    if skipped.count:
+        lines += ["", *_table([["skipped", "count"], *map(list, skipped.reasons.items())])]
     return "\n".join(lines)
 
 
-def _baselines(found: dict[str, Any]) -> list[list[str]]:
-    rows = [["on test, without a net", "accuracy", "macro-F1"]]
-    majority, blind = found["majority"], found["no_pixels"]
-    if majority:
-        name = f"majority class ({majority['label']})"
-        rows.append([name, _percent(majority["accuracy"]), f"{majority['macro_f1']:.3f}"])
-    if blind:
-        gap = "" if blind["median_gap"] is None else f", median gap {blind['median_gap']:g}"
-        name = f"nearest training frame in time ({_percent(blind['covered'])} have one{gap})"
-        rows.append([name, _percent(blind["accuracy"]), f"{blind['macro_f1']:.3f}"])
-    return rows
-
-
-def _table(rows: Iterable[Sequence[str]]) -> list[str]:
+def _table(rows: Sequence[Sequence[object]]) -> list[str]:
     """Columns in line: the first to the left, figures to the right; a long first column is cut."""
-    rows = list(rows)
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    room = widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
-    cut = [row[0] if len(row[0]) <= room else row[0][: room - 3] + "..." for row in rows]
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    _, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+    room = min(max(len(row[0]) for row in cells), WIDTH - sum(widths) - 2 * len(widths))
     return [
-        "  ".join([name.ljust(room), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for name, row in zip(cut, rows, strict=True)
+        "  ".join(
+            [
+                (name if len(name) <= room else f"{name[: room - 3]}...").ljust(room),
+                *(cell.rjust(width) for cell, width in zip(figures, widths, strict=True)),
+            ]
+        )
+        for name, *figures in cells
     ]
 
 
 def contact_sheets(
-    samples: Sequence[Sample], clips: Any, labels: Sequence[str], folder: Path, per_class: int = 24, seed: int = 0
+    samples: Sequence[Sample],
+    clips: NDArray[np.uint8],
+    labels: Sequence[str],
+    folder: Path,
+    per_class: int = 24,
+    seed: int = 0,
 ) -> list[Path]:
     """One PNG a class: up to per_class tiles, spread over groups and splits, each captioned `group split`.
 
@@ -385,10 +441,11 @@ def contact_sheets(
     """
     paths = []
     for number, label in enumerate(labels):
-        rows = _spread([i for i, sample in enumerate(samples) if sample.label == label], samples, per_class, seed)
-        if not rows:
+        members = [i for i, sample in enumerate(samples) if sample.label == label]
+        if not members:
             continue
-        sheet = _sheet(rows, samples, clips, f"{label}: {len(rows)} of {sum(s.label == label for s in samples):,}")
+        rows = _spread(members, samples, per_class, seed)
+        sheet = _sheet([samples[row] for row in rows], clips[rows], f"{label}: {len(rows)} of {len(members):,}")
         path = folder / f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', label)}.png"
         with atomic(path) as draft:
             draft.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
@@ -398,29 +455,28 @@ def contact_sheets(
 
 def _spread(rows: Sequence[int], samples: Sequence[Sample], wanted: int, seed: int) -> list[int]:
     """One of each (group, split) in turn, at random within it, until there are enough; in order of group and split."""
-    chance = np.random.default_rng(seed)
     places: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row in chance.permutation(np.array(rows, np.int64)).tolist():
+    for row in np.random.default_rng(seed).permutation(np.array(rows, np.int64)).tolist():
         places[samples[row].group, samples[row].split].append(row)
-    turns = (row for turn in zip_longest(*places.values()) for row in turn if row is not None)
-    chosen = [row for row, _ in zip(turns, range(wanted), strict=False)]
-    return sorted(chosen, key=lambda i: (_natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id))
+    turns = [row for turn in zip_longest(*places.values()) for row in turn if row is not None]
+    return sorted(
+        turns[:wanted],
+        key=lambda i: (_natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id),
+    )
 
 
-def _sheet(rows: Sequence[int], samples: Sequence[Sample], clips: Any, title: str) -> NDArray[np.uint8]:
+def _sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
     """uint8 (H,W,3) BGR."""
     _, frames, height, width, _ = clips.shape
     tile = max(1, round(TILE * height / width))
-    columns, lines = min(COLUMNS, len(rows)), -(-len(rows) // COLUMNS)
+    columns, lines = min(COLUMNS, len(samples)), -(-len(samples) // COLUMNS)
     sheet = np.full((TITLE + lines * (tile + CAPTION), max(columns, 3) * TILE, 3), 255, np.uint8)
-    _write(sheet, title, 6, TITLE - 9, 0.5)
-    for place, row in enumerate(rows):
+    texts = [(title, 6, TITLE - 9, 0.5)]
+    for place, (sample, clip) in enumerate(zip(samples, clips, strict=True)):
         top, left = TITLE + place // COLUMNS * (tile + CAPTION), place % COLUMNS * TILE
-        picture = image.fit(np.ascontiguousarray(clips[row][frames // 2]), (tile, TILE), "stretch", 3)
+        picture = image.fit(np.ascontiguousarray(clip[frames // 2]), (tile, TILE), "stretch", 3)
         sheet[top : top + tile, left : left + TILE] = picture[:, :, ::-1]
-        _write(sheet, f"{samples[row].group[-18:] or '?'} {samples[row].split}", left + 3, top + tile + 13, 0.38)
+        texts.append((f"{sample.group[-18:] or '?'} {sample.split}", left + 3, top + tile + 13, 0.38))
+    for text, left, bottom, scale in texts:
+        cv2.putText(sheet, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
-
-
-def _write(sheet: NDArray[np.uint8], text: str, left: int, bottom: int, scale: float) -> None:
-    cv2.putText(sheet, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)

@@ -16,20 +16,22 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from stillwatch.atomic import alive
+from stillwatch.atomic import alive, atomic
 from stillwatch.errors import UserError
 from stillwatch.lab.data.reader import Found, Sample, Skipped, decode
 from stillwatch.media import synthetic
 from stillwatch.recipe import Data
 from stillwatch.run import NO_PROGRESS, Progress
 
+M = TypeVar("M", bound=BaseModel)
 FORMAT = 1  # raised whenever the same key would hold other bytes
 
 
@@ -196,6 +198,18 @@ def _widen(path: Path, narrow: NDArray[Any]) -> NDArray[Any]:
     wide[:] = narrow
     path.with_suffix(".wide").replace(path)
     return wide
+
+
+def record(what: str, key: Sequence[str], model: type[M], compute: Callable[[], M]) -> M:
+    """compute(), done once for a key and kept as JSON; an entry that cannot be read as `model` is computed again."""
+    path = home() / what / f"{short([str(FORMAT), *key])}.json"
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        value = compute()
+        with atomic(path) as draft:
+            draft.write_text(value.model_dump_json(), encoding="utf-8")
+        return value
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

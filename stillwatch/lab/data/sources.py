@@ -25,7 +25,8 @@ from stillwatch.media import synthetic
 from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, sampled, times_of, windows
 from stillwatch.recipe import Data
 
-SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
     skipped. Raises UserError where a table is missing.
     """
     found = Found()
-    folders = [folder for folder in _folders(data.root) if folder.name in SPLITS]
+    folders = [folder for folder in _folders(data.root) if folder.name in SPLIT_NAMES]
     if not folders:
         raise UserError(f"data.root = '{data.root}': has none of the folders train, valid, test")
     for folder in folders:
@@ -88,7 +89,7 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
                 continue
             shot = re.match(r"(.+)-(\d+)_jpe?g", name)
             sequence, time = (shot[1], float(shot[2])) if shot else ("", 0.0)
-            where = replace(row, id=f"{folder.name}/{name}", path=folder / name, split=SPLITS[folder.name])
+            where = replace(row, id=f"{folder.name}/{name}", path=folder / name, split=SPLIT_NAMES[folder.name])
             rows.append(replace(where, sequence=sequence, time=time))
         found.samples += _once(rows, found.skipped)
         pictures = sorted(name for name in sizes if name.lower().endswith(PICTURES))
@@ -151,8 +152,8 @@ def folders(data: Data, labels: tuple[str, ...]) -> Found:
 
 def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: list[Skipped]) -> list[Sample]:
     """The files of class folders, in order of name, with official splits where split folders are there."""
-    tops = [top for top in _folders(data.root) if top.name in SPLITS and top.name not in labels]
-    places = [(SPLITS[top.name], folder) for top in tops for folder in _folders(top)]
+    tops = [top for top in _folders(data.root) if top.name in SPLIT_NAMES and top.name not in labels]
+    places = [(SPLIT_NAMES[top.name], folder) for top in tops for folder in _folders(top)]
     rows = []
     for split, folder in places or [("", folder) for folder in _folders(data.root)]:
         for path in sorted(folder.rglob("*")):
@@ -318,7 +319,7 @@ def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) 
     if not cells["label"]:
         return Skipped(id, "no label")
     split = cells.get("split", "")
-    if split and split.lower() not in SPLITS:
+    if split and split.lower() not in SPLIT_NAMES:
         return Skipped(id, f"split {split!r} is none of train, valid, test")
     if data.group == "folder":
         group = full.parent.name if full.parent != root else ""
@@ -329,7 +330,7 @@ def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) 
         return Skipped(id, str(error))
     if not np.isfinite(time):
         return Skipped(id, f"time {time} is not a number")
-    official = SPLITS.get(split.lower(), "")
+    official = SPLIT_NAMES.get(split.lower(), "")
     return Sample(id, path, cells["label"], group, official, cells.get("sequence", ""), time, box=box)
 
 

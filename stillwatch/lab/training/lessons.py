@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stillwatch import metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment, cache
-from stillwatch.lab.data.audit import audit
+from stillwatch.lab.data.audit import cached_audit
 from stillwatch.lab.data.reader import Sample, gather
 from stillwatch.lab.data.splits import assign
 from stillwatch.lab.models import nets
@@ -509,8 +509,8 @@ def write_audit(run: Run, data: Dataset) -> None:
     """split.csv, audit.json, and in run.json what guessing alone would reach on the validation split."""
     rows = [(s.id, s.label, s.group, s.split) for s in data.samples]
     run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
-    found = audit(data.samples, data.store.skipped, data.store.pixels, data.recipe.labels, data.recipe.data.split)
-    run.save_json("audit.json", found)
+    report = cached_audit(data.store, data.samples, data.recipe.labels, data.recipe.data.split)
+    run.save_json("audit.json", report.model_dump())
     most = Counter(data.y[data.rows["train"]].tolist()).most_common(1)[0][0]
     share = float(np.mean(data.y[data.rows["valid"]] == most))
     run.note(

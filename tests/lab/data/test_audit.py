@@ -7,8 +7,18 @@ import cv2
 import numpy as np
 import pytest
 
-from stillwatch.lab.data.audit import WIDTH, audit, contact_sheets, no_pixels, summary
-from stillwatch.lab.data.reader import Sample, Skipped
+from stillwatch.lab.data import audit as audit_module
+from stillwatch.lab.data.audit import (
+    WIDTH,
+    AuditReport,
+    audit,
+    cached_audit,
+    contact_sheets,
+    no_pixels,
+    summary,
+)
+from stillwatch.lab.data.cache import Store
+from stillwatch.lab.data.sources import Sample, Skipped
 
 
 def sample(number, label="a", split="train", group="", sequence="", time=0.0):
@@ -40,9 +50,13 @@ def warned(found, words):
 
 
 def look(samples, labels=("a", "b"), split="grouped", skipped=(), clips=None):
-    found = audit(samples, skipped, noise(len(samples)) if clips is None else clips, labels, split)
+    found = audit(samples, skipped, noise(len(samples)) if clips is None else clips, labels, split).model_dump()
     assert json.loads(json.dumps(found)) == found
     return found
+
+
+def text(found):
+    return summary(AuditReport.model_validate(found))
 
 
 def test_clean_data_gives_counts_and_no_warning():
@@ -61,6 +75,31 @@ def test_clean_data_gives_counts_and_no_warning():
 def test_pictures_must_match_samples():
     with pytest.raises(ValueError, match="36 samples but 35 pictures"):
         audit(clean(), [], noise(35), ("a", "b"), "grouped")
+
+
+def test_the_same_data_are_searched_once(monkeypatch):
+    searches, real = [], audit_module.find
+
+    def find(*args):
+        searches.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(audit_module, "find", find)
+    store = Store(clean(), [Skipped("x.jpg", "truncated")], noise(36), "fingerprint", "key")
+    first = cached_audit(store, store.samples, ("a", "b"), "grouped")
+    assert cached_audit(store, store.samples, ("a", "b"), "grouped") == first and len(searches) == 1
+    assert first == audit(store.samples, store.skipped, store.pixels, ("a", "b"), "grouped")
+    moved = [replace(store.samples[0], split="test"), *store.samples[1:]]
+    others = [
+        (replace(store, key="other pixels"), store.samples, "grouped"),
+        (replace(store, skipped=[]), store.samples, "grouped"),
+        (store, moved, "grouped"),
+        (store, store.samples, "official"),
+    ]
+    searches.clear()
+    for count, (other, samples, split) in enumerate(others, 1):
+        cached_audit(other, samples, ("a", "b"), split)
+        assert len(searches) == count
 
 
 def test_no_pixels_by_hand():
@@ -83,7 +122,7 @@ def test_no_pixels_by_hand():
         for i, (name, at, label) in enumerate(rows)
     ]
     samples.append(sample("v", "c", "valid", sequence="v", time=15.0))  # validation frames are not copied from
-    found = no_pixels(samples, ("a", "b", "c"))
+    found = no_pixels(samples, ("a", "b", "c")).model_dump()
     f1 = {"a": 2 * 3 / (3 + 6), "b": 2 * 1 / (4 + 1), "c": 1.0}  # 2·right / (true + guessed)
     assert found == {
         "accuracy": 5 / 8,
@@ -109,7 +148,7 @@ def test_no_pixels_says_why_there_is_none(samples, reason):
     assert reason in no_pixels(samples, ("a", "b"))
     found = look(samples)
     assert found["no_pixels"] is None
-    assert reason in found["no_pixels_reason"] and reason in summary(found)
+    assert reason in found["no_pixels_reason"] and reason in text(found)
 
 
 def shuffled_recordings(group):
@@ -168,7 +207,7 @@ def test_copies_across_splits_and_within():
     assert found["distinct"] == 34
     assert warned(found, "2 samples have an identical picture in another split; 1 of 12 test samples have one in train")
     assert warned(found, "2 samples have an identical picture with another label")
-    assert warned(found, "2 samples have a mirrored twin within their split: 36 samples are 34 distinct pictures")
+    assert warned(found, "2 samples have a mirrored copy within their split: 36 samples are 34 distinct pictures")
     assert len(found["warnings"]) == 3
 
 
@@ -214,7 +253,7 @@ def test_few_groups_in_the_test_fold():
 
 def test_unknown_groups_and_the_ratio_split():
     assert not warned(look(clean(), split="official"), "group")
-    assert warned(look(clean(), split="ratio"), "The ratio split pays no heed to the groups")
+    assert warned(look(clean(), split="ratio"), "The ratio split ignores the groups")
     nameless = [replace(s, group="") for s in clean()]
     found = look(nameless, split="ratio")
     assert warned(found, "No sample names its group: in the ratio split the same person")
@@ -241,20 +280,20 @@ def test_summary_reads_well_in_100_columns():
     long = "a class whose name is far too long for any table that shall fit a terminal of a hundred columns"
     samples = [replace(s, label=long if s.label == "b" else "a") for s in shuffled_recordings(group=True)]
     found = look(samples, ("a", long), split="official", skipped=[Skipped("x.jpg", "why " * 40)])
-    text = summary(found)
-    lines = text.splitlines()
+    whole = text(found)
+    lines = whole.splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert lines[2] == f"{len(found['warnings'])} warnings:" and lines[3].startswith("  1. The official split leaks")
     header = next(line for line in lines if line.startswith("class"))
     total = next(line for line in lines if line.startswith("total"))
     assert header.split() == ["class", "train", "valid", "test", "all"]
     assert total.split()[-1] == "240" and len(total) == len(header)
-    assert "nearest training frame in time (100.0 % have one, median gap 1)" in text
+    assert "nearest training frame in time (100.0 % have one, median gap 1)" in whole
     assert not any(line.endswith(tuple("0123456789")) and nxt.lstrip().startswith("%") for line, nxt in pairwise(lines))
 
 
 def test_summary_of_clean_data():
-    assert "0 warnings: nothing looks wrong" in summary(look(clean()))
+    assert "0 warnings: nothing looks wrong" in text(look(clean()))
 
 
 def test_contact_sheets_are_one_a_class_and_spread(tmp_path):

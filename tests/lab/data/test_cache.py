@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
@@ -121,8 +122,8 @@ def test_a_killed_decode_is_swept_away_by_the_next(tmp_path: Path, shelf: Path) 
     code = f"""
 import os, signal
 from pathlib import Path
-from stillwatch.lab import cache
-from stillwatch.lab.data import Found, Sample
+from stillwatch.lab.data import cache
+from stillwatch.lab.data.sources import Found, Sample
 from stillwatch.recipe import Data
 from stillwatch.run import Progress
 def kill(things, count, what):
@@ -143,8 +144,8 @@ def test_decoding_keeps_memory_flat(tmp_path: Path, shelf: Path) -> None:
     """Ten times the pictures, the same peak: rows go to the file, not to memory."""
     code = """
 import resource, sys
-from stillwatch.lab import cache
-from stillwatch.lab.data import gather
+from stillwatch.lab.data import cache
+from stillwatch.lab.data.reader import gather
 from stillwatch.recipe import check
 source = {"name": "toy", "people": 2, "pictures": int(sys.argv[1])}
 raw = {"name": "t", "labels": ["Yawn", "SafeDriving"], "data": {"source": source, "size": 224},
@@ -202,6 +203,32 @@ def test_two_processes_may_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> 
         return {"h": torch.zeros(len(rows), 1)}
 
     assert cache.outputs(compute, 2, 1, ["x"])["h"].shape == (1, 2, 1)
+
+
+class Figure(BaseModel, extra="forbid"):
+    """What a record may hold."""
+
+    value: float
+
+
+def test_a_record_is_computed_once_for_its_key_and_again_where_it_is_not_readable(shelf: Path) -> None:
+    calls: list[int] = []
+
+    def compute() -> Figure:
+        calls.append(1)
+        return Figure(value=0.1 + len(calls))
+
+    first = cache.record("audit", ["data"], Figure, compute)
+    assert cache.record("audit", ["data"], Figure, compute) == first and len(calls) == 1
+    assert cache.record("audit", ["other data"], Figure, compute).value == 2.1
+    (path,) = [path for path in (shelf / "audit").iterdir() if "1.1" in path.read_text()]
+    for content in (b"", b'{"value": 1', b"\xff\0", b'{"value": 1.0, "of": "another version"}', b"[]"):
+        path.write_bytes(content)
+        count = len(calls)
+        again = cache.record("audit", ["data"], Figure, compute)
+        assert len(calls) == count + 1
+        assert cache.record("audit", ["data"], Figure, compute) == again and len(calls) == count + 1
+    assert len(list((shelf / "audit").iterdir())) == 2  # and no drafts
 
 
 def test_a_digest_names_the_weights() -> None:

@@ -1,4 +1,3 @@
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -33,6 +32,11 @@ def sample(number, split="train", label="a"):
     return Sample(id=f"{number}.png", path=Path(f"{number}.png"), label=label, split=split)
 
 
+def find(samples, pictures):
+    found, distinct = duplicates.find(samples, pictures)
+    return found.model_dump(), distinct
+
+
 def counts(found, kind):
     return tuple(found[kind][key] for key in ("within", "across", "test_in_train"))
 
@@ -40,7 +44,7 @@ def counts(found, kind):
 def test_byte_for_byte_copies_count_once_a_sample():
     pictures = [scene(0), scene(0), scene(0), scene(1), scene(2), scene(2)]
     splits = ["train", "train", "test", "train", "train", "valid"]
-    found, distinct = duplicates.find([sample(i, split) for i, split in enumerate(splits)], clips(*pictures))
+    found, distinct = find([sample(i, split) for i, split in enumerate(splits)], clips(*pictures))
     assert counts(found, "exact") == (2, 5, 1)
     assert counts(found, "near") == counts(found, "mirrored") == (0, 0, 0)
     assert distinct == 3
@@ -50,7 +54,7 @@ def test_byte_for_byte_copies_count_once_a_sample():
 @pytest.mark.parametrize("quality", [90, 40])
 def test_a_reencoded_copy_is_near_and_not_exact(quality):
     pictures = [scene(0), jpeg(scene(0), quality), scene(1)]
-    found, distinct = duplicates.find([sample(0), sample(1, "test"), sample(2)], clips(*pictures))
+    found, distinct = find([sample(0), sample(1, "test"), sample(2)], clips(*pictures))
     assert counts(found, "near") == (0, 2, 1)
     assert counts(found, "exact") == counts(found, "mirrored") == (0, 0, 0)
     assert found["near"]["examples"] == [["0.png", "1.png"]]
@@ -58,36 +62,36 @@ def test_a_reencoded_copy_is_near_and_not_exact(quality):
 
 
 @pytest.mark.parametrize("quality", [90, 40])
-def test_mirrored_twins(quality):
+def test_mirrored_copies(quality):
     pictures = [scene(0), jpeg(scene(0)[:, ::-1], quality), scene(1), scene(2)]
-    found, distinct = duplicates.find([sample(0), sample(1), sample(2, "test"), sample(3)], clips(*pictures))
+    found, distinct = find([sample(0), sample(1), sample(2, "test"), sample(3)], clips(*pictures))
     assert counts(found, "mirrored") == (2, 0, 0)
     assert counts(found, "exact") == counts(found, "near") == (0, 0, 0)
     assert found["mirrored"]["examples"] == [["0.png", "1.png"]]
     assert distinct == 3
 
 
-def test_a_frame_is_the_twin_of_its_mirror_image_and_not_of_its_neighbours():
+def test_a_frame_is_a_duplicate_of_its_mirror_image_and_not_of_its_neighbours():
     background = scene(3).astype(np.float32)
     frames = []
     for step in range(6):  # the light grows a little: all six are near, and nearly mirror each other's mirror image
         frames.append(np.clip(background * (0.8 + 0.01 * step), 0, 255).astype(np.uint8))
-    found, distinct = duplicates.find([sample(i) for i in range(7)], clips(*frames, frames[2][:, ::-1]))
+    found, distinct = find([sample(i) for i in range(7)], clips(*frames, frames[2][:, ::-1]))
     assert found["near"]["within"] == 6
     assert found["mirrored"]["within"] == 2
     assert [sorted(pair) for pair in found["mirrored"]["examples"]] == [["2.png", "6.png"]]
     assert distinct == 6
 
 
-def test_exact_copies_of_a_mirrored_picture_are_its_twins_too():
+def test_exact_copies_of_a_mirrored_picture_are_its_duplicates_too():
     pictures = [scene(0), scene(0), np.ascontiguousarray(scene(0)[:, ::-1])]
-    found, distinct = duplicates.find([sample(0), sample(1), sample(2, "test")], clips(*pictures))
+    found, distinct = find([sample(0), sample(1), sample(2, "test")], clips(*pictures))
     assert counts(found, "exact") == (2, 0, 0)
     assert counts(found, "mirrored") == (0, 3, 1)
     assert distinct == 1
 
 
-def test_flat_dark_and_symmetric_pictures_have_no_mirrored_twins():
+def test_flat_dark_and_symmetric_pictures_have_no_mirrored_copies():
     rng = np.random.default_rng(0)
     half = scene(5)[:, :40]
     pictures = [
@@ -95,14 +99,14 @@ def test_flat_dark_and_symmetric_pictures_have_no_mirrored_twins():
         *(rng.integers(0, 6, (60, 80), dtype=np.uint8) for _ in range(5)),  # a dark room's noise
         *(jpeg(np.hstack([half, half[:, ::-1]]), quality) for quality in (95, 80, 60)),  # symmetric, three encodings
     ]
-    found, _ = duplicates.find([sample(i) for i in range(len(pictures))], clips(*pictures))
+    found, _ = find([sample(i) for i in range(len(pictures))], clips(*pictures))
     assert counts(found, "mirrored") == (0, 0, 0)
     assert counts(found, "near") == (3, 0, 0)  # the symmetric ones are copies of each other
 
 
 def test_a_difference_is_judged_against_the_contrast_of_the_picture():
     bright, dark = scene(6).astype(int), scene(6).astype(int) // 8
-    found, _ = duplicates.find(
+    found, _ = find(
         [sample(i) for i in range(4)],
         clips(*(np.clip(p, 0, 255).astype(np.uint8) for p in (bright, bright + 2, dark, dark + 2))),
     )
@@ -110,7 +114,7 @@ def test_a_difference_is_judged_against_the_contrast_of_the_picture():
 
 
 def test_a_thousand_black_frames_are_one_content():
-    found, distinct = duplicates.find(
+    found, distinct = find(
         [sample(i, "train" if i % 2 else "test") for i in range(1000)], np.zeros((1000, 1, 16, 16, 1), np.uint8)
     )
     assert counts(found, "exact") == (1000, 1000, 500)
@@ -130,7 +134,7 @@ def test_conflicting_labels_by_kind():
         scene(3),
     ]
     labels = "abababaa"
-    found, _ = duplicates.find([sample(i, label=label) for i, label in enumerate(labels)], clips(*pictures))
+    found, _ = find([sample(i, label=label) for i, label in enumerate(labels)], clips(*pictures))
     conflicting = found["conflicting"]
     assert (conflicting["exact"], conflicting["near"], conflicting["mirrored"]) == (2, 2, 2)
     pairs = sorted(sorted(pair) for pair in conflicting["examples"])
@@ -141,18 +145,21 @@ def test_colour_clips_are_compared_by_their_middle_frame_and_all_their_bytes():
     def clip(first, middle, last):
         return np.stack([np.stack([scene(seed)] * 3, axis=-1) for seed in (first, middle, last)])
 
-    found, distinct = duplicates.find(
-        [sample(0), sample(1), sample(2)], np.stack([clip(0, 1, 2), clip(0, 1, 2), clip(3, 1, 4)])
-    )
+    found, distinct = find([sample(0), sample(1), sample(2)], np.stack([clip(0, 1, 2), clip(0, 1, 2), clip(3, 1, 4)]))
     assert counts(found, "exact") == (2, 0, 0)
     assert counts(found, "near") == (3, 0, 0)
     assert distinct == 2
 
 
 def test_nothing_gives_nothing():
-    found, distinct = duplicates.find([], np.zeros((0, 1, 8, 8, 1), np.uint8))
+    found, distinct = find([], np.zeros((0, 1, 8, 8, 1), np.uint8))
     assert counts(found, "exact") == counts(found, "near") == counts(found, "mirrored") == (0, 0, 0)
     assert distinct == 0
+
+
+def differing(a, b):
+    """Number of bits in which hashes (...,2) differ."""
+    return np.bitwise_count(a ^ b).sum(axis=-1)
 
 
 THUMBS = st.integers(0, 2**32 - 1).map(
@@ -164,15 +171,15 @@ THUMBS = st.integers(0, 2**32 - 1).map(
 @settings(max_examples=50, deadline=None)
 def test_hash_of_a_picture_flipped_twice_is_its_own(thumb):
     flipped = np.ascontiguousarray(thumb[:, :, ::-1])
-    assert duplicates.hamming(duplicates.hashes(thumb), duplicates.hashes(flipped, mirrored=True)).tolist() == [0]
-    assert duplicates.hamming(duplicates.hashes(thumb, mirrored=True), duplicates.hashes(flipped)).tolist() == [0]
+    assert differing(duplicates.hashes(thumb), duplicates.hashes(flipped, mirrored=True)).tolist() == [0]
+    assert differing(duplicates.hashes(thumb, mirrored=True), duplicates.hashes(flipped)).tolist() == [0]
 
 
 @given(THUMBS, st.integers(-40, 40))
 @settings(max_examples=50, deadline=None)
 def test_hash_does_not_see_brightness(thumb, change):
     thumb = thumb // 2 + 60  # so that nothing is clipped
-    assert duplicates.hamming(
+    assert differing(
         duplicates.hashes(thumb), duplicates.hashes((thumb.astype(int) + change).astype(np.uint8))
     ).tolist() == [0]
 
@@ -180,16 +187,8 @@ def test_hash_does_not_see_brightness(thumb, change):
 def test_hash_tells_left_from_right_and_top_from_bottom():
     ramp = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (32, 1))
     codes = duplicates.hashes(np.stack([ramp, ramp[:, ::-1], ramp.T]))
-    assert duplicates.hamming(codes[0], codes[1]) == 64  # all horizontal bits
-    assert duplicates.hamming(codes[0], codes[2]) == 128
-
-
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 127))
-def test_rotation_is_that_of_the_128_bit_number(high, low, turn):
-    whole = high << 64 | low
-    turned = (whole << turn | whole >> (128 - turn)) % 2**128
-    got = duplicates._rotate(np.array([[high, low]], np.uint64), turn)[0]
-    assert (int(got[0]) << 64 | int(got[1])) == turned
+    assert differing(codes[0], codes[1]) == 64  # all horizontal bits
+    assert differing(codes[0], codes[2]) == 128
 
 
 def planted(count, pairs, bits, seed=0):
@@ -207,23 +206,12 @@ def planted(count, pairs, bits, seed=0):
 def test_close_finds_all_planted_pairs_among_20000_in_little_memory():
     codes, truth = planted(20_000, 300, duplicates.RADIUS)
     tracemalloc.start()
-    begun = time.perf_counter()
     pairs = duplicates.close(codes, codes, np.arange(len(codes)))
-    took = time.perf_counter() - begun
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert {tuple(sorted(pair)) for pair in pairs.tolist()} == truth
     assert len(pairs) == 2 * len(truth)  # each seen from both sides
     assert peak < 20e6  # a table of all pairs would take 400e6
-    assert took < 20  # about 2 s; a slow shared machine is no failure
-
-
-def test_close_by_sorted_neighbours_finds_nearly_all_and_nothing_false():
-    codes, truth = planted(20_000, 300, 4)
-    pairs = duplicates.close(codes, codes, np.arange(len(codes)), exhaustive=0)
-    found = {tuple(sorted(pair)) for pair in pairs.tolist()}
-    assert found <= truth
-    assert len(found) >= 0.97 * len(truth)
 
 
 def test_close_leaves_out_hashes_beyond_the_radius():
@@ -234,9 +222,8 @@ def test_close_leaves_out_hashes_beyond_the_radius():
 def test_close_keeps_the_closest_of_a_crowd_and_never_itself():
     codes = np.zeros((200, 2), np.uint64)
     codes[:20, 1] = 1  # twenty are one bit away, 179 equal to the last
-    for exhaustive in (duplicates.EXHAUSTIVE, 0):
-        pairs = duplicates.close(codes, codes, np.arange(200), exhaustive)
-        assert np.bincount(pairs[:, 0]).tolist() == [duplicates.KEPT] * 200
-        assert (pairs[:, 0] != pairs[:, 1]).all()
+    pairs = duplicates.close(codes, codes, np.arange(200))
+    assert np.bincount(pairs[:, 0]).tolist() == [duplicates.KEPT] * 200
+    assert (pairs[:, 0] != pairs[:, 1]).all()
     own = duplicates.close(codes[150:151], codes, np.array([150]))
     assert own[:, 1].min() >= 20  # all of them at distance 0

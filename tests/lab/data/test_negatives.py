@@ -9,7 +9,7 @@ from toys import jpeg, video
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.audit import audit, summary
+from stillwatch.lab.data.audit import AuditReport, audit, summary
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.data.splits import assign
 from stillwatch.lab.training.lessons import inspect
@@ -89,12 +89,12 @@ def test_the_audit_counts_and_states_them(place: Path) -> None:
     found = run.read_json("audit.json")
     assert found["negatives"] == {"count": 3, "cameras": 2, "labels": {"SafeDriving": 3, "Yawn": 0}}
     told = "3 of the training samples are false alarms that were filed on 2 cameras; valid and test have none."
-    assert told in summary(found).splitlines()
+    assert told in summary(AuditReport.model_validate(found)).splitlines()
     assert not any(data.samples[row].negative for name in ("valid", "test") for row in data.rows[name])
     assert sum(data.samples[row].negative for row in data.rows["train"]) == 3
     samples = assign(gather(plain).samples, plain.data)
     without = audit(samples, [], np.zeros((36, 1, 16, 16, 3), np.uint8), LABELS, "grouped")
-    assert without["negatives"]["count"] == 0 and "false alarms" not in summary(without)
+    assert without.negatives.count == 0 and "false alarms" not in summary(without)
 
 
 def test_bad_files_among_them_are_skipped_with_a_reason(place: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import toys
 
 from stillwatch.errors import UserError
-from stillwatch.lab.data import cache
+from stillwatch.lab.data import audit, cache
 from stillwatch.lab.models import nets
 from stillwatch.lab.training import lessons
 from stillwatch.predictions import read
@@ -206,6 +206,20 @@ def test_audit_alone_is_a_run_too(tmp_path: Path) -> None:
     assert run.info.kind == "audit"
     assert run.info.status == "done"
     assert len(data.samples) == run.read_json("audit.json")["samples"] == 48
+
+
+def test_a_second_run_of_the_same_data_is_not_searched_for_duplicates_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches: list[int] = []
+    real = audit.find
+    monkeypatch.setattr(audit, "find", lambda *args: searches.append(1) or real(*args))
+    first, _ = lessons.inspect(recipe(), tmp_path)
+    second = lessons.teach(recipe(fit__epochs=1), save_predictions, tmp_path)
+    assert len(searches) == 1
+    assert (first.path / "audit.json").read_bytes() == (second.path / "audit.json").read_bytes()
+    lessons.inspect(recipe(data__fold=1), tmp_path)
+    assert len(searches) == 2
 
 
 def test_sigmoid_heads_and_weights_of_a_run(tmp_path: Path) -> None:
