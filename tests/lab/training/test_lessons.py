@@ -215,7 +215,7 @@ def test_a_second_run_of_the_same_data_is_not_searched_for_duplicates_again(
     real = audit.find
     monkeypatch.setattr(audit, "find", lambda *args: searches.append(1) or real(*args))
     first, _ = lessons.inspect(recipe(), tmp_path)
-    second = lessons.teach(recipe(fit__epochs=1), save_predictions, tmp_path)
+    second = lessons.teach(recipe(fit__epochs=1), tmp_path)
     assert len(searches) == 1
     assert (first.path / "audit.json").read_bytes() == (second.path / "audit.json").read_bytes()
     lessons.inspect(recipe(data__fold=1), tmp_path)
