@@ -1,7 +1,6 @@
-"""Recipe: what a person writes down once, read from TOML and refused by name where it is wrong.
+"""Recipe: what a person writes down once, read from TOML and checked. Every default stands in this file.
 
-In: a TOML file and `key=value` overrides. Out: a frozen Recipe whose every default stands in this file.
-Called by the CLI and by every room. It knows no torch, no data and no run.
+It knows no torch, no data and no run.
 """
 
 import tomllib
@@ -205,8 +204,12 @@ def find(path: Path | str) -> Path:
     shipped = SHIPPED / path.with_suffix(".toml")
     if not path.is_absolute() and shipped.is_file():
         return shipped
-    beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    raise UserError(f"{path}: no such recipe" + (nearest(path.name, beside) if beside else ""))
+    names = [str(file.relative_to(SHIPPED).with_suffix("")) for file in sorted(SHIPPED.rglob("*.toml"))]
+    beside = [str(file) for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+    hint = nearest(str(path), [*names, *beside])
+    if hint.startswith("; known"):
+        hint = f"; shipped ones are {', '.join(names)}"
+    raise UserError(f"{path}: no such recipe{hint}")
 
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:

@@ -1,8 +1,6 @@
-"""Alarm: (time, probabilities) -> events. Smoothing, hysteresis, hold, merge, cooldown, levels.
+"""Alarm: (seconds, probabilities) of one camera -> events: smoothing, hysteresis, hold, merge, cooldown, levels.
 
-In: seconds and float (K,) of one camera, one call a frame. Out: events that open, are raised, and close.
-Called by the watch loop and by replay; what it looks for stands in profiles, how it is reckoned in signs.
-It knows no clock, no I/O, no picture: a test is a story with asserted seconds.
+It knows no clock, no I/O and no picture.
 """
 
 import math
@@ -14,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stillwatch.recipe import Rule
-from stillwatch.rules.indicators import INDICATORS, TROUBLES, Hysteresis, Indicator, IndicatorState, Observation
-from stillwatch.rules.presets import LEVELS, IndicatorRule, Level, indicators, profile, words
+from stillwatch.rules.indicators import INDICATORS, TROUBLES, Indicator, IndicatorState, Observation
+from stillwatch.rules.presets import LEVELS, IndicatorRule, Level, indicators, profile
 
-__all__ = ["LEVELS", "Alarm", "Event", "IndicatorRule", "Level", "Status", "indicators", "words"]
+__all__ = ["LEVELS", "Alarm", "Event", "Level", "Status"]
 
 Status = Literal["ok", "black", "frozen", "lost"]  # of the picture; lost: there is none
 GAP = 2.0  # s without an answer after which what was seen before proves nothing any more
@@ -52,71 +50,67 @@ class Event:
 
 
 class Case:
-    """What one indicator has said: the open event if there is one, and for how long it is silent after the last."""
+    """What one indicator has said: the open event if there is one, and how long it is silent after the last."""
 
-    def __init__(self, camera: str, one: IndicatorRule, switch: Hysteresis):
-        self.camera, self.one, self.switch = camera, one, switch
-        self.sign: Indicator = INDICATORS[one.how](one, switch)
+    def __init__(self, camera: str, rule: IndicatorRule, labels: Sequence[str], safe: frozenset[int]):
+        self.camera, self.rule, self.labels, self.safe = camera, rule, labels, safe
         self.event: Event | None = None
         self._peak, self._last, self._level = 0.0, 0.0, -1
-        self._silent, self._said = -math.inf, -1  # until when it is silent, and up to which level
+        self.forget()
+        self.unmute()
 
-    @property
-    def level(self) -> int:
-        """Of the open event, as an index of LEVELS; -1: none is open."""
-        return -1 if self.event is None else LEVELS.index(self.event.level)
+    def forget(self) -> None:
+        """Nothing that was seen counts any more."""
+        self.indicator: Indicator = INDICATORS[self.rule.how](self.rule, self.labels, self.safe)
+
+    def unmute(self) -> None:
+        """End the silence after the last event: the clock that it was counted on is gone."""
+        self._silent, self._spoken = -math.inf, -1  # until when it is silent, and up to which level
 
     @property
     def now(self) -> Event | None:
         """The open event with its peak up to now."""
         return None if self.event is None else replace(self.event, peak=self._peak)
 
-    def heed(self, reading: IndicatorState, now: float, fresh: str, covered: int) -> Event | None:
-        """What is to be said now, if anything. fresh: the next id. covered: up to which level another says it all."""
+    def handle(self, state: IndicatorState, now: float, fresh: str, covered: int) -> Event | None:
+        """What to say now, if anything. fresh: the next id. covered: up to which level another event says it all."""
+        level = state.level
         if self.event is not None:
-            return self._go_on(self.event, reading, now)
-        level = reading.level
-        if level < 0 or not reading.active or LEVELS.index(self.one.levels[level]) <= covered:
+            self._peak, self._last = max(self._peak, state.value), max(self._last, state.last)
+            if state.over:
+                return self.close(now)
+            if level <= self._level or not state.active:
+                return None
+            self.event = replace(
+                self.event, state="raised", level=self.rule.levels[level], updated=now, peak=self._peak,
+                words=self.indicator.words(level),
+            )  # fmt: skip
+        elif (
+            level < 0
+            or not state.active
+            or LEVELS.index(self.rule.levels[level]) <= covered
+            or (now < self._silent and level <= self._spoken)
+        ):
             return None
-        if now < self._silent and level <= self._said:
-            return None
-        self._peak, self._last, self._level = reading.value, reading.last, level
-        self.event = Event(
-            id=fresh, camera=self.camera, kind=self.one.kind, label=self.switch.label(), level=self.one.levels[level],
-            state="opened", start=min(reading.start, now), opened=now, updated=now, end=None, peak=self._peak,
-            words=self.sign.words(level),
-        )  # fmt: skip
+        else:
+            self._peak, self._last = state.value, state.last
+            self.event = Event(
+                fresh, self.camera, self.rule.kind, self.indicator.switch.label(), self.rule.levels[level], "opened",
+                start=min(state.start, now), opened=now, updated=now, end=None, peak=self._peak,
+                words=self.indicator.words(level),
+            )  # fmt: skip
+        self._level = level
         return self.event
 
     def close(self, now: float) -> Event | None:
-        """End what is open: the behaviour was last seen when it was last read."""
+        """End what is open: the behaviour ended when it was last seen."""
         if self.event is None:
             return None
         end = min(max(self._last, self.event.start), now)
-        said = replace(
-            self.event, state="closed", updated=now, end=end, peak=self._peak,
-            words=f"{self.event.words}; over after {end - self.event.start:.1f} s",
-        )  # fmt: skip
-        self.event, self._said, self._silent = None, self._level, end + self.one.cooldown
-        return said
-
-    def hush(self) -> None:
-        """Forget the silence after the last event: the clock it was reckoned on is gone."""
-        self._silent, self._said = -math.inf, -1
-
-    def _go_on(self, event: Event, reading: IndicatorState, now: float) -> Event | None:
-        self._peak = max(self._peak, reading.value)
-        self._last = max(self._last, reading.last)
-        if reading.over:
-            return self.close(now)
-        if reading.level <= self._level or not reading.active:
-            return None
-        self._level = reading.level
-        level = self.one.levels[reading.level]
-        self.event = replace(
-            event, state="raised", level=level, updated=now, peak=self._peak, words=self.sign.words(reading.level)
-        )
-        return self.event
+        words = f"{self.event.words}; over after {end - self.event.start:.1f} s"
+        closed = replace(self.event, state="closed", updated=now, end=end, peak=self._peak, words=words)
+        self.event, self._spoken, self._silent = None, self._level, end + self.rule.cooldown
+        return closed
 
 
 class Alarm:
@@ -137,23 +131,26 @@ class Alarm:
         salt: makes the ids of this start its own. Raises UserError for a rule that does not suit the labels.
         """
         self.camera, self.labels, self.salt = camera, tuple(labels), salt
-        self.indicators = indicators(rule, labels, safe, threshold)
-        preset = profile(rule)
-        self.gauge_name = preset.gauge
-        self._smooth, self._unsure = preset.smooth, preset.unsure
+        self.indicators, preset = indicators(rule, labels, safe, threshold), profile(rule)
+        self.gauge_name, self._smooth, self._unsure = preset.gauge, preset.smooth, preset.unsure
         self._safe = frozenset(place for place, label in enumerate(labels) if label in safe)
         self._nothing = np.zeros(len(self.labels))  # what an unsure frame is taken for: its likeliest label is a guess
         self._nothing[sorted(self._safe)[:1]] = 1.0
-        self._cases: dict[str, Case] = {}
-        for one in self.indicators:
-            self._cases[one.kind] = Case(camera, one, Hysteresis(one, self.labels, self._safe))
+        self._cases = {one.kind: Case(camera, one, self.labels, self._safe) for one in self.indicators}
         self._count = 0
+        self._s = np.zeros(len(self.labels))  # smoothed
+        self._restart()
+
+    def _restart(self) -> None:
+        """Nothing seen, nothing held, no silence."""
         self._now: float | None = None  # of the newest step
         self._sight: float | None = None  # of the newest answer
         self._back: float | None = None  # where a clock went on that was set back
         self._taken: float | None = None  # of the newest answer, as its picture says
         self._was_blind = False  # the newest step had no answer
-        self._s = np.zeros(len(self.labels))  # smoothed
+        for case in self._cases.values():
+            case.forget()
+            case.unmute()
 
     @property
     def open(self) -> list[Event]:
@@ -163,65 +160,51 @@ class Alarm:
     @property
     def gauge(self) -> float:
         """awareness: 1 attentive, 0 the loudest level is reached; evidence: 0 none, 1 full."""
-        if self.gauge_name == "evidence":
-            return max((1 - case.sign.left for case in self._cases.values()), default=0.0)
-        return min((case.sign.left for case in self._cases.values()), default=1.0)
+        left = min((case.indicator.left for case in self._cases.values()), default=1.0)
+        return 1 - left if self.gauge_name == "evidence" else left
 
     def step(self, now: float, p: ArrayLike | None, status: Status = "ok") -> list[Event]:
-        """One frame, or word that there is none: what is to be said now.
+        """One frame, or word that there is none -> what to say now.
 
         now: seconds on any clock that goes forward, at any uneven rate from one frame a second up. p: float (K,);
-        None where there is no answer, best said about every second. With a status other than "ok" p is not heeded:
-        such a picture proves nothing. More than 2 s without an answer are a gap: open accusations end, and none of
-        what led to them counts afterwards. A step at a time that is not later than the last is passed over; a clock
-        that was set back is known by 2 s of them, and everything begins anew. NaN is no answer.
-        Raises ValueError for p of another shape and for an unknown status.
+        None where there is no answer, best said about every second. With a status other than "ok" p is ignored.
+        More than 2 s without an answer are a gap: open accusations end, and nothing before it counts afterwards.
+        A step not later than the last is skipped; after 2 s of them the clock was set back, and everything begins
+        anew. NaN is no answer. Raises ValueError for p of another shape and for an unknown status.
         """
         x = self._checked(p) if p is not None else None
         if status not in ("ok", *TROUBLES):
             raise ValueError(f"status {status!r} must be one of ok, black, frozen, lost")
-        said: list[Event] = []
+        events: list[Event] = []
         now, blind = float(now), x is None or status != "ok"
         if not blind:
             now = self._taken_at(now)
-        if not self._forward(now, said):
-            return said
-        self._now = now
-        self._was_blind = blind
+        if not self._forward(now, events):
+            return events
+        self._now, self._was_blind = now, blind
         if x is None or blind:
-            self._blind(now, status if status != "ok" else "mute", said)
+            self._blind(now, status if status != "ok" else "mute", events)
         else:
-            self._seen(now, x, said)
-        return said
+            self._seen(now, x, events)
+        return events
 
     def close(self, now: float) -> list[Event]:
         """End what is open: the watch ends. Calling it again is harmless; a later step begins anew on any clock."""
         if self._now is not None:
             now = max(now, self._now) if math.isfinite(now) else self._now
-        said = self._end(self._cases.values(), now)
-        self._fresh()
-        return said
-
-    # --- time -------------------------------------------------------------------------------------------------------
-
-    def _fresh(self) -> None:
-        """As on the first day: nothing seen, nothing held, no silence."""
-        self._now = self._sight = self._back = self._taken = None
-        self._was_blind = False
-        for case in self._cases.values():
-            case.sign.forget()
-            case.hush()
+        events = [event for case in self._cases.values() if (event := case.close(now))]
+        self._restart()
+        return events
 
     def _taken_at(self, now: float) -> float:
         """When an answer counts: a picture on its way while somebody said that there is none is not too late for it."""
         since = -math.inf if self._taken is None else self._taken
-        if self._now is not None and self._was_blind and max(since, self._now - GAP) < now <= self._now:
-            self._taken = now
-            return math.nextafter(self._now, math.inf)
         self._taken = now
+        if self._now is not None and self._was_blind and max(since, self._now - GAP) < now <= self._now:
+            return math.nextafter(self._now, math.inf)
         return now
 
-    def _forward(self, now: float, said: list[Event]) -> bool:
+    def _forward(self, now: float, events: list[Event]) -> bool:
         """Whether this step counts. A clock that was set back for good ends everything and begins anew."""
         if not math.isfinite(now):
             return False
@@ -232,10 +215,8 @@ class Alarm:
             self._back = now
         if now - self._back <= GAP:
             return False
-        said += self.close(self._now)
+        events += self.close(self._now)
         return True
-
-    # --- sight ------------------------------------------------------------------------------------------------------
 
     def _checked(self, p: ArrayLike) -> NDArray[np.float64] | None:
         x = np.asarray(p, np.float64)
@@ -243,16 +224,17 @@ class Alarm:
             raise ValueError(f"probabilities of shape {x.shape}: wanted {self._s.shape}, one for each label")
         return np.clip(x, 0, 1) if np.isfinite(x).all() else None
 
-    def _blind(self, now: float, trouble: str, said: list[Event]) -> None:
+    def _blind(self, now: float, trouble: str, events: list[Event]) -> None:
         """No answer. Black and frozen are only said after a while, so what came just before was not seen either."""
         since = now if self._sight is None else self._sight
         if self._sight is not None and (trouble in ("black", "frozen") or now - self._sight > GAP):
-            self._forget(now, said)
-        self._tell("camera", Observation(now, 0.0, (), False, False, trouble, since), said)
+            self._forget(now, events)
+        sight = Observation(now, 0.0, (), False, False, trouble, since)
+        self._tell((case for kind, case in self._cases.items() if kind == "camera"), sight, events)
 
-    def _seen(self, now: float, x: NDArray[np.float64], said: list[Event]) -> None:
+    def _seen(self, now: float, x: NDArray[np.float64], events: list[Event]) -> None:
         if self._sight is not None and now - self._sight > GAP:
-            self._forget(now, said)
+            self._forget(now, events)
         sure = bool(x.max() >= self._unsure)
         target = x if sure else self._nothing
         if self._sight is None:
@@ -264,33 +246,23 @@ class Alarm:
         self._sight = now
         s = self._s.tolist()
         calm = sure and (not self._safe or max(range(len(s)), key=s.__getitem__) in self._safe)
-        sight = Observation(now, dt, s, sure, calm, "", now)
-        for kind in self._cases:
-            self._tell(kind, sight, said)
+        self._tell(self._cases.values(), Observation(now, dt, s, sure, calm, "", now), events)
 
-    def _forget(self, now: float, said: list[Event]) -> None:
+    def _forget(self, now: float, events: list[Event]) -> None:
         """A gap in sight: no accusation outlives it."""
-        accusing = [case for case in self._cases.values() if case.one.how != "camera"]
-        said += self._end(accusing, now)
-        for case in accusing:
-            case.sign.forget()
+        for case in self._cases.values():
+            if case.rule.how != "camera":
+                if event := case.close(now):
+                    events.append(event)
+                case.forget()
         self._sight = None
 
-    # --- saying it --------------------------------------------------------------------------------------------------
-
-    def _tell(self, kind: str, sight: Observation, said: list[Event]) -> None:
-        case = self._cases.get(kind)
-        if case is None:
-            return
-        other = self._cases.get(case.one.under)
-        dash = f"{self.camera}-{self.salt}" if self.salt else self.camera
-        event = case.heed(
-            case.sign.step(sight), sight.now, f"{dash}-{self._count + 1}", -1 if other is None else other.level
-        )
-        if event is not None:
-            self._count += event.state == "opened"
-            said.append(event)
-
-    @staticmethod
-    def _end(cases: Iterable[Case], now: float) -> list[Event]:
-        return [event for case in cases if (event := case.close(now)) is not None]
+    def _tell(self, cases: Iterable[Case], sight: Observation, events: list[Event]) -> None:
+        for case in cases:
+            other = self._cases.get(case.rule.under)
+            covered = -1 if other is None or other.event is None else LEVELS.index(other.event.level)
+            prefix = f"{self.camera}-{self.salt}" if self.salt else self.camera
+            event = case.handle(case.indicator.step(sight), sight.now, f"{prefix}-{self._count + 1}", covered)
+            if event is not None:
+                self._count += event.state == "opened"
+                events.append(event)

@@ -1,21 +1,25 @@
-"""Signs: how an indicator is reckoned from one answer to the next: awareness, holds, shares, counts, evidence.
+"""Indicators: how a behaviour is measured from one answer to the next: awareness, holds, shares, counts, evidence.
 
-In: an Indicator, and what is seen, moment by moment. Out: a Reading: which level is reached, since when, is it over.
-Called by rules.Alarm. It knows no event, no camera's name and no other sign.
-An interval between two answers counts for a sign where both its ends show it, so that one false frame never counts.
+An interval between two answers counts where both its ends show the behaviour, so that one false frame never counts.
 """
 
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from stillwatch.rules.presets import IndicatorRule
 
 BINS = 120  # of a window: its memory, whatever the frame rate
 FALLEN = 0.8  # of the first level: below it a share or a sum is over; our choice
 EPS = 1e-6  # s; sums of frame times are not exact
+TROUBLES = {
+    "black": "the picture is black or covered",
+    "frozen": "the picture is frozen",
+    "lost": "no picture",
+    "mute": "the model gives no answer",
+}
 
 
 class Observation(NamedTuple):
@@ -31,7 +35,7 @@ class Observation(NamedTuple):
 
 
 class IndicatorState(NamedTuple):
-    """What a sign says now."""
+    """What an indicator says now."""
 
     level: int  # how many levels are reached, less one; -1: none
     active: bool  # the behaviour is going on: only then an event opens
@@ -39,16 +43,6 @@ class IndicatorState(NamedTuple):
     start: float  # s; when the behaviour began
     last: float  # s; when it was last seen
     value: float  # probability or share from 0 to 1
-
-
-class Indicator(Protocol):
-    """What every entry of SIGNS gives."""
-
-    left: float  # 1: nothing yet; 0: the last level is reached
-
-    def step(self, sight: Observation) -> IndicatorState: ...
-    def words(self, level: int) -> str: ...
-    def forget(self) -> None: ...
 
 
 class Hysteresis:
@@ -59,19 +53,15 @@ class Hysteresis:
     would count many short spells too short. seen: what of it the net was sure about.
     """
 
-    def __init__(self, one: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
-        places = [labels.index(label) for label in one.labels]
+    def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
+        self._labels, self._places = labels, [labels.index(label) for label in rule.labels]
         unsafe = set(range(len(labels))) - set(safe)
-        # The operating threshold was chosen for 1 - sum p[safe] (metrics.operating_point): so it is held against that
-        self._rest = sorted(safe) if one.how == "evidence" and safe and set(places) == unsafe else []
-        self._places, self._labels = places, labels
-        self._on, self._off = (one.threshold or one.on, one.threshold or one.off)
-        self.forget()
-
-    def forget(self) -> None:
+        # The operating threshold was chosen for 1 - sum p[safe] (metrics.operating_point), so it is compared with that
+        self._rest = sorted(safe) if rule.how == "evidence" and safe and set(self._places) == unsafe else []
+        self._on, self._off = rule.threshold or rule.on, rule.threshold or rule.off
         self.on = self.gone = self.active = self._sure = False
         self.q = self.held = self.share = self.seen = 0.0
-        self._s: Sequence[float] = [0.0] * len(self._labels)
+        self._s: Sequence[float] = [0.0] * len(labels)
 
     def step(self, sight: Observation) -> None:
         before, s = self.on, sight.s
@@ -97,9 +87,6 @@ class Window:
 
     def __init__(self, length: float):
         self._width = length / BINS
-        self.forget()
-
-    def forget(self) -> None:
         self._bins: deque[list[float]] = deque(maxlen=BINS)  # [number, seen, counted, first time that counted]
         self._zero: float | None = None
         self.seen = self.counted = 0.0
@@ -118,8 +105,8 @@ class Window:
         if not self._bins or self._bins[-1][0] != number:
             self._bins.append([number, 0.0, 0.0, now])
             # Summed again once a bin, so that no error of rounding builds up over weeks
-            self.seen = sum(one[1] for one in self._bins)
-            self.counted = sum(one[2] for one in self._bins)
+            self.seen = sum(seen for _, seen, _, _ in self._bins)
+            self.counted = sum(counted for _, _, counted, _ in self._bins)
         newest = self._bins[-1]
         newest[1] += dt
         self.seen += dt
@@ -130,31 +117,49 @@ class Window:
             self.counted += counts
 
 
-class DurationTracker:
-    """How many seconds of a behaviour there were, when it began and when it was last seen.
+class Indicator:
+    """One rule, measured. A new one has seen nothing; a gap in sight is answered by making another."""
 
-    An absence of up to `gap` s does not break it, nor does it count.
-    """
+    left = 1.0  # 1: nothing yet; 0: the last level is reached
+    start, last = math.nan, -math.inf  # s; when the behaviour began, and when it was last seen
+    held = 0.0  # s of it
 
-    def __init__(self, gap: float):
-        self.gap = gap
-        self.forget()
+    def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
+        self.rule, self.names = rule, " or ".join(rule.labels)
+        self.switch = Hysteresis(rule, labels, safe)
+        self.window = Window(rule.window)
 
-    def forget(self) -> None:
-        self.held, self.start, self.last = 0.0, math.nan, -math.inf
+    def step(self, sight: Observation) -> IndicatorState:
+        self.switch.step(sight)
+        return self.measure(sight)
 
-    def step(self, sight: Observation, switch: Hysteresis) -> float:
-        """Returns the seconds since it was last seen; 0: it is seen now."""
+    def measure(self, sight: Observation) -> IndicatorState:
+        raise NotImplementedError
+
+    def words(self, level: int) -> str:
+        """One line for a person on what was measured, now that this level is reached."""
+        raise NotImplementedError
+
+    def duration(self, sight: Observation, gap: float) -> float:
+        """Count `held`, which an absence of up to `gap` s does not break; -> s since it was last seen, 0: now."""
         away = sight.now - self.last
-        if switch.on and sight.sure:
-            if away > self.gap + EPS and not switch.held:
+        if self.switch.on and sight.sure:
+            if away > gap + EPS and not self.switch.held:
                 self.held, self.start = 0.0, sight.now
             self.last, away = sight.now, 0.0
-        self.held += switch.held * sight.dt
+        self.held += self.switch.held * sight.dt
         return away
 
+    def began(self, sight: Observation, level: int) -> float:
+        """The start of what a window holds."""
+        return sight.now if level < 0 or self.window.start is None else self.window.start
 
-class Awareness:
+
+def _level(steps: Sequence[float], value: float) -> int:
+    return bisect_right(steps, value + EPS) - 1
+
+
+class Awareness(Indicator):
     """A driver's attention, 1 when full: it runs out in after[-1] s of looking away, and comes back faster.
 
     openpilot's driver monitoring: per step, awareness += ((R - r)(1 - awareness) + r) · dt/T while attentive and
@@ -162,280 +167,180 @@ class Awareness:
     rate does not matter: with A = R/(R - r), A - awareness shrinks by exp(-(R - r)·dt/T).
     """
 
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one, self._switch = one, switch
-        self._whole, self._steps = one.after[-1], one.after
-        self._most, self._least = one.recover
-        self.forget()
-
-    def forget(self) -> None:
-        self._switch.forget()
-        self.left, self._start, self._last = 1.0, math.nan, -math.inf
-
-    def step(self, sight: Observation) -> IndicatorState:
-        switch = self._switch
-        switch.step(sight)
+    def measure(self, sight: Observation) -> IndicatorState:
+        switch, whole, (most, least) = self.switch, self.rule.after[-1], self.rule.recover
         if switch.on and sight.sure:
-            if self.left >= 1:
-                self._start = sight.now if not switch.held else self._start
-            self._last = sight.now
+            if self.left >= 1 and not switch.held:
+                self.start = sight.now
+            self.last = sight.now
         if switch.held:
-            self.left = max(0.0, self.left - switch.held * sight.dt / self._whole)
+            self.left = max(0.0, self.left - switch.held * sight.dt / whole)
         elif switch.gone and sight.calm:
-            slope = self._most - self._least
-            top = self._most / slope
-            self.left = min(1.0, top - (top - self.left) * math.exp(-slope * sight.dt / self._whole))
-        elif sight.now - self._last > self._one.merge:
+            slope = most - least
+            top = most / slope
+            self.left = min(1.0, top - (top - self.left) * math.exp(-slope * sight.dt / whole))
+        elif sight.now - self.last > self.rule.merge:
             self.left = 1.0
-        level = bisect_right(self._steps, (1 - self.left) * self._whole + EPS) - 1
-        over = self.left >= 1
-        return IndicatorState(level, switch.active, over, self._start, self._last, switch.q)
+        level = _level(self.rule.after, (1 - self.left) * whole)
+        return IndicatorState(level, switch.active, self.left >= 1, self.start, self.last, switch.q)
 
     def words(self, level: int) -> str:
-        labels = " or ".join(self._one.labels)
-        return (
-            f"{self._one.kind}: {labels} for {(1 - self.left) * self._whole:.1f} s, awareness {100 * self.left:.0f} %"
-        )
+        away = (1 - self.left) * self.rule.after[-1]
+        return f"{self.rule.kind}: {self.names} for {away:.1f} s, awareness {100 * self.left:.0f} %"
 
 
-class Glances:
+class Glances(Indicator):
     """Seconds of short looks away within a window; enough attention at a stretch starts it anew."""
 
-    left = 1.0
+    back = 0.0  # s of attention at a stretch
 
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one, self._switch = one, switch
-        self._window = Window(one.window)
-        self.forget()
-
-    def forget(self) -> None:
-        self._switch.forget()
-        self._window.forget()
-        self._back, self._last = 0.0, -math.inf
-
-    def step(self, sight: Observation) -> IndicatorState:
-        switch, window = self._switch, self._window
-        switch.step(sight)
-        window.add(sight.now, sight.dt, switch.share * sight.dt)
+    def measure(self, sight: Observation) -> IndicatorState:
+        switch, rule = self.switch, self.rule
+        self.window.add(sight.now, sight.dt, switch.share * sight.dt)
         if switch.on:
-            self._back, self._last = 0.0, sight.now if sight.sure else self._last
+            self.back, self.last = 0.0, sight.now if sight.sure else self.last
         elif switch.gone and sight.calm:
-            self._back += sight.dt
-        if self._back >= self._one.back - EPS:
-            window.forget()
-        level = bisect_right(self._one.at, window.counted + EPS) - 1
-        over = window.counted < FALLEN * self._one.at[0]
-        start = sight.now if level < 0 or window.start is None else window.start
-        share = min(1.0, window.counted / self._one.window)
-        return IndicatorState(level, switch.active, over, start, self._last, share)
+            self.back += sight.dt
+        if self.back >= rule.back - EPS:
+            self.window = Window(rule.window)
+        counted = self.window.counted
+        level, share = _level(rule.at, counted), min(1.0, counted / rule.window)
+        over = counted < FALLEN * rule.at[0]
+        return IndicatorState(level, switch.active, over, self.began(sight, level), self.last, share)
 
     def words(self, level: int) -> str:
-        one, labels = self._one, " or ".join(self._one.labels)
-        return f"{one.kind}: {labels} for {self._window.counted:.1f} s within {one.window:g} s"
+        return f"{self.rule.kind}: {self.names} for {self.window.counted:.1f} s within {self.rule.window:g} s"
 
 
-class Hold:
+class Hold(Indicator):
     """Seconds of one behaviour; an absence shorter than `release` does not break it, nor does it count."""
 
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one, self._switch = one, switch
-        self._spell = DurationTracker(min(one.release, one.merge))
-        self.forget()
-
-    def forget(self) -> None:
-        self._switch.forget()
-        self._spell.forget()
-        self.left = 1.0
-
-    def step(self, sight: Observation) -> IndicatorState:
-        switch, spell, levels = self._switch, self._spell, self._one.after
-        switch.step(sight)
-        away = spell.step(sight, switch)
-        if not switch.held and away > spell.gap + EPS:
-            spell.held = 0.0
-        self.left = max(0.0, 1 - spell.held / levels[-1])
-        level = bisect_right(levels, spell.held + EPS) - 1
-        over = away > self._one.merge + EPS
-        return IndicatorState(level, switch.active, over, spell.start, spell.last, switch.q)
+    def measure(self, sight: Observation) -> IndicatorState:
+        rule, switch = self.rule, self.switch
+        gap = min(rule.release, rule.merge)
+        away = self.duration(sight, gap)
+        if not switch.held and away > gap + EPS:
+            self.held = 0.0
+        self.left = max(0.0, 1 - self.held / rule.after[-1])
+        over = away > rule.merge + EPS
+        return IndicatorState(_level(rule.after, self.held), switch.active, over, self.start, self.last, switch.q)
 
     def words(self, level: int) -> str:
-        one = self._one
-        name = one.names[level] if level < len(one.names) else one.kind
-        return f"{name}: {' or '.join(one.labels)} for {self._spell.held:.1f} s"
+        name = self.rule.names[level] if level < len(self.rule.names) else self.rule.kind
+        return f"{name}: {self.names} for {self.held:.1f} s"
 
 
-class Share:
+class Share(Indicator):
     """The share of a window in which a behaviour was seen (PERCLOS), once enough of it was seen at all."""
 
-    left = 1.0
+    share = 0.0
 
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one, self._switch = one, switch
-        self._window = Window(one.window)
-        self.forget()
-
-    def forget(self) -> None:
-        self._switch.forget()
-        self._window.forget()
-        self._last, self._share = -math.inf, 0.0
-
-    def step(self, sight: Observation) -> IndicatorState:
-        switch, window = self._switch, self._window
-        switch.step(sight)
+    def measure(self, sight: Observation) -> IndicatorState:
+        switch, window, rule = self.switch, self.window, self.rule
         window.add(sight.now, switch.seen * sight.dt, switch.share * sight.dt)
         if switch.on and sight.sure:
-            self._last = sight.now
-        enough = window.seen >= self._one.least - EPS
-        self._share = min(1.0, window.counted / window.seen) if window.seen else 0.0
-        level = bisect_right(self._one.at, self._share + EPS) - 1 if enough else -1
-        over = self._share < FALLEN * self._one.at[0]
-        start = sight.now if level < 0 or window.start is None else window.start
-        return IndicatorState(level, level >= 0 and sight.sure, over, start, self._last, self._share)
+            self.last = sight.now
+        self.share = min(1.0, window.counted / window.seen) if window.seen else 0.0
+        level = _level(rule.at, self.share) if window.seen >= rule.least - EPS else -1
+        over = self.share < FALLEN * rule.at[0]
+        active = level >= 0 and sight.sure
+        return IndicatorState(level, active, over, self.began(sight, level), self.last, self.share)
 
     def words(self, level: int) -> str:
-        labels = " or ".join(self._one.labels)
-        return f"{self._one.kind}: {labels} in {100 * self._share:.0f} % of the last {self._window.seen:.0f} s"
+        return f"{self.rule.kind}: {self.names} in {100 * self.share:.0f} % of the last {self.window.seen:.0f} s"
 
 
-class Count:
+class Count(Indicator):
     """How often a behaviour of at least `least` s was seen within a window."""
 
-    left = 1.0
-
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one, self._switch = one, switch
-        self.forget()
-
-    def forget(self) -> None:
-        self._switch.forget()
+    def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
+        super().__init__(rule, labels, safe)
         self._times: deque[float] = deque(maxlen=256)  # when each began
-        self._held, self._begun, self._last = 0.0, math.nan, -math.inf
 
-    def step(self, sight: Observation) -> IndicatorState:
-        switch, one = self._switch, self._one
-        switch.step(sight)
+    def measure(self, sight: Observation) -> IndicatorState:
+        switch, rule = self.switch, self.rule
         if not switch.on:
-            self._held = 0.0
+            self.held = 0.0
         elif switch.held:
-            before, self._held = self._held, self._held + switch.held * sight.dt
-            if before < one.least - EPS <= self._held:
-                self._times.append(self._begun)
-            if self._held >= one.least - EPS:
-                self._last = sight.now
-        elif not self._held:
-            self._begun = sight.now
-        while self._times and self._times[0] <= sight.now - one.window:
+            before, self.held = self.held, self.held + switch.held * sight.dt
+            if before < rule.least - EPS <= self.held:
+                self._times.append(self.start)
+            if self.held >= rule.least - EPS:
+                self.last = sight.now
+        elif not self.held:
+            self.start = sight.now
+        while self._times and self._times[0] <= sight.now - rule.window:
             self._times.popleft()
-        level = bisect_right(one.at, len(self._times)) - 1
+        level, over = _level(rule.at, len(self._times)), len(self._times) < rule.at[0]
         start = self._times[0] if self._times else sight.now
-        over = len(self._times) < one.at[0]
-        return IndicatorState(level, level >= 0 and sight.sure, over, start, self._last, switch.q)
+        return IndicatorState(level, level >= 0 and sight.sure, over, start, self.last, switch.q)
 
     def words(self, level: int) -> str:
-        one = self._one
-        return f"{one.kind}: {len(self._times)} times {' or '.join(one.labels)} within {one.window:g} s"
+        return f"{self.rule.kind}: {len(self._times)} times {self.names} within {self.rule.window:g} s"
 
 
-class Evidence:
+class Evidence(Indicator):
     """An accumulator from 0 to 1 that fills in `rise` s above the threshold and empties in `fall` s below it."""
 
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one, self._switch, self._spell = one, switch, DurationTracker(one.merge)
-        self.forget()
-
-    def forget(self) -> None:
-        self._switch.forget()
-        self._spell.forget()
-        self.left = 1.0
-
-    def step(self, sight: Observation) -> IndicatorState:
-        switch, spell, one = self._switch, self._spell, self._one
-        switch.step(sight)
-        away = spell.step(sight, switch)
+    def measure(self, sight: Observation) -> IndicatorState:
+        switch, rule = self.switch, self.rule
+        away = self.duration(sight, rule.merge)
         if switch.held:
-            self.left = max(0.0, self.left - switch.held * sight.dt / one.rise)
+            self.left = max(0.0, self.left - switch.held * sight.dt / rule.rise)
         elif switch.gone:
-            self.left = min(1.0, self.left + sight.dt / one.fall)
-        enough = spell.held >= one.least - EPS
-        level = bisect_right(one.at, 1 - self.left + EPS) - 1 if enough else -1
-        over = away > one.merge + EPS and 1 - self.left < one.at[0]
-        return IndicatorState(level, switch.active, over, spell.start, spell.last, switch.q)
+            self.left = min(1.0, self.left + sight.dt / rule.fall)
+        level = _level(rule.at, 1 - self.left) if self.held >= rule.least - EPS else -1
+        over = away > rule.merge + EPS and 1 - self.left < rule.at[0]
+        return IndicatorState(level, switch.active, over, self.start, self.last, switch.q)
 
     def words(self, level: int) -> str:
-        labels = " or ".join(self._one.labels)
-        return f"{self._one.kind}: evidence of {labels} {1 - self.left:.2f}, {self._spell.held:.1f} s of it"
+        return f"{self.rule.kind}: evidence of {self.names} {1 - self.left:.2f}, {self.held:.1f} s of it"
 
 
-class Unsure:
+class Unsure(Indicator):
     """Seconds in which no label is likely enough. It is about the camera, the light or the net, and accuses nobody."""
 
-    left = 1.0
+    sure, before = 0.0, False  # s of being sure again; whether the last answer was unsure
 
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one, self._release = one, min(one.release, one.merge)
-        self.forget()
-
-    def forget(self) -> None:
-        self._held, self._sure = 0.0, 0.0
-        self._before, self._start, self._last = False, math.nan, -math.inf
-
-    def step(self, sight: Observation) -> IndicatorState:
-        one, unsure = self._one, not sight.sure
+    def measure(self, sight: Observation) -> IndicatorState:
+        rule, unsure = self.rule, not sight.sure
         if unsure:
-            if math.isnan(self._start) or (not self._before and not self._held):
-                self._held, self._start = 0.0, sight.now
-            if self._before:
-                self._held += sight.dt
-            self._last, self._sure = sight.now, 0.0
+            if math.isnan(self.start) or (not self.before and not self.held):
+                self.held, self.start = 0.0, sight.now
+            self.held += sight.dt if self.before else 0.0
+            self.last, self.sure = sight.now, 0.0
         else:
-            self._sure += sight.dt
-            if self._sure > self._release + EPS:
-                self._held = 0.0
-        self._before = unsure
-        level = bisect_right(one.after, self._held + EPS) - 1
-        return IndicatorState(level, unsure, self._sure > one.merge + EPS, self._start, self._last, 1.0)
+            self.sure += sight.dt
+            if self.sure > min(rule.release, rule.merge) + EPS:
+                self.held = 0.0
+        self.before = unsure
+        level, over = _level(rule.after, self.held), self.sure > rule.merge + EPS
+        return IndicatorState(level, unsure, over, self.start, self.last, 1.0)
 
     def words(self, level: int) -> str:
-        return f"{self._one.kind}: no label was likely for {self._held:.0f} s: look at the camera, the light, the model"
+        return f"{self.rule.kind}: no label was likely for {self.held:.0f} s: look at the camera, the light, the model"
 
 
-class Blocked:
+class Blocked(Indicator):
     """Seconds without a picture that shows anything."""
 
-    left = 1.0
+    trouble = ""
 
-    def __init__(self, one: IndicatorRule, switch: Hysteresis):
-        self._one = one
-        self.forget()
-
-    def forget(self) -> None:
-        self._trouble, self._start, self._last = "", math.nan, -math.inf
-        self._for = 0.0
-
-    def step(self, sight: Observation) -> IndicatorState:
-        one = self._one
+    def measure(self, sight: Observation) -> IndicatorState:
         if not sight.trouble:
-            self._start = math.nan
-            return IndicatorState(-1, False, sight.now - self._last > one.merge, self._start, self._last, 1.0)
-        if math.isnan(self._start):
-            self._start = sight.since
-        self._trouble, self._last = sight.trouble, sight.now
-        self._for = sight.now - self._start
-        steps = one.after if sight.trouble in ("black", "frozen") else one.lost
-        return IndicatorState(bisect_right(steps, self._for + EPS) - 1, True, False, self._start, sight.now, 1.0)
+            self.start = math.nan
+            return IndicatorState(-1, False, sight.now - self.last > self.rule.merge, self.start, self.last, 1.0)
+        if math.isnan(self.start):
+            self.start = sight.since
+        self.trouble, self.last, self.held = sight.trouble, sight.now, sight.now - self.start
+        steps = self.rule.after if sight.trouble in ("black", "frozen") else self.rule.lost
+        return IndicatorState(_level(steps, self.held), True, False, self.start, sight.now, 1.0)
 
     def words(self, level: int) -> str:
-        return f"{self._one.kind}: {TROUBLES[self._trouble]} for {self._for:.0f} s"
+        return f"{self.rule.kind}: {TROUBLES[self.trouble]} for {self.held:.0f} s"
 
 
-TROUBLES = {
-    "black": "the picture is black or covered",
-    "frozen": "the picture is frozen",
-    "lost": "no picture",
-    "mute": "the model gives no answer",
-}
-
-INDICATORS: dict[str, Callable[[IndicatorRule, Hysteresis], Indicator]] = {
+INDICATORS: dict[str, type[Indicator]] = {
     "awareness": Awareness,
     "glances": Glances,
     "hold": Hold,

@@ -1,6 +1,5 @@
 """Recipes: what is read, and how each mistake is named."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from stillwatch import recipe
 from stillwatch.errors import UserError
 from stillwatch.recipe import Recipe
-from stillwatch.registry import build_spec
 
 TEXT = """
 name   = "toy"
@@ -106,17 +104,18 @@ def test_every_shipped_recipe_is_right() -> None:
         assert sum(float(s.get("weight", 1)) for s in found.fit.loss if isinstance(s, dict)) >= 1
 
 
-def test_pick_takes_names_tables_and_imports() -> None:
-    table = {"kd": 1, "dkd": 2}
-    assert build_spec(table, "kd") == (1, {})
-    assert build_spec(table, {"name": "dkd", "beta": 2}) == (2, {"beta": 2})
-    assert build_spec(table, "math:sqrt")[0] is math.sqrt
-    with pytest.raises(UserError, match="loss = 'kdd': unknown; did you mean"):
-        build_spec(table, "kdd", "loss")
-    with pytest.raises(UserError, match="cannot be imported"):
-        build_spec(table, "math:squareroot")
-    with pytest.raises(UserError, match="cannot be imported"):
-        build_spec(table, "nowhere.at.all:x")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("drivng", "drivng: no such recipe; did you mean 'driving'?"),
+        ("published/minst.toml", "did you mean 'published/mnist'?"),
+        ("zzz", "zzz: no such recipe; shipped ones are driving, mnist, published/driving"),
+    ],
+)
+def test_an_unknown_recipe_names_the_nearest_or_the_shipped_ones(name: str, hint: str) -> None:
+    with pytest.raises(UserError) as error:
+        recipe.find(name)
+    assert hint in str(error.value)
 
 
 @given(

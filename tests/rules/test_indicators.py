@@ -1,4 +1,4 @@
-"""Signs: the trigger, the window, and how seconds are counted between two answers."""
+"""Indicators: the trigger, the window, and how seconds are counted between two answers."""
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_a_window_knows_its_seconds_and_does_not_grow(fps: int) -> None:
 
 def test_a_hold_does_not_count_an_absence_and_outlives_a_short_one() -> None:
     one = IndicatorRule("hold", ("b",), after=(1.0,), levels=("notice",), release=0.5, merge=2.0)
-    hold = Hold(one, Hysteresis(one, ("a", "b"), {0}))
+    hold = Hold(one, ("a", "b"), {0})
     for number in range(9):
         hold.step(sight(number / 10, 0.0, 1.0))
     assert hold.left == pytest.approx(0.2)
@@ -75,16 +75,15 @@ def test_a_hold_does_not_count_an_absence_and_outlives_a_short_one() -> None:
     assert hold.step(sight(3.6, 1.0, 0.0)).over
 
 
-def test_every_sign_starts_and_starts_anew_with_nothing() -> None:
+def test_every_indicator_starts_with_nothing() -> None:
     named = {one.how: one for one in DRIVER.indicators.values()}
     named["evidence"] = IndicatorRule("evidence", ("b",), threshold=0.5, at=(0.5,), levels=("warn",), rise=1, fall=1)
     assert set(named) == set(INDICATORS)
     for how, one in named.items():
         labels = ("a", *(one.labels or ("b",)))
-        sign = INDICATORS[how](one, Hysteresis(one, labels, {0}))
+        before = INDICATORS[how](one, labels, {0})
         for number in range(200):
-            sign.step(sight(number / 10, 0.0, 1.0, sure=how != "unsure"))
-        sign.forget()
-        assert sign.left == 1.0
-        reading = sign.step(sight(30.0, 0.0, 1.0, dt=0.0))
-        assert reading.level == -1
+            before.step(sight(number / 10, 0.0, 1.0, sure=how != "unsure"))
+        fresh = INDICATORS[how](one, labels, {0})  # nothing is shared with the one before
+        assert fresh.left == 1.0
+        assert fresh.step(sight(30.0, 0.0, 1.0, dt=0.0)).level == -1
