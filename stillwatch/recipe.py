@@ -205,10 +205,9 @@ def find(path: Path | str) -> Path:
     if not path.is_absolute() and shipped.is_file():
         return shipped
     names = [str(file.relative_to(SHIPPED).with_suffix("")) for file in sorted(SHIPPED.rglob("*.toml"))]
-    beside = [str(file) for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    hint = nearest(str(path), [*names, *beside])
-    if hint.startswith("; known"):
-        hint = f"; shipped ones are {', '.join(names)}"
+    beside = [file.name for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+    hints = [nearest(str(path), names), nearest(path.name, beside), f"; shipped ones are {', '.join(names)}"]
+    hint = next(hint for hint in hints if not hint.startswith("; known"))
     raise UserError(f"{path}: no such recipe{hint}")
 
 
