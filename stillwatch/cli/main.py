@@ -140,11 +140,10 @@ def prune(
 def quantise(run: RunFolder, overrides: Overrides = None) -> None:
     """INT8: after training first, in training where that loses too much. Every stage is judged and timed."""
     from stillwatch.evaluation.benchmark import race
-    from stillwatch.inference import runtimes
     from stillwatch.lab.compression.quantise import quantise as work
 
     parent = Run.open(run).amended(overrides or (), ("quantise",))
-    _stages(work(parent, runtimes.open, race, run.parent, voice()))
+    _stages(work(parent, race, run.parent, voice()))
 
 
 @app.command(epilog="Example: stillwatch export runs/driving-pruned-001 --int8 runs/driving-quantised-001")
@@ -160,11 +159,10 @@ def export(
     ] = None,
 ) -> None:
     """The only folder that leaves the lab: files that give what the lab's net gives, or a refusal."""
-    from stillwatch.inference import runtimes
     from stillwatch.lab.export.packaging import export as work
 
     origin = Run.open(run).amended(overrides or (), ("export", "rule"))
-    _bundled(work(origin, runtimes.open, Run.open(int8) if int8 else None, out, form or (), voice()))
+    _bundled(work(origin, Run.open(int8) if int8 else None, out, form or (), voice()))
 
 
 @app.command(

@@ -1,22 +1,24 @@
-"""PTQ: a float ONNX graph -> the same graph with INT8 weights and activations, calibrated on frames, by NNCF.
+"""Post-training quantisation: a float ONNX graph -> the same graph with INT8 weights and activations, by NNCF.
 
-In: model.onnx, calibration frames, a Way: what stays float. Out: a file of QDQ nodes that every runtime reads.
-Called by quantise, which judges what comes out. It knows no run, no label, no torch and no accuracy of its own.
+Imports no run and no data set: what the result is worth is quantise's to judge.
 """
 
 import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from types import ModuleType
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
-from stillwatch.atomic import atomic
 from stillwatch.inference import telemetry
+from stillwatch.lab.export.exporters import save_onnx
 
 Frame: TypeAlias = Callable[[int], NDArray[np.uint8]]  # row -> (1,*shape)
 Check: TypeAlias = Callable[[Path, Sequence[int]], float]  # (file, validation rows) -> a score, higher is better
@@ -47,69 +49,87 @@ class Control(NamedTuple):
     max_drop: float  # in check's unit
 
 
-def quantised(
-    source: Path, target: Path, rows: Sequence[int], frame: Frame, way: QuantConfig, control: Control | None = None
+def quantise_file(
+    source: Path, target: Path, rows: Sequence[int], frame: Frame, config: QuantConfig, control: Control | None = None
 ) -> Path:
     """Quantise the weights (per output channel, symmetric) and activations (affine) of source into target.
 
-    rows, frame: the calibration frames, frame(row) uint8 (1,*shape). Depthwise convolutions get one activation scale a
-    channel unless the way is plain. Biases take up the mean error of each layer, one layer after the other (Nagel
-    et al. 2019, Data-Free Quantization, §4.2; NNCF's full correction, not its fast one). The front door and what
-    follows the last layer stay float. control: see Control; without it every layer is quantised.
+    rows, frame: the calibration frames. Depthwise convolutions get one activation scale a channel unless the config is
+    plain. Biases absorb the mean error of each layer in turn (Nagel et al. 2019, Data-Free Quantization, §4.2; NNCF's
+    full correction). The front and what follows the last layer stay float. Without control every layer is quantised.
     """
-    import onnx
-
-    model = _on_half_grid(onnx.load(source))
+    model = onnx.load(source)
+    for tensor in _large(model):  # rounded as it will be stored, so that what is calibrated and checked is written
+        values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     with _nncf() as nncf:
-        settings: dict[str, Any] = {
+        settings = {
             "preset": nncf.QuantizationPreset.MIXED,
             "subset_size": len(rows),
             "fast_bias_correction": False,
-            "ignored_scope": nncf.IgnoredScope(names=ignored(model, way)),
+            "ignored_scope": nncf.IgnoredScope(names=ignored(model, config)),
         }
         calibration = nncf.Dataset(rows, lambda row: {"frames": frame(row)})
-        about = nncf.AdvancedQuantizationParameters()
-        if way.plain:
+        advanced = nncf.AdvancedQuantizationParameters()
+        if config.plain:
             from nncf.quantization.advanced_parameters import QuantizationParameters
 
-            about.activations_quantization_params = QuantizationParameters(per_channel=False)
+            advanced.activations_quantization_params = QuantizationParameters(per_channel=False)
         if control is None:
-            made = nncf.quantize(model, calibration, advanced_parameters=about, **settings)
+            made = nncf.quantize(model, calibration, advanced_parameters=advanced, **settings)
         else:
+            check, validation, fetch, max_drop = control
+
+            def measure(candidate: onnx.ModelProto, rows: Iterable[int]) -> float:
+                with tempfile.TemporaryDirectory() as folder:
+                    return check(_save(unsigned(_copy(candidate)), Path(folder) / "model.onnx"), list(rows))
+
             made = nncf.quantize_with_accuracy_control(
                 model,
                 calibration,
-                nncf.Dataset(control.rows, lambda row: {"frames": control.frame(row)}),
-                _measured(control.check),
-                max_drop=control.max_drop,
+                nncf.Dataset(validation, lambda row: {"frames": fetch(row)}),
+                measure,
+                max_drop=max_drop,
                 drop_type=nncf.DropType.ABSOLUTE,
-                advanced_quantization_parameters=about,
+                advanced_quantization_parameters=advanced,
                 advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                     max_num_iterations=BACK,
-                    ranking_subset_size=min(RANKING, len(control.rows)),
+                    ranking_subset_size=min(RANKING, len(validation)),
                     num_ranking_workers=1,
                 ),
                 **settings,
             )
-    return _write(halved(unsigned(made)), target)
+    return _save(halved(unsigned(made)), target)
 
 
-def ignored(model: Any, way: QuantConfig) -> list[str]:
-    """Names of the nodes that stay float: the front door, what follows the last layer, and what the way says."""
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def _save(model: onnx.ModelProto, target: Path) -> Path:
+    del model.graph.value_info[:]  # runtimes infer the shapes themselves; some of these types no longer hold
+    model.ClearField("metadata_props")
+    return save_onnx(model, target)
+
+
+def ignored(model: onnx.ModelProto, config: QuantConfig) -> list[str]:
+    """Names of the nodes that stay float: the front, what follows the last layer, and what the config says."""
     nodes = list(model.graph.node)
     heavy = [number for number, node in enumerate(nodes) if node.op_type in HEAVY]
     names = [node.name for node in (*nodes[: heavy[0]], *nodes[heavy[-1] + 1 :])]
-    if way.plain:
+    if config.plain:
         names.append(nodes[heavy[0]].name)
-    if way.float_se:
+    if config.float_se:
         names += squeezes(model)
     return list(dict.fromkeys(names))
 
 
-def squeezes(model: Any) -> list[str]:
+def squeezes(model: onnx.ModelProto) -> list[str]:
     """The nodes of all squeeze-and-excitation blocks (Hu et al. 2018), pool and product included.
 
-    A block is a product of a map and of something that follows, through a pool, from that very map and constants.
+    A block is the product of a map and of what follows, through a pool, from that very map and constants.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     found: list[str] = []
@@ -122,19 +142,17 @@ def squeezes(model: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _between(start: str, end: str, makers: dict[str, Any]) -> list[Any]:
-    """All nodes on the ways from tensor start to tensor end; [] where end also follows from something else."""
-    between: dict[str, Any] = {}
+def _between(start: str, end: str, makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """All nodes on the ways from tensor start to tensor end; [] where end also follows from the net's own input."""
+    between: dict[str, onnx.NodeProto] = {}
     ahead = [end]
     while ahead:
         name = ahead.pop()
-        if name == start or (name not in makers and name in between):
+        if name == "frames" != start:
+            return []
+        if name == start or name not in makers:  # a constant
             continue
-        node = makers.get(name)
-        if node is None:  # a constant, or the net's own input
-            if name == "frames":
-                return []
-            continue
+        node = makers[name]
         if node.name not in between:
             between[node.name] = node
             ahead += [name for name in node.input if name]
@@ -143,26 +161,22 @@ def _between(start: str, end: str, makers: dict[str, Any]) -> list[Any]:
     return list(between.values())
 
 
-def unsigned(model: Any) -> Any:
-    """Every activation as uint8, but those with a scale for each channel as int8: the zero points move by 128 and
-    nothing else changes.
+def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every activation as uint8, but those with a scale a channel as int8: zero points move by 128, values stay.
 
     ONNX Runtime runs a convolution in INT8 only where its input and output are of one type, and its x86 kernels want
     unsigned activations with signed weights. It cannot run one whose input has a scale a channel, yet tries to where
     the types agree, and fails at the first picture (1.32): so there they must not.
     """
-    from onnx import numpy_helper
-
-    fixed = {tensor.name: tensor for tensor in model.graph.initializer}
-    made = set[str]()
-    added: dict[str, Any] = {}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    activations = set[str]()
+    added: dict[str, TensorProto] = {}
     for node in model.graph.node:
-        makes = node.op_type == "QuantizeLinear" and node.input[0] not in fixed
-        if not makes and not (node.op_type == "DequantizeLinear" and node.input[0] in made):
+        if node.op_type == "QuantizeLinear" and node.input[0] not in constants:
+            activations.add(node.output[0])
+        elif node.op_type != "DequantizeLinear" or node.input[0] not in activations:
             continue
-        if makes:
-            made.add(node.output[0])
-        zero = numpy_helper.to_array(fixed[node.input[2]])
+        zero = numpy_helper.to_array(constants[node.input[2]])
         wanted, move = (np.int8, -128) if zero.size > 1 else (np.uint8, 128)
         if zero.dtype != wanted:
             name = f"{node.input[2]}_moved"
@@ -172,77 +186,33 @@ def unsigned(model: Any) -> Any:
     return model
 
 
-def halved(model: Any) -> Any:
-    """Weights that stay float are stored as float16 and read as float32.
+def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store weights that stay float as float16, read as float32; runtimes fold the cast away when they load the file.
 
-    Runtimes fold the cast away when they load the file. Of MobileNetV3-small's INT8 file it saves a third: NNCF leaves
-    the convolutions of squeeze-and-excitation float.
+    It saves a third of MobileNetV3-small's INT8 file: NNCF leaves the convolutions of squeeze-and-excitation float.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
-    casts = []
+    nodes = []
     for tensor in _large(model):
-        values = numpy_helper.to_array(tensor)
-        casts.append(helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=TensorProto.FLOAT))
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_half"))
-    nodes = [*casts, *model.graph.node]
+        nodes.append(helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=TensorProto.FLOAT))
+        values = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(values, f"{tensor.name}_half"))
+    nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
 
 
-def _on_half_grid(model: Any) -> Any:
-    """The float graph with the weights that `halved` would store: its rounding, 2^-11, comes before INT8's 2^-8, so
-    that what is calibrated and checked is what is written."""
-    from onnx import numpy_helper
-
-    for tensor in _large(model):
-        values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    return model
-
-
-def _large(model: Any) -> Iterator[Any]:
-    """Float weights worth storing in half, and that half can hold; biases, which NNCF corrects, are not among them."""
-    from onnx import TensorProto, numpy_helper
-
+def _large(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Float weights worth storing in half that half can hold; biases, which NNCF corrects, are not among them."""
     for tensor in model.graph.initializer:
         large = len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
         if tensor.data_type == TensorProto.FLOAT and large and np.abs(numpy_helper.to_array(tensor)).max() < HALF:
             yield tensor
 
 
-def _measured(check: Check) -> Callable[[Any, Any], float]:
-    """check as NNCF calls it: (graph, rows) -> score. The graph goes through a file, typed as it will be written."""
-    import onnx
-
-    def measure(model: Any, rows: Any) -> float:
-        mine = onnx.ModelProto()
-        mine.CopyFrom(model)
-        with tempfile.TemporaryDirectory() as folder:
-            return check(_write(unsigned(mine), Path(folder) / "model.onnx"), list(rows))
-
-    return measure
-
-
-def _write(model: Any, target: Path) -> Path:
-    import onnx
-
-    del model.graph.value_info[:]  # runtimes infer the shapes themselves; some of these types no longer hold
-    model.ClearField("metadata_props")
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    onnx.checker.check_model(model, full_check=True)
-    with atomic(target) as draft:
-        draft.write_bytes(model.SerializeToString())
-    return target
-
-
 @contextlib.contextmanager
-def _nncf() -> Iterator[Any]:
-    """NNCF as a silent guest: no progress bars or log lines of its own on stdout, and no word to anybody outside."""
+def _nncf() -> Iterator[ModuleType]:
+    """NNCF without progress bars and log lines on stdout, and without telemetry."""
     with telemetry.refused(), contextlib.redirect_stdout(io.StringIO()):
         # NNCF imports torch's compiler of extensions, which remarks on a machine without CUDA
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

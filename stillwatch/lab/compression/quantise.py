@@ -1,25 +1,25 @@
-"""Quantise: a finished run's net in INT8, by the cheapest means that keeps its accuracy and is faster here.
+"""Quantise: a finished run's net in INT8, by the cheapest stage that keeps its accuracy and is faster here.
 
-In: a run, the functions that open and time a file. Out: a run of kind "quantised": model-int8.onnx, its predictions,
-and in run.json every stage that was tried. Called by the CLI. Chosen on validation alone; test is looked at last.
-Stages in order: post-training (ptq), accuracy-aware (ptq), quantisation-aware training (qat).
+Stages: post-training, accuracy-aware, quantisation-aware training. Chosen on validation alone; test is read last.
 """
 
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from stillwatch import metrics
 from stillwatch.bundle import INT8
 from stillwatch.errors import UserError
+from stillwatch.inference import runtimes
 from stillwatch.lab.compression import ptq, qat
 from stillwatch.lab.compression.ptq import Control, QuantConfig
 from stillwatch.lab.export import exporters
@@ -28,262 +28,253 @@ from stillwatch.lab.training import lessons
 from stillwatch.lab.training.lessons import Dataset, Kit, Predict
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
-Opener: TypeAlias = Callable[[Path, str, tuple[int, ...]], Predict]  # file, runtime, shape of a sample
-Race: TypeAlias = Callable[[Mapping[str, Callable[[], Any]]], dict[str, NDArray[np.float64]]]  # seconds of each call
-Row: TypeAlias = dict[str, Any]  # one stage, as it stands in run.json
-
 RUNTIMES = ("onnxruntime", "openvino")  # those that read ONNX, by the name of their module
 TIE = 1.03  # times this close are equally fast: two races of the same file differ by as much
 FIGURES = ("macro_f1", "accuracy", "balanced_accuracy", "loss", "ece")
 
 
 @dataclass(frozen=True)
+class StageResult:
+    """One file that was tried: a row of run.json's `stages`, and what it gives on validation."""
+
+    name: str
+    precision: str
+    macro_f1: float  # these five in the runtime in which it does worst
+    accuracy: float
+    balanced_accuracy: float
+    loss: float
+    ece: float
+    drop: float  # points of macro-F1 below the float file
+    flips: int  # validation answers that differ from the float file's
+    runtime: str  # the fastest
+    ms: float  # p50 of one sample, one thread, in that runtime
+    fp32_ms: float  # the float file's best in the same race
+    runtimes: dict[str, dict[str, float | str]]
+    bytes: int
+    why: str  # why it may not leave; "" where it may
+    kept: bool
+    file: Path
+    p: NDArray[np.float32]  # (N,K)
+
+    @property
+    def share(self) -> float:
+        """Its time as a share of the float file's in the same race: what can be compared between races."""
+        return self.ms / self.fp32_ms
+
+    def row(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("file", "p")}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: macro-F1 {self.macro_f1:.3f} (drop {self.drop:+.2f} points, {self.flips} other answers)"
+            f", {self.ms:.3f} ms in {self.runtime} for FP32's {self.fp32_ms:.3f}, {self.bytes / 1e6:.2f} MB"
+            + ("" if self.kept else f": {self.why}")
+        )
+
+
+@dataclass(frozen=True)
 class Evaluator:
-    """What every stage is judged with."""
+    """Judges every stage: on the validation split, and in a race with the float file."""
 
     data: Dataset
-    opener: Opener
-    race: Race
-    runtimes: tuple[str, ...]
+    race: Any
     max_drop: float  # points of macro-F1
-    voice: Progress
 
     def frame(self, row: int) -> NDArray[np.uint8]:
         """One sample of the data, uint8 (1,*shape)."""
         return np.ascontiguousarray(self.data.store.pixels[row]).reshape(1, *self.data.shape)
 
-    def answers(self, fn: Predict, rows: Iterable[int]) -> NDArray[np.float32]:
+    def predict(self, fn: Predict, rows: Iterable[int]) -> NDArray[np.float32]:
         return np.concatenate([fn(self.frame(row)) for row in rows])
 
+    def opened(self, file: Path) -> tuple[dict[str, Predict], dict[str, str]]:
+        """The file in each installed runtime that reads it, and why the others do not."""
+        opened: dict[str, Predict] = {}
+        refused: dict[str, str] = {}
+        for runtime in RUNTIMES:
+            if importlib.util.find_spec(runtime):
+                try:
+                    opened[runtime] = runtimes.open(file, runtime, self.data.shape)
+                except UserError as mistake:
+                    refused[runtime] = str(mistake)
+        return opened, refused
 
-class StageResult(NamedTuple):
-    """A file, its row in the report, and what it says of the validation split (N,K)."""
+    def check(self, file: Path, rows: Sequence[int]) -> float:
+        """Macro-F1 on all validation rows, in the runtime in which it is worst; on a few, the mean log p of the truth:
+        there macro-F1 would be the same for most layers."""
+        y, functions = self.data.y[rows], self.opened(file)[0].values()
+        if len(rows) == len(self.data.rows["valid"]):
+            return min(metrics.macro_f1(y, self.predict(fn, rows)) for fn in functions)
+        return -metrics.loss(y, self.predict(next(iter(functions)), rows))
 
-    file: Path
-    row: Row
-    p: NDArray[np.float32]
+    def judge(self, name: str, file: Path, reference: StageResult | None = None) -> StageResult:
+        """One file in every runtime that reads it. reference: the float file; None where this is it.
+
+        Raises UserError where no runtime reads the file.
+        """
+        recipe, rows = self.data.recipe, self.data.rows["valid"]
+        opened, refused = self.opened(file)
+        if not opened:
+            raise UserError(f"{name}: no runtime reads it: {'; '.join(refused.values())}")
+        p = {runtime: self.predict(fn, rows) for runtime, fn in opened.items()}
+        scores = {key: metrics.scores(self.data.y[rows], p[key], recipe.labels, recipe.safe) for key in p}
+        worst = min(scores, key=lambda runtime: scores[runtime]["macro_f1"])
+        int8, fp32 = self._times(opened, self.opened(reference.file)[0] if reference else {})
+        fastest = min(int8, key=lambda runtime: int8[runtime])
+        runtimes: dict[str, dict[str, float | str]] = {
+            key: {"ms": ms, "fp32_ms": fp32.get(key, ms), "macro_f1": scores[key]["macro_f1"]}
+            for key, ms in int8.items()
+        }
+        result = StageResult(
+            name=name,
+            precision="int8" if reference else "fp32",
+            **{key: scores[worst][key] for key in FIGURES},
+            drop=100 * (reference.macro_f1 - scores[worst]["macro_f1"]) if reference else 0.0,
+            flips=int((p[worst].argmax(1) != reference.p.argmax(1)).sum()) if reference else 0,
+            runtime=fastest,
+            ms=int8[fastest],
+            fp32_ms=min(fp32.values(), default=int8[fastest]),
+            runtimes=runtimes | {runtime: {"why_not": why} for runtime, why in refused.items()},
+            bytes=file.stat().st_size,
+            why="",
+            kept=True,
+            file=file,
+            p=p[worst],
+        )
+        why = self._why_not(result) if reference else ""
+        return replace(result, why=why, kept=not why)
+
+    def _times(self, int8: dict[str, Predict], fp32: dict[str, Predict]) -> list[dict[str, float]]:
+        """p50 of one sample in ms by runtime, of both files, all taking turns."""
+        frame = self.frame(int(self.data.rows["train"][0]))
+        entrants = {f"int8 {runtime}": partial(fn, frame) for runtime, fn in int8.items()}
+        entrants |= {f"fp32 {runtime}": partial(fn, frame) for runtime, fn in fp32.items()}
+        seconds = self.race(entrants)
+        return [
+            {runtime: 1e3 * float(np.median(seconds[f"{precision} {runtime}"])) for runtime in opened}
+            for precision, opened in (("int8", int8), ("fp32", fp32))
+        ]
+
+    def _why_not(self, result: StageResult) -> str:
+        why = []
+        if result.drop > self.max_drop:
+            why.append(f"macro-F1 falls by {result.drop:.2f} points, above quantise.max_drop = {self.max_drop:g}")
+        if result.share >= 1:
+            why.append(f"{result.ms:.3f} ms here, no faster than FP32's {result.fp32_ms:.3f}")
+        return "; ".join(why)
+
+    def best(self, stages: Sequence[StageResult]) -> StageResult:
+        """The stage to continue with: of those that may leave the most accurate of the fastest, else the least
+        harmful."""
+        if kept := [stage for stage in stages if stage.kept]:
+            least = min(stage.share for stage in kept)
+            return max((s for s in kept if s.share <= TIE * least), key=lambda stage: stage.macro_f1)
+        return min(stages, key=lambda s: (s.share >= 1, max(s.drop, self.max_drop), s.share))
 
 
 def quantise(
     run: Run,
-    opener: Opener,
-    race: Race,
+    race: Any,
     root: Path | str = "runs",
     voice: Progress = NO_PROGRESS,
 ) -> Run:
     """Bring a finished run's net to INT8 as its recipe's [quantise] says. Returns the new run, finished.
 
-    opener: opens a file in a runtime; race: times functions that take turns. info.stages has a row for all that
-    was tried: {"name", "precision", "macro_f1", "accuracy", "drop" in points, "flips" (validation answers that became
-    others), "ms" (p50 of one sample, one thread, its best runtime), "runtime", "fp32_ms" (the float file's best in the
-    same race), "bytes", "kept", "why", "runtimes"}. The best one's file is there in any case; info.kept says whether
-    it may leave, else info.why why not. It has the temperature that export gives the run's other files.
-    Raises UserError for a run that is not finished or is no net, and for data that are no longer those it learnt from.
+    info.stages has a row for each StageResult. The best one's file is always there; info.kept says whether it may
+    leave, info.why why not. It has the temperature that export gives the run's other files.
+    Raises UserError for a run that is not finished or has no net, and for data that have changed since.
     """
     lessons.finished(run, lessons.TRAINED, f"one of a net: {', '.join(lessons.TRAINED)}")
-    recipe = run.recipe
-    plan = recipe.fit_in("quantise")
-    data = lessons.material_of(run, voice)
-    runtimes = tuple(name for name in RUNTIMES if importlib.util.find_spec(name))
-    jury = Evaluator(data, opener, race, runtimes, recipe.quantise.max_drop, voice)
-    teacher, accelerator = lessons.teacher_of(run), lessons.device(plan)
-    about = {"teacher": teacher.path.name if teacher else None, "temperature": exporters.temperature_of(run)}
+    recipe, data = run.recipe, lessons.material_of(run, voice)
+    evaluator = Evaluator(data, race, recipe.quantise.max_drop)
+    teacher, accelerator = lessons.teacher_of(run), lessons.device(recipe.fit_in("quantise"))
     made = lessons.create_or_resume(
-        recipe, "quantised", run, data, accelerator, Kit(root, run.text, False, voice), **about
+        recipe,
+        "quantised",
+        run,
+        data,
+        accelerator,
+        Kit(root, run.text, False, voice),
+        teacher=teacher.path.name if teacher else None,
+        temperature=exporters.temperature_of(run),
     )
     with lessons.noting_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
         calibration = spread(data, recipe.quantise.frames)
-        float_file = _float(lessons.load(run), run, jury, Path(scratch) / "fp32.onnx")
-        reference = _judged(jury, "fp32", float_file, None)
-        stages = _stages(jury, reference, calibration, run, made)
-        best = _best(stages, jury.max_drop)
-        row = best.row
+        reference = evaluator.judge("fp32", _export_float(lessons.load(run), run, data, Path(scratch) / "fp32.onnx"))
+        stages = _stages(evaluator, reference, calibration, run, made, voice)
+        best = evaluator.best(stages)
         made.save(INT8, partial(shutil.copyfile, best.file))
-        fn = opener(made.path / INT8, row["runtime"], data.shape)
+        fn = runtimes.open(made.path / INT8, best.runtime, data.shape)
         lessons.save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), voice)
-        voice.say(f"{made.path}: {row['name']}" + ("" if row["kept"] else f", left out of a bundle: {row['why']}"))
+        voice.say(f"{made.path}: {best.name}" + ("" if best.kept else f", left out of a bundle: {best.why}"))
         made.finish(
-            stages=[reference.row, *(stage.row for stage in stages)],
-            stage=row["name"],
-            kept=row["kept"],
-            why=row["why"],
+            stages=[stage.row() for stage in (reference, *stages)],
+            stage=best.name,
+            kept=best.kept,
+            why=best.why,
             calibration=len(calibration),
-            cost={**run.info.cost, "bytes": row["bytes"]},
-            best={"epoch": run.info.best["epoch"], **{key: row[key] for key in FIGURES}},
+            cost={**run.info.cost, "bytes": best.bytes},
+            best={"epoch": run.info.best["epoch"], **{key: getattr(best, key) for key in FIGURES}},
         )
     return made
 
 
-# ---- the stages
-
-
-def _float(net: nets.Classifier, run: Run, jury: Evaluator, path: Path) -> Path:
-    """The net as a float file, with the temperature that all of the run's files have."""
-    return exporters.to_onnx(net, jury.data.shape, path, exporters.temperature_of(run), opset=run.recipe.export.opset)
+def _export_float(net: nets.Classifier, run: Run, data: Dataset, path: Path) -> Path:
+    return exporters.to_onnx(net, data.shape, path, exporters.temperature_of(run), opset=run.recipe.export.opset)
 
 
 def spread(data: Dataset, frames: int) -> list[int]:
-    """So many training rows (all, where there are fewer), evenly over groups, over classes in them, over their time."""
-    train = data.rows["train"]
-    order = sorted(train, key=lambda row: (data.samples[row].group, int(data.y[row]), data.samples[row].id))
+    """So many training rows (all, where there are fewer), evenly over groups, their classes, and their time."""
+    order = sorted(
+        data.rows["train"], key=lambda row: (data.samples[row].group, int(data.y[row]), data.samples[row].id)
+    )
     places = np.linspace(0, len(order) - 1, min(frames, len(order))).round().astype(int)
     return [int(order[place]) for place in places]
 
 
-def _stages(jury: Evaluator, reference: StageResult, calibration: list[int], run: Run, made: Run) -> list[StageResult]:
+def _stages(
+    evaluator: Evaluator, reference: StageResult, calibration: list[int], run: Run, made: Run, voice: Progress
+) -> list[StageResult]:
     """One stage after the other until one may leave."""
-    recipe, stages, folder = run.recipe, list[StageResult](), reference.file.parent
+    recipe, folder = run.recipe, reference.file.parent
+    stages: list[StageResult] = []
+    configs: dict[str, QuantConfig] = {}
 
-    def tried(way: QuantConfig, source: Path, control: Control | None = None) -> bool:
-        jury.voice.say(f"{way.name}: calibrated on {len(calibration)} training frames")
+    def attempt(config: QuantConfig, source: Path, control: Control | None = None) -> bool:
+        voice.say(f"{config.name}: calibrated on {len(calibration)} training frames")
         target = folder / f"int8-{len(stages)}.onnx"
-        ptq.quantised(source, target, calibration, jury.frame, way, control)
-        stages.append(_judged(jury, way.name, target, reference))
-        jury.voice.say(_line(stages[-1].row))
-        return bool(stages[-1].row["kept"])
+        ptq.quantise_file(source, target, calibration, evaluator.frame, config, control)
+        stages.append(evaluator.judge(config.name, target, reference))
+        configs[config.name] = config
+        voice.say(str(stages[-1]))
+        return stages[-1].kept
 
     # ---- post-training, in each arrangement
-    ways = {way.name: way for way in _ways(reference.file, recipe.quantise.float_se)}
-    for way in ways.values():
-        tried(way, reference.file)
-    if not any(_faster(stage.row) for stage in stages):  # ONNX Runtime runs less in INT8 than OpenVINO does
-        way = ways[_best(stages, jury.max_drop).row["name"]]
-        way = QuantConfig("post-training, one scale an activation", way.float_se, plain=True)
-        ways[way.name] = way
-        tried(way, reference.file)
-    if any(stage.row["kept"] for stage in stages) or not any(_faster(stage.row) for stage in stages):
+    has_se = bool(ptq.squeezes(onnx.load(reference.file)))
+    if not has_se or recipe.quantise.float_se != "yes":
+        attempt(QuantConfig("post-training"), reference.file)
+    if has_se and recipe.quantise.float_se != "no":
+        attempt(QuantConfig("post-training, squeeze-and-excitation in float", True), reference.file)
+    if all(stage.share >= 1 for stage in stages):  # ONNX Runtime runs less in INT8 than OpenVINO does
+        config = configs[evaluator.best(stages).name]
+        attempt(QuantConfig("post-training, one scale an activation", config.float_se, plain=True), reference.file)
+    if any(stage.kept for stage in stages) or all(stage.share >= 1 for stage in stages):
         return stages  # good enough; or slower here, which more float layers would not mend
 
     # ---- accuracy-aware: the most harmful layers go back to float
-    way = ways[_best(stages, jury.max_drop).row["name"]]
-    check, valid = _scored(jury), jury.data.rows["valid"].tolist()
-    control = Control(check, valid, jury.frame, jury.max_drop / 100)
-    if tried(way._replace(name="accuracy-aware"), reference.file, control) or not recipe.quantise.qat:
+    config, valid = configs[evaluator.best(stages).name], evaluator.data.rows["valid"].tolist()
+    control = Control(evaluator.check, valid, evaluator.frame, evaluator.max_drop / 100)
+    if attempt(config._replace(name="accuracy-aware"), reference.file, control) or not recipe.quantise.qat:
         return stages
 
     # ---- quantisation-aware training under the float teacher, then the same again
-    teacher = lessons.teacher_of(run)
-    net, master = lessons.load(run), lessons.load(teacher) if teacher else None
-    place = Run(made.path / "qat")
+    teacher, place = lessons.teacher_of(run), Run(made.path / "qat")
+    net, teacher_net = lessons.load(run), lessons.load(teacher) if teacher else None
     place.path.mkdir(exist_ok=True)
-    qat.learn(net, master, jury.data, recipe.fit_in("quantise"), way, place, jury.voice)
-    source = _float(net, run, jury, folder / "qat.onnx")
+    qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, voice)
+    source = _export_float(net, run, evaluator.data, folder / "qat.onnx")
     # Training moves the float net as well: what its layers in float can still give back is counted from there
-    left = check(source, valid) - (reference.row["macro_f1"] - jury.max_drop / 100)
-    if not tried(way._replace(name="quantisation-aware"), source) and left >= 0:
-        tried(way._replace(name="quantisation-aware, accuracy-aware"), source, control._replace(max_drop=left))
+    left = evaluator.check(source, valid) - (reference.macro_f1 - evaluator.max_drop / 100)
+    if not attempt(config._replace(name="quantisation-aware"), source) and left >= 0:
+        attempt(config._replace(name="quantisation-aware, accuracy-aware"), source, control._replace(max_drop=left))
     return stages
-
-
-def _ways(file: Path, float_se: str) -> list[QuantConfig]:
-    import onnx
-
-    there = bool(ptq.squeezes(onnx.load(file)))
-    both = [QuantConfig("post-training"), QuantConfig("post-training, squeeze-and-excitation in float", True)]
-    return both if there and float_se == "auto" else both[1:] if there and float_se == "yes" else both[:1]
-
-
-# ---- judging
-
-
-def _judged(jury: Evaluator, name: str, file: Path, reference: StageResult | None) -> StageResult:
-    """One file on the validation split and in a race with the float one, in every runtime that reads it.
-
-    Its figures are those of the runtime in which it does worst, its time that of the one in which it is fastest.
-    reference: the float file; None where this is it. Raises UserError where no runtime reads the file.
-    """
-    rows, recipe = jury.data.rows["valid"], jury.data.recipe
-    opened, refused = _opened(jury, file)
-    if not opened:
-        raise UserError(f"{name}: no runtime reads it: {'; '.join(refused.values())}")
-    said = {runtime: jury.answers(fn, rows) for runtime, fn in opened.items()}
-    scores = {r: metrics.scores(jury.data.y[rows], p, recipe.labels, recipe.safe) for r, p in said.items()}
-    worst = min(scores, key=lambda runtime: scores[runtime]["macro_f1"])
-    row: Row = {"name": name, "precision": "int8" if reference else "fp32"}
-    row |= {key: scores[worst][key] for key in FIGURES}
-    row["drop"] = 100 * (reference.row["macro_f1"] - row["macro_f1"]) if reference else 0.0
-    row["flips"] = int((said[worst].argmax(1) != reference.p.argmax(1)).sum()) if reference else 0
-    row |= _times(jury, opened, _opened(jury, reference.file)[0] if reference else {})
-    row["bytes"] = file.stat().st_size
-    for runtime, found in row["runtimes"].items():
-        found["macro_f1"] = scores[runtime]["macro_f1"]
-    row["runtimes"] |= {runtime: {"why_not": why} for runtime, why in refused.items()}
-    row["why"] = _why_not(row, jury.max_drop) if reference else ""
-    row["kept"] = not row["why"]
-    return StageResult(file, row, said[worst])
-
-
-def _times(jury: Evaluator, opened: dict[str, Predict], rivals: dict[str, Predict]) -> Row:
-    """{"runtime", "ms", "fp32_ms", "runtimes"}: p50 of one sample, all of them taking turns."""
-    frame = jury.frame(int(jury.data.rows["train"][0]))
-    entrants = {("int8", runtime): fn for runtime, fn in opened.items()}
-    entrants |= {("fp32", runtime): fn for runtime, fn in rivals.items()}
-    seconds = jury.race({" ".join(key): partial(fn, frame) for key, fn in entrants.items()})
-    ms = {key: 1e3 * float(np.median(seconds[" ".join(key)])) for key in entrants}
-    best = min(opened, key=lambda runtime: ms["int8", runtime])
-    return {
-        "runtime": best,
-        "ms": ms["int8", best],
-        "fp32_ms": min((ms["fp32", runtime] for runtime in rivals), default=ms["int8", best]),
-        "runtimes": {r: {"ms": ms["int8", r], "fp32_ms": ms.get(("fp32", r), ms["int8", r])} for r in opened},
-    }
-
-
-def _opened(jury: Evaluator, file: Path) -> tuple[dict[str, Predict], dict[str, str]]:
-    """The file in each runtime that reads it, and why the others do not."""
-    opened: dict[str, Predict] = {}
-    refused: dict[str, str] = {}
-    for runtime in jury.runtimes:
-        try:
-            opened[runtime] = jury.opener(file, runtime, jury.data.shape)
-        except UserError as mistake:
-            refused[runtime] = str(mistake)
-    return opened, refused
-
-
-def _scored(jury: Evaluator) -> ptq.Check:
-    """A file's macro-F1 on validation, in the runtime in which it is worst; on a few rows the mean log p of the truth,
-    for there macro-F1 would be the same for most layers."""
-
-    def check(file: Path, rows: Sequence[int]) -> float:
-        y, whole = jury.data.y[rows], len(rows) == len(jury.data.rows["valid"])
-        said = [jury.answers(fn, rows) for fn in list(_opened(jury, file)[0].values())[: None if whole else 1]]
-        return min(metrics.macro_f1(y, p) for p in said) if whole else -metrics.loss(y, said[0])
-
-    return check
-
-
-def _why_not(row: Row, max_drop: float) -> str:
-    """Why a stage may not leave; "" where it may."""
-    why = []
-    if row["drop"] > max_drop:
-        why.append(f"macro-F1 falls by {row['drop']:.2f} points, above quantise.max_drop = {max_drop:g}")
-    if not _faster(row):
-        why.append(f"{row['ms']:.3f} ms here, no faster than FP32's {row['fp32_ms']:.3f}")
-    return "; ".join(why)
-
-
-def _best(stages: Sequence[StageResult], max_drop: float) -> StageResult:
-    """The stage to go on with: of those that may leave the most accurate of the fastest, else the least harmful."""
-    kept = [stage for stage in stages if stage.row["kept"]]
-    if kept:
-        least = min(_share(stage.row) for stage in kept)
-        return max((s for s in kept if _share(s.row) <= TIE * least), key=lambda stage: stage.row["macro_f1"])
-    return min(stages, key=lambda s: (not _faster(s.row), max(s.row["drop"], max_drop), _share(s.row)))
-
-
-def _share(row: Row) -> float:
-    """Its time as a share of the float file's in the same race: what can be compared between races."""
-    return float(row["ms"] / row["fp32_ms"])
-
-
-def _faster(row: Row) -> bool:
-    return _share(row) < 1
-
-
-def _line(row: Row) -> str:
-    return (
-        f"{row['name']}: macro-F1 {row['macro_f1']:.3f} (drop {row['drop']:+.2f} points, {row['flips']} other answers)"
-        f", {row['ms']:.3f} ms in {row['runtime']} for FP32's {row['fp32_ms']:.3f}, {row['bytes'] / 1e6:.2f} MB"
-        + ("" if row["kept"] else f": {row['why']}")
-    )

@@ -1,47 +1,52 @@
-"""Tune: short trainings of one side of a recipe, each with other values for the keys of [tune]; the best written down.
+"""Tuning: short trainings of one side of a recipe with other values for the keys of [tune], shared between processes.
 
-In: a Recipe, how many trials. Out: <name>-tune-NNN/ with a run a trial, trials.csv and best.toml.
-Called by the CLI; several processes may work on one folder at once. The test split is never looked at.
+Never reads the test split.
 """
 
-import fcntl
+import copy
+import inspect
 import json
 import math
 import os
-import re
 import sqlite3
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 
-from stillwatch.errors import UserError
+from stillwatch.atomic import locked
+from stillwatch.errors import UserError, nearest
+from stillwatch.lab.data import augment
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
+from stillwatch.lab.training import lessons, losses
 from stillwatch.lab.training.lessons import Dataset, Kit
-from stillwatch.lab.training.loop import EpochCallback
-from stillwatch.lab.training.space import Key, keys_of, laid, named, own, probes, side_of
-from stillwatch.recipe import Recipe
+from stillwatch.recipe import Fit, Net, Recipe, check
+from stillwatch.registry import find
 from stillwatch.run import NO_PROGRESS, Progress, Run, runs
 
 if TYPE_CHECKING:  # optuna takes most of a second to import
     from optuna import Study, Trial
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import FrozenTrial
 
-WIDTH = 120  # of a line of best.toml, where it can be helped
+    Distribution: TypeAlias = FloatDistribution | IntDistribution | CategoricalDistribution
+
+Value: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None
+
 STARTUP = 5  # trials that end by themselves before one is cut short for being below their median
-BAD = (
-    UserError,
-    ValueError,
-    torch.OutOfMemoryError,
-)  # what values of a trial can bring about; all else ends the command
+BAD = (UserError, ValueError, torch.OutOfMemoryError)  # what values of a trial can cause; all else ends the command
+HELD = {  # keys of [fit] that no trial may change
+    "device": "a process has one",
+    "precision": "a process has one",
+    "seed": "a lucky seed is no better recipe",
+}
 
 
 def tune(
@@ -56,11 +61,11 @@ def tune(
 
     Trial 0 is the recipe as it stands; the others are proposed by a tree-structured Parzen estimator (Bergstra et al.
     2011, Algorithms for Hyper-Parameter Optimization, §4), and stopped after an epoch at which they are below the
-    median of the others (Golovin et al. 2017, Google Vizier, §3.2.2). A study of the same recipe, data and teacher
-    under `root` is gone on with, unless `fresh`; trials that were killed are run again. Returns the path of best.toml.
-    Raises UserError, before anything is trained, for a key that cannot be had; and where no trial came to an end.
+    median of the others (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes a study of the same recipe, data and
+    teacher under `root`, unless `fresh`; trials that were killed run again. Returns the path of best.toml.
+    Raises UserError, before anything is trained, for a key that cannot be tuned; and where no trial ended.
     """
-    # ---- what may change: every word is checked before the data are read
+    # ---- every key is checked before the data are read
     if trials < 1:
         raise UserError(f"trials = {trials}: must be at least 1")
     keys = keys_of(recipe)
@@ -70,24 +75,24 @@ def tune(
 
     # ---- teacher and data, and the losses with them
     specs = [spec for _, trial, _ in checked for spec in side_of(trial)[1].loss]
-    hears = recipe.tune.side == "student" and any(lessons.needs_teacher(spec) for spec in specs)
-    teacher = lessons.newest_teacher(recipe, root) if hears else None
-    master = lessons.load(teacher) if teacher else None
+    taught = recipe.tune.side == "student" and any(lessons.needs_teacher(spec) for spec in specs)
+    teacher = lessons.newest_teacher(recipe, root) if taught else None
+    teacher_net = lessons.load(teacher) if teacher else None
     data = lessons.material(recipe, voice)
     if teacher:
         lessons.check_teacher(teacher, data)
     for place, trial, net in checked:
-        with named(place):
-            lessons.build_step(net, data, master, lessons.specs_of(side_of(trial)[1], master is not None))
+        with _placed(place):
+            lessons.build_step(net, data, teacher_net, lessons.specs_of(side_of(trial)[1], taught))
 
     # ---- the trials
     home = _home(recipe, data, teacher, Kit(root, source, fresh, voice))
-    search = Search(recipe, keys, data, teacher, master, home, voice)
+    search = Search(recipe, keys, data, teacher, teacher_net, home, voice)
     try:
         with _opened(search) as study:
-            while chosen := _next(search, study, trials):
-                said = _attempt(search, study, *chosen)
-                voice.say(f"{chosen[2].path.name}: {said}; {_write(search, study, trials)}")
+            while claimed := _claim(search, study, trials):
+                outcome = _run_trial(search, study, *claimed)
+                voice.say(f"{claimed[2].path.name}: {outcome}; {_write(search, study, trials)}")
             voice.say(f"{home.path}: {_write(search, study, trials)}")
     except BaseException as error:
         home.note(status="stopped" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -95,6 +100,221 @@ def tune(
     if not (home.path / "best.toml").is_file():
         raise UserError(f"{home.path}: no trial came to an end; trials.csv there says why, one by one")
     return home.path / "best.toml"
+
+
+# ---- what a study may change
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of [tune]: where its value stands in the recipe, and what it may be."""
+
+    name: str  # as it is written there
+    path: tuple[str | int, ...]  # a loss is addressed by its place in the list
+    range: "FloatDistribution | IntDistribution | None" = None
+    choices: dict[str | int | float, Value] = field(default_factory=dict)  # what the storage holds -> the value
+
+    @property
+    def distribution(self) -> "Distribution":
+        from optuna.distributions import CategoricalDistribution
+
+        return self.range or CategoricalDistribution(list(self.choices))
+
+    def ends(self) -> list[Value]:
+        """All choices, or both ends: the values that have to be possible before a study starts."""
+        return [self.range.low, self.range.high] if self.range else list(self.choices.values())
+
+    def stored(self, value: Value) -> str | int | float | None:
+        """What the storage holds for this value; None where no trial may have it."""
+        if self.range is None:
+            return next((kept for kept, choice in self.choices.items() if choice == value), None)
+        low, high, step = self.range.low, self.range.high, self.range.step
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            return None
+        away = (value - low) / step if step else 0.0
+        return value if abs(away - round(away)) < 1e-8 else None
+
+    def value(self, kept: str | int | float) -> Value:
+        """The value for what the storage holds, with no more digits than a person would write."""
+        if self.range is None:
+            return self.choices[kept]
+        if isinstance(self.range.low, int):
+            return kept
+        digits = 4 if self.range.step is None else 12
+        return min(max(float(f"{float(kept):.{digits}g}"), self.range.low), self.range.high)
+
+
+def side_of(recipe: Recipe) -> tuple[Net, Fit]:
+    """Net and training of the side that is tuned."""
+    return getattr(recipe, recipe.tune.side).net, recipe.fit_of(recipe.tune.side)
+
+
+def keys_of(recipe: Recipe) -> list[Key]:
+    """recipe.tune.keys, checked as far as words go. Raises UserError with the nearest right word."""
+    if not recipe.tune.keys:
+        raise UserError('tune.keys: empty; name what may change, such as {"fit.lr" = {from=1e-4, to=1e-2, log=true}}')
+    keys = []
+    for name, raw in recipe.tune.keys.items():
+        place = _place(name)
+        if isinstance(raw, list | tuple):
+            choices = {v if isinstance(v, str | int | float) else json.dumps(v): v for v in raw}
+            if len(choices) < max(2, len(raw)):
+                raise UserError(f"{place} = {list(raw)}: at least two choices, each of them once")
+            keys.append(Key(name, _path(place, name, recipe), choices=choices))
+        elif isinstance(raw, Mapping):
+            keys.append(Key(name, _path(place, name, recipe), _range(place, raw)))
+        else:
+            raise UserError(f"{place} = {raw!r}: a list of choices, or {{from=…, to=…, log=true}}")
+    for key in keys:
+        for other in keys:
+            if key is not other and other.path[: len(key.path)] == key.path:
+                raise UserError(f"{_place(other.name)}: {key.name!r} changes the same; leave one of them out")
+    return keys
+
+
+def _place(name: str) -> str:
+    return f"tune.keys.{json.dumps(name, ensure_ascii=False)}"
+
+
+def _range(place: str, raw: Mapping[str, Value]) -> "FloatDistribution | IntDistribution":
+    """{from, to, log, step}; whole numbers where both ends are."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    for word in raw:
+        if word not in ("from", "to", "log", "step"):
+            raise UserError(f"{place}.{word}: unknown key{nearest(word, ('from', 'to', 'log', 'step'))}")
+    low, high, log, step = (raw.get(word) for word in ("from", "to", "log", "step"))
+    if not _is_number(low) or not _is_number(high) or not low < high:
+        raise UserError(f"{place}: from = {low!r}, to = {high!r}: must be two numbers, the smaller one first")
+    if log not in (None, False, True) or (step is not None and not _is_number(step)):
+        raise UserError(f"{place}: log = {log!r}, step = {step!r}: log is true or false, step a number above 0")
+    if isinstance(low, int) and isinstance(high, int) and step is not None and (not isinstance(step, int) or step < 1):
+        raise UserError(f"{place}.step = {step!r}: must be whole, as from and to are; or write from = {float(low)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # optuna cuts a range that the steps do not divide, with a warning
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(low, high, bool(log), 1 if step is None else int(step))
+            return FloatDistribution(low, high, bool(log), step)
+    except (ValueError, UserWarning) as error:
+        raise UserError(f"{place}: from = {low}, to = {high}, log = {log}, step = {step}: {error}") from None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
+    """ "fit.loss.kd.weight" -> ("student", "fit", "loss", 1, "weight"). Other words are left for pydantic to check."""
+    side, words = recipe.tune.side, name.split(".")
+    if words[0] in {"teacher", "student"} - {side}:
+        raise UserError(f"{place}: a trial leaves the {words[0]} as it is; set tune.side = {words[0]!r} to tune it")
+    known = ["fit", "net"] if words[0] == side else ["fit", side]
+    words = words[1:] if words[0] == side else words
+    if len(words) < 2 or words[0] not in known:
+        hint = nearest(words[0], known) if words and words[0] not in known else ""
+        raise UserError(f"{place}: a trial changes keys of fit and of {side}.net alone{hint}")
+    if words[0] == "net":
+        return side, *words
+    if words[1] in HELD:
+        raise UserError(f"{place}: cannot be tuned: {HELD[words[1]]}")
+    if words[1] in recipe.tune.fit:
+        raise UserError(f"{place}: tune.fit sets {words[1]!r} for every trial; leave it out here or there")
+    if words[1] not in ("loss", "augment") or len(words) == 2:
+        return side, *words
+
+    # ---- ("loss", "kd", "weight"): the place of kd in the list; a name met twice is `kd-2`, as in losses.parts
+    table, wanted, specs = words[1], words[2], getattr(side_of(recipe)[1], words[1])
+    names: list[str] = []
+    for spec in specs:
+        base = str(spec if isinstance(spec, str) else spec.get("name")).rpartition(":")[2]
+        number = 1 + sum(known == base or known.startswith(f"{base}-") for known in names)
+        names.append(base if number == 1 else f"{base}-{number}")
+    if wanted not in names:
+        raise UserError(f"{place}: fit.{table} has no {wanted!r}{nearest(wanted, names)}")
+    if len(words) < 4:
+        raise UserError(f"{place}: name what of it may change, such as fit.{table}.{wanted}.OPTION")
+    index = names.index(wanted)
+    if table == "loss" and side == "teacher" and lessons.needs_teacher(specs[index]):
+        raise UserError(f"{place}: the teacher learns without {wanted!r}, which needs a teacher itself")
+    return side, "fit", table, index, *words[3:]
+
+
+def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, nets.Classifier]]:
+    """The recipe of a trial as it stands, and with every end of every key, one at a time: (place, recipe, its net).
+
+    Raises UserError for what is known to be wrong without data: all but the losses' options.
+    """
+    found, built = [], dict[str, nets.Classifier]()
+    wanted: list[tuple[str, dict[str, Value]]] = [(recipe.name, {})]
+    wanted += [(f"{_place(key.name)} = {end!r}", {key.name: end}) for key in keys for end in key.ends()]
+    for place, values in wanted:
+        trial = with_values(recipe, keys, values, place, short=True)
+        net, plan = side_of(trial)
+        with _placed(place):
+            augment.plan(plan.augment, plan.seed)
+            if repr(net) not in built:
+                built[repr(net)] = nets.build(net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+        found.append((place, trial, built[repr(net)]))
+    return found
+
+
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Say in a UserError from inside where it comes from."""
+    try:
+        yield
+    except UserError as mistake:
+        raise UserError(f"{place}: {mistake}") from None
+
+
+def with_values(
+    recipe: Recipe, keys: Sequence[Key], values: Mapping[str, Value], place: str, short: bool = False
+) -> Recipe:
+    """The recipe with these values in the tuned side's own `fit` and `net`, so that the other side stays as it was.
+
+    values: a key's name -> its value. short: with recipe.tune.fit too, which is what a trial trains. Raises UserError.
+    """
+    raw, side = copy.deepcopy(recipe.model_dump(exclude_unset=True)), recipe.tune.side
+    for key in keys:
+        if key.name not in values:
+            continue
+        *steps, last = key.path
+        if len(steps) > 3 and isinstance(steps[3], int):  # an option of a loss: the list becomes the side's own
+            fit, name = raw[side].setdefault("fit", {}), str(steps[2])
+            specs = fit.get(name) or copy.deepcopy(getattr(recipe.fit_of(side), name))
+            fit[name] = [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
+        table: Any = raw
+        for step in steps:
+            table = table[step] if isinstance(step, int) else table.setdefault(step, {})
+            if not isinstance(table, dict | list):
+                raise UserError(f"{place}: {step} = {table!r} is not a table")
+        table[last] = values[key.name]
+    if short and recipe.tune.fit:
+        raw[side]["fit"] = {**raw[side].get("fit", {}), **recipe.tune.fit}
+    return check(raw, place)
+
+
+def own_value(recipe: Recipe, key: Key) -> Value:
+    """What the recipe as it stands has for this key, be it by default; None where only a net of timm's knows."""
+    net = side_of(recipe)[0]
+    table: Any = {"fit": recipe.fit_in("tune").model_dump(), "net": net.model_dump()}
+    for step in key.path[1:-1]:
+        table = table[step] if isinstance(step, int) else table.get(step, {})
+        table = {"name": table} if isinstance(table, str) else table
+    last = str(key.path[-1])
+    if last in table:
+        return table[last]
+    builder = nets.NETS.get(net.name) if key.path[1:-1] == ("net", "options") else None
+    if key.path[2] == "loss" and "name" in table:
+        if last == "weight":
+            return 1.0
+        builder = find(losses.LOSSES, table)
+    option = inspect.signature(builder).parameters.get(last) if builder else None
+    return None if option is None or option.default is option.empty else option.default
+
+
+# ---- the study, which processes share
 
 
 @dataclass(frozen=True)
@@ -105,45 +325,49 @@ class Search:
     keys: list[Key]
     data: Dataset
     teacher: Run | None
-    master: nets.Classifier | None
+    teacher_net: nets.Classifier | None
     home: Run
     voice: Progress
 
+    def own(self) -> dict[str, Value]:
+        """The recipe's own values."""
+        return {key.name: own_value(self.recipe, key) for key in self.keys}
 
-# ---- the study, which processes share
+    def own_params(self) -> dict[str, str | int | float]:
+        """The recipe's own values as the storage holds them, without those that no trial may have."""
+        kept = {key.name: key.stored(own_value(self.recipe, key)) for key in self.keys}
+        return {name: value for name, value in kept.items() if value is not None}
+
+    def values(self, trial: "FrozenTrial | Trial") -> dict[str, Value]:
+        """A key's name -> its value in that trial."""
+        if "own" in trial.user_attrs:
+            return self.own()
+        return {key.name: key.value(trial.params[key.name]) for key in self.keys if key.name in trial.params}
+
+    def folder(self, number: int) -> Path:
+        return self.home.path / f"trial-{number:03d}"
 
 
-def _home(recipe: Recipe, data: Dataset, teacher: Run | None, desk: Kit) -> Run:
-    """The study's folder: the newest with the same recipe (what trials depend on), data and teacher, or a new one."""
-    root, name = Path(desk.root), teacher.path.name if teacher else None
+def _home(recipe: Recipe, data: Dataset, teacher: Run | None, kit: Kit) -> Run:
+    """The study's folder: the newest whose figures would be the same (recipe, data, teacher), or a new one."""
+    root, parent, fingerprint = Path(kit.root), teacher.path.name if teacher else None, data.store.fingerprint
+
+    def identity(raw: dict[str, Any], *others: object) -> list[object]:
+        tables = ("name", "labels", "safe", "teacher", "student", "fit", "tune")
+        return [*(raw.get(table) for table in tables), {**raw["data"], "root": None}, *others]
+
+    mine = identity(recipe.model_dump(mode="json"), "tune", parent, fingerprint)
     root.mkdir(parents=True, exist_ok=True)
-    with _turn(root / f".{recipe.name}-tune"):  # two processes that start together find one folder
-        for old in [] if desk.fresh else reversed(runs(root)):
-            about = (old.info.kind, old.info.parent, old.info.fingerprint)
-            if about == ("tune", name, data.store.fingerprint) and _same(old.info.recipe, recipe):
-                desk.voice.say(f"going on with {old.path} (--fresh starts anew)")
+    with locked(root / f".{recipe.name}-tune"):  # two processes that start together find one folder
+        for old in [] if kit.fresh else reversed(runs(root)):
+            if mine == identity(old.info.recipe, old.info.kind, old.info.parent, old.info.fingerprint):
+                kit.voice.say(f"resuming {old.path} (--fresh starts anew)")
                 return old
-        run = Run.create(recipe, "tune", root, desk.source, parent=name, fingerprint=data.store.fingerprint)
+        run = Run.create(recipe, "tune", root, kit.source, parent=parent, fingerprint=fingerprint)
         lessons.write_audit(run, data)
-        run.unlock()  # it is nobody's own: each trial is locked by the process that works on it
-        desk.voice.say(f"run: {run.path}")
+        run.unlock()  # no process owns it: each trial is locked by the process that works on it
+        kit.voice.say(f"run: {run.path}")
         return run
-
-
-def _same(raw: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether a trial's figure would be the same under both recipes."""
-    mine = recipe.model_dump(mode="json")
-    tables = ("name", "labels", "safe", "teacher", "student", "fit", "tune")
-    same = all(raw.get(table) == mine[table] for table in tables)
-    return same and {**raw["data"], "root": None} == {**mine["data"], "root": None}
-
-
-@contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """One process at a time; a process that dies gives up its turn."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
@@ -151,12 +375,12 @@ def _opened(search: Search) -> Iterator["Study"]:
     """The study in home/study.sqlite. A new one starts with the recipe as it stands."""
     import optuna
 
-    home, before = search.home.path, optuna.logging.get_verbosity()
+    home, verbosity = search.home.path, optuna.logging.get_verbosity()
     warmup = max(1, -(-search.recipe.fit_in("tune").epochs // 3))  # a third of the epochs says something
     connect = partial(sqlite3.connect, home / "study.sqlite", timeout=60, check_same_thread=False)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would tell of each trial a second time
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would report each trial a second time
     try:
-        with _turn(home / ".turn"):
+        with locked(home / ".turn"):
             # The path is not put into the URL: % and ? and { mean something there
             storage = optuna.storages.RDBStorage("sqlite:///study.sqlite", {"creator": connect})
             study = optuna.create_study(
@@ -167,77 +391,67 @@ def _opened(search: Search) -> Iterator["Study"]:
                 load_if_exists=True,
             )
             if not study.get_trials(deepcopy=False):
-                study.enqueue_trial(_own_params(search), {"own": True})
+                study.enqueue_trial(search.own_params(), {"own": True})
         yield study
         storage.engine.dispose()
     finally:
-        optuna.logging.set_verbosity(before)
+        optuna.logging.set_verbosity(verbosity)
 
 
-def _own_params(search: Search) -> dict[str, Any]:
-    """The recipe's own values as the storage holds them; a value that no trial may have is not among them."""
-    found = {key.name: key.stored(own(search.recipe, key)) for key in search.keys}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _next(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe, Run] | None":
+def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe, Run] | None":
     """Take the next trial and its folder, which this process then holds locked. None where there are enough.
 
-    Proposals are a function of (seed, what has been tried): a study that was cut off goes on as it would have.
+    Proposals are a function of (seed, what has been tried): an interrupted study goes on as it would have. The lock of
+    a trial's folder says whether its process lives, at once and through a suspended machine, as a heartbeat would not.
     """
+    from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
-    recipe, home = search.recipe, search.home.path
-    with _turn(home / ".turn"):
+    with locked(search.home.path / ".turn"):
         for old in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _lost(home, old.number):
-                search.voice.say(f"{_folder(old.number)} was cut off and is run again")
+            run = Run.open(search.folder(old.number)) if (search.folder(old.number) / "run.json").is_file() else None
+            if run is None or run.lock():
+                search.voice.say(f"{search.folder(old.number).name} was cut off and is run again")
                 study.tell(old.number, state=TrialState.FAIL)
-                stands = "own" in old.user_attrs
-                study.enqueue_trial(_own_params(search) if stands else old.params, {"own": True} if stands else None)
+                study.enqueue_trial(old.params, old.user_attrs)
+                if run:
+                    run.finish("stopped")
         while True:
             known = study.get_trials(deepcopy=False)
             if sum(_counts(trial) for trial in known) >= trials:
                 return None
-            study.sampler = _sampler(side_of(recipe)[1].seed, len(known))
-            trial = study.ask()
-            stands = "own" in trial.user_attrs
-            may = _own_params(search) if stands else {key.name: None for key in search.keys}
-            values = {key.name: key.suggest(trial) for key in search.keys if key.name in may}
+            seed = np.random.SeedSequence((side_of(search.recipe)[1].seed, len(known))).generate_state(1)[0]
+            study.sampler = TPESampler(seed=int(seed), multivariate=True)
+            queued = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            stands = bool(queued) and "own" in queued[0].user_attrs
+            names = search.own_params() if stands else [key.name for key in search.keys]
+            trial = study.ask({key.name: key.distribution for key in search.keys if key.name in names})
             twin = next((t for t in known if t.state == TrialState.COMPLETE and t.params == trial.params), None)
             if stands or twin is None:
-                asked = laid(recipe, search.keys, {} if stands else values, _folder(trial.number), short=True)
-                return trial, asked, _begin(search, asked, trial.number, values)
-            trial.set_user_attr("note", f"as trial {twin.number}")  # and so would its figure be: all is seeded
+                return trial, *_begin(search, trial)
+            trial.set_user_attr("note", f"as trial {twin.number}")  # all is seeded, so the figure would be the same
             study.tell(trial, twin.value)
 
 
-def _begin(search: Search, asked: Recipe, number: int, values: dict[str, Any]) -> Run:
-    """The trial's folder: a run like any other, inside the study's."""
-    kind = "teacher" if asked.tune.side == "teacher" else "distilled" if search.master else "alone"
-    home, fingerprint = search.home.path, search.data.store.fingerprint
-    parent = os.path.relpath(search.teacher.path, home) if search.teacher else None
-    source, seed = toml(asked.model_dump(exclude_unset=True)), side_of(asked)[1].seed
-    run = Run.create(asked, kind, home, source, parent=parent, fingerprint=fingerprint, seed=seed, values=values)
-    run.path = run.path.rename(home / _folder(number))
-    run.note(id=run.path.name)
-    return run
-
-
-def _folder(number: int) -> str:
-    return f"trial-{number:03d}"
-
-
-def _lost(home: Path, number: int) -> bool:
-    """Whether nobody works on a trial that is said to be running: the process that held its lock has ended."""
-    path = home / _folder(number)
-    if not (path / "run.json").is_file():  # it ended before it had a folder
-        return True
-    run = Run.open(path)
-    if not run.lock():
-        return False
-    run.finish("stopped")
-    return True
+def _begin(search: Search, trial: "Trial") -> tuple[Recipe, Run]:
+    """A trial's recipe and its folder: a run like any other, inside the study's."""
+    home, folder, values = search.home.path, search.folder(trial.number), search.values(trial)
+    changed = {} if "own" in trial.user_attrs else values
+    recipe = with_values(search.recipe, search.keys, changed, folder.name, short=True)
+    kind = "teacher" if recipe.tune.side == "teacher" else "distilled" if search.teacher else "alone"
+    run = Run.create(
+        recipe,
+        kind,
+        home,
+        _toml(recipe),
+        parent=os.path.relpath(search.teacher.path, home) if search.teacher else None,
+        fingerprint=search.data.store.fingerprint,
+        seed=side_of(recipe)[1].seed,
+        values=values,
+    )
+    run.path = run.path.rename(folder)
+    run.note(id=folder.name)
+    return recipe, run
 
 
 def _counts(trial: "FrozenTrial") -> bool:
@@ -245,64 +459,43 @@ def _counts(trial: "FrozenTrial") -> bool:
     return trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") or "error" in trial.user_attrs
 
 
-def _sampler(seed: int, known: int) -> Any:
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.samplers import TPESampler
-
-    state = int(np.random.SeedSequence((seed, known)).generate_state(1)[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # optuna 4 calls both of these experimental
-        # constant_liar: a trial that another process works on counts as a bad one, so that it is not proposed again
-        return TPESampler(seed=state, multivariate=True, constant_liar=True)
-
-
-# ---- one trial
-
-
-def _attempt(search: Search, study: "Study", trial: "Trial", asked: Recipe, run: Run) -> str:
-    """Train and judge one trial, and tell the study. Returns what came of it, in words."""
+def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, run: Run) -> str:
+    """Train and judge one trial as any run, on validation alone, and tell the study. Returns the outcome in words."""
     from optuna.trial import TrialState
 
-    epochs, metric, cut = side_of(asked)[1].epochs, asked.tune.metric, list[int]()
+    data, quiet, metric = search.data, Progress(search.voice.bar), recipe.tune.metric  # bars, but not a line an epoch
+    spec, plan = side_of(recipe)
+    cut: list[int] = []
 
-    def after(epoch: int, figures: dict[str, float]) -> bool:
+    def report(epoch: int, figures: dict[str, float]) -> bool:
         trial.report(figures[metric], epoch)
-        if epoch < epochs and trial.should_prune():
+        if epoch < plan.epochs and trial.should_prune():
             cut.append(epoch)
         return bool(cut)
 
     # The study is told before the run is finished: whoever finds a running trial unlocked takes it for a dead one
     try:
-        best = _train(search, asked, run, after)
-        said = f"{metric} {best[metric]:.3f}" + (f", stopped after epoch {cut[0]}" if cut else "")
+        torch.manual_seed(plan.seed)
+        net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+        step = lessons.build_step(net, data, search.teacher_net, lessons.specs_of(plan, search.teacher is not None))
+        best = lessons.train(step, data, search.teacher_net, plan, run, lessons.device(plan), quiet, report)
+        if not math.isfinite(best[metric]):
+            raise UserError(f"{metric} on validation is {best[metric]}")
+        lessons.save_split_predictions(run, data, lessons.predictor(net), quiet, ["valid"])
         trial.set_user_attr("figures", best)
         study.tell(trial, None if cut else best[metric], TrialState.PRUNED if cut else TrialState.COMPLETE)
-        (run.path / "last.pt").unlink(missing_ok=True)  # two thirds of what a trial leaves; nobody goes on from it
+        (run.path / "last.pt").unlink(missing_ok=True)  # two thirds of what a trial leaves; nobody resumes it
         run.finish("stopped" if cut else "done", best=best, epochs=len(run.history()))
+        return f"{metric} {best[metric]:.3f}" + (f", stopped after epoch {cut[0]}" if cut else "")
     except BAD as error:
-        said = f"failed: {' '.join(str(error).split())}"
-        trial.set_user_attr("error", said.removeprefix("failed: "))
+        reason = " ".join(str(error).split())
+        trial.set_user_attr("error", reason)
         study.tell(trial, state=TrialState.FAIL)
         run.finish("failed", error=str(error))
+        return f"failed: {reason}"
     except BaseException as error:  # the study is not told: the next process finds this trial cut off
         run.finish("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
         raise
-    return said
-
-
-def _train(search: Search, asked: Recipe, run: Run, after: EpochCallback) -> dict[str, Any]:
-    """As any lesson, but that only the validation split is marked. Returns the kept epoch's figures."""
-    data, quiet = search.data, Progress(search.voice.bar)  # bars, but not a line an epoch
-    spec, plan = side_of(asked)
-    torch.manual_seed(plan.seed)
-    net = nets.build(spec, len(asked.labels), asked.data.hw, asked.data.channels)
-    step = lessons.build_step(net, data, search.master, lessons.specs_of(plan, search.master is not None))
-    best = lessons.train(step, data, search.master, plan, run, lessons.device(plan), quiet, after)
-    figure = best[asked.tune.metric]
-    if not math.isfinite(figure):
-        raise UserError(f"{asked.tune.metric} on validation is {figure}")
-    lessons.save_split_predictions(run, data, lessons.predictor(net), quiet, ["valid"])
-    return best
 
 
 # ---- what is written
@@ -310,52 +503,39 @@ def _train(search: Search, asked: Recipe, run: Run, after: EpochCallback) -> dic
 
 def _write(search: Search, study: "Study", trials: int) -> str:
     """trials.csv, best.toml and the study's run.json as things stand. Returns how they stand, in words."""
-    with _turn(search.home.path / ".turn"):
+    metric = search.recipe.tune.metric
+    with locked(search.home.path / ".turn"):
         known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
         header = ("number", "state", "value", *(key.name for key in search.keys), "seconds", "note")
         search.home.save_csv("trials.csv", header, [_row(search, trial) for trial in known])
-        going = sum(trial.state.name == "RUNNING" for trial in known)
-        ended = sum(_counts(trial) for trial in known) - going
-        about: dict[str, Any] = {"status": "running" if going or ended < trials else "done", "trials": ended}
-        said = f"{ended} of {trials} trials" + (f", {going} in other processes" if going else "")
-        if best := _best(search.recipe.tune.metric, known):
-            text = _heading(search, known, best) + toml(_winner(search, best).model_dump(exclude_unset=True))
-            search.home.save("best.toml", lambda draft: draft.write_text(text, encoding="utf-8"))
-            about["best"] = {**best.user_attrs["figures"], "trial": best.number}
-            said += f", best {search.recipe.tune.metric} {best.value:.3f} (trial {best.number})"
-        search.home.note(**about)
-        return said
+        running = sum(trial.state.name == "RUNNING" for trial in known)
+        ended = sum(_counts(trial) for trial in known) - running
+        search.home.note(status="running" if running or ended < trials else "done", trials=ended)
+        summary = f"{ended} of {trials} trials" + (f", {running} in other processes" if running else "")
+        complete = [trial for trial in known if trial.state.name == "COMPLETE" and "figures" in trial.user_attrs]
+        if not complete:
+            return summary
+        best = (min if metric == "loss" else max)(complete, key=lambda trial: trial.values[0])
+        values = {} if "own" in best.user_attrs else search.values(best)
+        text = _heading(search, known, best) + _toml(with_values(search.recipe, search.keys, values, "best.toml"))
+        search.home.save("best.toml", lambda draft: draft.write_text(text, encoding="utf-8"))
+        search.home.note(best={**best.user_attrs["figures"], "trial": best.number})
+        return f"{summary}, best {metric} {best.value:.3f} (trial {best.number})"
 
 
-def _best(metric: str, known: "Sequence[FrozenTrial]") -> "FrozenTrial | None":
-    """The first of the best ones."""
-    ended = [trial for trial in known if trial.state.name == "COMPLETE" and "figures" in trial.user_attrs]
-    return max(ended, key=lambda trial: -trial.values[0] if metric == "loss" else trial.values[0], default=None)
+def _state(trial: "FrozenTrial") -> str:
+    """Its word in trials.csv. "lost": it was killed, and runs again under another number."""
+    return trial.state.name.lower().replace("fail", "failed") if _counts(trial) else "lost"
 
 
-def _winner(search: Search, best: "FrozenTrial") -> Recipe:
-    """The recipe with that trial's values, and as long a training as it says itself."""
-    values = {} if "own" in best.user_attrs else _values(search, best)
-    return laid(search.recipe, search.keys, values, "best.toml")
-
-
-def _values(search: Search, trial: "FrozenTrial") -> dict[str, Any]:
-    """A key's name -> its value in that trial."""
-    if "own" in trial.user_attrs:
-        return {key.name: own(search.recipe, key) for key in search.keys}
-    return {key.name: key.value(trial.params[key.name]) for key in search.keys if key.name in trial.params}
-
-
-def _row(search: Search, trial: "FrozenTrial") -> list[Any]:
-    """One line of trials.csv. The state "lost": it was killed, and has been run again under another number."""
-    states = {"COMPLETE": "complete", "PRUNED": "pruned", "RUNNING": "running", "FAIL": "failed"}
-    state = states[trial.state.name] if _counts(trial) else "lost"
-    note = trial.user_attrs.get("error") or trial.user_attrs.get("note")
-    values = _values(search, trial)
+def _row(search: Search, trial: "FrozenTrial") -> list[Value]:
+    """One line of trials.csv."""
+    values = search.values(trial)
     shown = [values.get(key.name) for key in search.keys]
+    note = trial.user_attrs.get("error") or trial.user_attrs.get("note")
     return [
         trial.number,
-        state,
+        _state(trial),
         trial.value,
         *(v if v is None or isinstance(v, str | int | float) else json.dumps(v) for v in shown),
         round(trial.duration.total_seconds(), 1) if trial.duration else None,
@@ -365,68 +545,38 @@ def _row(search: Search, trial: "FrozenTrial") -> list[Any]:
 
 def _heading(search: Search, known: "Sequence[FrozenTrial]", best: "FrozenTrial") -> str:
     """The comment above best.toml."""
-    tune, states = search.recipe.tune, [_row(search, trial)[1] for trial in known]
+    tune, states, before = search.recipe.tune, [_state(trial) for trial in known], search.own()
     first = next((trial for trial in known if "own" in trial.user_attrs and _counts(trial)), None)
-    stood = "not known" if first is None else first.user_attrs.get("error", "not known yet")
+    stood = first.user_attrs.get("error", "not known yet") if first else "not known"
     if first is not None and first.value is not None:
         stood = f"{first.value:.4f}"
-    was = {key.name: own(search.recipe, key) for key in search.keys}
-    now = was if "own" in best.user_attrs else _values(search, best)
     changed = [
-        f"  {k} = {_value(v)}" + (f", was {_value(was[k])}" if was[k] is not None else "")
-        for k, v in now.items()
-        if v != was[k]
+        f"  {key} = {json.dumps(value)}" + ("" if before[key] is None else f", was {json.dumps(before[key])}")
+        for key, value in search.values(best).items()
+        if value != before[key]
     ]
+    fit = ", ".join(f"{key} = {json.dumps(value)}" for key, value in tune.fit.items())
     lines = [
         " ".join(["stillwatch", *sys.argv[1:]]),
         f"{tune.metric} on validation {best.value:.4f} (trial {best.number}); the recipe as it stood: {stood}.",
         *changed,
         f"{states.count('complete')} trials came to an end, {states.count('pruned')} were stopped early, "
-        f"{states.count('failed')} failed. Each trains the {tune.side}"
-        + (f", with {_value(tune.fit)}." if tune.fit else "."),
+        f"{states.count('failed')} failed. Each trains the {tune.side}" + (f", with {fit}." if fit else "."),
         f"The best of several on the same {len(search.data.rows['valid'])} samples flatters itself; the test split "
         "has not been looked at.",
     ]
     return "".join(f"# {''.join(c if c.isprintable() else ' ' for c in line)}\n" for line in lines)
 
 
-def toml(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> str:
-    """A table as TOML that tomllib reads back equal: str, bool, int, float, Path (as str), lists, tables.
+def _toml(recipe: Recipe) -> str:
+    """The keys that the recipe sets, as TOML that loads as the same recipe; None, which TOML lacks, is left out."""
+    import tomli_w
 
-    None, which TOML lacks, is left out of tables. Raises TypeError for anything else.
-    """
-    lines, later = [], []
-    for key, value in table.items():
-        if value is None:
-            continue
-        line = f"{_name(key)} = {_value(value)}"
-        if isinstance(value, Mapping) and (not above or len(line) > WIDTH):
-            later.append(toml(value, (*above, key)))
-        elif isinstance(value, list | tuple) and len(line) > WIDTH:
-            lines += [f"{_name(key)} = [", *(f"  {_value(item)}," for item in value), "]"]
-        else:
-            lines.append(line)
-    head = [f"\n[{'.'.join(map(_name, above))}]"] if above else []
-    return "".join(f"{line}\n" for line in [*head, *lines]) + "".join(later)
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items() if inner is not None}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return str(value) if isinstance(value, Path) else value
 
-
-def _name(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)  # shortest text that reads back the same; inf and nan are TOML's words too
-    if isinstance(value, str | Path):
-        text = str(value)
-        if "\\" in text and "'" not in text and text.isprintable():
-            return f"'{text}'"  # a regex as a person writes it
-        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are among TOML's
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{_name(k)} = {_value(v)}" for k, v in value.items() if v is not None)
-        return f"{{ {inner} }}" if inner else "{}"
-    raise TypeError(f"{value!r}: TOML has no {type(value).__name__}")
+    return tomli_w.dumps(plain(recipe.model_dump(exclude_unset=True)), indent=2)

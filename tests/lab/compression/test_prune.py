@@ -50,9 +50,9 @@ def cost(net: nets.Classifier, shape: tuple[int, ...]) -> dict[str, int]:
 @pytest.mark.parametrize(("name", "shape"), NETS, ids=[name for name, _ in NETS])
 def test_a_net_comes_down_to_its_arithmetic_and_its_weights_alone_bring_it_back(name: str, shape: Any) -> None:
     net, data = make(name, shape)
-    before, widths = cost(net, shape), prune.layers(net)
+    before, widths = cost(net, shape), prune.layer_widths(net)
     prune.narrow(net, data, 0.6 * before["macs"], before["params"], 8)
-    after, narrowed = cost(net, shape), prune.layers(net)
+    after, narrowed = cost(net, shape), prune.layer_widths(net)
     assert 0.5 * before["macs"] < after["macs"] <= 0.6 * before["macs"]
     assert narrowed.keys() == widths.keys()
     assert narrowed["head"] == 3
@@ -75,9 +75,9 @@ def test_a_net_comes_down_to_its_arithmetic_and_its_weights_alone_bring_it_back(
 def test_size_is_cut_where_it_costs_no_arithmetic() -> None:
     shape = (48, 64, 1)
     net, data = make("tf_mobilenetv3_small_075", shape)
-    before, widths = cost(net, shape), prune.layers(net)
+    before, widths = cost(net, shape), prune.layer_widths(net)
     prune.narrow(net, data, before["macs"], 0.6 * before["params"], 8)
-    after, narrowed = cost(net, shape), prune.layers(net)
+    after, narrowed = cost(net, shape), prune.layer_widths(net)
     assert after["params"] <= 0.6 * before["params"]
     assert after["macs"] > 0.85 * before["macs"]  # the pictures are so small that the last 1×1 convolution tells
     changed = {name for name in widths if widths[name] != narrowed[name]}
@@ -105,12 +105,12 @@ def test_the_rounding_that_comes_nearer_is_taken() -> None:
     net, data = make("mnist-small", (48, 64, 1))  # 8 and 16 channels: down to 4 both go at once, to the nearest not
     whole = cost(net, (48, 64, 1))["macs"]
     prune.multiply(net, data, 0.594 * whole, 4)
-    assert prune.layers(net) == {"net.features.0": 8, "net.features.2": 12, "head": 3}
+    assert prune.layer_widths(net) == {"net.features.0": 8, "net.features.2": 12, "head": 3}
     net, data = make("tf_mobilenetv3_small_075", (112, 192, 1))
     whole = cost(net, (112, 192, 1))["macs"]
     prune.multiply(net, data, 0.58 * whole, 8)
     assert 0.58 <= cost(net, (112, 192, 1))["macs"] / whole < 0.6
-    assert prune.layers(net)["net.conv_stem"] == 8
+    assert prune.layer_widths(net)["net.conv_stem"] == 8
 
 
 def test_the_weights_of_another_net_are_refused() -> None:
@@ -132,9 +132,9 @@ def test_what_cannot_be_reached_is_said() -> None:
 def test_a_width_multiplier_is_the_smallest_with_that_arithmetic(name: str, keep: float) -> None:
     shape = (32, 32, 3)
     net, data = make(name, shape)
-    whole, widths = cost(net, shape)["macs"], prune.layers(net)
+    whole, widths = cost(net, shape)["macs"], prune.layer_widths(net)
     share = prune.multiply(net, data, keep * whole, 8)
-    now = prune.layers(net)
+    now = prune.layer_widths(net)
     assert keep * whole <= cost(net, shape)["macs"] < 1.15 * keep * whole
     assert widths.pop("head") == now.pop("head")
     assert share == sum(now.values()) / sum(widths.values()) < 1
@@ -146,7 +146,7 @@ def test_a_width_multiplier_is_the_smallest_with_that_arithmetic(name: str, keep
 
     assert any(low < high for low, high in map(bounds, (0.5, 0.0)))
     assert prune.multiply(net, data, cost(net, shape)["macs"], 8) == 1.0  # nothing to take: it stays as it is
-    assert {layer: width for layer, width in prune.layers(net).items() if layer != "head"} == now
+    assert {layer: width for layer, width in prune.layer_widths(net).items() if layer != "head"} == now
 
 
 def student(here: Path, *more: str, alone: bool = False) -> Run:
@@ -183,7 +183,7 @@ def test_a_pruned_run_and_the_baseline_beside_it(here: Path) -> None:
     # ---- a pruned run is pruned further, under the same teacher
     further = prune.prune(Run.open(run.path).amended(["prune.keep=0.8"], ["prune"]), DESK)
     assert further.info.teacher == "toy-teacher-001"
-    assert prune.learnt(further) == 5
+    assert prune.epochs_in_all(further) == 5
     assert len(list(here.glob("runs/toy-narrow-*"))) == 2  # of another size, so another one
 
 
@@ -198,15 +198,15 @@ def test_a_finished_baseline_is_taken_as_it_is(here: Path) -> None:
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, at: str) -> list[str]:
     """Every lesson whose folder's name ends so is interrupted before it starts; a list of those that are learnt."""
-    study, learnt = lessons.train, []
+    train, learnt = lessons.train, []
 
     def cut(step: Any, data: Any, master: Any, plan: Any, run: Run, *rest: Any) -> Any:
         if run.path.name.endswith(at):
             raise KeyboardInterrupt
         learnt.append(run.path.name)
-        return study(step, data, master, plan, run, *rest)
+        return train(step, data, master, plan, run, *rest)
 
-    monkeypatch.setattr(lessons, "study", cut)
+    monkeypatch.setattr(lessons, "train", cut)
     return learnt
 
 

@@ -73,7 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"float": folder / "float.onnx"}
     for way in WAYS:
         target = folder / f"{way.name}.onnx"
-        found[way.name] = ptq.quantised(found["float"], target, CALIBRATION, frame, way)
+        found[way.name] = ptq.quantise_file(found["float"], target, CALIBRATION, frame, way)
     return found
 
 
@@ -159,7 +159,7 @@ def test_nncf_sees_the_calibration_frames_alone_says_nothing_and_calls_nobody(
         seen.append(row)
         return frame(row)
 
-    ptq.quantised(files["float"], tmp_path / "int8.onnx", [3, 5, 8, 13], noted, QuantConfig("x"))
+    ptq.quantise_file(files["float"], tmp_path / "int8.onnx", [3, 5, 8, 13], noted, QuantConfig("x"))
     assert set(seen) == {3, 5, 8, 13}
     assert capfd.readouterr() == ("", "")
     assert isinstance(sys.modules["openvino_telemetry"], Caller)  # as it was, for everybody else
@@ -176,7 +176,7 @@ def test_harmful_layers_go_back_to_float(files: dict[str, Path], tmp_path: Path)
 
     lost = 1 - check(files["whole"], rows)
     control = Control(check, rows, frame, lost / 2)
-    part = ptq.quantised(files["float"], tmp_path / "part.onnx", CALIBRATION, frame, QuantConfig("x"), control)
+    part = ptq.quantise_file(files["float"], tmp_path / "part.onnx", CALIBRATION, frame, QuantConfig("x"), control)
     assert 1 - check(part, rows) <= lost / 2
     whole, less = (
         sum(node.op_type == "DequantizeLinear" for node in onnx.load(file).graph.node)
@@ -194,7 +194,7 @@ def test_a_failure_leaves_what_was_there(files: dict[str, Path], tmp_path: Path)
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        ptq.quantised(files["float"], target, range(4), broken, QuantConfig("x"))
+        ptq.quantise_file(files["float"], target, range(4), broken, QuantConfig("x"))
     assert target.read_bytes() == b"older"
     assert not list(tmp_path.glob(".*"))
 

@@ -63,14 +63,14 @@ def test_a_convolution_that_others_read_before_its_norm_is_refused() -> None:
 
 def test_a_weight_is_rounded_channel_by_channel_and_its_gradient_goes_through() -> None:
     weight = torch.tensor([[1.27, 0.014, -0.5], [12.7, 0.04, 0.06]], requires_grad=True)
-    rounded = qat.Rounded()(weight)
+    rounded = qat.WeightQuantizer()(weight)
     assert torch.allclose(rounded, torch.tensor([[1.27, 0.01, -0.5], [12.7, 0.0, 0.1]]))
     rounded.sum().backward()
     assert torch.equal(weight.grad, torch.ones(2, 3))
 
 
 def test_an_activation_follows_the_batches_and_stops_in_eval() -> None:
-    gauge = qat.Gauge(0)
+    gauge = qat.ActivationQuantizer(0)
     x = torch.tensor([[-1.0, 0.5], [4.1, 0.013]])
     assert torch.equal(gauge.eval()(x), x)  # nothing seen yet: it lets pass
     y = gauge.train()(x)
@@ -85,7 +85,7 @@ def test_an_activation_follows_the_batches_and_stops_in_eval() -> None:
 
 
 def test_a_gauge_of_channels_has_a_range_for_each() -> None:
-    gauge = qat.Gauge(2)
+    gauge = qat.ActivationQuantizer(2)
     x = torch.tensor([1.0, 100.0]).view(1, 2, 1, 1) * torch.tensor([0.0, 0.3, 1.0]).view(1, 1, 1, 3)
     y = gauge(x)
     assert gauge.high.tolist() == [1.0, 100.0]
@@ -93,24 +93,23 @@ def test_a_gauge_of_channels_has_a_range_for_each() -> None:
     assert torch.allclose(y[0, 1, 0, 1], torch.tensor(100 * round(0.3 * 255) / 255))
 
 
-def test_what_is_dressed_and_what_is_not() -> None:
+def test_what_is_quantised_and_what_is_not() -> None:
     made = net()
-    dressed = {
-        name for name, m in made.named_modules() if any(layer is m for layer in qat._layers(made, QuantConfig("x")))
-    }
+    layers = [*qat.quantised_layers(made, QuantConfig("x"))]
+    quantised = {name for name, module in made.named_modules() if any(layer is module for layer in layers)}
     everything = {name for name, m in made.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    assert everything - dressed == {name for name in everything if ".se." in name}
-    assert {"head", "net.conv_stem", "net.conv_head"} <= dressed
-    plain = [*qat._layers(made, QuantConfig("x", plain=True))]
+    assert everything - quantised == {name for name in everything if ".se." in name}
+    assert {"head", "net.conv_stem", "net.conv_head"} <= quantised
+    plain = [*qat.quantised_layers(made, QuantConfig("x", plain=True))]
     assert not any(layer is made.net.conv_stem for layer in plain)
-    assert len(plain) == len(dressed) - 1
+    assert len(plain) == len(quantised) - 1
     half = net(frozen=1)
-    assert not any(layer is half.net.conv_stem for layer in qat._layers(half, QuantConfig("x")))
+    assert not any(layer is half.net.conv_stem for layer in qat.quantised_layers(half, QuantConfig("x")))
     hooks = qat.insert_fake_quant(made, QuantConfig("x"))
-    gauges = {name: m.channels for name, m in made.named_modules() if isinstance(m, qat.Gauge)}
+    gauges = {name: m.channels for name, m in made.named_modules() if isinstance(m, qat.ActivationQuantizer)}
     assert gauges["net.conv_stem.gauge"] == gauges["head.gauge"] == 0
     assert gauges["net.blocks.0.0.conv_dw.gauge"] == made.net.blocks[0][0].conv_dw.in_channels
-    qat.remove_fake_quant(made, hooks)
+    qat.remove_fake_quant(hooks)
     assert {name for name, _ in made.named_modules()} == {name for name, _ in net().named_modules()}
     assert not any(hook for m in made.modules() for hook in m._forward_pre_hooks)
 
@@ -140,14 +139,13 @@ def learn(place: Path, voice: Progress = NO_PROGRESS, **plan: Any) -> nets.Class
     master = nets.build(asked.teacher.net, 2, asked.data.hw, 3)
     place.mkdir(parents=True, exist_ok=True)
     fit = Fit.model_validate(asked.fit.model_dump() | plan)
-    best = qat.learn(student, master, lessons.material(asked), fit, QuantConfig("x"), Run(place), voice)
-    assert best["epoch"] in (1, 2)
+    qat.learn(student, master, lessons.material(asked), fit, QuantConfig("x"), Run(place), voice)
     return student
 
 
 def test_the_weights_come_back_on_the_grid(tmp_path: Path) -> None:
     made = learn(tmp_path / "qat")
-    layers = [*qat._layers(made, QuantConfig("x"))]
+    layers = [*qat.quantised_layers(made, QuantConfig("x"))]
     assert len(layers) > 30
     for layer in layers:
         weight = layer.weight.detach().flatten(1)

@@ -13,7 +13,7 @@ import pytest
 from stillwatch import metrics
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
-from stillwatch.lab.compression.quantise import StageResult, _best, quantise, spread
+from stillwatch.lab.compression.quantise import Evaluator, StageResult, quantise, spread
 from stillwatch.lab.training import lessons
 from stillwatch.predictions import read, save_predictions
 from stillwatch.recipe import check
@@ -29,6 +29,9 @@ RAW = {
     "fit": {"epochs": 12, "batch": 8, "lr": 1e-2, "loss": ["ce", {"name": "kd", "temperature": 2}]},
     "quantise": {"frames": 12, "max_drop": 1.0, "fit": {"epochs": 2, "lr": 1e-4}},
 }
+
+
+pytestmark = pytest.mark.usefixtures("export_once")
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +66,23 @@ def race(int8: float = 0.5) -> Callable[..., dict[str, np.ndarray]]:
     return told
 
 
-def spoiling(*names: str) -> Callable[..., Any]:
-    """Opens files as they are, but for those of these names, whose two probabilities change places."""
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """spoil(names): from now on the two probabilities of the files of these names change places."""
+    really = runtimes.open
 
-    def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
-        fn = runtimes.open(path, runtime, shape)
-        return (lambda x: fn(x)[:, ::-1]) if path.name in names else fn
+    def spoil(*names: str) -> None:
+        def opened(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
+            fn = really(path, runtime, shape)
+            return (lambda x: fn(x)[:, ::-1]) if path.name in names else fn
 
-    return opener
+        monkeypatch.setattr(runtimes, "open", opened)
+
+    return spoil
 
 
 def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
-    made = quantise(student, runtimes.open, race(), student.path.parent)
+    made = quantise(student, race(), student.path.parent)
     info = json.loads((made.path / "run.json").read_text())
     assert made.path.name == "toy-quantised-001"
     assert (info["kind"], info["status"], info["parent"]) == ("quantised", "done", student.path.name)
@@ -103,7 +111,7 @@ def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
 
 
 def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
-    made = quantise(student, runtimes.open, race(), student.path.parent)
+    made = quantise(student, race(), student.path.parent)
     before = read(student, "valid")
     assert made.info.temperature == metrics.temperature(before.y, before.p) != 1
     calibrated = metrics.apply_temperature(before.p, made.info.temperature)
@@ -111,10 +119,10 @@ def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
     assert np.abs(after - calibrated).mean() < np.abs(after - before.p).mean()
 
 
-def test_stages_follow_until_one_may_leave(student: Run) -> None:
+def test_stages_follow_until_one_may_leave(student: Run, spoil: Any) -> None:
     """The first two INT8 files answer the wrong way round; training under the teacher then gives a third."""
-    opener = spoiling("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, opener, race(), student.path.parent)
+    spoil("int8-0.onnx", "int8-1.onnx")
+    made = quantise(student, race(), student.path.parent)
     stages = made.info.stages
     assert [stage["name"] for stage in stages] == ["fp32", "post-training", "accuracy-aware", "quantisation-aware"]
     assert [stage["kept"] for stage in stages] == [True, False, False, True]
@@ -126,10 +134,10 @@ def test_stages_follow_until_one_may_leave(student: Run) -> None:
     assert set(rows[0]["train"]["parts"]) == {"ce", "kd"}
 
 
-def test_training_is_left_out_where_the_recipe_says_so(student: Run) -> None:
+def test_training_is_left_out_where_the_recipe_says_so(student: Run, spoil: Any) -> None:
     student.info.recipe["quantise"]["qat"] = False
-    opener = spoiling("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, opener, race(), student.path.parent)
+    spoil("int8-0.onnx", "int8-1.onnx")
+    made = quantise(student, race(), student.path.parent)
     assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
     assert made.info.kept is False
     assert made.info.why.startswith("macro-F1 falls by")
@@ -137,7 +145,7 @@ def test_training_is_left_out_where_the_recipe_says_so(student: Run) -> None:
 
 
 def test_what_is_not_faster_is_left_out_and_nothing_costly_is_tried(student: Run) -> None:
-    made = quantise(student, runtimes.open, race(1.5), student.path.parent)
+    made = quantise(student, race(1.5), student.path.parent)
     names = [stage["name"] for stage in made.info.stages]
     assert names == ["fp32", "post-training", "post-training, one scale an activation"]
     assert made.info.kept is False
@@ -151,8 +159,10 @@ def test_nothing_sees_the_test_split_before_the_end(student: Run, monkeypatch: p
     seen: list[bytes] = []
     order: list[str] = []
 
-    def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
-        fn = runtimes.open(path, runtime, shape)
+    really = runtimes.open
+
+    def opened(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
+        fn = really(path, runtime, shape)
 
         def look(x: np.ndarray) -> np.ndarray:
             seen.extend(frame.tobytes() for frame in x)
@@ -167,41 +177,46 @@ def test_nothing_sees_the_test_split_before_the_end(student: Run, monkeypatch: p
             assert not test & set(seen)
         return save_predictions(run, split, *rest, **more)
 
+    monkeypatch.setattr(runtimes, "open", opened)
     monkeypatch.setattr("stillwatch.predictions.save_predictions", saving)
-    quantise(student, opener, race(), student.path.parent)
+    quantise(student, race(), student.path.parent)
     assert order == ["valid", "test"]
     assert test <= set(seen)
 
 
-def test_cut_off_in_training_it_goes_on_there(student: Run) -> None:
-    opener = spoiling("int8-0.onnx", "int8-1.onnx")
+def test_cut_off_in_training_it_goes_on_there(student: Run, spoil: Any) -> None:
+    spoil("int8-0.onnx", "int8-1.onnx")
 
     def stop(line: str) -> None:
         if line.startswith("epoch   2"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantise(student, opener, race(), student.path.parent, voice=NO_PROGRESS._replace(say=stop))
+        quantise(student, race(), student.path.parent, voice=NO_PROGRESS._replace(say=stop))
     cut = Run.open(student.path.parent / "toy-quantised-001")
     assert cut.info.status == "stopped"
     assert not cut.info.stages
     assert not (cut.path / "model-int8.onnx").exists()
-    again = quantise(student, opener, race(), student.path.parent)
+    again = quantise(student, race(), student.path.parent)
     assert again.path == cut.path
     assert (again.info.status, again.info.stage) == ("done", "quantisation-aware")
     assert [row["epoch"] for row in Run(again.path / "qat").history()] == [1, 2]
 
 
-def test_a_runtime_that_cannot_read_a_file_is_passed_over(student: Run) -> None:
+def test_a_runtime_that_cannot_read_a_file_is_passed_over(
+    student: Run, spoil: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The only one left spoils the first INT8 file, so that NNCF's own checks go through it as well."""
-    spoilt = spoiling("int8-0.onnx")
+    spoil("int8-0.onnx")
+    spoilt = runtimes.open
 
-    def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
+    def opened(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
         if runtime == "openvino" and path.name != "fp32.onnx":
             raise UserError("openvino cannot read it")
         return spoilt(path, runtime, shape)
 
-    made = quantise(student, opener, race(), student.path.parent)
+    monkeypatch.setattr(runtimes, "open", opened)
+    made = quantise(student, race(), student.path.parent)
     assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
     for stage in made.info.stages[1:]:
         assert stage["runtimes"]["openvino"] == {"why_not": "openvino cannot read it"}
@@ -214,7 +229,7 @@ def test_runs_that_cannot_be_quantised(student: Run) -> None:
 
     def refused(run: Run) -> str:
         with pytest.raises(UserError) as error:
-            quantise(run, runtimes.open, race(), student.path.parent)
+            quantise(run, race(), student.path.parent)
         return str(error.value)
 
     moved = Run(student.path, student.info.changed(fingerprint="other"))
@@ -240,9 +255,11 @@ def test_calibration_rows_are_spread_over_people_and_classes(student: Run) -> No
     assert len(set(cells)) == 4
 
 
-def judged(**row: Any) -> StageResult:
-    row = {"ms": 0.5, "fp32_ms": 1.0, "drop": 0.0, "macro_f1": 0.8, "kept": True, **row}
-    return StageResult(Path(), row, np.empty((0, 2), np.float32))
+def judged(**changes: Any) -> StageResult:
+    figures = dict.fromkeys(("macro_f1", "accuracy", "balanced_accuracy", "loss", "ece"), 0.8)
+    row = {"ms": 0.5, "fp32_ms": 1.0, "drop": 0.0, "flips": 0, "runtimes": {}, "bytes": 1, "why": "", "kept": True}
+    row |= {"name": "x", "precision": "int8", "runtime": "onnxruntime"}
+    return StageResult(**{**figures, **row, **changes}, file=Path(), p=np.empty((0, 2), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -259,4 +276,5 @@ def judged(**row: Any) -> StageResult:
 )
 def test_which_stage_is_best(stages: list[dict[str, Any]], best: int) -> None:
     made = [judged(**stage) for stage in stages]
-    assert _best(made, max_drop=0.5) is made[best]
+    evaluator = Evaluator(data=None, race=None, max_drop=0.5)  # type: ignore[arg-type]
+    assert evaluator.best(made) is made[best]

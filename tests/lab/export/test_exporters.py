@@ -61,6 +61,9 @@ CASES = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("export_once")
+
+
 @pytest.mark.parametrize(("name", "shape", "head"), CASES, ids=[f"{c[0]}-{len(c[1])}d" for c in CASES])
 def test_the_file_says_what_the_net_says(tmp_path: Path, name: str, shape: tuple[int, ...], head: str) -> None:
     net, x = make(name, shape, head), pictures(5, shape)
@@ -121,8 +124,8 @@ def test_a_fold_that_would_change_the_answer_is_not_made(blind: bool) -> None:
 
 
 def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
-    path = exporters.to_onnx(make(TINY, (32, 32, 3)), (32, 32, 3), tmp_path / "model.onnx")
-    raw = path.read_bytes()
+    shape = (32, 48, 1)
+    raw = exporters.to_onnx(make(TINY, shape, "sigmoid"), shape, tmp_path / "model.onnx", 1.7).read_bytes()
     assert not re.search(rb"/(work|root|home|tmp|usr|lib)/|site-packages|\.py", raw)
     assert b"pkg.torch" not in raw
 
@@ -139,9 +142,9 @@ def test_the_file_is_of_the_opset_that_was_asked_for(tmp_path: Path, opset: int)
 def test_openvino_s_converter_tells_nobody(tmp_path: Path) -> None:
     pytest.importorskip("openvino_telemetry")
     code = (
-        "import sys, pathlib; from stillwatch.lab import export, nets; from stillwatch.recipe import Net\n"
-        "net = nets.build(Net(name='mnist-small', weights='scratch'), 4, (24, 32), 1)\n"
-        "path = export.EXPORTERS['openvino'](net, (24, 32, 1), pathlib.Path(sys.argv[1]), 1.0, 20)\n"
+        "import sys, pathlib; from stillwatch.lab.export import exporters; from stillwatch.recipe import Net\n"
+        "net = exporters.build(Net(name='mnist-small', weights='scratch'), 4, (24, 32), 1)\n"
+        "path = exporters.EXPORTERS['openvino'](net, (24, 32, 1), pathlib.Path(sys.argv[1]), 1.0, 20).path\n"
         "print(path.name, 'openvino_telemetry' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
@@ -161,7 +164,7 @@ def test_a_fixed_batch_is_fixed(tmp_path: Path) -> None:
 def test_the_legacy_file_is_of_opset_13_and_takes_floats(tmp_path: Path) -> None:
     shape = (32, 48, 1)
     net, x = make(TINY, shape, act_layer="hard_swish", size=[40, 56]), pictures(4, shape)  # resized at its front door
-    path = exporters.EXPORTERS["onnx-legacy"](net, shape, tmp_path, 1.3, 20)
+    path = exporters.EXPORTERS["onnx-legacy"](net, shape, tmp_path, 1.3, 20).path
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 13)]
@@ -180,8 +183,10 @@ def test_other_runtimes_end_to_end(tmp_path: Path, form: str) -> None:
     cases = [(V3, (32, 48, 1)), (TINY, (32, 48, 1)), ("mnist-small", (32, 48, 3))]
     for name, shape in cases if form == "ncnn" else cases[1:]:
         net, x = make(name, shape), pictures(3, shape)
-        path = exporters.EXPORTERS[form](net, shape, tmp_path, 1.3, 20)
-        assert np.abs(runtimes.open(path, form, shape)(x) - wanted(net, x, 1.3)).max() < 1e-4
+        made = exporters.EXPORTERS[form](net, shape, tmp_path, 1.3, 20)
+        assert made.runtime == form
+        assert {made.path.name, made.beside} == {file.name for file in tmp_path.iterdir()}
+        assert np.abs(runtimes.open(made.path, form, shape)(x) - wanted(net, x, 1.3)).max() < 1e-4
     assert {file.name for file in tmp_path.iterdir()} == (
         {"model.ncnn.param", "model.ncnn.bin"} if form == "ncnn" else {"model.xml", "model.bin"}
     )

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,27 @@ SMALL = (
 )  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("export_once")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STILLWATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        root = tmp_path_factory.mktemp("runs")
+        return lessons.distil(recipe.load("toy", SMALL), alone=True, root=root).path
+
+
 @pytest.fixture
-def student(here: Path) -> Run:
-    return lessons.distil(recipe.load("toy", SMALL), alone=True)
+def student(here: Path, trained: Path) -> Run:
+    """The trained student, in a folder of the test's own."""
+    return Run.open(shutil.copytree(trained, here / "runs" / trained.name))
 
 
 def int8_of(run: Run, kept: bool, root: Path) -> Run:
     """What quantise leaves behind, with the float file standing in for the INT8 one."""
     made = Run.create(run.recipe, "quantised", root, parent=run.path.name)
-    files = packaging.export(run, runtimes.open, out=root / "stand-in")
+    files = packaging.export(run, out=root / "stand-in")
     (files.path / "model.onnx").rename(made.path / bundle.INT8)
     made.finish(
         kept=kept, why="" if kept else "0.9 ms here, no faster than FP32's 0.5", stages=[{"name": "post-training"}]
@@ -40,7 +54,7 @@ def int8_of(run: Run, kept: bool, root: Path) -> Run:
 
 
 def test_a_bundle_is_what_the_run_is(student: Run, here: Path) -> None:
-    made = packaging.export(student, runtimes.open, formats=("onnx-legacy",))
+    made = packaging.export(student, formats=("onnx-legacy",))
     assert made.path == Path("bundle")
     again = bundle.load("bundle").manifest
     assert [model.name for model in again.models] == ["model.onnx", "model-legacy.onnx"]
@@ -80,7 +94,7 @@ def test_a_bundle_is_what_the_run_is(student: Run, here: Path) -> None:
 
 
 def test_the_card_says_it_in_words(student: Run) -> None:
-    made = packaging.export(student.amended(["export.licence='mine: ask me'"], ["export"]), runtimes.open)
+    made = packaging.export(student.amended(["export.licence='mine: ask me'"], ["export"]))
     card = (made.path / "CARD.md").read_text()
     for words in (
         "Licence: mine: ask me", "Ordinary: SafeDriving", "nobody of the test is in training", "Operating threshold",
@@ -92,7 +106,7 @@ def test_the_card_says_it_in_words(student: Run) -> None:
 
 
 def test_int8_comes_along_where_it_may(student: Run, here: Path) -> None:
-    made = packaging.export(student, runtimes.open, int8_of(student, True, here / "runs"))
+    made = packaging.export(student, int8_of(student, True, here / "runs"))
     model = made.manifest.models[1]
     assert (model.name, model.precision, made.manifest.left_out) == (bundle.INT8, "int8", ())
     assert model.tolerance > made.manifest.models[0].tolerance
@@ -100,7 +114,7 @@ def test_int8_comes_along_where_it_may(student: Run, here: Path) -> None:
 
 
 def test_int8_stays_out_with_its_reason(student: Run, here: Path) -> None:
-    made = packaging.export(student, runtimes.open, int8_of(student, False, here / "runs"))
+    made = packaging.export(student, int8_of(student, False, here / "runs"))
     assert [model.name for model in made.manifest.models] == ["model.onnx"]
     assert made.manifest.left_out[0]["why"] == "0.9 ms here, no faster than FP32's 0.5"
     assert "no faster than FP32's" in (made.path / "CARD.md").read_text()
@@ -110,40 +124,45 @@ def test_int8_of_another_run_is_refused(student: Run, here: Path) -> None:
     made = int8_of(student, True, here / "runs")
     made.note(parent="toy-alone-007")
     with pytest.raises(UserError, match="is the INT8 of toy-alone-007, not of toy-alone-001"):
-        packaging.export(student, runtimes.open, made)
+        packaging.export(student, made)
     with pytest.raises(UserError, match=r"a quantised run \(done\); name a finished run with a net"):
-        packaging.export(made, runtimes.open)
+        packaging.export(made)
 
 
-def crooked(by: float, only: str = "") -> Any:
-    """An opener whose files answer a little wrong."""
-
-    def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
-        fn = runtimes.open(path, runtime, shape)
-        if only not in path.name:
-            return fn
-
-        def wrong(x: np.ndarray) -> np.ndarray:
-            p = fn(x)
-            return (1 - by) * p + by * np.eye(p.shape[1], dtype=np.float32)[0]
-
-        return wrong
-
-    return opener
+def crooked(by: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Probabilities that are a little wrong."""
+    return lambda p: (1 - by) * p + by * np.eye(p.shape[1], dtype=np.float32)[0]
 
 
-def test_what_is_not_faithful_is_refused_and_nothing_is_lost(student: Run) -> None:
-    before = packaging.export(student, runtimes.open).manifest
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """spoil(change, only): from now on the file of that name gives change(p) instead of p."""
+    really = runtimes.open
+
+    def spoil(change: Callable[[np.ndarray], np.ndarray], only: str = "model.onnx") -> None:
+        def opened(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
+            fn = really(path, runtime, shape)
+            return (lambda x: change(fn(x))) if path.name == only else fn
+
+        monkeypatch.setattr(runtimes, "open", opened)
+
+    return spoil
+
+
+def test_what_is_not_faithful_is_refused_and_nothing_is_lost(student: Run, spoil: Any) -> None:
+    before = packaging.export(student).manifest
+    spoil(crooked(0.05))
     with pytest.raises(
         UserError, match=r"model.onnx differs from PyTorch by up to 0\.\d+ on validation frames"
     ) as mistake:
-        packaging.export(student, crooked(0.05))
+        packaging.export(student)
     assert "\n" not in str(mistake.value)
     assert bundle.load("bundle").manifest == before
 
 
-def test_another_format_that_is_not_faithful_is_left_out(student: Run) -> None:
-    made = packaging.export(student, crooked(0.05, only="legacy"), formats=("onnx-legacy",))
+def test_another_format_that_is_not_faithful_is_left_out(student: Run, spoil: Any) -> None:
+    spoil(crooked(0.05), only="model-legacy.onnx")
+    made = packaging.export(student, formats=("onnx-legacy",))
     assert [model.name for model in made.manifest.models] == ["model.onnx"]
     left = made.manifest.left_out[0]
     assert left["name"] == "model-legacy.onnx"
@@ -162,7 +181,7 @@ def test_mistakes_are_named(student: Run, call: dict[str, Any], told: str) -> No
     if "status" in call:
         student.note(status=call.pop("status"))
     with pytest.raises(UserError) as mistake:
-        packaging.export(student, runtimes.open, **call)
+        packaging.export(student, **call)
     assert told in str(mistake.value)
 
 
@@ -178,7 +197,7 @@ def test_golden_frames_are_drawn_the_same_everywhere(shape: tuple[int, ...]) -> 
 
 
 def test_the_manifest_is_plain_json(student: Run) -> None:
-    made = packaging.export(student, runtimes.open)
+    made = packaging.export(student)
     raw = json.loads((made.path / "bundle.json").read_text())
     assert raw["format"] == 1
     assert {name: entry["bytes"] for name, entry in raw["files"].items()} == {
@@ -186,24 +205,15 @@ def test_the_manifest_is_plain_json(student: Run) -> None:
     }
 
 
-def nonsense(change: Any, only: str = "model.onnx") -> Any:
-    """An opener whose file gives change(p) instead of p."""
-
-    def opener(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
-        fn = runtimes.open(path, runtime, shape)
-        return (lambda x: change(fn(x))) if path.name == only else fn
-
-    return opener
-
-
 @pytest.mark.parametrize("change", [lambda p: p * np.float32("nan"), lambda p: p[:, :2], lambda p: p[1:]])
-def test_a_file_whose_answers_are_none_is_refused(student: Run, change: Any) -> None:
+def test_a_file_whose_answers_are_none_is_refused(student: Run, change: Any, spoil: Any) -> None:
+    spoil(change)
     with pytest.raises(UserError, match=r"not exported: model.onnx gives \(\d+, \d\) of \(\d+, \d\) probabilities"):
-        packaging.export(student, nonsense(change))
+        packaging.export(student)
     assert not Path("bundle").exists()
 
 
-def test_another_class_is_refused_however_near_the_probabilities(student: Run) -> None:
+def test_another_class_is_refused_however_near_the_probabilities(student: Run, spoil: Any) -> None:
     """Where export.max_difference is lax, the class still has to stay, but for close calls."""
 
     def swapped(p: np.ndarray) -> np.ndarray:  # the first two change places, by hardly more than their distance
@@ -216,7 +226,8 @@ def test_another_class_is_refused_however_near_the_probabilities(student: Run) -
         top = np.sort(metrics.apply_temperature(said["p"], metrics.temperature(said["y"], said["p"])), axis=1)
     widest = float((top[:, -1] - top[:, -2]).max())
     lax = student.amended([f"export.max_difference={1.5 * widest:.4f}"], ["export"])
-    close = packaging.export(lax, nonsense(swapped))  # every call is closer than that
+    spoil(swapped)
+    close = packaging.export(lax)  # every call is closer than that
     assert close.manifest.models[0].figures["parity"]["top1_agreement"] == 0
     strict = student.amended([f"export.max_difference={0.98 * widest:.4f}"], ["export"])
 
@@ -224,19 +235,23 @@ def test_another_class_is_refused_however_near_the_probabilities(student: Run) -
         q = swapped(p)
         return np.where(np.sort(p, 1)[:, -1:] - np.sort(p, 1)[:, -2:-1] > 0.98 * widest, p + 0.51 * (q - p), p)
 
+    spoil(nearly)
     with pytest.raises(UserError, match=r"model.onnx names another class than PyTorch on 1 validation frames"):
-        packaging.export(strict, nonsense(nearly))
+        packaging.export(strict)
 
 
 def test_a_format_that_cannot_be_made_or_tried_is_left_out(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = runtimes.open
+
     def without_ncnn(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
         if runtime == "ncnn":
             raise UserError(f"{path}: ncnn is not in the mood")
-        return runtimes.open(path, runtime, shape)
+        return really(path, runtime, shape)
 
     pytest.importorskip("pnnx")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    made = packaging.export(student, without_ncnn, formats=("ncnn", "openvino"))
+    monkeypatch.setattr(runtimes, "open", without_ncnn)
+    made = packaging.export(student, formats=("ncnn", "openvino"))
     why = {one["name"]: one["why"] for one in made.manifest.left_out}
     assert why.pop("openvino") == "openvino is not installed; pip install 'stillwatch[openvino]'"
     assert why == {"model.ncnn.param": "cannot be tried: model.ncnn.param: ncnn is not in the mood"}
@@ -245,21 +260,22 @@ def test_a_format_that_cannot_be_made_or_tried_is_left_out(student: Run, monkeyp
 
 def test_ncnn_goes_into_a_bundle_with_both_its_files(student: Run) -> None:
     pytest.importorskip("pnnx")
-    made = packaging.export(student, runtimes.open, formats=("ncnn",))
+    made = packaging.export(student, formats=("ncnn",))
     model = made.model("model.ncnn.param")
     assert (model.files, model.batch) == (("model.ncnn.param", "model.ncnn.bin"), 1)
     assert model.figures["parity"]["max_difference"] < 1e-5
     assert Detector(made.path, runtime="ncnn").choice["file"] == "model.ncnn.param"
 
 
-def test_int8_that_lost_its_accuracy_on_the_way_stays_out(student: Run, here: Path) -> None:
+def test_int8_that_lost_its_accuracy_on_the_way_stays_out(student: Run, here: Path, spoil: Any) -> None:
     with np.load(student.path / "predictions" / "valid.npz") as said:
         y = said["y"]
 
     def never_right(p: np.ndarray) -> np.ndarray:
         return np.eye(p.shape[1], dtype=np.float32)[(y + 1) % p.shape[1]] if len(p) == len(y) else p
 
-    made = packaging.export(student, nonsense(never_right, only=bundle.INT8), int8_of(student, True, here / "runs"))
+    spoil(never_right, only=bundle.INT8)
+    made = packaging.export(student, int8_of(student, True, here / "runs"))
     assert [model.name for model in made.manifest.models] == ["model.onnx"]
     left = made.manifest.left_out[0]
     assert re.fullmatch(r"macro-F1 falls by \d+\.\d\d points, above quantise.max_drop = 2", left["why"])
@@ -269,7 +285,7 @@ def test_int8_that_lost_its_accuracy_on_the_way_stays_out(student: Run, here: Pa
 def test_other_data_than_those_it_learnt_from_are_refused(student: Run) -> None:
     student.note(fingerprint="another")
     with pytest.raises(UserError, match="learnt from other data than now lie in"):
-        packaging.export(student, runtimes.open)
+        packaging.export(student)
 
 
 def test_no_path_of_this_machine_leaves_with_the_recipe(student: Run, here: Path) -> None:
@@ -277,7 +293,7 @@ def test_no_path_of_this_machine_leaves_with_the_recipe(student: Run, here: Path
     raw["teacher"]["init"], raw["student"]["net"]["weights"] = str(here / "runs" / "toy-teacher-003"), "imagenet"
     raw["teacher"]["net"]["weights"] = str(here / "secret" / "weights.pt")
     student.note(recipe=raw)
-    made = packaging.export(student, runtimes.open)
+    made = packaging.export(student)
     said = made.manifest.run["recipe"]
     assert (said["teacher"]["init"], said["teacher"]["net"]["weights"]) == ("toy-teacher-003", "weights.pt")
     for name in ("bundle.json", "CARD.md"):
