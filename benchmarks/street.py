@@ -185,19 +185,19 @@ def watching(bundle: Path, urls: list[str], folder: Path, port: int) -> Iterator
 
 def watch(plan: Path) -> None:
     """What `stillwatch watch` does, with every single latency kept."""
-    from stillwatch.monitor import config as plans
-    from stillwatch.monitor import gauges
+    from stillwatch.monitor.config import load
     from stillwatch.monitor.service import serve as run
+    from stillwatch.monitor.state import Gauges
 
     kept: list[tuple[float, float]] = []
-    plain = gauges.Gauges.latency
+    plain = Gauges.latency
 
-    def latency(self: gauges.Gauges, camera: str, seconds: float) -> None:
+    def latency(self: Gauges, camera: str, seconds: float) -> None:
         kept.append((time.monotonic(), seconds))
         plain(self, camera, seconds)
 
-    gauges.Gauges.latency = latency  # type: ignore[method-assign]
-    run(plans.load(plan), print)
+    Gauges.latency = latency  # type: ignore[method-assign]
+    run(load(plan), print)
     plan.with_name("latencies.json").write_text(json.dumps(kept), encoding="utf-8")
 
 

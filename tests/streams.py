@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from base64 import b64encode
+from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,9 @@ from typing import Any, Literal
 import av
 import cv2
 import numpy as np
+
+from stillwatch.monitor.cameras.recorder import PacketBuffer, Remux
+from stillwatch.monitor.cameras.source import FileClock, open_video
 
 FPS = 20  # of the servers
 FILM = 10  # of films
@@ -216,6 +220,18 @@ def pieces(film: Path, playlist: Path) -> None:
             frame.pict_type = 0
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
+
+
+def played(path: Path, buffer: PacketBuffer, offset: float = 0.0) -> Iterator[float]:
+    """Put a film into a buffer, packet by packet; yields the clock after each."""
+    with open_video(str(path)) as container:
+        stream = container.streams.video[0]
+        remux, clock = Remux(buffer, stream), FileClock(stream)
+        for packet in container.demux(stream):
+            if packet.size:
+                now = offset + clock.time(packet)
+                remux.push(packet, now)
+                yield now
 
 
 # ---- RTSP, by a real server in a process of its own: it can be stopped, continued and killed

@@ -248,15 +248,15 @@ def watch(
     seconds: Annotated[float | None, typer.Option("--for", min=0.1, help="stop after so many seconds")] = None,
 ) -> None:
     """Cameras in, few and right alarms out: decided, kept, shown on a page, and sent. Ctrl-C ends it."""
-    from stillwatch.monitor import config as plans
+    from stillwatch.monitor import config
     from stillwatch.monitor.service import serve
 
     if (what.suffix == ".toml") == (source is not None):
         raise UserError(f"{what}: a bundle is watched with --source X, a plan (watch.toml) without")
-    read = plans.Read(plans.single(what, source, fps=fps), {}, {}) if source is not None else plans.load(what)
+    loaded = config.single(what, source, fps=fps) if source is not None else config.load(what)
     changes = {"port": port} if port is not None else {}
-    plan = read.plan.amended(on=page and read.plan.web.on, folder=out, **changes)
-    serve(read._replace(plan=plan), voice().say, seconds)
+    amended = loaded.config.amended(on=page and loaded.config.web.on, folder=out, **changes)
+    serve(loaded._replace(config=amended), voice().say, seconds)
 
 
 @app.command(epilog="Example: stillwatch replay bundle night.mp4 --truth night.json")
@@ -274,10 +274,10 @@ def replay(
     from stillwatch.inference import film
     from stillwatch.inference.detector import Detector
     from stillwatch.monitor.cameras import source
-    from stillwatch.monitor.config import named
+    from stillwatch.monitor.config import camera_name
     from stillwatch.recipe import amended_rule
 
-    detector, name = Detector(bundle), named(video)
+    detector, name = Detector(bundle), camera_name(video)
     rule = amended_rule(detector.bundle.manifest.rule, overrides or ())
     alarm = film.alarm_of(detector.bundle, name, rule)
     known = judged.read_truth(truth, detector.labels) if truth else None
@@ -328,18 +328,18 @@ def score(
 @app.command(name="test-sinks", epilog="Example: stillwatch test-sinks watch.toml")
 def test_sinks(what: Annotated[Path, typer.Argument(metavar="WATCH.toml")]) -> None:
     """Send each sink of a plan one event that says it is a test. Exit status 1 where one did not take it."""
-    from stillwatch.monitor import config as plans
+    from stillwatch.monitor import config
     from stillwatch.monitor.events.outbox import test_sinks as work
 
-    read = plans.load(what)
-    for words in read.sinks.values():
+    loaded = config.load(what)
+    for words in loaded.bad_sinks.values():
         print(words)
-    answers = work(read.plan.sink)
-    if not answers and not read.sinks:
+    answers = work(loaded.config.sink)
+    if not answers and not loaded.bad_sinks:
         raise UserError(f"{what}: no [[sink]] in it")
     for name, wrong in answers:
         print(f"{name}: {wrong or 'took the test event'}")
-    if read.sinks or any(wrong for _, wrong in answers):
+    if loaded.bad_sinks or any(wrong for _, wrong in answers):
         raise typer.Exit(1)
 
 

@@ -1,7 +1,6 @@
-"""Plan: watch.toml as a person wrote it: which bundle, cameras, sinks, page and rule; secrets only as "$NAME".
+"""watch.toml: bundle, cameras, sinks, page and rule as frozen models; errors name key and line.
 
-In: a TOML file, or a bundle and one source. Out: a frozen Plan, and what is wrong with it by key and line.
-Called by the CLI. It opens no camera and no socket.
+Imports errors, recipe, registry and rules.presets alone.
 """
 
 import os
@@ -19,13 +18,14 @@ from stillwatch.rules.presets import Level
 
 Part = TypeVar("Part", bound=Strict)
 FILES = ("path", "file")  # options of sinks that name a file
-Where = tuple[str | int, ...]  # the path of a key: ("camera", 1, "fps")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"
+KeyPath = tuple[str | int, ...]  # ("camera", 1, "fps")
 
 
 class CameraConfig(Strict):
     """One camera. Times in seconds."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$")
+    name: str = Field(pattern=NAME)
     source: str  # 0, a file, a folder of pictures, rtsp://…, http://…, toy://driver, toy://street
     fps: float = Field(10.0, gt=0, le=120)  # frames a second that are looked at, at most; a file's are never dropped
     speed: float = Field(1.0, ge=0)  # of a file, folder or toy: 1 as it was filmed, 0 as fast as it goes
@@ -35,7 +35,7 @@ class CameraConfig(Strict):
     transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
     blur: Literal["none", "faces", "all"] = "none"  # burnt into page, thumbnail and clip; the net sees the picture
     clips: bool = True
-    rule: Rule | None = None  # this camera's own; else the plan's, else the bundle's
+    rule: Rule | None = None  # this camera's own; else the file's, else the bundle's
 
 
 class Keep(Strict):
@@ -52,9 +52,9 @@ class Keep(Strict):
 
 
 class Sink(Strict):
-    """Somebody to tell."""
+    """Who is told about events."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$")
+    name: str = Field(pattern=NAME)
     to: Spec  # one of SINKS: "log", {name="webhook", url="https://…", secret="$HOOK_SECRET"}
     level: Level = "warn"  # told when an event first reaches it
     updates: bool = False  # and again when it is raised, and when it ends
@@ -75,7 +75,7 @@ class Web(Strict):
 
     @field_validator("token")
     @classmethod
-    def _secret(cls, value: str | None) -> str | None:
+    def _from_environment(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith("$"):
             raise ValueError('a secret stands in the environment: token = "$STILLWATCH_TOKEN"')
         return value
@@ -90,70 +90,77 @@ class WatchConfig(Strict):
     web: Web = Web()
     keep: Keep = Keep()
     rule: Rule | None = None  # for every camera; else the bundle's own
-    threads: int = Field(1, ge=1)  # that compute one look; more where one takes longer than a frame
+    threads: int = Field(1, ge=1)  # that compute one forward; more where one takes longer than a frame
     runtime: str | None = None
 
-    def amended(self, folder: Path | None = None, **web: Any) -> "WatchConfig":
-        """The same plan with another folder to keep things in, and other keys of [web]."""
+    def amended(self, folder: Path | None = None, **web: object) -> "WatchConfig":
+        """A copy with another keep.folder and other keys of [web]."""
         keep = self.keep.model_copy(update={"folder": folder} if folder else {})
         return self.model_copy(update={"web": self.web.model_copy(update=web), "keep": keep})
 
 
-class Read(NamedTuple):
-    """A plan that can be started, and what of the file cannot: {camera's or sink's name: one line}."""
+class LoadedConfig(NamedTuple):
+    """A config that can be started, and what had to be left out of it: {camera's or sink's name: one line}."""
 
-    plan: WatchConfig
-    cameras: dict[str, str]
-    sinks: dict[str, str]
+    config: WatchConfig
+    bad_cameras: dict[str, str]
+    bad_sinks: dict[str, str]
 
 
-def single(bundle: Path, source: str, **keys: Any) -> WatchConfig:
+def single(bundle: Path, source: str, **keys: Any) -> LoadedConfig:
     """One camera, the page, and the log: what `stillwatch watch BUNDLE --source X` means."""
     log = Sink(name="log", to="log", level="notice", updates=True)
     try:
-        return WatchConfig(
-            bundle=bundle, camera=(CameraConfig(name=named(source), source=source, **keys),), sink=(log,)
-        )
+        camera = CameraConfig(name=camera_name(source), source=source, **keys)
     except ValidationError as error:
-        raise UserError(explain(error, WatchConfig, lambda _: "--source")) from None
+        raise UserError(explain(error, CameraConfig, lambda _: "--source")) from None
+    return LoadedConfig(WatchConfig(bundle=bundle, camera=(camera,), sink=(log,)), {}, {})
 
 
-def load(path: Path) -> Read:
+def camera_name(source: str) -> str:
+    """A name for a camera, made from its source without user, password or query."""
+    scheme, separator, rest = source.partition("://")
+    host = re.split(r"[/?#]", rest)[0].rpartition("@")[2]
+    address = (f"toy-{host}" if scheme == "toy" else host) if separator else Path(source).stem
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", address).strip("-_")[:32].rstrip("-_")
+    return stem if stem and not stem.isdigit() else f"camera{stem}"
+
+
+def load(path: Path) -> LoadedConfig:
     """Read watch.toml. Relative paths in it start at its own folder.
 
-    A camera or a sink that is written wrongly is left out and named, so that it does not keep the others from
-    starting. Raises UserError, one line a fault with key and line, for everything else, and where no camera is left.
+    A wrong camera or sink is left out and named, so that it does not keep the others from starting.
+    Raises UserError, one line a fault with key and line, for everything else, and where no camera is left.
     """
     try:
         text = path.read_text(encoding="utf-8")
         raw = tomllib.loads(text)
     except FileNotFoundError:
-        beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file" + (nearest(path.name, beside) if beside else "")) from None
+        siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file" + (nearest(path.name, siblings) if siblings else "")) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    at = Lines(path, text)
-    cameras, bad_cameras = _parts(raw, "camera", CameraConfig, at)
-    sinks, bad_sinks = _parts(raw, "sink", Sink, at)
+    lines = Lines(path, text)
+    cameras, bad_cameras = _valid_parts(raw, "camera", CameraConfig, lines)
+    sinks, bad_sinks = _valid_parts(raw, "sink", Sink, lines)
     if not cameras:
-        raise UserError(
-            "\n".join(bad_cameras.values()) or f"{path}: camera: missing; add [[camera]] with name and source"
-        )
+        missing = f"{path}: camera: missing; add [[camera]] with name and source"
+        raise UserError("\n".join(bad_cameras.values()) or missing)
     try:
-        plan = WatchConfig.model_validate(raw | {"camera": cameras, "sink": sinks})
+        config = WatchConfig.model_validate(raw | {"camera": cameras, "sink": sinks})
     except ValidationError as error:
-        raise UserError(explain(error, WatchConfig, at)) from None
-    return Read(_rooted(plan, path.parent), bad_cameras, bad_sinks)
+        raise UserError(explain(error, WatchConfig, lines)) from None
+    return LoadedConfig(_resolve_paths(config, path.parent), bad_cameras, bad_sinks)
 
 
 def secret(value: Any) -> Any:
-    """ "$NAME" -> the environment's value, anywhere in lists and tables. Raises UserError where it is not set."""
+    """Replace "$NAME" by the environment's value, anywhere in lists and tables. Raises UserError where it is unset."""
     if isinstance(value, dict):
-        return {key: secret(one) for key, one in value.items()}
+        return {key: secret(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [secret(one) for one in value]
+        return [secret(item) for item in value]
     if not isinstance(value, str) or not re.fullmatch(r"\$[A-Za-z_]\w*", value):
         return value
     if not os.environ.get(value[1:]):
@@ -162,88 +169,70 @@ def secret(value: Any) -> Any:
 
 
 class Lines:
-    """Where a key stands in a TOML text: a path of names and indices -> "FILE: line N"."""
+    """Where a key stands in a TOML text: its path -> "FILE: line N"."""
 
     def __init__(self, path: Path, text: str):
         self.path = path
-        self.known: dict[Where, int] = {}
-        table: Where = ()
-        counts: dict[Where, int] = {}
+        self._numbers: dict[KeyPath, int] = {}
+        table: KeyPath = ()
+        entries: dict[KeyPath, int] = {}  # an array of tables -> index of its newest entry
         for number, line in enumerate(text.splitlines(), 1):
             if header := re.match(r"\s*(\[\[?)\s*([\w.\"' -]+?)\s*\]", line):
-                table = self._table(_names(header[2]), header[1] == "[[", counts)
-                self.known.setdefault(table, number)
+                names, table = _split_key(header[2]), ()
+                for depth, name in enumerate(names, 1):
+                    table = (*table, name)
+                    if header[1] == "[[" and depth == len(names):
+                        entries[table] = entries.get(table, -1) + 1
+                    table = (*table, entries[table]) if table in entries else table
+                self._numbers.setdefault(table, number)
             elif key := re.match(r"""\s*([\w."'-]+)\s*=""", line):
-                self.known.setdefault((*table, *_names(key[1])), number)
+                self._numbers.setdefault((*table, *_split_key(key[1])), number)
 
-    @staticmethod
-    def _table(names: list[str], array: bool, counts: dict[Where, int]) -> Where:
-        """The path of a header: within an array of tables, that of its newest entry."""
-        path: Where = ()
-        for number, name in enumerate(names):
-            path = (*path, name)
-            if array and number == len(names) - 1:
-                counts[path] = counts.get(path, -1) + 1
-            if path in counts:
-                path = (*path, counts[path])
-        return path
-
-    def __call__(self, where: Where) -> str:
+    def __call__(self, key: KeyPath) -> str:
         """The line of this key, or of the nearest table that holds it."""
-        for end in range(len(where), 0, -1):
-            if line := self.known.get(tuple(where[:end])):
-                return f"{self.path}: line {line}"
-        return str(self.path)
+        known = (self._numbers[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self._numbers)
+        number = next(known, None)
+        return f"{self.path}: line {number}" if number else str(self.path)
 
 
-def _names(dotted: str) -> list[str]:
+def _split_key(dotted: str) -> list[str]:
     return [name.strip().strip("\"'") for name in dotted.split(".")]
 
 
-def _parts(raw: dict[str, Any], key: str, model: type[Part], at: Lines) -> tuple[list[Part], dict[str, str]]:
-    """The [[camera]] or [[sink]] tables that are right, and what is wrong with the others."""
+def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines) -> tuple[list[Part], dict[str, str]]:
+    """The valid [[camera]] or [[sink]] tables, and what is wrong with the others."""
     tables = raw.get(key, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise UserError(f"{at((key,))}: {key}: is written [[{key}]], once for each")
+        raise UserError(f"{lines((key,))}: {key}: is written [[{key}]], once for each")
     good: dict[str, Part] = {}
     bad: dict[str, str] = {}
     for number, table in enumerate(tables):
         name = str(table.get("name", f"{key}-{number + 1}"))
-        place: Where = (key, number)
         if name in good or name in bad:
-            bad[f"{name}-{number + 1}"] = f"{at((*place, 'name'))}: {key}.name = {name!r}: there is one already"
+            place = lines((key, number, "name"))
+            bad[f"{name}-{number + 1}"] = f"{place}: {key}.name = {name!r}: there is one already"
             continue
         try:
             good[name] = model.model_validate(table)
         except ValidationError as error:
-            bad[name] = explain(error, model, lambda inner, place=place: at((*place, *inner)), f"{key}.")  # type: ignore[misc]
+            bad[name] = explain(error, model, lambda inner, at=number: lines((key, at, *inner)), f"{key}.")  # type: ignore[misc]
     return list(good.values()), bad
 
 
-def named(source: str) -> str:
-    """A name for a camera, after its source: never with its user, password or query in it."""
-    scheme, there, rest = source.partition("://")
-    host = re.split(r"[/?#]", rest)[0].rpartition("@")[2]
-    address = (f"toy-{host}" if scheme == "toy" else host) if there else Path(source).stem
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", address).strip("-_")[:32].rstrip("-_")
-    return stem if stem and not stem.isdigit() else f"camera{stem}"
+def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
+    """Relative paths start at the file's own folder: bundle, keep.folder, sources that are files, files of sinks."""
 
-
-def _rooted(plan: WatchConfig, folder: Path) -> WatchConfig:
-    """Relative paths from the file's own folder."""
-
-    def source(text: str) -> str:
+    def resolve(text: str) -> str:
         elsewhere = "://" in text or text.isdigit() or text.startswith("$") or Path(text).is_absolute()
         return text if elsewhere else str(folder / text)
 
-    def told(to: Spec) -> Spec:
-        """A sink's own files: of jsonl and sound."""
-        files = (
-            {} if isinstance(to, str) else {k: source(v) for k, v in to.items() if k in FILES and isinstance(v, str)}
-        )
-        return to if isinstance(to, str) else to | files
-
-    cameras = tuple(camera.model_copy(update={"source": source(camera.source)}) for camera in plan.camera)
-    sinks = tuple(sink.model_copy(update={"to": told(sink.to)}) for sink in plan.sink)
-    keep = plan.keep.model_copy(update={"folder": folder / plan.keep.folder})
-    return plan.model_copy(update={"bundle": folder / plan.bundle, "camera": cameras, "sink": sinks, "keep": keep})
+    cameras = tuple(camera.model_copy(update={"source": resolve(camera.source)}) for camera in config.camera)
+    sinks = []
+    for sink in config.sink:
+        if isinstance(sink.to, dict):
+            files = {key: resolve(v) for key, v in sink.to.items() if key in FILES and isinstance(v, str)}
+            sink = sink.model_copy(update={"to": sink.to | files})
+        sinks.append(sink)
+    keep = config.keep.model_copy(update={"folder": folder / config.keep.folder})
+    changes = {"bundle": folder / config.bundle, "camera": cameras, "sink": tuple(sinks), "keep": keep}
+    return config.model_copy(update=changes)

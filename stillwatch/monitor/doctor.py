@@ -1,7 +1,6 @@
-"""Checkup: will this plan run on this machine? Bundle, rules, cameras, sinks, page, disk, each said in one line.
+"""Does this watch.toml work on this machine? Bundle, rules, cameras, sinks, page and disk are tried, one line each.
 
-In: a plan, as it was read. Out: lines (is it right, what, words), found by trying, not by guessing.
-Called by `stillwatch doctor watch.toml`. Nothing is sent, and nothing is kept of what a camera shows.
+Nothing is sent, and nothing is kept of what a camera shows.
 """
 
 import shutil
@@ -14,8 +13,8 @@ from stillwatch import bundle
 from stillwatch.errors import UserError
 from stillwatch.inference.detector import Detector
 from stillwatch.inference.film import rule_of, threshold_of
-from stillwatch.monitor import config as plans
 from stillwatch.monitor.cameras.camera import Camera, Frame
+from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, Web, secret
 from stillwatch.monitor.events.sinks import opened
 from stillwatch.monitor.web import auth
 from stillwatch.rules import presets
@@ -32,83 +31,77 @@ class Finding(NamedTuple):
         return f"{'ok ' if self.good else '!! '} {self.what}: {self.words}"
 
 
-def examine(read: plans.Read) -> Iterator[Finding]:
-    """Try everything that the plan names, one after another."""
-    plan = read.plan
-    for name, words in (*read.cameras.items(), *read.sinks.items()):
+def examine(loaded: LoadedConfig) -> Iterator[Finding]:
+    """Try everything that the file names, one after another."""
+    config = loaded.config
+    for name, words in (*loaded.bad_cameras.items(), *loaded.bad_sinks.items()):
         yield Finding(False, name, words)
     try:
-        it = bundle.load(plan.bundle)
-        choice = Detector(it, plan.threads, runtime=plan.runtime).choice
-    except UserError as mistake:
-        yield Finding(False, "bundle", str(mistake))
+        made = bundle.load(config.bundle)
+        choice = Detector(made, config.threads, runtime=config.runtime).choice
+    except UserError as error:
+        yield Finding(False, "bundle", str(error))
         return
-    said = f"{it.manifest.name}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a look"
-    yield Finding(True, "bundle", said)
-    for camera in plan.camera:
-        yield from _camera(camera, plan, it)
-    for sink in plan.sink:
+    words = f"{made.manifest.name}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a forward"
+    yield Finding(True, "bundle", words)
+    for camera in config.camera:
+        try:
+            yield from _examine_camera(camera, config, made)
+        except UserError as error:
+            yield Finding(False, camera.name, str(error))
+    for sink in config.sink:
         try:
             opened(sink).close()
             yield Finding(True, sink.name, "can be opened; `stillwatch test-sinks` sends it a test")
-        except UserError as mistake:
-            yield Finding(False, sink.name, str(mistake))
-    yield _page(plan)
-    yield _disk(plan.keep)
+        except UserError as error:
+            yield Finding(False, sink.name, str(error))
+    yield _examine_page(config.web)
+    yield _examine_disk(config.keep)
 
 
-def _camera(camera: plans.CameraConfig, plan: plans.WatchConfig, it: bundle.Bundle) -> Iterator[Finding]:
-    """Its rule in words, and how long its first frame takes."""
-    shape = it.manifest.input.shape
+def _examine_camera(config: CameraConfig, watch: WatchConfig, made: bundle.Bundle) -> Iterator[Finding]:
+    """How long its first frame takes, and its rule in words. Raises UserError where it can never open."""
+    manifest = made.manifest
+    rule = presets.words(rule_of(made, config.rule or watch.rule), manifest.labels, manifest.safe, threshold_of(made))
+    config = config.model_copy(update={"source": secret(config.source)})
+    height, width, channels = manifest.input.shape[-3:]
+    camera = Camera(config, watch.keep, (height, width, channels), manifest.input.fit)
+    start, frame = time.monotonic(), None
+    camera.start()
     try:
-        rule, manifest = rule_of(it, camera.rule or plan.rule), it.manifest
-        looks_for = presets.words(rule, manifest.labels, manifest.safe, threshold_of(it))
-        own = camera.model_copy(update={"source": plans.secret(camera.source)})
-        eye = Camera(own, plan.keep, (shape[-3], shape[-2], shape[-1]), it.manifest.input.fit)
-    except UserError as mistake:
-        yield Finding(False, camera.name, str(mistake))
-        return
-    start = time.monotonic()
-    eye.start()
-    try:
-        frame = _first(eye, start + PATIENCE)
+        while frame is None and time.monotonic() < start + PATIENCE and camera.state not in ("failed", "ended"):
+            if camera.connection is not None:
+                wait([camera.connection.fileno()], 0.1)
+            else:
+                time.sleep(0.1)
+            camera.tick(time.monotonic())
+            frame = next((item for item in camera.take() if isinstance(item, Frame)), None)
         took = time.monotonic() - start
     finally:
-        eye.stop(1.0)
+        camera.stop(1.0)
     if frame is None:
-        yield Finding(False, camera.name, f"no frame within {PATIENCE:.0f} s: {eye.words or eye.state}")
+        yield Finding(False, config.name, f"no frame within {PATIENCE:.0f} s: {camera.words or camera.state}")
     else:
-        state = "" if frame.status == "ok" else f"; the picture is {frame.status}"
-        yield Finding(frame.status == "ok", camera.name, f"first frame after {took:.1f} s{state}")
-    for words in looks_for:
-        yield Finding(True, camera.name, words)
+        status = "" if frame.status == "ok" else f"; the picture is {frame.status}"
+        yield Finding(frame.status == "ok", config.name, f"first frame after {took:.1f} s{status}")
+    for words in rule:
+        yield Finding(True, config.name, words)
 
 
-def _first(eye: Camera, until: float) -> Frame | None:
-    while time.monotonic() < until and eye.state not in ("failed", "ended"):
-        if eye.connection is not None:
-            wait([eye.connection.fileno()], 0.1)
-        for one in eye.take():
-            if isinstance(one, Frame):
-                return one
-        eye.tick(time.monotonic())
-    return None
-
-
-def _page(plan: plans.WatchConfig) -> Finding:
-    if not plan.web.on:
+def _examine_page(web: Web) -> Finding:
+    if not web.on:
         return Finding(True, "page", "off")
-    inside = auth.loopback(plan.web.host)
-    if not inside and plan.web.token is None:
-        return Finding(False, "page", f'{plan.web.host} needs a token: token = "$STILLWATCH_TOKEN"')
+    local = auth.loopback(web.host)
+    if not local and web.token is None:
+        return Finding(False, "page", f'{web.host} needs a token: token = "$STILLWATCH_TOKEN"')
     try:
-        auth.token_of(plan.web)
-    except UserError as mistake:
-        return Finding(False, "page", str(mistake))
-    return Finding(True, "page", f"{plan.web.host}:{plan.web.port}{'' if inside else ', with a token'}")
+        auth.token_of(web)
+    except UserError as error:
+        return Finding(False, "page", str(error))
+    return Finding(True, "page", f"{web.host}:{web.port}{'' if local else ', with a token'}")
 
 
-def _disk(keep: plans.Keep) -> Finding:
+def _examine_disk(keep: Keep) -> Finding:
     """Whether the folder can be written, and has room."""
     try:
         keep.folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,6 @@
-"""Serve: a watch with its page and its sinks, from the start to a signal. What `stillwatch watch` runs.
+"""A watch with its page and its sinks, from the start to a signal: what `stillwatch watch` runs.
 
-In: a plan, as it was read. Out: nothing but what the sinks, the page and the store hold; it ends on SIGTERM, SIGINT,
-after a given time, or when every file has ended.
-Called by the CLI. It decides nothing about pictures.
+It decides nothing about pictures.
 """
 
 import signal
@@ -11,71 +9,63 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
 
-from stillwatch.monitor.config import Read
+from stillwatch.monitor.config import LoadedConfig
+from stillwatch.monitor.events.outbox import Dispatcher
 from stillwatch.monitor.loop import Watch
 
+FLUSH = 0.3  # seconds in which what the end had to say reaches the outbox
 
-def serve(read: Read, say: Callable[[str], None], seconds: float | None = None) -> None:
-    """Run until a signal, for `seconds`, or until every file has ended; then close everything within 3 s.
+
+def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | None = None) -> None:
+    """Run until SIGTERM, SIGINT, for `seconds`, or until every file has ended; then close everything within 3 s.
 
     Raises UserError where it cannot start: the bundle, the page's address, no camera, no token.
     """
-    from stillwatch.monitor.events.outbox import Dispatcher
-
-    plan = read.plan
-    for faults in (read.cameras, read.sinks):
-        for words in faults.values():
-            say(f"left out: {words}")
-    with ExitStack() as opened:
-        street = opened.enter_context(Watch(plan, read.cameras, say=say))
-        post = Dispatcher(street.store, plan.sink, say, [seat.name for seat in street.seats])
-        post.start()
-        opened.callback(post.close, 0.5)
-        if plan.web.on:
+    config = loaded.config
+    for words in (*loaded.bad_cameras.values(), *loaded.bad_sinks.values()):
+        log(f"left out: {words}")
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch(config, loaded.bad_cameras, log))
+        names = [slot.name for slot in watch.slots]
+        dispatcher = Dispatcher(watch.store, config.sink, log, names)
+        dispatcher.start()
+        stack.callback(dispatcher.close, 0.5)
+        if config.web.on:
             from stillwatch.monitor.web.app import Server, app
 
-            page = app(street.board, plan.keep.folder, plan, street.store, post, street.gauges)
-            server = Server(page, plan.web.host, plan.web.port)
-            say(f"page: {server.start()}")
-            opened.callback(server.close, 0.5)
-        for name, words in street.failed.items():
-            if name not in read.cameras:
-                say(f"{name}: {words}")
-        choice = street.detector.choice
-        names = ", ".join(seat.name for seat in street.seats)
-        say(f"watching {names}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a look")
-        with _signals(street.stop):
-            if seconds is not None:
-                timer = threading.Timer(seconds, street.stop.set)
-                timer.daemon = True
-                timer.start()
-                opened.callback(timer.cancel)
-            street.run()
-            street.end()
-            _settled(street)
-
-
-def _settled(street: Watch, within: float = 0.3) -> None:
-    """Wait until what the end had to say is in the outbox, so that the sinks hear it now and not at the next start."""
-    end = time.monotonic() + within
-    while street.store.waiting and time.monotonic() < end:
-        time.sleep(0.01)
+            page = app(watch.board, config.keep.folder, config, watch.store, dispatcher, watch.gauges)
+            server = Server(page, config.web.host, config.web.port)
+            log(f"page: {server.start()}")
+            stack.callback(server.close, 0.5)
+        for name in watch.failed.keys() - loaded.bad_cameras.keys():
+            log(f"{name}: {watch.failed[name]}")
+        choice = watch.detector.choice
+        log(f"watching {', '.join(names)}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a forward")
+        stack.enter_context(_signals(watch.stop))
+        if seconds is not None:
+            timer = threading.Timer(seconds, watch.stop.set)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
+        watch.run()
+        watch.end()
+        end = time.monotonic() + FLUSH
+        while watch.store.waiting and time.monotonic() < end:  # so that the sinks hear it now, not at the next start
+            time.sleep(0.01)
 
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
     """SIGTERM and Ctrl-C end the loop; a second Ctrl-C ends it at once."""
 
-    def end(number: int, _: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT) if main}
     try:
         yield
     finally:

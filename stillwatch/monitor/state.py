@@ -1,62 +1,74 @@
-"""Board: what is going on right now, for whoever looks: the loop writes it, page and metrics read it.
+"""What is going on right now: Board for the page, Gauges for Prometheus. The loop writes, the web reads.
 
-In: states, probabilities, pictures, messages. Out: copies of them. It holds the newest of each, so it cannot grow.
-Called by the loop (writes) and the web (reads), from different threads. It knows no socket and no database.
+Every method returns at once and may be called from any thread. Imports nothing of ours.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-SAID = 256  # messages that are kept for slow listeners
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+
+MESSAGES = 256  # messages kept for slow listeners
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Seconds. Fine where the promise stands (p95 of 100 ms), coarse where it is broken anyway
+BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+COUNTERS = {
+    "frames": "Frames that were looked at",
+    "dropped": "Frames that a newer one overtook before they were looked at",
+    "stalls": "Times a camera fell silent",
+    "reconnects": "Times a camera's stream was opened again",
+    "respawns": "Times a camera's process was started again",
+    "bytes": "Bytes that came from a camera",
+}
 
 
 class Board:
-    """One for a watch process. Every method returns at once and may be called from any thread."""
+    """The newest of each camera's fields and pictures, and the last MESSAGES messages: it cannot grow."""
 
     def __init__(self, labels: tuple[str, ...], safe: tuple[str, ...], cameras: tuple[str, ...]):
         self.labels, self.safe = labels, safe
         self.started = time.time()
-        self.ready = False  # every camera that can be opened has been looked at once, or has failed once
+        self.ready = False  # every camera has been looked at once, or has failed once
         self._lock = threading.Lock()
         self._cameras: dict[str, dict[str, Any]] = {name: {"name": name, "state": "starting"} for name in cameras}
-        self._pictures: dict[str, tuple[int, bytes]] = {name: (0, b"") for name in cameras}
+        self._pictures = dict.fromkeys(cameras, (0, b""))
         self._viewers = dict.fromkeys(cameras, 0)
-        self._said: deque[tuple[int, dict[str, Any]]] = deque(maxlen=SAID)
+        self._messages: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=MESSAGES)
         self._count = 0
 
     def update(self, camera: str, **fields: Any) -> None:
-        """Lay fields over a camera's: state, words, p (K floats), gauge (0..1), status, fps, age_ms, counters …
+        """Overwrite fields of a camera: state, words, p (K floats), gauge (0..1), status, fps, age_ms, counters …
 
-        since, epoch seconds, is set where state or status becomes another.
+        since, epoch seconds, is set where state or status changes.
         """
         with self._lock:
-            before = self._cameras[camera]
-            if any(key in fields and fields[key] != before.get(key) for key in ("state", "status")):
-                before["since"] = time.time()
-            self._cameras[camera] |= fields
+            known = self._cameras[camera]
+            if any(key in fields and fields[key] != known.get(key) for key in ("state", "status")):
+                known["since"] = time.time()
+            known |= fields
 
     def cameras(self) -> list[dict[str, Any]]:
-        """A copy of every camera's fields, in the order of the plan."""
+        """A copy of every camera's fields, in the order of watch.toml."""
         with self._lock:
             return [dict(fields) for fields in self._cameras.values()]
 
     def show(self, camera: str, jpeg: bytes) -> None:
-        """The newest picture of a camera."""
+        """Replace the newest picture of a camera."""
         with self._lock:
             self._pictures[camera] = (self._pictures[camera][0] + 1, jpeg)
 
     def picture(self, camera: str) -> tuple[int, bytes]:
-        """(its number, JPEG bytes): the newest; 0 and no bytes where there is none yet. KeyError: no such camera."""
-        with self._lock:
-            return self._pictures[camera]
+        """(number, JPEG) of the newest picture; (0, b"") where there is none yet. KeyError: no such camera."""
+        return self._pictures[camera]
 
     @contextmanager
     def viewing(self, camera: str) -> Iterator[None]:
-        """Somebody looks at this camera: pictures are encoded only while somebody does."""
+        """Count a viewer: pictures are encoded only while there is one."""
         with self._lock:
             self._viewers[camera] += 1
         try:
@@ -66,16 +78,74 @@ class Board:
                 self._viewers[camera] -= 1
 
     def viewers(self, camera: str) -> int:
-        with self._lock:
-            return self._viewers[camera]
+        return self._viewers[camera]
 
-    def say(self, what: str, **fields: Any) -> None:
+    def publish(self, what: str, **fields: Any) -> None:
         """A message for every listener: what = "event", "camera", "trouble"."""
         with self._lock:
             self._count += 1
-            self._said.append((self._count, {"what": what, **fields}))
+            self._messages.append((self._count, {"what": what, **fields}))
 
-    def said(self, after: int) -> tuple[int, list[Mapping[str, Any]]]:
-        """(number of the newest message, the kept ones after `after`). Poll it; 0 gives all that are kept."""
+    def messages(self, after: int) -> tuple[int, list[Mapping[str, Any]]]:
+        """(number of the newest message, the kept ones after `after`). To be polled; 0 gives all that are kept."""
         with self._lock:
-            return self._count, [message for number, message in self._said if number > after]
+            return self._count, [message for number, message in self._messages if number > after]
+
+
+class Gauges:
+    """Latencies, counts, events and levels as Prometheus text, in a registry of their own."""
+
+    def __init__(self, cameras: Sequence[str] = ()):
+        self._registry = registry = CollectorRegistry()
+        self._latency = Histogram(
+            "stillwatch_capture_to_decision_seconds", "From the packet's arrival to the alarm's answer", ("camera",),
+            buckets=BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._events = Counter(
+            "stillwatch_events", "Events that opened, or rose to a level", ("camera", "kind", "level"),
+            registry=registry,
+        )  # fmt: skip
+        self._levels: dict[str, Gauge] = {}
+        self._lock = threading.Lock()
+        # A rate needs its series from the start
+        self._totals: dict[str, dict[str, float]] = {name: dict.fromkeys(cameras, 0.0) for name in COUNTERS}
+        registry.register(self)  # collect() is all that is asked of it
+        ProcessCollector(registry=registry)
+        for camera in cameras:
+            self._latency.labels(camera)
+
+    def latency(self, camera: str, seconds: float) -> None:
+        """One decision: seconds from capture to the Alarm's answer."""
+        self._latency.labels(camera).observe(max(0.0, seconds))
+
+    def count(self, camera: str, name: str, total: float) -> None:
+        """A camera's total since the start: one of COUNTERS."""
+        with self._lock:
+            self._totals.setdefault(name, {})[camera] = total
+
+    def event(self, camera: str, kind: str, level: str) -> None:
+        """An event opened at this level, or was raised to it."""
+        self._events.labels(camera, kind, level).inc()
+
+    def level(self, name: str, help: str, value: float, **labels: str) -> None:
+        """Set the gauge stillwatch_NAME{labels}."""
+        with self._lock:
+            if name not in self._levels:
+                self._levels[name] = Gauge(f"stillwatch_{name}", help, tuple(labels), registry=self._registry)
+        gauge = self._levels[name]
+        (gauge.labels(**labels) if labels else gauge).set(value)
+
+    def text(self) -> bytes:
+        """The body of GET /metrics."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The totals, for prometheus_client at every reading."""
+        with self._lock:
+            totals = {name: dict(cameras) for name, cameras in self._totals.items()}
+        for name, cameras in totals.items():
+            help = COUNTERS.get(name, f"{name} of a camera")
+            family = CounterMetricFamily(f"stillwatch_{name}", help, labels=["camera"])
+            for camera, total in cameras.items():
+                family.add_metric([camera], total)
+            yield family

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stillwatch.errors import UserError
-from stillwatch.monitor import config as plans
+from stillwatch.monitor import config
 
 GOOD = """bundle = "b"
 [[camera]]
@@ -23,31 +23,31 @@ def written(folder: Path, text: str) -> Path:
 
 def refused(folder: Path, text: str) -> str:
     with pytest.raises(UserError) as mistake:
-        plans.load(written(folder, text))
+        config.load(written(folder, text))
     return str(mistake.value).replace(str(folder), "")
 
 
 def test_the_shipped_example_is_whole_and_shows_the_defaults() -> None:
-    read = plans.load(SHIPPED)
-    assert (read.cameras, read.sinks) == ({}, {})
-    assert read.plan.web == plans.Web()
-    assert read.plan.keep == plans.Keep(folder=SHIPPED.parent / "watch")
-    assert read.plan.camera[0] == plans.CameraConfig(name="cab", source="toy://driver")
+    loaded = config.load(SHIPPED)
+    assert (loaded.bad_cameras, loaded.bad_sinks) == ({}, {})
+    assert loaded.config.web == config.Web()
+    assert loaded.config.keep == config.Keep(folder=SHIPPED.parent / "watch")
+    assert loaded.config.camera[0] == config.CameraConfig(name="cab", source="toy://driver")
 
 
 def test_the_examples_in_its_comments_are_right_too(tmp_path: Path) -> None:
     lines = SHIPPED.read_text(encoding="utf-8").splitlines()[4:]
-    read = plans.load(written(tmp_path, "\n".join(line.removeprefix("# ") for line in lines)))
-    assert (read.cameras, read.sinks) == ({}, {})
-    assert [sink.name for sink in read.plan.sink] == ["log", "desk", "home", "phone", "relay"]
-    assert read.plan.rule is not None
-    assert read.plan.rule.off == ("drinking",)
+    loaded = config.load(written(tmp_path, "\n".join(line.removeprefix("# ") for line in lines)))
+    assert (loaded.bad_cameras, loaded.bad_sinks) == ({}, {})
+    assert [sink.name for sink in loaded.config.sink] == ["log", "desk", "home", "phone", "relay"]
+    assert loaded.config.rule is not None
+    assert loaded.config.rule.off == ("drinking",)
 
 
 def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     text = GOOD + '[[camera]]\nname="film"\nsource="clips/a.mp4"\n[[camera]]\nname="secret"\nsource="$URL"\n'
     text += '[[sink]]\nname="l"\nto={name="jsonl",path="told.jsonl"}\n[[sink]]\nname="s"\nto="sound"\n'
-    plan = plans.load(written(tmp_path, text)).plan
+    plan = config.load(written(tmp_path, text)).config
     assert [sink.to for sink in plan.sink] == [{"name": "jsonl", "path": str(tmp_path / "told.jsonl")}, "sound"]
     assert plan.bundle == tmp_path / "b"
     assert plan.keep.folder == tmp_path / "watch"
@@ -75,19 +75,19 @@ def test_a_fault_names_key_and_line(tmp_path: Path, text: str, words: str) -> No
 
 def test_a_bad_camera_does_not_keep_the_good_ones_from_starting(tmp_path: Path) -> None:
     text = GOOD + '[[camera]]\nname = "yard"\nsource = "1"\n\nfsp = 5\n[[camera]]\nname = "cab"\nsource = "2"\n'
-    read = plans.load(written(tmp_path, text))
-    assert [camera.name for camera in read.plan.camera] == ["cab"]
+    loaded = config.load(written(tmp_path, text))
+    assert [camera.name for camera in loaded.config.camera] == ["cab"]
     path = tmp_path / "watch.toml"
-    assert read.cameras == {
+    assert loaded.bad_cameras == {
         "yard": f"{path}: line 9: camera.fsp = 5: unknown key; did you mean 'fps'?",
         "cab-3": f"{path}: line 11: camera.name = 'cab': there is one already",
     }
 
 
 def test_a_bad_sink_neither(tmp_path: Path) -> None:
-    read = plans.load(written(tmp_path, GOOD + '[[sink]]\nname = "a"\nto = "log"\nlevel = "wran"\n'))
-    assert read.plan.sink == ()
-    assert "line 8: sink.level = 'wran': not allowed; did you mean 'warn'?" in read.sinks["a"]
+    loaded = config.load(written(tmp_path, GOOD + '[[sink]]\nname = "a"\nto = "log"\nlevel = "wran"\n'))
+    assert loaded.config.sink == ()
+    assert "line 8: sink.level = 'wran': not allowed; did you mean 'warn'?" in loaded.bad_sinks["a"]
 
 
 def test_where_no_camera_is_right_all_faults_are_said(tmp_path: Path) -> None:
@@ -101,15 +101,15 @@ def test_where_no_camera_is_right_all_faults_are_said(tmp_path: Path) -> None:
 def test_no_file_names_the_nearest(tmp_path: Path) -> None:
     written(tmp_path, GOOD)
     with pytest.raises(UserError, match=r"wacth.toml: no such file; did you mean 'watch.toml'\?"):
-        plans.load(tmp_path / "wacth.toml")
+        config.load(tmp_path / "wacth.toml")
 
 
 def test_secrets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK", "s3cret")
-    assert plans.secret({"a": ["$HOOK", 3], "b": "cost $HOOK"}) == {"a": ["s3cret", 3], "b": "cost $HOOK"}
+    assert config.secret({"a": ["$HOOK", 3], "b": "cost $HOOK"}) == {"a": ["s3cret", 3], "b": "cost $HOOK"}
     monkeypatch.delenv("HOOK")
     with pytest.raises(UserError, match=r"\$HOOK: not set in the environment"):
-        plans.secret("$HOOK")
+        config.secret("$HOOK")
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_secrets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_a_single_cameras_name_has_nothing_secret_in_it(source: str, name: str) -> None:
-    assert plans.single(Path("b"), source).camera[0].name == name
+    assert config.single(Path("b"), source).config.camera[0].name == name

@@ -8,19 +8,19 @@ from test_detector import made
 from test_runtimes import onnx_net
 
 from stillwatch.monitor import doctor
-from stillwatch.monitor.config import CameraConfig, Keep, Read, Sink, WatchConfig, Web
+from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, Sink, WatchConfig, Web
 from stillwatch.recipe import Rule
 
 
-def read(folder: Path, *cameras: CameraConfig, **keys: Any) -> Read:
+def read(folder: Path, *cameras: CameraConfig, **keys: Any) -> LoadedConfig:
     if not (folder / "bundle-toy").exists():
         made(folder, {"model.onnx": onnx_net(folder / "m.onnx")})
     keep = keys.pop("keep", Keep(folder=folder / "kept", gigabytes=0.001, free=0))
     plan = WatchConfig(bundle=folder / "bundle-toy", camera=cameras, keep=keep, rule=Rule(profile="cctv"), **keys)
-    return Read(plan, {}, {})
+    return LoadedConfig(plan, {}, {})
 
 
-def found(asked: Read) -> dict[str, list[doctor.Finding]]:
+def found(asked: LoadedConfig) -> dict[str, list[doctor.Finding]]:
     by: dict[str, list[doctor.Finding]] = {}
     for finding in doctor.examine(asked):
         by.setdefault(finding.what, []).append(finding)
@@ -53,7 +53,7 @@ def test_what_does_not_is_named_and_the_rest_is_tried_all_the_same(
     asked = read(
         tmp_path, *cameras, sink=sinks, web=Web(host="0.0.0.0"), keep=Keep(folder=tmp_path / "m.onnx", gigabytes=1)
     )
-    by = found(asked._replace(cameras={"typo": "watch.toml: line 3: camera.fsp: unknown key"}))
+    by = found(asked._replace(bad_cameras={"typo": "watch.toml: line 3: camera.fsp: unknown key"}))
     words = {what: findings[0].words for what, findings in by.items() if not findings[0].good}
     assert set(words) == {"typo", "gone", "deaf", "secret", "hook", "page", "disk"}
     assert "no such file" in words["gone"]
@@ -66,5 +66,5 @@ def test_what_does_not_is_named_and_the_rest_is_tried_all_the_same(
 
 def test_without_its_bundle_nothing_else_is_tried(tmp_path: Path) -> None:
     plan = WatchConfig(bundle=tmp_path / "none", camera=(CameraConfig(name="yard", source="toy://street"),))
-    (finding,) = doctor.examine(Read(plan, {}, {}))
+    (finding,) = doctor.examine(LoadedConfig(plan, {}, {}))
     assert str(finding).startswith("!!  bundle: ")

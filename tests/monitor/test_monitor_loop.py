@@ -33,7 +33,7 @@ class Fake:
     def __init__(self, plan: CameraConfig, keep: Keep, shape: tuple[int, ...], how: str):
         if plan.source == "bad":
             raise UserError("bad: cannot be opened")
-        self.plan, self.state, self.words, self.index = plan, "starting", "", 0
+        self.config, self.state, self.words, self.index = plan, "starting", "", 0
         self.counters = {"frames": 0, "dropped": 0, "stalls": 0, "reconnects": 0, "respawns": 0}
         self.connection, self._far = Pipe(duplex=False)
         self._held: deque[Any] = deque()
@@ -47,7 +47,7 @@ class Fake:
         self.index += 1
         self.state = "live"
         self.counters["frames"] += 1
-        self.put(Frame(self.plan.name, self.index, at, image, status, time.monotonic()))  # type: ignore[arg-type]
+        self.put(Frame(self.config.name, self.index, at, image, status, time.monotonic()))  # type: ignore[arg-type]
 
     def put(self, one: Any) -> None:
         self._held.append(one)
@@ -60,11 +60,11 @@ class Fake:
             found.append(self._held.popleft())
         return found
 
-    def tick(self, now: float) -> list[Note]:
-        return []
+    def tick(self, now: float) -> None:
+        pass
 
-    def look(self, fps: float) -> None:
-        self.asked.append(("look", fps))
+    def preview(self, fps: float) -> None:
+        self.asked.append(("preview", fps))
 
     def snap(self, event: str) -> None:
         self.asked.append(("snap", event))
@@ -87,7 +87,7 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "CameraConfig", Fake)
+    monkeypatch.setattr(loop, "Camera", Fake)
 
 
 def plan(folder: Path, *sources: str, **more: Any) -> WatchConfig:
@@ -100,32 +100,32 @@ def plan(folder: Path, *sources: str, **more: Any) -> WatchConfig:
     )
 
 
-def turn(street: loop.Watch) -> None:
+def turn(watch: loop.Watch) -> None:
     """One round of watch(), without the wait for its beat."""
-    seats = street.newest(0.2)
-    for seat, p in zip(seats, street.look(seats), strict=True):
-        street.decide(seat, p)
-    street.beat()
+    slots = watch.receive(0.2)
+    for slot, p in zip(slots, watch.predict(slots), strict=True):
+        watch.decide(slot, p)
+    watch.tick()
 
 
-def film(street: loop.Watch, camera: Any, image: Any, start: float, end: float, fps: float = 10) -> None:
+def film(watch: loop.Watch, camera: Any, image: Any, start: float, end: float, fps: float = 10) -> None:
     for number in range(round((end - start) * fps)):
         camera.give(image, start + number / fps)
-        turn(street)
+        turn(watch)
 
 
 def test_a_fight_is_one_event_with_picture_and_clip_and_it_ends(tmp_path: Path) -> None:
-    with loop.Watch(plan(tmp_path, "rtsp://x/")) as street:
-        (seat,) = street.seats
-        camera: Any = seat.camera
+    with loop.Watch(plan(tmp_path, "rtsp://x/")) as watch:
+        (slot,) = watch.slots
+        camera: Any = slot.camera
         base = time.monotonic()
-        film(street, camera, SAFE, base, base + 3)
-        assert not seat.alarm.open
-        film(street, camera, DANGER, base + 3, base + 9)
-        assert len(seat.alarm.open) == 1
-        id = seat.alarm.open[0].id
-        film(street, camera, SAFE, base + 9, base + 29)
-        assert not seat.alarm.open
+        film(watch, camera, SAFE, base, base + 3)
+        assert not slot.alarm.open
+        film(watch, camera, DANGER, base + 3, base + 9)
+        assert len(slot.alarm.open) == 1
+        id = slot.alarm.open[0].id
+        film(watch, camera, SAFE, base + 9, base + 29)
+        assert not slot.alarm.open
         assert [words[1] for words in camera.did("snap")] == [id]
         (_, of, path, since, until), (_, ended, at) = camera.did("record")[0], camera.did("finish")[0]
         assert (of, ended, until) == (id, id, None)
@@ -133,46 +133,46 @@ def test_a_fight_is_one_event_with_picture_and_clip_and_it_ends(tmp_path: Path) 
         assert base - 5 <= since <= base + 4 - 5 + 1  # five seconds before it began
         assert base + 9 <= at <= base + 25
         camera.put(Note("c0", "thumbnail", {"event": id, "jpeg": b"\xff\xd8jpeg"}))
-        turn(street)
+        turn(watch)
     (event,) = store.events(tmp_path / "kept")
     assert (event["id"], event["camera"], event["state"], event["label"]) == (id, "c0", "closed", "danger")
     assert (tmp_path / "kept" / event["thumbnail"]).read_bytes() == b"\xff\xd8jpeg"
     assert abs(event["opened"] - time.time()) < 60  # the alarm's clock has become a date
-    assert street.gauges.text().count(b'kind="danger"') >= 1
+    assert watch.gauges.text().count(b'kind="danger"') >= 1
 
 
 def test_the_wall_clock_jumps_and_the_event_stays_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with loop.Watch(plan(tmp_path, "rtsp://x/")) as street:
-        camera: Any = street.seats[0].camera
+    with loop.Watch(plan(tmp_path, "rtsp://x/")) as watch:
+        camera: Any = watch.slots[0].camera
         base, wall = time.monotonic(), time.time()
-        film(street, camera, DANGER, base, base + 5)
+        film(watch, camera, DANGER, base, base + 5)
         monkeypatch.setattr(time, "time", lambda: wall - 86400 * 365)
-        film(street, camera, DANGER, base + 5, base + 8)
-        film(street, camera, SAFE, base + 8, base + 28)
+        film(watch, camera, DANGER, base + 5, base + 8)
+        film(watch, camera, SAFE, base + 8, base + 28)
     (event,) = store.events(tmp_path / "kept")
     assert 0 < event["end"] - event["start"] < 25
     assert event["opened"] >= event["start"] > wall - 60
 
 
 def test_all_cameras_go_through_the_net_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with loop.Watch(plan(tmp_path, "a", "b", "c")) as street:
+    with loop.Watch(plan(tmp_path, "a", "b", "c")) as watch:
         calls: list[int] = []
-        real = street.detector.predict
-        monkeypatch.setattr(street.detector, "predict", lambda x: calls.append(len(x)) or real(x))  # type: ignore[func-returns-value]
-        for seat in street.seats:
-            seat.camera.give(SAFE, time.monotonic())  # type: ignore[attr-defined]
-        turn(street)
+        real = watch.detector.predict
+        monkeypatch.setattr(watch.detector, "predict", lambda x: calls.append(len(x)) or real(x))  # type: ignore[func-returns-value]
+        for slot in watch.slots:
+            slot.camera.give(SAFE, time.monotonic())  # type: ignore[attr-defined]
+        turn(watch)
         assert calls == [3]
-        shown = street.board.cameras()
+        shown = watch.board.cameras()
         assert [camera["state"] for camera in shown] == ["live"] * 3
         assert all(camera["p"][0] > 0.9 for camera in shown)
-        assert street.board.ready
+        assert watch.board.ready
 
 
 def test_a_camera_that_cannot_be_opened_is_shown_and_the_others_watch(tmp_path: Path) -> None:
-    with loop.Watch(plan(tmp_path, "bad", "a"), {"yard": "watch.toml: line 7: camera.fsp: unknown key"}) as street:
-        assert [seat.name for seat in street.seats] == ["c1"]
-        fields = {camera["name"]: camera for camera in street.board.cameras()}
+    with loop.Watch(plan(tmp_path, "bad", "a"), {"yard": "watch.toml: line 7: camera.fsp: unknown key"}) as watch:
+        assert [slot.name for slot in watch.slots] == ["c1"]
+        fields = {camera["name"]: camera for camera in watch.board.cameras()}
         assert (fields["c0"]["state"], fields["c0"]["words"]) == ("failed", "bad: cannot be opened")
         assert fields["yard"]["words"].startswith("watch.toml: line 7")
     with pytest.raises(UserError, match="bad: cannot be opened"):
@@ -181,24 +181,24 @@ def test_a_camera_that_cannot_be_opened_is_shown_and_the_others_watch(tmp_path: 
 
 def test_a_lost_stream_is_no_frame_and_accuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SILENCE", 0.0)
-    with loop.Watch(plan(tmp_path, "rtsp://x/")) as street:
-        seat = street.seats[0]
+    with loop.Watch(plan(tmp_path, "rtsp://x/")) as watch:
+        slot = watch.slots[0]
         steps: list[tuple[Any, str]] = []
-        real = seat.alarm.step
+        real = slot.alarm.step
         monkeypatch.setattr(
-            seat.alarm, "step", lambda now, p, status="ok": steps.append((p, status)) or real(now, p, status)
+            slot.alarm, "step", lambda now, p, status="ok": steps.append((p, status)) or real(now, p, status)
         )  # type: ignore[func-returns-value]
-        seat.camera.give(DANGER, time.monotonic())  # type: ignore[attr-defined]
-        turn(street)
+        slot.camera.give(DANGER, time.monotonic())  # type: ignore[attr-defined]
+        turn(watch)
         time.sleep(0.01)
-        street.beat()
+        watch.tick()
         assert steps[0][0] is not None
         assert steps[-1] == (None, "lost")
 
 
 def test_a_file_that_ends_closes_its_event_and_ends_the_watch(tmp_path: Path) -> None:
-    street = loop.Watch(plan(tmp_path, "film.mp4"))
-    camera: Any = street.seats[0].camera
+    watch = loop.Watch(plan(tmp_path, "film.mp4"))
+    camera: Any = watch.slots[0].camera
 
     def play() -> None:
         for number in range(60):
@@ -207,56 +207,56 @@ def test_a_file_that_ends_closes_its_event_and_ends_the_watch(tmp_path: Path) ->
 
     player = threading.Thread(target=play)
     player.start()
-    with street:
-        street.run()
+    with watch:
+        watch.run()
     player.join()
-    assert street.over()
+    assert not watch.stop.is_set(), "it ended by itself"
     (event,) = store.events(tmp_path / "kept")
     assert event["state"] == "closed"
     assert 4 < event["end"] - event["start"] < 7  # the film's own seconds
 
 
 def test_pictures_are_asked_for_only_while_somebody_looks(tmp_path: Path) -> None:
-    with loop.Watch(plan(tmp_path, "a")) as street:
-        camera: Any = street.seats[0].camera
-        street.beat()
-        with street.board.viewing("c0"):
-            street.beat()
+    with loop.Watch(plan(tmp_path, "a")) as watch:
+        camera: Any = watch.slots[0].camera
+        watch.tick()
+        with watch.board.viewing("c0"):
+            watch.tick()
             camera.put(Note("c0", "jpeg", {"jpeg": b"new"}))
-            turn(street)
-        street.beat()
-        assert [words[1] for words in camera.did("look")] == [0.0, loop.VIEW, loop.VIEW, 0.0]
-        assert street.board.picture("c0") == (1, b"new")
+            turn(watch)
+        watch.tick()
+        assert [words[1] for words in camera.did("preview")] == [0.0, loop.PREVIEW, loop.PREVIEW, 0.0]
+        assert watch.board.picture("c0") == (1, b"new")
 
 
 def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> None:
     clips = np.random.default_rng(0).integers(0, 256, (4, 3, *SHAPE), dtype=np.uint8)
     it = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx", shape=(3, *SHAPE))}, frames=clips, name="clips")
     asked = plan(tmp_path, "a").model_copy(update={"bundle": it.path})
-    with loop.Watch(asked) as street:
-        camera: Any = street.seats[0].camera
+    with loop.Watch(asked) as watch:
+        camera: Any = watch.slots[0].camera
         for number in range(3):
             camera.give(SAFE, 100 + number / 10)
-            turn(street)
-            assert ("p" in street.board.cameras()[0]) == (number == 2)
-        street.seats[0].forget()
+            turn(watch)
+            assert ("p" in watch.board.cameras()[0]) == (number == 2)
+        watch.slots[0].clear_window()
         camera.give(SAFE, 100.3)
-        seats = street.newest(0.2)
-        assert street.look(seats) == [None]
+        slots = watch.receive(0.2)
+        assert watch.predict(slots) == [None]
     found = list(films.steps(Detector(it), [(n / 10, SAFE) for n in range(5)], batch=2))
     assert [p is None for _, p in found] == [True, True, False, False, False]
 
 
 def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: Path) -> None:
     said: list[str] = []
-    with loop.Watch(plan(tmp_path, "a"), say=said.append) as street:
-        camera: Any = street.seats[0].camera
+    with loop.Watch(plan(tmp_path, "a"), log=said.append) as watch:
+        camera: Any = watch.slots[0].camera
         camera.put(Note("c0", "state", {"state": "lost", "words": "connection refused"}))
-        turn(street)
-        street.store.trouble = "event cannot be written: database or disk is full"
-        street.beat()
-        street.store.trouble = None
-        street.beat()
+        turn(watch)
+        watch.store.trouble = "event cannot be written: database or disk is full"
+        watch.tick()
+        watch.store.trouble = None
+        watch.tick()
     assert said == [
         "c0: lost: connection refused",
         "events: event cannot be written: database or disk is full",

@@ -1,6 +1,5 @@
-"""Eye: the child process of one camera: opens it, decodes it, sends the newest frame when asked, keeps a tape.
+"""The child process of one camera: opens and decodes it, sends the newest frame when asked, keeps the last packets.
 
-In: orders over a socket. Out: frames of the net's size, pictures, clips, and why there are none.
 Started by Camera as `python -m stillwatch.monitor.cameras.capture FD`. One source; no net, no rule.
 """
 
@@ -11,193 +10,144 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import av
 import cv2
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from stillwatch.errors import UserError
-from stillwatch.media import image as pixels
-from stillwatch.monitor import config
-from stillwatch.monitor.cameras import blur, recorder, source
-from stillwatch.monitor.cameras.camera import Channel
-from stillwatch.monitor.cameras.source import Backoff, FileClock, Picture, RateLimiter, VideoFrame
-from stillwatch.rules.alarm import Status
+from stillwatch.media.decode import Picture, ToRgb, packet_frames
+from stillwatch.media.image import fit
+from stillwatch.monitor.cameras import source
+from stillwatch.monitor.cameras.blur import Blur
+from stillwatch.monitor.cameras.channel import Channel
+from stillwatch.monitor.cameras.health import PictureHealth
+from stillwatch.monitor.cameras.recorder import REMUXED, Encode, PacketBuffer, Remux
+from stillwatch.monitor.cameras.source import FileClock, PlaybackClock, RateLimiter, VideoFrame
+from stillwatch.monitor.config import CameraConfig, Keep
 
+Fit = Literal["stretch", "letterbox", "crop"]
 PULSE = 0.5  # seconds between two signs of life
 STEADY = 5.0  # seconds of pictures after which a stream is held to be well again
-FROZEN, BLACK = 5.0, 2.0  # seconds without any change; seconds of one dark or even shade
-LOOKS = 2.0  # times a second that it is asked whether a picture shows anything
-NOISE = 1  # levels by which a picture may differ from itself: a sensor's noise is more
-DARK, EVEN = 40, 3  # of 255: nearly the brightest of a black picture; standard deviation of a covered lens
-SHOWN, SNAPPED = 960, 640  # pixels of the longer side of pictures for viewers, and of thumbnails
-
-
-class PictureHealth:
-    """Whether a picture shows anything: black or covered, or frozen. Pure: seconds and brightness in, status out.
-
-    Frozen: for FROZEN seconds each picture is one of the last few again, as it cannot be while a sensor adds its noise.
-    Against several, because an encoder paints the same picture a little differently at each place of a group; and over
-    two keyframes, because between them it may leave a quiet scene as it is.
-    """
-
-    def __init__(self, live: bool):
-        self._live = live
-        self._pace = RateLimiter(LOOKS)
-        self._past: deque[Picture] = deque(maxlen=round(LOOKS * FROZEN))
-        self._still: tuple[float, int] | None = None  # since when nothing new was seen; keyframes until then
-        self._dark: float | None = None
-        self._status: Status = "ok"
-
-    def status(self, shot: VideoFrame, keys: int) -> Status:
-        """keys: how many keyframes the source has given."""
-        if not self._pace.due(shot.time):
-            return self._status
-        luma = shot.luma()
-        mean, spread = (float(one[0, 0]) for one in cv2.meanStdDev(luma))
-        if mean + 2 * spread >= DARK and spread >= EVEN:
-            self._dark = None
-        elif self._dark is None:
-            self._dark = shot.time
-        known = any(old.shape == luma.shape and int(cv2.absdiff(luma, old).max()) <= NOISE for old in self._past)
-        self._past.append(luma)
-        if not known or self._still is None:
-            self._still = (shot.time, keys)
-        since, counted = self._still
-        black = self._dark is not None and shot.time - self._dark >= BLACK
-        frozen = self._live and shot.time - since >= FROZEN and keys - counted >= 2
-        self._status = "black" if black else "frozen" if frozen else "ok"
-        return self._status
+PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG quality
 
 
 class FrameSender:
-    """Where frames leave: one at a time, the newest, made ready only when it is wanted.
+    """Sends one frame at a time, the newest, made ready only when it is wanted; and pictures for people.
 
     Two threads call it: the one that decodes offers, the one that listens acknowledges.
     """
 
-    def __init__(self, eye: "CaptureProcess"):
-        self._eye = eye
-        self._ready = threading.Condition()
-        self._credit, self._shown = True, True
+    def __init__(
+        self, process: "CaptureProcess", shape: tuple[int, int, int], fit: Literal["stretch", "letterbox", "crop"]
+    ):
+        self.dropped = 0
+        self._process, self._shape, self._fit = process, shape, fit
+        self._health = PictureHealth(process.live)
+        self._changed = threading.Condition()
+        self._credit = self._preview_credit = True
         self._waiting: tuple[int, VideoFrame] | None = None
         self._newest: VideoFrame | None = None
-        self._snaps: list[str] = []
-        self._look = RateLimiter(1.0)
-        self._looking = False
-        self.dropped = 0
+        self._events: list[str] = []  # that want a thumbnail
+        self._preview: RateLimiter | None = None
 
-    def offer(self, index: int, shot: VideoFrame) -> None:
-        """Live: it goes now if the last one was seen, else it waits, and a newer one takes its place."""
-        with self._ready:
-            self._note(shot)
-            if self._waiting is not None:
-                self.dropped += 1
-            self._waiting = (index, shot)
-            self._send()
-
-    def deliver(self, index: int, shot: VideoFrame) -> bool:
-        """A file: it waits until it can go. False: told to stop meanwhile."""
-        with self._ready:
-            self._note(shot)
-            while not self._credit:
-                if self._eye.stop.is_set():
+    def offer(self, index: int, frame: VideoFrame, wait: bool) -> bool:
+        """Live: it goes now if the last one was seen, else it waits, and a newer one takes its place.
+        wait (a file): it waits until it can go. False: told to stop meanwhile."""
+        with self._changed:
+            self._newest = frame
+            self._send_thumbnails()
+            if self._preview and self._preview_credit and self._preview.due(time.monotonic()):
+                self._preview_credit = False
+                self._process.send("jpeg", jpeg(self._process.public(frame), *PREVIEW))
+            while wait and not self._credit:
+                if self._process.stop.is_set():
                     return False
-                self._ready.wait(PULSE)
-                self._eye.pulse()
-            self._waiting = (index, shot)
+                self._changed.wait(PULSE)
+                self._process.pulse()
+            self.dropped += self._waiting is not None
+            self._waiting = (index, frame)
             self._send()
         return True
 
-    def seen(self) -> None:
-        with self._ready:
-            self._credit = True
-            self._send()
-            self._ready.notify_all()
-
-    def shown(self) -> None:
-        with self._ready:
-            self._shown = True
-
-    def look(self, fps: float) -> None:
-        with self._ready:
-            self._look, self._looking = RateLimiter(fps or 1.0), fps > 0
-
-    def snap(self, event: str) -> None:
-        with self._ready:
-            self._snaps.append(event)
-            if self._newest is not None:
-                self._thumbnails(self._newest)
-
     def forget(self) -> None:
         """The stream broke off: what waits is too old to be looked at."""
-        with self._ready:
+        with self._changed:
             self._waiting = None
+
+    def handle(self, *message: Any) -> bool:
+        """A message of the parent; whether it was for this class."""
+        with self._changed:
+            match message:
+                case ("seen",):
+                    self._credit = True
+                    self._send()
+                    self._changed.notify_all()
+                case ("shown",):
+                    self._preview_credit = True
+                case ("preview", fps):
+                    self._preview = RateLimiter(fps) if fps else None
+                case ("snap", event):
+                    self._events.append(event)
+                    self._send_thumbnails()
+                case _:
+                    return False
+        return True
 
     def _send(self) -> None:
         if not self._credit or self._waiting is None:
             return
-        (index, shot), self._waiting, self._credit = self._waiting, None, False
-        height, width, channels = self._eye.shape
-        image = pixels.fit(shot.rgb(), (height, width), self._eye.how, channels)  # type: ignore[arg-type]
-        status = self._eye.gaze.status(shot, self._eye.keys)
-        self._eye.send("frame", index, shot.time, image, status, shot.captured)
+        (index, frame), self._waiting, self._credit = self._waiting, None, False
+        height, width, channels = self._shape
+        image = fit(frame.rgb(), (height, width), self._fit, channels)
+        status = self._health.status(frame, self._process.keyframes)
+        self._process.send("frame", index, frame.time, image, status, frame.captured)
 
-    def _note(self, shot: VideoFrame) -> None:
-        self._newest = shot
-        if self._snaps:
-            self._thumbnails(shot)
-        if self._looking and self._shown and self._look.due(time.monotonic()):
-            self._shown = False
-            self._eye.send("note", "jpeg", {"jpeg": jpeg(self._eye.public(shot), SHOWN, 75)})
-
-    def _thumbnails(self, shot: VideoFrame) -> None:
-        image = jpeg(self._eye.public(shot), SNAPPED, 88)
-        for event in self._snaps:
-            self._eye.send("note", "thumbnail", {"event": event, "jpeg": image})
-        self._snaps.clear()
+    def _send_thumbnails(self) -> None:
+        if self._events and self._newest is not None:
+            image = jpeg(self._process.public(self._newest), *THUMBNAIL)
+            for event in self._events:
+                self._process.send("thumbnail", event, image)
+            self._events.clear()
 
 
 class CaptureProcess:
-    """Orders in, frames out. Its main thread reads the source; a second one listens, so that no hanging stream can
-    keep a clip from being closed."""
+    """Its main thread reads the source; a second one listens to the parent, so that no hanging stream can keep a clip
+    from being closed."""
 
     def __init__(
-        self,
-        wire: Channel,
-        camera: config.CameraConfig,
-        keep: config.Keep,
-        shape: tuple[int, int, int],
-        how: str,
-        at: source.Reading,
-    ):
-        self.camera, self.shape, self.how = camera, shape, how
+        self, channel: Channel, config: CameraConfig, keep: Keep, shape: tuple[int, int, int], fit: Fit,
+        position: tuple[int, float],
+    ):  # fmt: skip
+        """position: frames seen of a file, and their last second, where an earlier process was killed."""
+        self.config = config
         self.stop = threading.Event()
-        self.live = source.is_live(camera.source)
-        self.gaze = PictureHealth(self.live)
-        self.outlet = FrameSender(self)
-        self.tape = recorder.PacketBuffer(keep.pre, keep.memory, keep.longest, self._taped) if camera.clips else None
-        self._wire = wire
-        self._at = at  # where an earlier process stopped reading a file
+        self.live = source.is_live(config.source)
+        self.keyframes = 0
+        self._channel = channel
+        self._sender = FrameSender(self, shape, fit)
+        self._buffer = PacketBuffer(keep.pre, keep.memory, keep.longest, self.send) if config.clips else None
+        self._encode = Encode(self._buffer, config.fps) if self._buffer else None
+        self._remux: Remux | None = None
+        self._position = position
         self._index = 0
-        self._pace = RateLimiter(camera.fps)
-        self._blur = blur.Blur(camera.blur)
-        self._blurred: tuple[VideoFrame, Picture] | None = None
-        self._showing = threading.Lock()
-        self._encode = recorder.Encode(self.tape, camera.fps) if self.tape else None
-        self._encoding = True
+        self._limiter = RateLimiter(config.fps)
+        self._blur = Blur(config.blur)
+        self._public: tuple[VideoFrame, Picture] | None = None
+        self._blurring = threading.Lock()
         self._pulsed = 0.0
         self._bytes = self._reconnects = 0
-        self.keys = 0
-        self._troubled = ""
-        self._seeing = False
+        self._trouble = ""
 
-    # --- what it says ------------------------------------------------------------------------------------------------
+    # --- what it says and hears
 
-    def send(self, *message: Any) -> None:
+    def send(self, *message: object) -> None:
         try:
-            self._wire.send(message)
+            self._channel.send(*message)
         except OSError:  # the parent is gone, and so is the reason to be here
             self.leave()
 
@@ -206,213 +156,195 @@ class CaptureProcess:
         now = time.monotonic()
         if now - self._pulsed >= PULSE:
             self._pulsed = now
-            counts = {"dropped": self.outlet.dropped, "bytes": self._bytes, "reconnects": self._reconnects}
-            self.send("pulse", counts)
+            self.send("pulse", self._sender.dropped, self._reconnects, self._bytes)
 
-    def trouble(self, words: str) -> None:
-        if words != self._troubled:  # said once, not with every packet
-            self._troubled = words
-            self.send("note", "trouble", {"words": words})
-
-    def public(self, shot: VideoFrame) -> Picture:
+    def public(self, frame: VideoFrame) -> Picture:
         """What people may see of it; made once."""
-        with self._showing:
-            if self._blurred is None or self._blurred[0] is not shot:
-                self._blurred = (shot, self._blur(shot.rgb(), shot.time))
-            return self._blurred[1]
+        with self._blurring:
+            if self._public is None or self._public[0] is not frame:
+                self._public = (frame, self._blur(frame.rgb(), frame.time))
+            return self._public[1]
 
     def leave(self) -> None:
         """Close the clips and end the process, whatever its other thread hangs in."""
         self.stop.set()
         with contextlib.suppress(Exception):
-            if self.tape:
-                self.tape.close()
+            if self._buffer:
+                self._buffer.close()
         os._exit(0)
 
-    def _taped(self, what: str, **fields: Any) -> None:
-        if what == "missed":
-            self.send("missed", fields["event"])
-        else:
-            self.send("note", what, fields)
-
-    # --- what it is told ---------------------------------------------------------------------------------------------
-
     def listen(self) -> None:
-        """Until the parent says stop, or is no more."""
+        """Handle messages until the parent says stop, or is no more."""
         while True:
             try:
-                messages = self._wire.read()
+                messages = self._channel.read()
             except EOFError:
                 self.leave()
-            for what, *fields in messages:
-                self._heed(what, *fields)
+            for message in messages:
+                self.handle(*message)
 
-    def _heed(self, what: str, *fields: Any) -> None:
-        if what == "stop":
-            self.leave()
-        elif what in ("seen", "shown", "look", "snap"):
-            getattr(self.outlet, what)(*fields)
-        elif self.tape is None:
-            self.send("missed", fields[0])
-        elif what == "record":
-            event, path, since, until = fields
-            self.tape.record(event, Path(path), since, until)
-        elif what == "finish":
-            self.tape.finish(*fields)
+    def handle(self, *message: Any) -> None:
+        if self._sender.handle(*message):
+            return
+        match message:
+            case ("stop",):
+                self.leave()
+            case ("record", event, path, since, until) if self._buffer:
+                self._buffer.record(event, Path(path), since, until)
+            case ("finish", event, until) if self._buffer:
+                self._buffer.finish(event, until)
+            case (_, event, *_):
+                self.send("missed", event)
 
-    # --- what it sees ------------------------------------------------------------------------------------------------
+    def _warn(self, words: str) -> None:
+        if words != self._trouble:  # said once, not with every packet
+            self._trouble = words
+            self.send("trouble", words)
+
+    # --- what it sees
 
     def watch(self) -> None:
         """Read the source to its end, or for ever."""
-        what = source.kind(self.camera.source)
-        if what in ("toy", "folder"):
-            self._watch_drawn(what)
+        what = source.kind(self.config.source)
+        if self.live:
+            self._watch_stream()
         elif what == "file":
             self._watch_file()
         else:
-            self._watch_stream()
+            self._watch_drawn(what)
         self.send("ended", "read to its end")
 
     def _watch_stream(self) -> None:
-        """Open, look, and open again: paced, jittered, without end."""
-        backoff = Backoff(*self.camera.backoff)
-        lost = False
+        """Open, decode, and open again: paced, jittered, without end."""
+        waits, lost = source.backoff(*self.config.backoff), False
         while not self.stop.is_set():
             self.pulse()
-            began = time.monotonic()
-            seen = None
-            stalled = False
+            began, seen, stalled = time.monotonic(), None, False
             try:
-                with source.open_video(self.camera.source, self.camera.stall, self.camera.transport) as container:
-                    for seen in self._look(container):
+                with source.open_video(self.config.source, self.config.stall, self.config.transport) as container:
+                    for seen in self._decode_stream(container):
                         if lost:
                             self._reconnects, lost, self._pulsed = self._reconnects + 1, False, 0.0
                         if seen - began > STEADY:
-                            backoff.reset()
+                            waits = source.backoff(*self.config.backoff)
                 words = "the stream ended"
             except Stalled as error:
                 words, stalled = str(error), True
-            except source.timed_out():
-                words, stalled = f"no picture for {self.camera.stall:g} s", True
+            except source.TIMED_OUT:
+                words, stalled = f"no picture for {self.config.stall:g} s", True
             except Exception as error:  # FFmpeg's errors have no ancestor in common below this one
-                words = source.words(error, self.camera.source)
-            if self.tape:
-                self.tape.cut()
-            self.outlet.forget()
+                words = source.redacted_error(error, self.config.source)
+            if self._buffer:
+                self._buffer.cut()
+            self._sender.forget()
             self.send("lost", words, stalled)
             lost = True
             # An attempt that hung has already waited
             spent = time.monotonic() - began if seen is None else 0.0
-            self.stop.wait(max(0.0, backoff.next() - spent))
+            self.stop.wait(max(0.0, next(waits) - spent))
 
-    def _look(self, container: Any) -> Any:
+    def _decode_stream(self, container: InputContainer) -> Iterator[float]:
         """Decode a live stream; yields time.monotonic() of each good frame. Raises Stalled where there are none."""
         stream = container.streams.video[0]
-        remux = self._remux(stream)
+        self._open_remux(stream)
         intra = stream.codec_context.name in source.INTRA
-        patience = self.camera.stall + (1 / self.camera.fps if intra else 0.0)
-        colours = source.Colours()
+        patience = self.config.stall + (1 / self.config.fps if intra else 0.0)
+        bursts = bool(source.BURSTS.intersection(container.format.name.split(",")))
+        clock = PlaybackClock(1.0 if bursts else 0.0, longest=self.config.stall)
+        to_rgb, started = ToRgb(), False
         arrivals: dict[int | None, float] = {}
-        beat = source.PlaybackClock(1.0 if source.in_bursts(container) else 0.0, most=self.camera.stall)
         good = time.monotonic()
-        self._seeing = False
         for packet in container.demux():
             self.pulse()
-            if packet.dts is not None and not self._hold(beat, float(packet.dts * packet.time_base)):
+            if packet.dts is not None and not self._hold(clock, float(packet.dts * packet.time_base)):
                 return
             now = time.monotonic()
             if packet.stream.index != stream.index or not packet.size:
                 if now - good > patience:
-                    raise Stalled(f"no picture for {self.camera.stall:g} s")
+                    raise Stalled(f"no picture for {self.config.stall:g} s")
                 continue
             self._bytes += packet.size
-            self.keys += bool(packet.is_keyframe)
+            self.keyframes += bool(packet.is_keyframe)
             arrivals[packet.pts] = now
-            if intra and not self._pace.due(now):
+            if intra and not self._limiter.due(now):
                 continue
             # Before the first keyframe nothing can be decoded, and nothing is wrong
-            for frame in source.decoded(packet, self.trouble if self._seeing else lambda words: None):
-                self._seeing = True
-                good = arrivals.get(frame.pts, now)
-                self._see(VideoFrame(frame, good, good, colours), intra)
+            for raw in packet_frames(packet, self._warn if started else lambda words: None):
+                good, started = arrivals.get(raw.pts, now), True
+                if intra or self._limiter.due(good):
+                    frame = VideoFrame(raw, good, good, to_rgb)
+                    self._record(frame)
+                    self._sender.offer(self._index, frame, wait=False)
+                self._index += 1
                 yield good
             if len(arrivals) > 64:  # decoders reorder by at most 16
                 arrivals = {pts: when for pts, when in arrivals.items() if now - when < 5}
-            if remux:
-                remux.push(packet, now)
+            if self._remux:
+                self._remux.push(packet, now)
             if now - good > patience:
-                raise Stalled(f"nothing that can be decoded for {self.camera.stall:g} s")
-
-    def _see(self, shot: VideoFrame, due: bool = False) -> None:
-        """One live frame."""
-        index, self._index = self._index, self._index + 1
-        if due or self._pace.due(shot.time):
-            if self._encoding and self._encode:
-                self._encode.push(self.public(shot), shot.time)
-            self.outlet.offer(index, shot)
+                raise Stalled(f"nothing that can be decoded for {self.config.stall:g} s")
 
     def _watch_file(self) -> None:
         """Every frame that is due, in its time. Where it cannot be opened, it has failed."""
-        colours = source.Colours()
-        beat = source.PlaybackClock(self.camera.speed)
-        start, first = 0.0, True
-        while first or self.camera.loop:
-            first = False
-            with source.open_video(self.camera.source) as container:
+        clock, to_rgb = PlaybackClock(self.config.speed), ToRgb()
+        start, again = 0.0, True
+        while again:
+            with source.open_video(self.config.source) as container:
                 stream = container.streams.video[0]
-                remux = self._remux(stream)
-                clock, frames = FileClock(stream, start), FileClock(stream, start)
+                self._open_remux(stream)
+                packet_clock, frame_clock = FileClock(stream, start), FileClock(stream, start)
                 for packet in container.demux(stream):
-                    for frame in source.decoded(packet, self.trouble):
-                        if not self._show(VideoFrame(frame, frames.of(frame), 0.0, colours), beat):
+                    for raw in packet_frames(packet, self._warn):
+                        frame = VideoFrame(raw, frame_clock.time(raw), 0.0, to_rgb)
+                        if self._limiter.due(frame.time) and not self._show(frame, clock):
                             return
+                        self.pulse()
                     if packet.size:
                         self._bytes += packet.size
-                        if remux:
-                            remux.push(packet, clock.of(packet))
-                if not frames.count:
+                        if self._remux:
+                            self._remux.push(packet, packet_clock.time(packet))
+                if not frame_clock.count:
                     raise ValueError("there is no picture in it")
-                start = frames.end
+                start, again = frame_clock.last + frame_clock.step, self.config.loop
 
-    def _watch_drawn(self, what: str) -> None:
-        beat = source.PlaybackClock(self.camera.speed)
-        offset = 0.0
-        if what == "toy" and self._at.seen:  # not drawn again up to there: that could take hours
-            offset, self._index = self._at.time + 1 / self.camera.fps, self._at.seen
-            self._at = source.Reading()
-        for seconds, image in source.drawn(self.camera.source, self.camera.fps, self.trouble, self.camera.loop):
-            if not self._show(VideoFrame(image, offset + seconds, 0.0), beat, paced=what == "folder"):
+    def _watch_drawn(self, what: source.Kind) -> None:
+        clock, offset = PlaybackClock(self.config.speed), 0.0
+        if what == "toy" and self._position[0]:  # not drawn again up to there: that could take hours
+            offset, self._index = self._position[1] + 1 / self.config.fps, self._position[0]
+            self._position = (0, 0.0)
+        for seconds, image in source.drawn(self.config.source, self.config.fps, self._warn, self.config.loop):
+            frame = VideoFrame(image, offset + seconds, 0.0)
+            if (what == "folder" or self._limiter.due(frame.time)) and not self._show(frame, clock):
                 return
+            self.pulse()
 
-    def _show(self, shot: VideoFrame, beat: source.PlaybackClock, paced: bool = False) -> bool:
+    def _show(self, frame: VideoFrame, clock: PlaybackClock) -> bool:
         """One moment of what was filmed. False: told to stop."""
-        self.pulse()
-        index = self._index
-        if not paced and not self._pace.due(shot.time):
+        index, self._index = self._index, self._index + 1
+        self._record(frame)
+        if index < self._position[0]:  # an earlier process has shown it
             return True
-        self._index += 1
-        if self._encoding and self._encode:
-            self._encode.push(self.public(shot), shot.time)
-        if index < self._at.seen:  # an earlier process has shown it
-            return True
-        if not self._hold(beat, shot.time):
+        if not self._hold(clock, frame.time):
             return False
-        shot.captured = time.monotonic()
-        return self.outlet.deliver(index, shot)
+        frame.captured = time.monotonic()
+        return self._sender.offer(index, frame, wait=True)
 
-    def _hold(self, beat: source.PlaybackClock, seconds: float) -> bool:
+    def _hold(self, clock: PlaybackClock, seconds: float) -> bool:
         """Wait until the moment at `seconds` of the film is due. False: told to stop."""
-        while (left := beat.left(seconds, time.monotonic())) > 0:
+        while (left := clock.wait(seconds, time.monotonic())) > 0:
             if self.stop.wait(min(left, PULSE)):
                 return False
             self.pulse()
         return True
 
-    def _remux(self, stream: Any) -> Any:
-        """What keeps the stream's own packets, where a clip can hold them and people may see them."""
-        own = bool(self.tape) and self.camera.blur == "none" and stream.codec_context.name in recorder.REMUXED
-        self._encoding = not own
-        return recorder.Remux(self.tape, stream) if own and self.tape else None
+    def _record(self, frame: VideoFrame) -> None:
+        if self._encode and not self._remux:
+            self._encode.push(self.public(frame), frame.time)
+
+    def _open_remux(self, stream: VideoStream) -> None:
+        """Keep the stream's own packets, where a clip can hold them and people may see them."""
+        own = self.config.blur == "none" and stream.codec_context.name in REMUXED
+        self._remux = Remux(self._buffer, stream) if own and self._buffer else None
 
 
 class Stalled(Exception):
@@ -430,28 +362,28 @@ def jpeg(image: Picture, side: int, quality: int) -> bytes:
 
 
 def main() -> None:
-    """What the child does. It ends when its parent does, and does not heed the terminal: the parent tells it."""
+    """Ends when its parent does, and ignores the terminal's signals: the parent tells it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    wire = Channel(socket.socket(fileno=int(sys.argv[1])))
-    (_, *settings), *early = wire.read()
-    source.quiet()
+    av.logging.set_level(None)  # FFmpeg would quote the URL with its password on the terminal
+    av.logging.set_libav_level(av.logging.PANIC)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), blocking=True)
+    (_, *settings), *early = channel.read()
     try:
-        eye = CaptureProcess(wire, *settings)
-    except UserError as mistake:
-        wire.send(("failed", str(mistake)))
+        process = CaptureProcess(channel, *settings)
+    except UserError as error:
+        channel.send("failed", str(error))
         return
-    for what, *fields in early:
-        eye._heed(what, *fields)
-    threading.Thread(target=eye.listen, daemon=True).start()
+    for message in early:
+        process.handle(*message)
+    threading.Thread(target=process.listen, daemon=True).start()
     try:
-        eye.watch()
+        process.watch()
     except Exception as error:
-        eye.send("failed", source.words(error, eye.camera.source))
-    eye.stop.wait()  # clips and thumbnails may still be asked for
-    while True:
-        time.sleep(1)  # the listener ends the process
+        process.send("failed", source.redacted_error(error, process.config.source))
+    while True:  # clips and thumbnails may still be asked for; the listener ends the process
+        time.sleep(1)
 
 
 if __name__ == "__main__":

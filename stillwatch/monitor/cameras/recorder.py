@@ -1,88 +1,86 @@
-"""Tape: the last seconds of packets, and clips made of them: from before an event to after it, without re-encoding.
+"""The last seconds of packets, and clips cut from them: from before an event to after it, without re-encoding.
 
-In: packets as they leave the demuxer, or pictures that are encoded once. Out: MP4 files, each whole or marked as cut.
-Called by the eye, from its two threads. It knows no camera, no event but its name, and no clock but the packets' own.
+Called from two threads. It knows no camera, no event but its name, and no clock but the packets' own.
 """
 
 import io
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from stillwatch.monitor.cameras.source import Picture
+import av
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from stillwatch.errors import one_line
+from stillwatch.media.decode import Picture
 
 REMUXED = ("h264", "hevc", "vp9", "av1", "mpeg4")  # what MP4 holds and browsers play, mostly
 REACH = 12.0  # seconds that an event may have gone on before the rule speaks: its pre-roll starts before them
 TICKS = 90_000  # of a second in a clip
 JUMP = 2.0  # seconds by which a stream's own time may stray from the clock before it is set right
 FRAGMENT = 1_000_000  # microseconds of a clip that a killed writer loses at most
-HYBRID = (61, 7, 100)  # libavformat from which on a closed fragmented file is turned into a plain one
-Say = Callable[..., None]
+# From this libavformat on, a closed fragmented file is turned into a plain one
+HYBRID = av.library_versions["libavformat"] >= (61, 7, 100)
+FLAGS = f"frag_keyframe+{'hybrid_fragmented' if HYBRID else 'empty_moov'}+default_base_moof"
+GLOBAL_HEADER = 0x0040_0000  # AV_CODEC_FLAG_GLOBAL_HEADER: MP4 keeps the parameter sets apart
+ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
-class StreamHeader:
-    """What a decoder must know before the first packet; packets of two heads are never in one clip."""
+class BufferedPacket(NamedTuple):
+    """One packet. Times in seconds; clock: the Alarm's; dts and pts: of this buffer, dts always rising.
 
-    def __init__(self, nut: bytes):
-        self.nut = nut  # a NUT file of one packet: codec, size, extradata; it outlives the stream that it is of
-
-
-class Kept(NamedTuple):
-    """One packet. Times in seconds; clock: the Alarm's, dts and pts: of this tape, dts always rising."""
+    header: what a decoder must know first, as a NUT file of one packet: codec, size, extradata. It outlives its
+    stream. Packets whose headers are not the same object are never in one clip.
+    """
 
     data: bytes
-    key: bool
+    keyframe: bool
     clock: float
     dts: float
     pts: float
-    head: StreamHeader
+    header: bytes
 
 
 class Clip:
     """One file that is being written, as <path>.part until it is closed."""
 
-    def __init__(self, event: str, path: Path, since: float, until: float | None):
-        self.event, self.path, self.since, self.until = event, path, since, until
+    def __init__(self, event: str, path: Path, until: float | None):
+        self.event, self.path, self.until = event, path, until
         self.part = path.with_name(path.name + ".part")
-        self.head: StreamHeader | None = None
-        self.start = self.last = 0.0
+        self.started = False
+        self.start = self.last = 0.0  # clock of its first and last packet
         self._dts = -1
-        self._container: Any = None
-        self._stream: Any = None
+        self._container: OutputContainer | None = None
 
-    def write(self, kept: Kept) -> None:
+    def write(self, item: BufferedPacket) -> None:
         """Raises OSError where the disk does not take it."""
-        import av
-
         if self._container is None:
-            if not kept.key:
+            if not item.keyframe:
                 return
-            self._begin(kept)
-        packet = av.Packet(kept.data)
-        packet.stream = self._stream
-        packet.time_base = Fraction(1, TICKS)
-        dts = max(self._dts + 1, round((kept.dts - self._zero) * TICKS))
-        packet.dts, packet.pts = dts, max(dts, round((kept.pts - self._zero) * TICKS))
-        packet.is_keyframe = kept.key
-        self._dts, self.last = dts, kept.clock
+            self._open(item)
+            assert self._container is not None
+        packet = av.Packet(item.data)
+        packet.stream, packet.time_base = self._stream, Fraction(1, TICKS)
+        self._dts = max(self._dts + 1, round((item.dts - self._zero) * TICKS))
+        packet.dts, packet.pts = self._dts, max(self._dts, round((item.pts - self._zero) * TICKS))
+        packet.is_keyframe = item.keyframe
+        self.last = item.clock
         self._container.mux(packet)
 
-    def _begin(self, kept: Kept) -> None:
-        import av
-
-        flags = "frag_keyframe+empty_moov+default_base_moof"
-        if av.library_versions["libavformat"] >= HYBRID:
-            flags = "frag_keyframe+hybrid_fragmented+default_base_moof"
+    def _open(self, item: BufferedPacket) -> None:
         self.part.parent.mkdir(parents=True, exist_ok=True)
-        options = {"movflags": flags, "frag_duration": str(FRAGMENT), "flush_packets": "1"}
+        options = {"movflags": FLAGS, "frag_duration": str(FRAGMENT), "flush_packets": "1"}
         self._container = av.open(str(self.part), "w", format="mp4", container_options=options)
-        with av.open(io.BytesIO(kept.head.nut), format="nut") as like:
-            self._stream = _stream_like(self._container, like.streams.video[0])
+        with av.open(io.BytesIO(item.header), format="nut") as template:
+            self._stream = _add_stream_like(self._container, template.streams.video[0])
             self._container.start_encoding()
-        self.head, self.start, self._zero = kept.head, kept.clock, kept.dts
+        self.started, self.start, self._zero = True, item.clock, item.dts
 
     def close(self) -> bool:
         """Finalise it; False where nothing was written, and then there is no file."""
@@ -93,7 +91,7 @@ class Clip:
         except (OSError, ValueError):  # no room for the index: the fragments are there all the same
             pass
         finally:
-            self._container = self._stream = None
+            self._container = None
         if not self.part.is_file() or not self.part.stat().st_size:
             self.part.unlink(missing_ok=True)
             return False
@@ -104,25 +102,26 @@ class Clip:
 class PacketBuffer:
     """A ring of packets and the clips that grow from it. Any thread may call it."""
 
-    def __init__(self, pre: float, mebibytes: int, longest: float, say: Say):
-        """pre: seconds before an event. say("clip"|"trouble"|"missed", **fields) is called when something is done."""
+    def __init__(self, pre: float, mebibytes: int, longest: float, report: Callable[..., None]):
+        """pre: seconds before an event. longest: seconds of a clip. report: called with ("clip", event, seconds,
+        whole), ("missed", event) where there is no clip, or ("trouble", words)."""
         self.pre, self.bytes, self.longest = pre, mebibytes << 20, longest
-        self._say = say
-        self._ring: deque[Kept] = deque()
+        self._report = report
+        self._ring: deque[BufferedPacket] = deque()
         self._size = 0
         self._clips: dict[str, Clip] = {}
         self._lock = threading.RLock()
 
-    def push(self, kept: Kept) -> None:
+    def push(self, item: BufferedPacket) -> None:
         with self._lock:
-            if self._ring and self._ring[-1].head is not kept.head:
-                self._cut()
+            if self._ring and self._ring[-1].header is not item.header:
+                self.cut()
                 self._ring.clear()
                 self._size = 0
-            self._ring.append(kept)
-            self._size += len(kept.data)
+            self._ring.append(item)
+            self._size += len(item.data)
             for clip in list(self._clips.values()):
-                self._feed(clip, kept)
+                self._feed(clip, item)
             self._trim()
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:
@@ -130,26 +129,29 @@ class PacketBuffer:
         with self._lock:
             if event in self._clips:
                 return
-            clip = self._clips[event] = Clip(event, path, since, until)
+            clip = self._clips[event] = Clip(event, path, until)
             if self._ring and self._ring[-1].clock >= since:
-                for kept in list(self._from(since)):
-                    if event in self._clips:
-                        self._feed(clip, kept)
+                keyframes = [item.clock for item in self._ring if item.keyframe and item.clock <= since]
+                start = max(keyframes, default=self._ring[0].clock)
+                for item in list(self._ring):
+                    if item.clock >= start and event in self._clips:
+                        self._feed(clip, item)
 
     def finish(self, event: str, until: float) -> None:
         """The clip ends at that second of the clock; at once where it has passed."""
         with self._lock:
-            clip = self._clips.get(event)
-            if clip is None:
-                return
-            clip.until = until
-            if clip.head is not None and clip.last >= until:
-                self._end(clip, whole=True)
+            if clip := self._clips.get(event):
+                clip.until = until
+                if clip.started and clip.last >= until:
+                    self._end(clip, whole=True)
 
     def cut(self) -> None:
-        """The stream broke off: what is being written ends here. The ring stays: an event may still want it."""
+        """The stream broke off: what is being written ends here. The ring stays: an event may still want it, and a
+        clip that has not begun waits for the stream to come back."""
         with self._lock:
-            self._cut()
+            for clip in list(self._clips.values()):
+                if clip.started:
+                    self._end(clip, whole=False)
 
     def close(self) -> None:
         """Finalise everything."""
@@ -163,44 +165,30 @@ class PacketBuffer:
         with self._lock:
             return (self._ring[-1].clock - self._ring[0].clock if self._ring else 0.0), self._size
 
-    def _from(self, since: float) -> Iterator[Kept]:
-        start = 0
-        for number, kept in enumerate(self._ring):
-            if kept.key and kept.clock <= since:
-                start = number
-        yield from (kept for number, kept in enumerate(self._ring) if number >= start)
-
-    def _feed(self, clip: Clip, kept: Kept) -> None:
-        if clip.until is not None and kept.clock > clip.until:
+    def _feed(self, clip: Clip, item: BufferedPacket) -> None:
+        if clip.until is not None and item.clock > clip.until:
             self._end(clip, whole=True)
-            return
-        if clip.head is not None and kept.clock - clip.start > self.longest:
+        elif clip.started and item.clock - clip.start > self.longest:
             self._end(clip, whole=False)
-            return
-        try:
-            clip.write(kept)
-        except (OSError, ValueError) as error:  # av's errors are both
-            self._say("trouble", words=f"clip of {clip.event}: {getattr(error, 'strerror', None) or error}")
-            self._end(clip, whole=False)
-
-    def _cut(self) -> None:
-        for clip in list(self._clips.values()):
-            if clip.head is not None:  # one that has not begun waits for the stream to come back
+        else:
+            try:
+                clip.write(item)
+            except (OSError, ValueError) as error:  # av's errors are both
+                self._report("trouble", f"clip of {clip.event}: {one_line(error)}")
                 self._end(clip, whole=False)
 
     def _end(self, clip: Clip, whole: bool) -> None:
         del self._clips[clip.event]
         if clip.close():
-            seconds = round(clip.last - clip.start, 3)
-            self._say("clip", event=clip.event, path=str(clip.path), seconds=seconds, whole=whole)
+            self._report("clip", clip.event, round(clip.last - clip.start, 3), whole)
         else:
-            self._say("missed", event=clip.event)
+            self._report("missed", clip.event)
 
     def _trim(self) -> None:
         """Drop whole groups of pictures that nobody can ask for any more, or for which there is no room."""
         edge = self._ring[-1].clock - self.pre - REACH
         while len(self._ring) > 1 and (self._ring[0].clock < edge or self._size > self.bytes):
-            second = next((n for n in range(1, len(self._ring)) if self._ring[n].key), len(self._ring) - 1)
+            second = next((n for n in range(1, len(self._ring)) if self._ring[n].keyframe), len(self._ring) - 1)
             if self._size <= self.bytes and self._ring[second].clock >= edge:
                 return
             for _ in range(second):
@@ -208,113 +196,105 @@ class PacketBuffer:
 
 
 class Remux:
-    """A stream's own packets -> the tape."""
+    """A stream's own packets -> the buffer."""
 
-    def __init__(self, tape: PacketBuffer, stream: Any):
-        self._tape, self._stream = tape, stream
-        self._codec, self._base = stream.codec_context.name, float(stream.time_base)
-        self._head: StreamHeader | None = None
+    def __init__(self, buffer: PacketBuffer, stream: VideoStream):
+        self._buffer, self._stream = buffer, stream
+        self._codec, self._base = stream.codec_context.name, float(stream.time_base or 0)
+        self._header: bytes | None = None
         self._sets = b""
-        self._line = Line()
+        self._timeline = Timeline()
 
-    def push(self, packet: Any, clock: float) -> None:
+    def push(self, packet: Packet, clock: float) -> None:
         """After the packet was decoded: only then does the stream know a new size."""
         if not packet.size:
             return
-        data = bytes(packet)
-        key = bool(packet.is_keyframe)
-        if key:
+        data, keyframe = bytes(packet), bool(packet.is_keyframe)
+        if keyframe:
             sets = parameter_sets(data, self._codec)
-            if self._head is None or (sets and sets != self._sets):
-                self._head, self._sets = StreamHeader(_head(self._stream, sets, data)), sets
-        if self._head is None:
+            if self._header is None or (sets and sets != self._sets):
+                self._sets, self._header = sets, _nut(data, self._add_stream)
+        if self._header is None:
             return
-        dts, pts = packet.dts, packet.pts
-        ahead = 0.0 if dts is None or pts is None else (pts - dts) * self._base
-        at = self._line.at(None if dts is None else dts * self._base, clock)
-        self._tape.push(Kept(data, key, clock, at, at + max(0.0, ahead), self._head))
+        own = None if packet.dts is None else packet.dts * self._base
+        ahead = 0.0 if packet.pts is None or own is None else max(0.0, packet.pts * self._base - own)
+        dts = self._timeline.at(own, clock)
+        self._buffer.push(BufferedPacket(data, keyframe, clock, dts, dts + ahead, self._header))
+
+    def _add_stream(self, container: OutputContainer) -> VideoStream:
+        copy, now = _add_stream_like(container, self._stream), self._stream.codec_context
+        if self._sets:
+            copy.codec_context.extradata = self._sets
+        copy.codec_context.width, copy.codec_context.height = now.width, now.height
+        return copy
 
 
 class Encode:
-    """Pictures -> H.264 on the tape, for sources whose packets no clip can hold, and for what must be blurred."""
+    """Pictures -> H.264 in the buffer, for sources whose packets no clip can hold, and for what must be blurred."""
 
-    def __init__(self, tape: PacketBuffer, fps: float):
-        self._tape, self._fps = tape, max(1, round(fps))
+    def __init__(self, buffer: PacketBuffer, fps: float):
+        self._buffer, self._fps = buffer, max(1, round(fps))
         self._size = (0, 0)
-        self._codec: Any = None
-        self._head: StreamHeader | None = None
-        self._line = Line()
+        self._codec: VideoCodecContext | None = None
+        self._header: bytes | None = None
+        self._timeline = Timeline()
         self._count = 0
 
     def push(self, image: Picture, clock: float) -> None:
         """image: uint8 (H,W,3) RGB of any size; an odd last row or column is left out."""
-        import av
-
         height, width = image.shape[0] & ~1, image.shape[1] & ~1
         if not height or not width:
             return
-        if self._size != (height, width):
-            self._codec = self._settings(av.CodecContext.create(_encoder(), "w"), height, width)
-            self._codec.flags |= 0x0040_0000  # AV_CODEC_FLAG_GLOBAL_HEADER: MP4 keeps the parameter sets apart
-            self._size, self._head, self._count = (height, width), None, 0
+        if self._codec is None or self._size != (height, width):
+            self._size, self._header, self._count = (height, width), None, 0
+            self._codec = VideoCodecContext.create(ENCODER, "w")  # type: ignore[assignment]
+            assert self._codec is not None
+            self._configure(self._codec)
+            self._codec.flags |= GLOBAL_HEADER
         frame = av.VideoFrame.from_ndarray(image[:height, :width], format="rgb24").reformat(format="yuv420p")
-        at = self._line.at(None, clock)
-        frame.time_base, frame.pts = Fraction(1, TICKS), round(at * TICKS)
+        seconds = self._timeline.at(None, clock)
+        frame.time_base, frame.pts = Fraction(1, TICKS), round(seconds * TICKS)
         frame.pict_type = 1 if self._count % self._fps == 0 else 0  # a keyframe each second
         self._count += 1
         for packet in self._codec.encode(frame):
-            data, key = bytes(packet), bool(packet.is_keyframe)
-            if self._head is None:
-                self._head = self._begin(data)
-            self._tape.push(Kept(data, key, clock, at, at, self._head))
+            data = bytes(packet)
+            if self._header is None:
+                self._header = _nut(data, self._add_stream)
+            item = BufferedPacket(data, bool(packet.is_keyframe), clock, seconds, seconds, self._header)
+            self._buffer.push(item)
 
-    def _settings(self, codec: Any, height: int, width: int) -> Any:
-        codec.height, codec.width, codec.pix_fmt = height, width, "yuv420p"
+    def _add_stream(self, container: OutputContainer) -> VideoStream:
+        """An encoder of the same settings: a container takes nothing else's word for them."""
+        stream: VideoStream = container.add_stream(ENCODER, rate=self._fps)  # type: ignore[assignment]
+        self._configure(stream.codec_context)
+        return stream
+
+    def _configure(self, codec: VideoCodecContext) -> None:
+        (codec.height, codec.width), codec.pix_fmt = self._size, "yuv420p"
         codec.time_base, codec.framerate = Fraction(1, TICKS), Fraction(self._fps)
         codec.thread_count, codec.gop_size = 1, 10 * self._fps
         if codec.name == "libx264":
             codec.options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "26"}
         else:
-            codec.bit_rate = 2 * width * height
-        return codec
-
-    def _begin(self, data: bytes) -> StreamHeader:
-        """The head by an encoder of the same settings: a container takes no other's word for them."""
-        import av
-
-        held = io.BytesIO()
-        with av.open(held, "w", format="nut") as container:
-            stream = container.add_stream(_encoder(), rate=self._fps)
-            self._settings(stream.codec_context, *self._size)
-            container.start_encoding()
-            _mux_one(container, stream, data)
-        return StreamHeader(held.getvalue())
+            codec.bit_rate = 2 * codec.width * codec.height
 
 
-def _encoder() -> str:
-    import av
-
-    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
-
-
-class Line:
+class Timeline:
     """Seconds that always rise and keep step with the clock, whatever a stream's own time stamps do."""
 
     def __init__(self) -> None:
-        self._own: float | None = None  # what the stream last said
-        self._clock = self._at = 0.0
-        self._begun = False
+        self._seconds = 0.0
+        self._last: tuple[float | None, float] | None = None  # the stream's own time, the clock's
 
     def at(self, own: float | None, clock: float) -> float:
-        if not self._begun:
-            self._begun = True
-        else:
-            step = clock - self._clock
-            if own is not None and self._own is not None and abs(own - self._own - step) < JUMP and own > self._own:
-                step = own - self._own
-            self._at += max(step, 1e-3)
-        self._own, self._clock = own, clock
-        return self._at
+        if self._last is not None:
+            last_own, last_clock = self._last
+            step = clock - last_clock
+            if own is not None and last_own is not None and own > last_own and abs(own - last_own - step) < JUMP:
+                step = own - last_own
+            self._seconds += max(step, 1e-3)
+        self._last = (own, clock)
+        return self._seconds
 
 
 def parameter_sets(data: bytes, codec: str) -> bytes:
@@ -324,44 +304,30 @@ def parameter_sets(data: bytes, codec: str) -> bytes:
     """
     if codec not in ("h264", "hevc") or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
         return b""
-    found = b""
-    for unit in data[:4096].split(b"\0\0\1")[1:]:
-        if not unit:
-            continue
+    sets = b""
+    for unit in filter(None, data[:4096].split(b"\0\0\1")[1:]):
         number = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
         if number in ((7, 8) if codec == "h264" else (32, 33, 34)):
-            found += b"\0\0\0\1" + unit.rstrip(b"\0")
+            sets += b"\0\0\0\1" + unit.rstrip(b"\0")
         elif number in ((1, 5) if codec == "h264" else range(0, 22)):
             break  # the picture itself
-    return found
+    return sets
 
 
-def _head(stream: Any, sets: bytes, data: bytes) -> bytes:
-    """A NUT file that holds what decoders must know of this stream, and one packet: it cannot be read without."""
-    import av
-
-    held = io.BytesIO()
-    with av.open(held, "w", format="nut") as container:
-        copy = _stream_like(container, stream)
-        if sets:
-            copy.codec_context.extradata = sets
-        now = stream.codec_context
-        copy.codec_context.width, copy.codec_context.height = now.width, now.height
+def _nut(data: bytes, add_stream: Callable[[OutputContainer], VideoStream]) -> bytes:
+    """A NUT file of one stream and one packet: without a packet it cannot be read."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="nut") as container:
+        stream = add_stream(container)
         container.start_encoding()
-        _mux_one(container, copy, data)
-    return held.getvalue()
+        packet = av.Packet(data)
+        packet.stream, packet.time_base = stream, Fraction(1, TICKS)
+        packet.pts, packet.dts, packet.is_keyframe = 0, 0, True
+        container.mux(packet)
+    return file.getvalue()
 
 
-def _stream_like(container: Any, stream: Any) -> Any:
+def _add_stream_like(container: OutputContainer, stream: VideoStream) -> VideoStream:
     if hasattr(container, "add_stream_from_template"):  # PyAV from 14 on
         return container.add_stream_from_template(stream, opaque=True)
-    return container.add_stream(template=stream)
-
-
-def _mux_one(container: Any, stream: Any, data: bytes) -> None:
-    import av
-
-    packet = av.Packet(data)
-    packet.stream, packet.time_base = stream, Fraction(1, TICKS)
-    packet.pts, packet.dts, packet.is_keyframe = 0, 0, True
-    container.mux(packet)
+    return container.add_stream(template=stream)  # type: ignore[call-overload]

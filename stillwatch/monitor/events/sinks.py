@@ -33,8 +33,7 @@ import numpy as np
 from stillwatch import __version__
 from stillwatch.errors import UserError, nearest
 from stillwatch.monitor import config as plans
-from stillwatch.monitor.cameras.source import redact
-from stillwatch.monitor.cameras.source import words as words_of
+from stillwatch.monitor.cameras.source import redact, redacted_error
 from stillwatch.monitor.events.mqtt import Mqtt, Refused
 from stillwatch.registry import build_spec
 
@@ -205,7 +204,7 @@ class Webhook:
             hint = "; give the address that it is at now" if error.code // 100 == 3 else ""
             raise Refused(f"{self._place} answered {error.code}{hint}") from None
         except OSError as error:
-            raise Refused(f"{self._place}: {words_of(error, self._url)}") from None
+            raise Refused(f"{self._place}: {redacted_error(error, self._url)}") from None
         except (http.client.HTTPException, ValueError) as error:  # they quote what was sent
             raise Refused(f"{self._place}: {type(error).__name__}: it does not speak HTTP as it should") from None
 

@@ -25,8 +25,7 @@ from stillwatch import __version__
 from stillwatch.errors import UserError
 from stillwatch.monitor.config import WatchConfig
 from stillwatch.monitor.events import store as stores
-from stillwatch.monitor.gauges import MEDIA_TYPE, Gauges
-from stillwatch.monitor.state import Board
+from stillwatch.monitor.state import MEDIA_TYPE, Board, Gauges
 from stillwatch.monitor.web import auth
 from stillwatch.monitor.web.schemas import (
     Alive,
@@ -248,7 +247,7 @@ def mark(id: str, marks: Marks, it: At) -> Marked:
         raise HTTPException(503, "events cannot be marked: nothing is kept here")
     given: dict[str, Any] = marks.model_dump(include=marks.model_fields_set)
     it.store.mark(id, **given)
-    it.board.say("event", id=id, marks=given)
+    it.board.publish("event", id=id, marks=given)
     filed, words = 0, None
     if given.get("verdict") == "false":
         filed, words = _file_negatives(it, row)

@@ -20,8 +20,7 @@ from fastapi import HTTPException
 from fastapi.responses import Response
 
 from stillwatch.monitor.events import store as stores
-from stillwatch.monitor.gauges import Gauges
-from stillwatch.monitor.state import SAID, Board
+from stillwatch.monitor.state import MESSAGES, Board, Gauges
 from stillwatch.monitor.web import auth
 from stillwatch.monitor.web.schemas import finite, plain
 
@@ -156,17 +155,17 @@ async def messages(it: StreamHub, last: str | None) -> AsyncIterator[bytes]:
     ids are START-NUMBER. Of another start, or too long ago: "missed", and the listener is to ask for the list again.
     """
     start = format(int(1000 * it.board.started), "x")
-    newest, _ = it.board.said(0)
+    newest, _ = it.board.messages(0)
     known, _, number = (last or "").partition("-")
     after = int(number) if known == start and number.isdecimal() else -1
     yield b"retry: 1000\n\n"
-    if not newest - SAID <= after <= newest or after < 0:
+    if not newest - MESSAGES <= after <= newest or after < 0:
         after = newest
         if last:
             yield said("missed", {}, f"{start}-{newest}")
     told, at = b"", -math.inf
     while not it.closing.is_set():
-        newest, fresh = it.board.said(after)
+        newest, fresh = it.board.messages(after)
         for count, message in enumerate(fresh, newest - len(fresh) + 1):
             yield said(str(message["what"]), message_of(it, message), f"{start}-{count}")
         after = newest

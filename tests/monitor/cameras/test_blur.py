@@ -23,7 +23,7 @@ def test_all_of_a_picture_becomes_coarse_blocks() -> None:
     out = Blur("all")(CHESS, 0.0)
     assert out.shape == CHESS.shape
     assert detail(out) < 5 < 200 < detail(CHESS)
-    assert len(np.unique(out.reshape(-1, 3), axis=0)) <= blurring.COARSE * blurring.COARSE
+    assert len(np.unique(out.reshape(-1, 3), axis=0)) <= blurring.PICTURE_BLOCKS**2
 
 
 def test_without_a_blur_it_is_the_same_picture() -> None:

@@ -25,7 +25,8 @@ from stillwatch.errors import UserError
 from stillwatch.media import image as pixels
 from stillwatch.monitor import config
 from stillwatch.monitor.cameras import source
-from stillwatch.monitor.cameras.camera import Camera, Frame, Note, plain
+from stillwatch.monitor.cameras.camera import Camera, Frame, Note
+from stillwatch.monitor.cameras.channel import load_plain
 
 SHAPE = (48, 64, 1)
 PATIENCE = 30.0  # seconds that a busy machine may need for what takes one
@@ -47,11 +48,12 @@ class Watched:
             wait([self.camera.connection], timeout)
         else:
             time.sleep(timeout)
-        for one in [*self.camera.take(), *self.camera.tick(time.monotonic())]:
+        for one in self.camera.take():
             if isinstance(one, Frame):
                 self.frames.append(one)
             else:
                 self.notes.append(one)
+        self.camera.tick(time.monotonic())
 
     def until(self, done: Callable[[], Any], *others: "Watched") -> float:
         """Watch until it is so; how many seconds it took."""
@@ -349,9 +351,9 @@ def test_a_deaf_child_is_killed_at_the_end_of_a_stop(watched: Any) -> None:
 
 ORPHAN = """
 import os, signal, sys, time
-from stillwatch.watch import plan
-from stillwatch.watch.camera import Camera
-it = Camera(plan.Camera(name="cab", source=sys.argv[1]), plan.Keep(), (48, 64, 1), "stretch")
+from stillwatch.monitor.cameras.camera import Camera
+from stillwatch.monitor.config import CameraConfig, Keep
+it = Camera(CameraConfig(name="cab", source=sys.argv[1]), Keep(), (48, 64, 1), "stretch")
 it.start()
 while not it.take():
     time.sleep(0.05)
@@ -400,11 +402,11 @@ def test_pictures_are_made_only_for_viewers_and_blurred_where_it_is_asked(
         it = watched(server.url, blur=blur)
         it.until(it.more(10))
         assert not it.of("jpeg")
-        it.camera.look(5)
+        it.camera.preview(5)
         it.camera.snap("one")
         it.camera.record("one", tmp_path / "one.mp4", it.frames[-1].time - 1, it.frames[-1].time + 1)
         it.until(lambda: len(it.of("jpeg")) >= 3 and it.of("clip"))
-        it.camera.look(0)
+        it.camera.preview(0)
         it.until(it.more(3))
         count = len(it.of("jpeg"))
         it.until(it.more(8))
@@ -461,7 +463,7 @@ def test_what_can_never_open_is_refused_or_failed(watched: Any, here: Path) -> N
 def test_a_child_that_was_taken_over_can_only_say_plain_things(tmp_path: Path) -> None:
     said = ("frame", 3, 1.5, np.arange(12, dtype=np.uint8).reshape(3, 4), "ok", {"a": [None, True, b"x", ("y",)]})
     for protocol in (4, 5):
-        found = plain(pickle.dumps(said, protocol))
+        found = load_plain(pickle.dumps(said, protocol))
         np.testing.assert_array_equal(found[3], said[3])
         assert (*found[:3], *found[4:]) == (*said[:3], *said[4:])
 
@@ -471,7 +473,7 @@ def test_a_child_that_was_taken_over_can_only_say_plain_things(tmp_path: Path) -
 
     for evil in (pickle.dumps(("frame", Trap())), b"", b"cos\nsystem\n(S'true'\ntR.", b"\x80\x05\xff"):
         with pytest.raises(EOFError):
-            plain(evil)
+            load_plain(evil)
     assert not (tmp_path / "owned").exists()
 
 

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import streams
 
-from stillwatch.monitor.cameras.capture import PictureHealth, jpeg
+from stillwatch.monitor.cameras.capture import jpeg
+from stillwatch.monitor.cameras.health import PictureHealth
 from stillwatch.monitor.cameras.source import VideoFrame
 
 SIZE = (96, 128)

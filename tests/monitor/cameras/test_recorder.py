@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,16 @@ import pytest
 import streams
 
 from stillwatch.monitor.cameras import recorder
-from stillwatch.monitor.cameras.recorder import Encode, Kept, Line, PacketBuffer, Remux, StreamHeader
-from stillwatch.monitor.cameras.source import FileClock, open_video
+from stillwatch.monitor.cameras.recorder import BufferedPacket, Encode, PacketBuffer, Remux, Timeline
+from stillwatch.monitor.cameras.source import open_video
 
 
-class Heard(list[tuple[str, dict[str, Any]]]):
-    """What a tape said."""
+class Reports(list[tuple[str, dict[str, Any]]]):
+    """What a buffer reported, by names."""
 
-    def __call__(self, what: str, **fields: Any) -> None:
-        self.append((what, fields))
+    def __call__(self, what: str, *fields: Any) -> None:
+        names = {"clip": ("event", "seconds", "whole"), "missed": ("event",), "trouble": ("words",)}[what]
+        self.append((what, dict(zip(names, fields, strict=True))))
 
     def clip(self) -> dict[str, Any]:
         ((what, fields),) = self
@@ -33,30 +33,17 @@ def decoded(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def played(path: Path, onto: PacketBuffer, offset: float = 0.0) -> Iterator[float]:
-    """Put a film on a tape, packet by packet; yields the clock after each."""
-    with open_video(str(path)) as container:
-        stream = container.streams.video[0]
-        remux, clock = Remux(onto, stream), FileClock(stream)
-        for packet in container.demux(stream):
-            if packet.size:
-                now = offset + clock.of(packet)
-                remux.push(packet, now)
-                yield now
-
-
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.mkv"])
 def test_a_clip_is_the_packets_of_the_stream_from_a_keyframe_on(tmp_path: Path, name: str) -> None:
-    film, heard = streams.film(tmp_path / name, 10), Heard()
-    it = PacketBuffer(3, 24, 60, heard)
-    for now in played(film, it):
+    film, reports = streams.film(tmp_path / name, 10), Reports()
+    buffer = PacketBuffer(3, 24, 60, reports)
+    for now in streams.played(film, buffer):
         if abs(now - 6) < 0.01:
-            it.record("one", tmp_path / "one.mp4", since=3.5, until=None)
+            buffer.record("one", tmp_path / "one.mp4", since=3.5, until=None)
             assert (tmp_path / "one.mp4.part").is_file() and not (tmp_path / "one.mp4").exists()
         if abs(now - 7) < 0.01:
-            it.finish("one", until=8)
-    said = heard.clip()
-    assert said == {"event": "one", "path": str(tmp_path / "one.mp4"), "seconds": 5.0, "whole": True}
+            buffer.finish("one", until=8)
+    assert reports.clip() == {"event": "one", "seconds": 5.0, "whole": True}
     assert not (tmp_path / "one.mp4.part").exists()
     of_film, of_clip = decoded(film), decoded(tmp_path / "one.mp4")
     assert len(of_clip) == 51, "from second 3, a keyframe, to second 8"
@@ -67,161 +54,163 @@ def test_a_clip_is_the_packets_of_the_stream_from_a_keyframe_on(tmp_path: Path, 
 
 
 def test_one_that_ended_before_it_was_asked_for_is_written_at_once(tmp_path: Path) -> None:
-    heard = Heard()
-    it = PacketBuffer(8, 24, 60, heard)
-    list(played(streams.film(tmp_path / "a.mp4", 5), it))
-    it.record("one", tmp_path / "one.mp4", since=1, until=3)
-    assert heard.clip()["whole"] and heard.clip()["seconds"] == 2.0
-    it.finish("one", 4)
-    assert len(heard) == 1, "there is no such clip any more"
+    reports = Reports()
+    buffer = PacketBuffer(8, 24, 60, reports)
+    list(streams.played(streams.film(tmp_path / "a.mp4", 5), buffer))
+    buffer.record("one", tmp_path / "one.mp4", since=1, until=3)
+    assert reports.clip()["whole"] and reports.clip()["seconds"] == 2.0
+    buffer.finish("one", 4)
+    assert len(reports) == 1, "there is no such clip any more"
 
 
 def test_two_clips_grow_side_by_side(tmp_path: Path) -> None:
-    heard = Heard()
-    it = PacketBuffer(2, 24, 60, heard)
-    for now in played(streams.film(tmp_path / "a.mp4", 6), it):
+    reports = Reports()
+    buffer = PacketBuffer(2, 24, 60, reports)
+    for now in streams.played(streams.film(tmp_path / "a.mp4", 6), buffer):
         if abs(now - 2) < 0.01:
-            it.record("one", tmp_path / "one.mp4", 1, None)
-            it.record("one", tmp_path / "again.mp4", 1, None)
+            buffer.record("one", tmp_path / "one.mp4", 1, None)
+            buffer.record("one", tmp_path / "again.mp4", 1, None)
         if abs(now - 3) < 0.01:
-            it.record("two", tmp_path / "two.mp4", 2, 4)
-    it.close()
-    lengths = {fields["event"]: (len(decoded(Path(fields["path"]))), fields["whole"]) for _, fields in heard}
+            buffer.record("two", tmp_path / "two.mp4", 2, 4)
+    buffer.close()
+    clips = {fields["event"]: fields["whole"] for _, fields in reports}
+    lengths = {event: (len(decoded(tmp_path / f"{event}.mp4")), whole) for event, whole in clips.items()}
     assert lengths == {"two": (21, True), "one": (50, False)}
     assert not (tmp_path / "again.mp4").exists()
 
 
 def test_a_clip_ends_at_its_longest(tmp_path: Path) -> None:
-    heard = Heard()
-    it = PacketBuffer(1, 24, longest=2, say=heard)
-    for now in played(streams.film(tmp_path / "a.mp4", 6), it):
+    reports = Reports()
+    buffer = PacketBuffer(1, 24, longest=2, report=reports)
+    for now in streams.played(streams.film(tmp_path / "a.mp4", 6), buffer):
         if abs(now - 1) < 0.01:
-            it.record("one", tmp_path / "one.mp4", 1, None)
-    assert heard.clip()["seconds"] == 2.0 and not heard.clip()["whole"]
+            buffer.record("one", tmp_path / "one.mp4", 1, None)
+    assert reports.clip()["seconds"] == 2.0 and not reports.clip()["whole"]
 
 
 def test_the_ring_is_bounded_by_seconds_and_by_bytes(tmp_path: Path) -> None:
-    head = StreamHeader(b"")
-    it = PacketBuffer(5, 1, 60, print)
+    head = b""
+    buffer = PacketBuffer(5, 1, 60, print)
     for number in range(3000):
-        it.push(Kept(bytes(100), number % 10 == 0, number / 10, number / 10, number / 10, head))
-    assert 5 + recorder.REACH <= it.held[0] <= 5 + recorder.REACH + 1
+        buffer.push(BufferedPacket(bytes(100), number % 10 == 0, number / 10, number / 10, number / 10, head))
+    assert 5 + recorder.REACH <= buffer.held[0] <= 5 + recorder.REACH + 1
     for number in range(3000, 3100):
-        it.push(Kept(bytes(60_000), number % 10 == 0, number / 10, number / 10, number / 10, head))
-        assert it.held[1] <= (1 << 20) + 60_000
+        buffer.push(BufferedPacket(bytes(60_000), number % 10 == 0, number / 10, number / 10, number / 10, head))
+        assert buffer.held[1] <= (1 << 20) + 60_000
     for number in range(3100, 3200):  # a stream without another keyframe must not grow for ever
-        it.push(Kept(bytes(60_000), False, number / 10, number / 10, number / 10, head))
-    assert it.held[1] <= (1 << 20) + 60_000
+        buffer.push(BufferedPacket(bytes(60_000), False, number / 10, number / 10, number / 10, head))
+    assert buffer.held[1] <= (1 << 20) + 60_000
 
 
 def test_a_stream_that_breaks_off_cuts_its_clips_and_one_asked_for_later_waits(tmp_path: Path) -> None:
-    film, heard = streams.film(tmp_path / "a.mp4", 3), Heard()
-    it = PacketBuffer(2, 24, 60, heard)
-    for now in played(film, it):
+    film, reports = streams.film(tmp_path / "a.mp4", 3), Reports()
+    buffer = PacketBuffer(2, 24, 60, reports)
+    for now in streams.played(film, buffer):
         if abs(now - 1) < 0.01:
-            it.record("cut", tmp_path / "cut.mp4", 0, None)
-    it.cut()
-    assert heard.clip()["whole"] is False and len(decoded(tmp_path / "cut.mp4")) == 30
-    it.record("last", tmp_path / "last.mp4", 1.5, 4)  # what led to it is still known
-    it.record("later", tmp_path / "later.mp4", 50, None)
-    it.cut()
-    assert [fields["event"] for _, fields in heard] == ["cut", "last"]
-    for _ in played(streams.film(tmp_path / "b.mp4", 2, size=(120, 160)), it, offset=100):
+            buffer.record("cut", tmp_path / "cut.mp4", 0, None)
+    buffer.cut()
+    assert reports.clip()["whole"] is False and len(decoded(tmp_path / "cut.mp4")) == 30
+    buffer.record("last", tmp_path / "last.mp4", 1.5, 4)  # what led to it is still known
+    buffer.record("later", tmp_path / "later.mp4", 50, None)
+    buffer.cut()
+    assert [fields["event"] for _, fields in reports] == ["cut", "last"]
+    for _ in streams.played(streams.film(tmp_path / "b.mp4", 2, size=(120, 160)), buffer, offset=100):
         pass
-    it.close()
-    assert heard[-1][1]["event"] == "later"
+    buffer.close()
+    assert reports[-1][1]["event"] == "later"
     assert [image.shape for image in decoded(tmp_path / "later.mp4")] == [(120, 160, 3)] * 20
-    it.record("never", tmp_path / "never.mp4", 500, None)
-    it.close()
-    assert heard[-1] == ("missed", {"event": "never"}) and not (tmp_path / "never.mp4").exists()
+    buffer.record("never", tmp_path / "never.mp4", 500, None)
+    buffer.close()
+    assert reports[-1] == ("missed", {"event": "never"}) and not (tmp_path / "never.mp4").exists()
 
 
 def test_a_change_of_size_within_a_stream_begins_a_new_head(tmp_path: Path) -> None:
-    heard = Heard()
-    it = PacketBuffer(2, 24, 60, heard)
+    reports = Reports()
+    buffer = PacketBuffer(2, 24, 60, reports)
     parts = [streams.film(tmp_path / f"{n}.ts", 2, size=size) for n, size in enumerate([(96, 128), (120, 160)])]
     (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
     with open_video(str(tmp_path / "both.ts")) as container:
         stream = container.streams.video[0]
-        remux = Remux(it, stream)
+        remux = Remux(buffer, stream)
         for number, packet in enumerate(container.demux(stream)):
             packet.decode()
             remux.push(packet, number / 10)
             if number == 5:
-                it.record("one", tmp_path / "one.mp4", 0, None)
+                buffer.record("one", tmp_path / "one.mp4", 0, None)
             if number == 25:
-                it.record("two", tmp_path / "two.mp4", 0, None)
-    it.close()
+                buffer.record("two", tmp_path / "two.mp4", 0, None)
+    buffer.close()
     assert [image.shape[:2] for image in decoded(tmp_path / "one.mp4")] == [(96, 128)] * 20
     assert [image.shape[:2] for image in decoded(tmp_path / "two.mp4")] == [(120, 160)] * 20
-    assert [fields["whole"] for _, fields in heard] == [False, False]
+    assert [fields["whole"] for _, fields in reports] == [False, False]
 
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from test_recorder import Heard, Tape, played
+from streams import played
+from stillwatch.monitor.cameras.recorder import PacketBuffer
 film, clip = map(Path, sys.argv[1:])
-it = Tape(1, 24, 60, Heard())
-for now in played(film, it):
+buffer = PacketBuffer(1, 24, 60, print)
+for now in played(film, buffer):
     if abs(now - 1) < 0.01:
-        it.record("one", clip, 0, None)
+        buffer.record("one", clip, 0, None)
 os._exit(0)  # without a word to the clip
 """
 
 
 def test_what_a_killed_writer_leaves_can_be_played(tmp_path: Path) -> None:
     film, clip = streams.film(tmp_path / "a.mp4", 6), tmp_path / "one.mp4"
-    subprocess.run([sys.executable, "-c", KILLED, str(film), str(clip)], cwd=Path(__file__).parent, check=True)
+    subprocess.run([sys.executable, "-c", KILLED, str(film), str(clip)], cwd=Path(streams.__file__).parent, check=True)
     assert not clip.exists()
     assert len(decoded(tmp_path / "one.mp4.part")) >= 40, "at most the last two seconds are lost"
 
 
 def test_a_disk_that_takes_nothing_is_said_and_survived(tmp_path: Path) -> None:
-    heard = Heard()
-    it = PacketBuffer(2, 24, 60, heard)
+    reports = Reports()
+    buffer = PacketBuffer(2, 24, 60, reports)
     (tmp_path / "taken").touch()
-    for now in played(streams.film(tmp_path / "a.mp4", 3), it):
+    for now in streams.played(streams.film(tmp_path / "a.mp4", 3), buffer):
         if abs(now - 1) < 0.01:
-            it.record("one", tmp_path / "taken" / "one.mp4", 0, None)
-    assert [what for what, _ in heard] == ["trouble", "missed"]
-    assert "clip of one: File exists" in heard[0][1]["words"]
-    assert it.held[0] == pytest.approx(2.9)
+            buffer.record("one", tmp_path / "taken" / "one.mp4", 0, None)
+    assert [what for what, _ in reports] == ["trouble", "missed"]
+    assert "clip of one: File exists" in reports[0][1]["words"]
+    assert buffer.held[0] == pytest.approx(2.9)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_ends_the_clip_and_nothing_else(tmp_path: Path) -> None:
-    heard = Heard()
-    it = PacketBuffer(2, 24, 60, heard)
+    reports = Reports()
+    buffer = PacketBuffer(2, 24, 60, reports)
     (tmp_path / "one.mp4.part").symlink_to("/dev/full")
-    for now in played(streams.film(tmp_path / "a.mp4", 3), it):
+    for now in streams.played(streams.film(tmp_path / "a.mp4", 3), buffer):
         if abs(now - 1) < 0.01:
-            it.record("one", tmp_path / "one.mp4", 0, None)
-    it.close()
-    assert [what for what, _ in heard] == ["trouble", "missed"]
-    assert "No space left" in heard[0][1]["words"]
+            buffer.record("one", tmp_path / "one.mp4", 0, None)
+    buffer.close()
+    assert [what for what, _ in reports] == ["trouble", "missed"]
+    assert "No space left" in reports[0][1]["words"]
 
 
 def test_pictures_are_encoded_once_with_a_keyframe_each_second(tmp_path: Path) -> None:
-    heard = Heard()
-    it = PacketBuffer(3, 24, 60, heard)
-    encode = Encode(it, 10)
+    reports = Reports()
+    buffer = PacketBuffer(3, 24, 60, reports)
+    encode = Encode(buffer, 10)
     for number in range(60):
         encode.push(np.full((49, 65, 3), 4 * number, np.uint8), 100 + number / 10)
         if number == 40:
-            it.record("one", tmp_path / "one.mp4", 102.2, 105)
-    assert heard.clip()["whole"]
+            buffer.record("one", tmp_path / "one.mp4", 102.2, 105)
+    assert reports.clip()["whole"]
     shown = decoded(tmp_path / "one.mp4")
     assert [image.shape for image in shown] == [(48, 64, 3)] * 31
     assert [round(image.mean() / 4) for image in shown] == pytest.approx(range(20, 51), abs=1)
     encode.push(np.zeros((60, 80, 3), np.uint8), 106.0)
-    it.record("two", tmp_path / "two.mp4", 106.0, None)
-    it.close()
+    buffer.record("two", tmp_path / "two.mp4", 106.0, None)
+    buffer.close()
     assert [image.shape for image in decoded(tmp_path / "two.mp4")] == [(60, 80, 3)]
 
 
 def test_seconds_of_a_clip_rise_whatever_the_stream_says() -> None:
-    line = Line()
+    line = Timeline()
     assert [line.at(own, clock) for own, clock in [(500.0, 10.0), (500.1, 10.1)]] == pytest.approx([0, 0.1])
     assert line.at(0.0, 10.2) == pytest.approx(0.2), "its time began anew"
     assert line.at(0.5, 10.3) == pytest.approx(0.7), "its own is smoother than the clock of arrival"

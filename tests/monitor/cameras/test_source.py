@@ -1,6 +1,7 @@
 """Sources: what they are, their names without secrets, their moments, and the paces at which they are read."""
 
 import random
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from stillwatch.errors import UserError
 from stillwatch.media import synthetic
+from stillwatch.media.decode import ToRgb
 from stillwatch.monitor.cameras import source
-from stillwatch.monitor.cameras.source import Backoff, PlaybackClock, RateLimiter
+from stillwatch.monitor.cameras.source import PlaybackClock, RateLimiter
 
 # Long enough, and of letters that nothing harmless has, so that finding it again means that it leaked
 SECRET = st.text(st.sampled_from("QXZJKqxzjk97@:/?#&=%+ é"), min_size=4, max_size=14).filter(
@@ -51,7 +53,7 @@ def test_no_part_of_an_encoded_secret_is_left(one: str, two: str, key: str, enco
         assert piece not in shown
     assert shown == source.redact(shown), "it is its own redaction"
     error = OSError(5, f"Server returned 401 for {url} and for {url.partition('://')[2]}")
-    said = source.words(error, url)
+    said = source.redacted_error(error, url)
     for secret in (one, two):
         assert secret not in said and quote(secret, safe="") not in said
 
@@ -150,12 +152,12 @@ def test_brightness_is_read_without_a_conversion(tmp_path: Path) -> None:
 
     frame = av.VideoFrame.from_ndarray(streams.picture(0, (96, 128)), format="rgb24")
     gray = frame.reformat(format="yuv420p")
-    shot = source.VideoFrame(gray, 0.0, 0.0, source.Colours())
+    shot = source.VideoFrame(gray, 0.0, 0.0, ToRgb())
     luma = shot.luma()
     assert luma.shape == (48, 64)
     assert (luma == gray.to_ndarray()[:96:2, :128:2]).all()
     assert shot.rgb().shape == (96, 128, 3)
-    packed = source.VideoFrame(frame, 0.0, 0.0, source.Colours())
+    packed = source.VideoFrame(frame, 0.0, 0.0, ToRgb())
     assert (packed.luma() == packed.rgb()[::2, ::2, 1]).all()
 
 
@@ -171,21 +173,19 @@ def test_a_pace_lets_the_rate_through_and_forgives_a_late_frame() -> None:
 
 
 def test_waits_double_to_the_longest_and_never_exceed_it() -> None:
-    backoff = Backoff(0.5, 4, random.Random(0))
-    waits = [backoff.next() for _ in range(50)]
+    backoff = source.backoff(0.5, 4, random.Random(0))
+    waits = list(islice(backoff, 50))
     for wait, most in zip(waits, [0.5, 1, 2, *[4] * 47], strict=True):
         assert most / 2 <= wait <= most
     assert len(set(waits)) == 50, "jittered"
-    backoff.reset()
-    assert backoff.next() <= 0.5
 
 
 def test_a_metronome_keeps_time_and_does_not_run_to_catch_up() -> None:
     beat = PlaybackClock(2)
-    assert beat.left(0, 100) == 0
-    assert beat.left(1, 100.1) == pytest.approx(0.4)
-    assert beat.left(2, 105) == 0
-    assert beat.left(3, 105) == pytest.approx(0.5)
-    assert PlaybackClock(0).left(99, 0) == 0
-    leaping = PlaybackClock(1, most=3)
-    assert [leaping.left(0, 10), leaping.left(2, 10), leaping.left(5000, 12), leaping.left(5001, 12)] == [0, 2, 0, 1]
+    assert beat.wait(0, 100) == 0
+    assert beat.wait(1, 100.1) == pytest.approx(0.4)
+    assert beat.wait(2, 105) == 0
+    assert beat.wait(3, 105) == pytest.approx(0.5)
+    assert PlaybackClock(0).wait(99, 0) == 0
+    leaping = PlaybackClock(1, longest=3)
+    assert [leaping.wait(0, 10), leaping.wait(2, 10), leaping.wait(5000, 12), leaping.wait(5001, 12)] == [0, 2, 0, 1]

@@ -17,8 +17,7 @@ from toys import video
 from stillwatch.errors import UserError
 from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig, Web
 from stillwatch.monitor.events import store
-from stillwatch.monitor.gauges import Gauges
-from stillwatch.monitor.state import Board
+from stillwatch.monitor.state import Board, Gauges
 from stillwatch.monitor.web import app, auth
 from stillwatch.rules.alarm import Event
 

@@ -199,7 +199,7 @@ def film(it: Street, id: str) -> None:
 def say(it: Street, event: Any) -> None:
     """As the loop does."""
     it.store.put(event)
-    it.board.say("event", id=event.id, event=event.as_dict())
+    it.board.publish("event", id=event.id, event=event.as_dict())
 
 
 def test_an_event_arrives_with_picture_and_clip_and_is_marked_and_unmarked(chromium: Any, street: Street) -> None:
@@ -219,7 +219,7 @@ def test_an_event_arrives_with_picture_and_clip_and_is_marked_and_unmarked(chrom
         live(street, "cab", open=[])
         say(street, happened(at=event.start, level="alarm"))
         film(street, event.id)
-        street.board.say("event", id=event.id)
+        street.board.publish("event", id=event.id)
         row.get_by_role("button", name="Play: a phone in the hand").click()
         clip = page.locator("dialog video")
         until(lambda: clip.evaluate("it => it.currentTime > 0"))

@@ -80,17 +80,17 @@ def test_many_viewers_cost_no_threads(street: Street) -> None:
 
 
 def test_messages_arrive_and_are_resumed_where_they_were_left(street: Street) -> None:
-    street.board.say("event", id="before")
+    street.board.publish("event", id="before")
     with Reader(street.port, "/api/v1/stream") as listener:
         assert read_message(listener, "cameras")[1]["cameras"][0]["name"] == "cab"
-        street.board.say("event", id="cab-s-1", event=happened().as_dict())
+        street.board.publish("event", id="cab-s-1", event=happened().as_dict())
         last, told = read_message(listener, "event")
         assert (told["id"], told["event"]["words"]) == ("cab-s-1", "a phone in the hand")
         assert "clip" not in told["event"]
         street.board.update("cab", state="lost")
         until(lambda: read_message(listener, "cameras")[1]["cameras"][0]["condition"] == "lost")
-    street.board.say("event", id="missed-1")
-    street.board.say("camera", camera="cab", state="live")
+    street.board.publish("event", id="missed-1")
+    street.board.publish("camera", camera="cab", state="live")
     with Reader(street.port, "/api/v1/stream", Last_Event_ID=last) as listener:
         assert read_message(listener, "event")[1] == {"id": "missed-1"}
         assert read_message(listener, "camera")[1] == {"camera": "cab", "state": "live"}
@@ -98,12 +98,12 @@ def test_messages_arrive_and_are_resumed_where_they_were_left(street: Street) ->
 
 @pytest.mark.parametrize("last", ["0-3", "nonsense", "-", "{start}-999", "{start}-x"])
 def test_who_cannot_be_resumed_is_told_so(street: Street, last: str) -> None:
-    street.board.say("event", id="before")
+    street.board.publish("event", id="before")
     start = format(int(1000 * street.board.started), "x")
     with Reader(street.port, "/api/v1/stream", Last_Event_ID=last.format(start=start)) as listener:
         id, _ = read_message(listener, "missed")
         assert id == f"{start}-1"
-        street.board.say("event", id="after")
+        street.board.publish("event", id="after")
         assert read_message(listener, "event")[1] == {"id": "after"}
 
 

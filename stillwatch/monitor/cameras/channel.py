@@ -1,0 +1,74 @@
+"""Python objects over a socket pair, between a camera's parent and its child process.
+
+Imports nothing of ours. What the child says is unpickled as plain values only.
+"""
+
+import io
+import pickle
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+SIZE = 4  # bytes that say how long a message is
+
+
+class Channel:
+    """One end of a socket pair. Non-blocking (the parent's end), it never waits in either direction."""
+
+    def __init__(self, end: socket.socket, blocking: bool, load: Callable[[bytes | bytearray], Any] = pickle.loads):
+        """load: what makes a message of its bytes; what it raises ends the connection as the other side's end does."""
+        end.setblocking(blocking)
+        self._end, self._blocking, self._load = end, blocking, load
+        self._buffer = bytearray()
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def send(self, *message: object) -> None:
+        """Raises OSError where the other side is gone or, non-blocking, does not read."""
+        data = pickle.dumps(message, protocol=5)
+        with self._lock:
+            self._end.sendall(len(data).to_bytes(SIZE, "big") + data)
+
+    def read(self) -> list[tuple[Any, ...]]:
+        """The messages that arrived; blocking: at least one. Raises EOFError where the other side has ended."""
+        messages: list[tuple[Any, ...]] = []
+        while not (messages and self._blocking):
+            try:
+                data = self._end.recv(1 << 18)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                data = b""
+            if not data:
+                if messages:
+                    break
+                raise EOFError
+            self._buffer += data
+            while len(self._buffer) >= (end := SIZE + int.from_bytes(self._buffer[:SIZE], "big")) > SIZE:
+                messages.append(self._load(self._buffer[SIZE:end]))
+                del self._buffer[:end]
+        return messages
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Numbers, text, bytes, lists, tables and arrays of numbers, and nothing that could run: a child decodes whatever
+    a stranger's stream sends, so it is not trusted with more."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "_frombuffer", "ndarray", "dtype"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
+
+
+def load_plain(data: bytes | bytearray) -> Any:
+    """A message of the child. Raises EOFError where it is none: a child that says such things is ended."""
+    try:
+        return PlainUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # a broken pickle can raise almost anything
+        raise EOFError from error
