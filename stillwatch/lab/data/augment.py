@@ -1,28 +1,27 @@
 """Augmentation on the batch, a pure function of (seed, sample, view): what was drawn once can be drawn again.
 
-In: uint8 (B,T,H,W,C) and each sample's stable number. Out: the same shape and type, changed a little.
-Called by the loop for the net and by the cache for the teacher: both then look at the very same picture.
-It keeps no state and asks no global generator.
+Keeps no state and asks no global generator.
 """
 
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
-from inspect import signature
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
-from stillwatch.errors import UserError, nearest
-from stillwatch.registry import Spec, build_spec
+from stillwatch.registry import Spec, build, find, resolve
 
-Draws = NDArray[np.float64]
+Draws: TypeAlias = NDArray[np.float64]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 def number(name: str) -> int:
@@ -52,9 +51,8 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 # Each op: float (B,C,H,W) in 0..255 and uniform draws (B,5) -> the same shape.
 
 
-def crop(x: Tensor, u: Tensor, scale: float = 0.7, ratio: float = 0.1) -> Tensor:
+def crop(x: Tensor, u: Tensor, scale: Annotated[float, Field(ge=0.05, le=1)] = 0.7, ratio: float = 0.1) -> Tensor:
     """Keep a window of `scale`..1 of the area, its aspect off by up to `ratio`, and stretch it back (Szegedy 2014)."""
-    _between("crop.scale", scale, 0.05, 1)
     area = scale + (1 - scale) * u[:, 0]
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log1p(ratio))
     wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
@@ -105,9 +103,8 @@ def blur(x: Tensor, u: Tensor) -> Tensor:
     return torch.lerp(x, soft, u[:, 0].view(-1, 1, 1, 1).to(x.dtype))
 
 
-def erase(x: Tensor, u: Tensor, area: float = 0.15) -> Tensor:
+def erase(x: Tensor, u: Tensor, area: Share = 0.15) -> Tensor:
     """Paint one rectangle of up to `area` of the picture in one grey (Zhong et al. 2017)."""
-    _between("erase.area", area, 0, 1)
     high, wide = x.shape[-2:]
     share = area * (0.2 + 0.8 * u[:, 0])
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log(3))
@@ -125,11 +122,6 @@ def _spread(u: Tensor, by: float) -> Tensor:
     return (1 + (2 * u - 1) * by).view(-1, 1, 1, 1).float()
 
 
-def _between(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"fit.augment.{key} = {value}: must lie between {low} and {high}")
-
-
 _NOISE = np.random.Generator(np.random.Philox(20250922)).standard_normal(1 << 18, dtype=np.float32)
 
 
@@ -138,16 +130,15 @@ class Op:
     """One op of the list: `p` is the share of samples it touches, `salt` keeps its draws apart from the others'."""
 
     salt: str
-    apply: Callable[..., Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
     p: float
-    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Augment:
     """The recipe's list of ops, ready to be applied. `mixup` is its alpha, 0 for none."""
 
-    steps: tuple["Op", ...]
+    steps: tuple[Op, ...]
     seed: int
     mixup: float = 0.0
 
@@ -169,7 +160,7 @@ class Augment:
             if len(chosen):
                 rows = torch.from_numpy(chosen).to(x.device)
                 v = torch.from_numpy(u[chosen, :5]).to(x.device, torch.float32)
-                planes[rows] = op.apply(planes[rows], v, **op.options)
+                planes[rows] = op.apply(planes[rows], v)
         planes = planes.clamp_(0, 255).round_().to(torch.uint8)
         return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
@@ -191,39 +182,34 @@ def mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     return (a * share + b * (1 - share)).round_().to(torch.uint8)
 
 
+def mixup(alpha: Annotated[float, Field(gt=0)] = 0.2) -> float:
+    """Blend with another sample of train; no op of its own, as it needs two: see Augment.partners and mix."""
+    return alpha
+
+
 def plan(specs: Sequence[Spec], seed: int) -> Augment:
     """The recipe's `fit.augment` -> Augment. Raises UserError for an unknown op or option."""
-    steps, mixup = [], 0.0
+    steps, alpha = [], 0.0
+    table = AUGMENTS | {"mixup": mixup}
     for place, spec in enumerate(specs):
-        name = spec if isinstance(spec, str) else str(spec.get("name", ""))
-        found, options = build_spec(AUGMENTS | {"mixup": (None, 1.0)}, spec, "fit.augment")
-        op, p = found if isinstance(found, tuple) else (found, 1.0)  # a plugin's op brings no share of its own
-        known = ["p", *[k for k in signature(op).parameters if k not in ("x", "u")]] if op else ["alpha"]
-        for key, value in options.items():
-            if key not in known:
-                raise UserError(f"fit.augment.{name}.{key} = {value!r}: unknown option{nearest(key, known)}")
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f"fit.augment.{name}.{key} = {value!r}: must be a number")
-        if op is None:
-            mixup = float(options.get("alpha", 0.2))
-            if mixup <= 0:
-                raise UserError(f"fit.augment.mixup.alpha = {mixup}: must be above 0")
+        if find(table, spec, "fit.augment") is mixup:
+            alpha = build(table, spec, place="fit.augment")
             continue
-        p = options.pop("p", p)
-        _between(f"{name}.p", p, 0, 1)
-        op(torch.zeros(1, 1, 8, 8), torch.zeros(1, 5), **options)  # a wrong value speaks now, not in an epoch's middle
-        steps.append(Op(f"{place}/{name}", op, p, options))
-    return Augment(tuple(steps), seed, mixup)
+        choice = resolve(table, spec, 2, "fit.augment", extra={"p": Share})
+        name = spec if isinstance(spec, str) else spec["name"]
+        p = choice.extra.get("p", SHARES.get(name, 1.0))
+        steps.append(Op(f"{place}/{name}", partial(choice.entry, **choice.options), p))
+    return Augment(tuple(steps), seed, alpha)
 
 
-# name -> (op, the share of samples it touches unless the recipe says otherwise)
-AUGMENTS: dict[str, tuple[Callable[..., Tensor], float]] = {
-    "crop": (crop, 1.0),
-    "flip": (flip, 0.5),
-    "contrast": (contrast, 1.0),
-    "gamma": (gamma, 1.0),
-    "brightness": (brightness, 1.0),
-    "noise": (noise, 0.5),
-    "blur": (blur, 0.2),
-    "erase": (erase, 0.25),
+AUGMENTS: dict[str, Callable[..., Tensor]] = {
+    "crop": crop,
+    "flip": flip,
+    "contrast": contrast,
+    "gamma": gamma,
+    "brightness": brightness,
+    "noise": noise,
+    "blur": blur,
+    "erase": erase,
 }
+SHARES = {"flip": 0.5, "noise": 0.5, "blur": 0.2, "erase": 0.25}  # of samples an op touches by default; others: all

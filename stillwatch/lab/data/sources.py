@@ -1,7 +1,6 @@
 """Sources: a folder of somebody's data -> one Sample a picture or clip, and a reason for all that is left out.
 
-In: Data, the recipe's labels and the source's own options. Out: Found. Called by lab/data.py alone.
-Looks at names, sizes, tables and headers; it decodes no pixel, splits nothing and knows no net.
+Looks at names, sizes, tables and headers; decodes no pixel, splits nothing and knows no net.
 """
 
 import csv
@@ -15,17 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.media import synthetic
 from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, sampled, times_of, windows
 from stillwatch.recipe import Data
+from stillwatch.registry import Table
 
 SPLITS = ("train", "valid", "test")
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+PixelReader: TypeAlias = Callable[[Sequence["Sample"]], Iterable[tuple["Sample", NDArray[np.uint8] | str]]]
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 
 
@@ -42,7 +45,10 @@ class Sample:
     time: float = 0.0  # order within the sequence: frame number or seconds
     frames: tuple[int, ...] = ()  # videos: the T frame numbers; idx: (row,); toy: (number,); pictures: ()
     box: tuple[int, int, int, int] | None = None  # x1,y1,x2,y2 in pixels
-    negative: bool = False  # a false alarm that the street filed: to be learnt from, never to measure with
+    negative: bool = False  # a false alarm that a camera filed: for training only
+    # Samples of one file -> each one's uint8 (H,W[,3]) or why there is none. None: a clip where there are frame
+    # numbers, else a picture file.
+    read: PixelReader | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +178,7 @@ def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: 
     return rows
 
 
-def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: int = 0) -> Found:
+def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count = 0) -> Found:
     """Clips in class folders, or a manifest.csv with file,label and, where wanted, group,split.
 
     Takes data.rate frames a second (all without it), data.frames of them a sample in windows that do not
@@ -216,10 +222,24 @@ def idx(data: Data, labels: tuple[str, ...]) -> Found:
         if len(images) != len(numbers):
             raise UserError(f"{answers}: {len(numbers)} labels for {len(images)} images in {pictures.name}")
         for row, number in enumerate(numbers):
-            found.samples.append(Sample(f"{pictures.name}#{row}", pictures, str(number), split=split, frames=(row,)))
+            found.samples.append(
+                Sample(f"{pictures.name}#{row}", pictures, str(number), split=split, frames=(row,), read=_rows)
+            )
     if not found.samples and not any(_one_of(data.root, s, "images") for s in ("train", "t10k", "test")):
         raise UserError(f"data.root = '{data.root}': has no train-images-idx3-ubyte.gz or t10k-images-idx3-ubyte.gz")
     return found
+
+
+def _rows(samples: Sequence[Sample]) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
+    images: Sequence[NDArray[np.uint8]] = []
+    problem = ""
+    try:
+        images = list(read_idx(samples[0].path, 3))
+    except UserError as error:
+        problem = str(error)
+    for sample in samples:
+        row = sample.frames[0]
+        yield sample, images[row] if row < len(images) else problem or f"the file has {len(images)} rows"
 
 
 def _one_of(root: Path, start: str, kind: str) -> Path | None:
@@ -347,15 +367,19 @@ def _box(text: str) -> tuple[int, int, int, int] | None:
     return x1, y1, x2, y2
 
 
+def check_folder(key: str, path: Path) -> None:
+    """Raise UserError, with the nearest name beside it, where there is no such folder."""
+    if not path.is_dir():
+        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise UserError(f"{key} = '{path}': no such folder" + (nearest(path.name, beside) if beside else ""))
+
+
 def negatives(root: Path, labels: tuple[str, ...]) -> Found:
     """root/LABEL/CAMERA/*.jpg, as the page's "false alarm" files them: LABEL is what the pictures truly show.
 
     All are for training, each camera a group. Raises UserError for a missing folder and a label that is none.
     """
-    if not root.is_dir():
-        parent = root.parent
-        beside = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-        raise UserError(f"data.negatives = '{root}': no such folder" + (nearest(root.name, beside) if beside else ""))
+    check_folder("data.negatives", root)
     for folder in _folders(root):
         if folder.name not in labels:
             hint = nearest(folder.name, labels)
@@ -373,12 +397,12 @@ def drawn(
     data: Data,
     labels: tuple[str, ...],
     scene: str = "cabin",
-    people: int = 6,
-    pictures: int = 20,
-    height: int = 96,
-    width: int = 128,
+    people: Count = 6,
+    pictures: Count = 20,
+    height: Count = 96,
+    width: Count = 128,
 ) -> Found:
-    """Pictures that toy.py draws: `pictures` a class for each of `people` (cabin) or cameras (street)."""
+    """Pictures that media.synthetic draws: `pictures` a class for each of `people` (cabin) or cameras (street)."""
     if scene not in synthetic.LABELS:
         raise UserError(f"data.source.scene = {scene!r}: unknown{nearest(scene, synthetic.LABELS)}")
     if min(height, width) < 16:
@@ -388,12 +412,17 @@ def drawn(
         raise UserError(
             f"labels = {labels[0]!r}: the toy's {scene} does not draw it{nearest(labels[0], synthetic.LABELS[scene])}"
         )
-    return Found(
-        [
-            Sample(f"toy/{scene}/{person}/{label}/{number}", Path(), label, f"person-{person}", frames=(number,))
-            for person, label, number in itertools.product(range(people), known, range(pictures))
-        ]
-    )
+
+    def draw(samples: Sequence[Sample]) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
+        for sample in samples:
+            person = int(sample.id.split("/")[2])
+            yield sample, synthetic.still(scene, sample.label, person, sample.frames[0], (height, width))
+
+    found = Found()
+    for person, label, number in itertools.product(range(people), known, range(pictures)):
+        id = f"toy/{scene}/{person}/{label}/{number}"
+        found.samples.append(Sample(id, Path(), label, f"person-{person}", frames=(number,), read=draw))
+    return found
 
 
 def _once(rows: Iterable[Sample], skipped: list[Skipped]) -> list[Sample]:
@@ -424,7 +453,7 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-SOURCES: dict[str, Callable[..., Any]] = {
+SOURCES: Table = {
     "driver-inattention": driver_inattention,
     "folders": folders,
     "videos": videos,
