@@ -16,7 +16,6 @@ from stillwatch.errors import UserError
 from stillwatch.evaluation.benchmark import BenchPlan, bench
 from stillwatch.evaluation.report.track import save
 from stillwatch.inference import runtimes
-from stillwatch.inference.detector import machine
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.export.exporters import to_onnx
 from stillwatch.lab.export.packaging import golden_frames
@@ -113,7 +112,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "mixup" in capsys.readouterr().err
 
 
-def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path) -> None:
+def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = nets.build(Net(name="mnist-small", weights="scratch"), 6, (32, 32), 1).eval()
     run = Run.create(recipe.load("toy"), "distilled", fingerprint="f")
     run.save("best.pt", lambda path: torch.save({"net": net.state_dict()}, path))
@@ -132,8 +131,8 @@ def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path) -> None:
     made = write(here / "bundle", manifest, {"model.onnx": path}, frames, golden)
     with pytest.raises(UserError, match="stillwatch bench bundle"):
         door.rows_of(Path("bundle"), run, "toy", "")
-    only = {"onnxruntime": ["onnxruntime"]}
-    report = bench(made, runtimes.open, lambda _: only["onnxruntime"], plan=BenchPlan((1,), 5, 1), machine=machine())
+    monkeypatch.setattr(runtimes, "readers", lambda path: ["onnxruntime"])
+    report = bench(made, plan=BenchPlan((1,), 5, 1))
     save(report, made.path)
     (row,) = door.rows_of(Path("bundle"), run, "toy", "quiet")
     assert (row["recipe"], row["entrant"], row["runtime"], row["shape"]) == (

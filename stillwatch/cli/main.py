@@ -108,16 +108,15 @@ def judge(
 
         return compare([one.path for one in comparison_set(Run.open(run), split)], out or run / "report", split)
     from stillwatch import bundle
-    from stillwatch.evaluation.bundle_eval import Street, judge_bundle
-    from stillwatch.inference import runtimes
+    from stillwatch.evaluation.bundle_eval import judge_bundle
     from stillwatch.lab.training import lessons
 
     found = bundle.load(run)
     origin = Run.open(runs / str(found.manifest.run["id"]))
     data = lessons.material(origin.recipe, voice())
-    street, folder = Street(runtimes.open, runtimes.suiting), out or Path(f"{run}-report")
+    folder = out or Path(f"{run}-report")
     paper = lessons.eval_arrays(data, data.rows[split])
-    _verdict(judge_bundle(found, origin, paper, street, folder, split, _album(origin), voice()), folder)
+    _verdict(judge_bundle(found, origin, paper, folder, split, _album(origin), voice()), folder)
 
 
 @app.command(epilog="Example: stillwatch prune runs/driving-distilled-001 --keep 0.6")
@@ -139,11 +138,10 @@ def prune(
 @app.command(epilog="Example: stillwatch quantise runs/driving-pruned-001")
 def quantise(run: RunFolder, overrides: Overrides = None) -> None:
     """INT8: after training first, in training where that loses too much. Every stage is judged and timed."""
-    from stillwatch.evaluation.benchmark import race
     from stillwatch.lab.compression.quantise import quantise as work
 
     parent = Run.open(run).amended(overrides or (), ("quantise",))
-    _stages(work(parent, race, run.parent, voice()))
+    _stages(work(parent, run.parent, voice()))
 
 
 @app.command(epilog="Example: stillwatch export runs/driving-pruned-001 --int8 runs/driving-quantised-001")
@@ -182,14 +180,14 @@ def bench(
     from stillwatch import bundle as bundles
     from stillwatch.evaluation import benchmark as work
     from stillwatch.evaluation.report.track import save, table
-    from stillwatch.inference import detector, runtimes
+    from stillwatch.inference import detector
 
     found = bundles.load(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         rivals = [one for name in against or () for one in _rivals(name, found, Path(scratch))]
         drive = work.Contender("detector", partial(detector.look, bundle), "detector")
         plan = work.BenchPlan(tuple(threads or ()), rounds)
-        report = work.bench(found, runtimes.open, runtimes.suiting, [drive, *rivals], plan, detector.machine(), voice())
+        report = work.bench(found, [drive, *rivals], plan, voice())
     print(table(report))
     print("\nwritten: " + ", ".join(str(path) for path in save(report, out or bundle)))
     if budget_ms is not None and (over := work.over_budget(report, budget_ms)):
@@ -453,7 +451,7 @@ def _rivals(name: str, found: Any, folder: Path) -> list[Any]:
     size = path.stat().st_size
     return [
         Contender(name, partial(_at_its_own_size, path, runtime, shape), "rival", runtime, "fp32", size, params)
-        for runtime in runtimes.suiting(path)
+        for runtime in runtimes.readers(path)
     ]
 
 

@@ -1,21 +1,16 @@
 """Bench: how fast, how heavy and how quick to start each file of a bundle is on this machine, beside its rivals.
 
-In: a bundle, the function that opens its files, rivals as functions. Out: a report, one plain dict; track shows it.
-Called by the CLI, which also hands race() to the lab. It knows no runtime, no torch, and not how it will be shown.
+In: a bundle, rivals as functions. Out: a report, one plain dict; track shows it. Must not import torch.
 """
 
-import gc
 import os
 import platform
-import random
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +19,9 @@ import stillwatch
 from stillwatch.bundle import Bundle, unlike
 from stillwatch.errors import UserError, one_line
 from stillwatch.evaluation.fresh import first_answer
+from stillwatch.inference import runtimes
+from stillwatch.inference.timing import can_pin, machine, pinned, race
 from stillwatch.run import NO_PROGRESS, Progress
-
-Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-Opener: TypeAlias = Callable[[Path, str, tuple[int, ...], int, int], Predict]  # file, runtime, shape, threads, batch
 
 FORMAT = 1  # of the report
 BUSY = 0.25  # processes a core in the load average, above which the machine counts as busy
@@ -62,59 +56,26 @@ class BenchPlan(NamedTuple):
 ASKED = BenchPlan()
 
 
-def race(
-    entrants: Mapping[str, Callable[[], Any]], rounds: int = 200, warmup: int = 20, voice: Progress = NO_PROGRESS
-) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each call by name, (rounds,), of entrants that take turns.
-
-    Each round calls every one once, in an order drawn anew (the same ones each time), so that whatever else the machine
-    does meets all of them alike. Right before its timed call an entrant is called once untimed: that brings its weights
-    back into the processor's cache, and lets the threads of the one before go to sleep.
-    """
-    order, shuffle = list(entrants), random.Random(0).shuffle
-    seconds = {name: np.zeros(rounds) for name in order}
-    for _ in range(warmup):
-        for call in entrants.values():
-            call()
-    said = time.monotonic()
-    with _no_collector():
-        for number in range(rounds):
-            shuffle(order)
-            for name in order:
-                call = entrants[name]
-                call()
-                start = time.perf_counter_ns()
-                call()
-                seconds[name][number] = (time.perf_counter_ns() - start) / 1e9
-            if time.monotonic() - said > 20:  # a line between rounds: a bar's own thread would run on the timed core
-                said = time.monotonic()
-                voice.say(f"race of {len(order)}: round {number + 1} of {rounds}")
-    return seconds
-
-
 def bench(
     it: Bundle,
-    opener: Opener,
-    suiting: Callable[[Path], Sequence[str]],
     others: Sequence[Contender] = (),
     plan: BenchPlan = ASKED,
-    machine: Mapping[str, Any] | None = None,
     voice: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Every file of the bundle in every runtime that suits it, and the others, at every thread count -> the report.
 
-    others: the detector and rivals; they run in the same races, on the same pictures. machine: what is known of it.
+    others: the detector and rivals; they run in the same races, on the same pictures.
     report: {"format", "stillwatch", "made", "bundle", "machine", "plan", "rows": one for each entrant and thread count,
     "warnings"}. A row always has the same keys (_row): latency_ms of one picture {"p50", "p95", "p99", "min"},
     throughput in pictures a second, what fresh.first_answer says of a fresh process, bytes, whether it is faithful to
     its golden probabilities, figures. None: not known; why_not says why something did not run.
     Raises UserError for a plan that cannot be run and for names that come twice.
     """
-    cores = len(_allowed())
-    counts = tuple(sorted(set(plan.threads or (1, cores))))
+    here = machine()
+    counts = tuple(sorted(set(plan.threads or (1, here.cores))))
     if min(*counts, plan.rounds, plan.batch, plan.warmup + 1) < 1:
         raise UserError(f"bench: {plan}: threads, rounds and batch are at least 1")
-    entrants = [*_files(it, opener, suiting), *others]
+    entrants = [*_files(it), *others]
     names = [(entrant.name, entrant.runtime) for entrant in entrants]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"bench: {' in '.join(filter(None, twice))}: comes twice; name it once")
@@ -126,7 +87,7 @@ def bench(
         row["fastest"] = row is fastest(rows, row["threads"])
         row["overhead"] = _overhead(row, rows)
     rows.sort(key=lambda row: (row["threads"], (row["latency_ms"] or {}).get("p50", np.inf)))
-    about = {"cores": cores, "system": platform.platform(), "python": platform.python_version()}
+    about = {"system": platform.platform(), "python": platform.python_version()}
     versions = {name: getattr(sys.modules[name], "__version__", "?") for name in LIBRARIES if name in sys.modules}
     load = {"load_before": before, "load_after": _load()}
     manifest = it.manifest
@@ -135,10 +96,10 @@ def bench(
         "stillwatch": stillwatch.__version__,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "bundle": {"name": manifest.name, "run": manifest.run.get("id"), "shape": list(manifest.input.shape)},
-        "machine": {**(machine or {}), **about, "versions": versions, "pinned": _can_pin(), **load},
+        "machine": {**here._asdict(), **about, "versions": versions, "pinned": can_pin(), **load},
         "plan": {**plan._asdict(), "threads": list(counts)},
         "rows": rows,
-        "warnings": _warnings(rows, counts, cores, load),
+        "warnings": _warnings(rows, counts, here.cores, load),
     }
 
 
@@ -168,40 +129,15 @@ def _words(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
-@contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """All threads of this process, and those and the processes born meanwhile, stay on so many cores.
-
-    One logical core of each physical one comes first; on boards with large and small cores the large ones are last.
-    Afterwards each may run where it might before. Where the system has no such call nothing is done.
-    """
-    if not _can_pin():
-        yield
-        return
-    allowed = _allowed()
-    before = {}
-    for task in _tasks():
-        with suppress(OSError):  # a thread may have ended
-            before[task] = os.sched_getaffinity(task)
-    chosen = sorted(allowed, key=lambda core: (_twin(core), -core))[:threads]
-    try:
-        for task in before:
-            _settle(task, chosen)
-        yield
-    finally:
-        for task in _tasks():
-            _settle(task, before.get(task, allowed))
-
-
 # ---- one thread count
 
 
-def _files(it: Bundle, opener: Opener, suiting: Callable[[Path], Sequence[str]]) -> Iterator[Contender]:
+def _files(it: Bundle) -> Iterator[Contender]:
     manifest = it.manifest
     for model in manifest.models:
         path, size = it.path / model.name, sum(manifest.files[name].bytes for name in model.files)
-        for runtime in suiting(path):
-            opens = partial(opener, path, runtime, manifest.input.shape)
+        for runtime in runtimes.readers(path):
+            opens = partial(runtimes.open, path, runtime, manifest.input.shape)
             yield Contender(model.name, opens, "file", runtime, model.precision, size, figures=model.figures)
 
 
@@ -253,7 +189,7 @@ def _raced(
             calls[str(number)] = call
         except Exception as error:  # a runtime may fail in any way of its own; the others still run
             row["why_not"] = one_line(error)
-    for name, seconds in race(calls, *rounds, voice).items():
+    for name, seconds in race(calls, *rounds, voice=voice).items():
         yield rows[int(name)], seconds
 
 
@@ -290,50 +226,6 @@ def _spread(ms: NDArray[np.float64]) -> dict[str, float]:
     return {"p50": round(p50, 4), "p95": round(p95, 4), "p99": round(p99, 4), "min": round(float(ms.min()), 4)}
 
 
-# ---- the machine
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """No garbage collection meanwhile: its pauses would be booked on whoever runs."""
-    was = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _can_pin() -> bool:
-    return hasattr(os, "sched_setaffinity")
-
-
-def _allowed() -> set[int]:
-    return set(os.sched_getaffinity(0)) if _can_pin() else set(range(os.cpu_count() or 1))
-
-
-def _tasks() -> list[int]:
-    """Every thread of this process: sched_setaffinity(2) moves one at a time, and those that it starts later."""
-    with suppress(OSError):
-        return [int(path.name) for path in Path("/proc/self/task").iterdir()]
-    return [0]
-
-
-def _settle(task: int, cores: Sequence[int] | set[int]) -> None:
-    with suppress(OSError):
-        os.sched_setaffinity(task, cores)
-
-
-def _twin(core: int) -> int:
-    """0 for the first logical core of a physical one, 1 for its hyper-thread."""
-    with suppress(OSError, ValueError):
-        text = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
-        return [int(number) for number in re.findall(r"\d+", text)].index(core)
-    return 0
-
-
 def _load() -> list[float] | None:
     """The load averages of the last 1, 5 and 15 minutes."""
     with suppress(OSError):
@@ -352,7 +244,7 @@ def _warnings(
             found.append(f"{told}, so only large differences count")
     if max(counts) > cores:
         found.append(f"{max(counts)} threads were asked for; this process may use {cores} cores")
-    if not _can_pin():
+    if not can_pin():
         found.append("this system does not pin a process to cores: one thread may have wandered")
     for row in rows:
         who = f"{row['name']}{' in ' * bool(row['runtime'])}{row['runtime']}, {_words(row['threads'])}"

@@ -1,14 +1,13 @@
 """Exported: a bundle's files judged like the run they came of, each through a runtime of this machine.
 
-In: a bundle, its run, the samples in order, and from the CLI how a file is opened. Out: predictions, and the report.
-Called by the CLI. It knows no runtime and no torch.
+In: a bundle, its run, the samples in order. Out: predictions, and the report.
+Called by the CLI. It knows no torch.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -18,24 +17,15 @@ from stillwatch.errors import UserError
 from stillwatch.evaluation import lineage
 from stillwatch.evaluation.pooling import comparison_set
 from stillwatch.evaluation.report.report import Album, compare
+from stillwatch.inference import runtimes
 from stillwatch.predictions import Predict, Predictions, read, save_predictions
 from stillwatch.run import NO_PROGRESS, Progress, Run, RunInfo
-
-Open: TypeAlias = Callable[[Path, str, tuple[int, ...]], Predict]  # (file, runtime, shape of a sample)
-
-
-class Street(NamedTuple):
-    """What the CLI hands over of the street's runtimes: how a file is opened, and which of them take it here."""
-
-    open: Open
-    suiting: Callable[[Path], Sequence[str]]
 
 
 def judge_bundle(
     bundle: Bundle,
     run: Run,
     paper: tuple[Any, ...],
-    street: Street,
     out: Path | str,
     split: str = "test",
     pictures: Album | None = None,
@@ -56,7 +46,7 @@ def judge_bundle(
     problems = []
     for model in bundle.manifest.models:
         try:
-            runtime, fn = _opened(bundle, model, street)
+            runtime, fn = _opened(bundle, model)
         except UserError as mistake:
             problems.append(f"{model.name} is not judged: {mistake}")
             continue
@@ -89,20 +79,20 @@ def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> 
     return said
 
 
-def _opened(bundle: Bundle, model: Model, street: Street) -> tuple[str, Predict]:
+def _opened(bundle: Bundle, model: Model) -> tuple[str, Predict]:
     """(runtime, the file as a function of what the data give). Raises UserError."""
     path, shape = bundle.path / model.name, bundle.manifest.input.shape
-    runtimes = street.suiting(path)
-    if not runtimes:
+    names = runtimes.readers(path)
+    if not names:
         raise UserError("no installed runtime takes it")
-    fn = street.open(path, runtimes[0], shape)
+    fn = runtimes.open(path, names[0], shape)
 
     def predict(x: NDArray[Any]) -> Any:
         if x.shape[1:] not in (shape, (1, *shape)):  # a picture is a clip of one frame
             raise UserError(f"{path}: takes {shape}, and the data give {x.shape[1:]}; export the run again")
         return fn(x.reshape(len(x), *shape))
 
-    return runtimes[0], predict
+    return names[0], predict
 
 
 def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path) -> Run:

@@ -7,13 +7,10 @@ Called by the watch loop and the CLI. It knows the golden frames, and no camera,
 import hashlib
 import json
 import os
-import platform
-import re
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +21,7 @@ from stillwatch import bundle
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError, nearest
 from stillwatch.inference import runtimes
+from stillwatch.inference.timing import cores, machine, race
 from stillwatch.media import image
 
 ROUNDS, LONGEST = 30, 5.0  # calls of each candidate in a race; seconds after which a race ends, whatever the rounds
@@ -101,9 +99,9 @@ def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:
 def diagnosis() -> list[str]:
     """What `stillwatch doctor` says: the machine, the runtimes, the choices remembered for it. One line each."""
     about = machine()
-    memory = f", {about['memory'] / 2**30:.1f} GiB" if about["memory"] else ""
-    lines = [f"{about['cpu']}, {about['cores']} cores{memory}"]
-    lines += [f"  {name:12} {version}" for name, version in about["runtimes"].items()]
+    memory = f", {about.memory / 2**30:.1f} GiB" if about.memory else ""
+    lines = [f"{about.cpu}, {about.cores} cores{memory}"]
+    lines += [f"  {name:12} {version}" for name, version in about.runtimes.items()]
     known = choices()
     lines.append("" if known else "no bundle was run here yet: stillwatch doctor BUNDLE measures one")
     for one in known:
@@ -112,14 +110,6 @@ def diagnosis() -> list[str]:
             f"batch {one['batch']} ({one['made']})"
         )
     return lines
-
-
-def machine() -> dict[str, Any]:
-    """What decides how fast a net is here: cpu, cores (that this process may use), memory in bytes, runtimes."""
-    memory = None
-    with suppress(ValueError, OSError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": _cpu(), "cores": cores(), "memory": memory, "runtimes": {n: _version(n) for n in runtimes.RUNTIMES}}
 
 
 def choices() -> list[dict[str, Any]]:
@@ -140,7 +130,7 @@ def _pairs(it: bundle.Bundle, runtime: str | None, file: str | None) -> list[tup
     if runtime is not None:
         able = [(m, runtime) for m in models if Path(m.name).suffix in runtimes.RUNTIMES[runtime].formats]
     else:
-        able = [(model, name) for model in models for name in runtimes.suiting(it.path / model.name)]
+        able = [(model, name) for model in models for name in runtimes.readers(it.path / model.name)]
     if not able:
         names = ", ".join(model.name for model in models)
         there = runtime or ", ".join(name for name in runtimes.RUNTIMES if runtimes.installed(name))
@@ -165,22 +155,6 @@ def _prove(it: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, b
     return Contender(model.name, runtime, difference, predict)
 
 
-def _race(entrants: Sequence[Contender], x: NDArray[np.uint8]) -> list[float]:
-    """Median seconds of a call of each, taking turns, so that what else the machine does meets all of them alike."""
-    times: list[list[float]] = [[] for _ in entrants]
-    end = time.perf_counter() + LONGEST
-    for number in range(ROUNDS):
-        for turn in range(len(entrants)):
-            who = (number + turn) % len(entrants)
-            entrants[who].predict(x)  # not timed: it brings its own weights back into the processor's cache
-            start = time.perf_counter()
-            entrants[who].predict(x)
-            times[who].append(time.perf_counter() - start)
-        if number >= 2 and time.perf_counter() > end:
-            break
-    return [statistics.median(of_one) for of_one in times]
-
-
 def _choose(
     it: bundle.Bundle, place: Path, pairs: list[tuple[bundle.Model, str]], threads: int, batch: int
 ) -> tuple[dict[str, Any], runtimes.Predict]:
@@ -196,7 +170,9 @@ def _choose(
     if not entrants:
         raise UserError(f"{it.path}: no file reproduces the golden frames on this machine: {'; '.join(reasons)}")
     frames, _ = it.golden()
-    seconds = _race(entrants, np.resize(frames, (batch, *frames.shape[1:])))
+    x = np.resize(frames, (batch, *frames.shape[1:]))
+    calls = {str(number): partial(entrant.predict, x) for number, entrant in enumerate(entrants)}
+    seconds = [float(np.median(times)) for times in race(calls, ROUNDS, 0, LONGEST).values()]
     order = sorted(range(len(entrants)), key=lambda i: seconds[i])
     ranking = [
         {
@@ -228,7 +204,7 @@ def _remembered(
 
 def _remember(place: Path, choice: Mapping[str, Any]) -> None:
     """Keep a choice. A camera's disk may be read-only or full: then it is made anew at each start."""
-    made = {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()}
+    made = {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()._asdict()}
     with suppress(OSError), atomic(place) as draft:
         draft.write_text(json.dumps({**choice, **made}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -240,30 +216,7 @@ def _home() -> Path:
 
 def _place(it: bundle.Bundle, threads: int, batch: int, runtime: str | None, file: str | None) -> Path:
     """Where this machine's choice for this bundle is kept: another one of either is another name."""
-    here = {key: value for key, value in machine().items() if key != "memory"}
+    here = {key: value for key, value in machine()._asdict().items() if key != "memory"}
     asked = [it.manifest.model_dump(mode="json"), here, threads, batch, runtime, file]
     text = json.dumps(asked, sort_keys=True, ensure_ascii=True)
     return _home() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu() -> str:
-    """The processor's name: ARM boards name themselves in the device tree, x86 says it in cpuinfo."""
-    with suppress(OSError, UnicodeDecodeError):
-        return Path("/proc/device-tree/model").read_text().strip("\0\n ")
-    with suppress(OSError, UnicodeDecodeError):
-        if match := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return match[1].strip()
-    return platform.processor() or platform.machine() or "unknown"
-
-
-def _version(runtime: str) -> str:
-    if not runtimes.installed(runtime):
-        return "not installed"
-    try:
-        return version(runtimes.RUNTIMES[runtime].needs)
-    except PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
-        return "of another build"

@@ -67,8 +67,8 @@ def installed(runtime: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[runtime].needs) is not None
 
 
-def suiting(path: Path) -> list[str]:
-    """The installed runtimes that take this file."""
+def readers(path: Path) -> list[str]:
+    """The installed runtimes that read this file."""
     return [name for name, entry in RUNTIMES.items() if path.suffix in entry.formats and installed(name)]
 
 

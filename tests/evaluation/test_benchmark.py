@@ -1,25 +1,22 @@
 """The bench: who runs when is fair and exact on a clock of the test's own; no test knows how fast this machine is."""
 
-import gc
 import json
 import os
-import threading
-import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from test_runtimes import SHAPE, by_hand, onnx_net, pictures
+from bundles import SHAPE, by_hand, onnx_net, pictures
+from clocks import Clock
 
 from stillwatch import bundle
 from stillwatch.bundle import Bundle, Input, Manifest, Model
 from stillwatch.errors import UserError
 from stillwatch.evaluation import benchmark
 from stillwatch.evaluation.benchmark import BenchPlan, Contender
-from stillwatch.inference import runtimes
+from stillwatch.inference import runtimes, timing
 from stillwatch.inference.detector import Detector
 from stillwatch.run import Progress
 
@@ -27,127 +24,6 @@ FRAMES = pictures(8, seed=3)
 RIGHT = by_hand(FRAMES).astype(np.float32)
 QUICK = BenchPlan(threads=(1,), rounds=4, warmup=2, batch=3)
 IDLE, CROWDED = (0.1, 0.1, 0.1), (9.0, 9.0, 9.0)
-
-
-class Clock:
-    """Time stands still but for what the entrants say that they take."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.ns = 0
-        fake = SimpleNamespace(perf_counter_ns=lambda: self.ns, monotonic=lambda: self.ns / 1e9, strftime=time.strftime)
-        monkeypatch.setattr(benchmark, "time", fake)
-
-    def takes(self, ms: float) -> None:
-        self.ns += round(1e6 * ms)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-# ---- the race
-
-
-def test_everybody_runs_once_untimed_and_once_timed_a_round_in_an_order_drawn_anew() -> None:
-    called: list[str] = []
-    entrants = {name: partial(called.append, name) for name in "abcd"}
-    seconds = benchmark.race(entrants, rounds=30, warmup=2)
-    assert {name: (s.dtype, s.shape) for name, s in seconds.items()} == dict.fromkeys("abcd", (np.float64, (30,)))
-    assert called[:8] == list("abcdabcd")
-    pairs = np.array(called[8:]).reshape(30, 4, 2)
-    assert (pairs[..., 0] == pairs[..., 1]).all()
-    orders = ["".join(order) for order in pairs[..., 0]]
-    assert {"".join(sorted(order)) for order in orders} == {"abcd"}
-    assert len(set(orders)) > 10
-    assert {order[0] for order in orders} == set("abcd")  # nobody always follows the same one
-    first = list(called)
-    called.clear()
-    benchmark.race(entrants, rounds=30, warmup=2)
-    assert called == first
-
-
-def test_each_call_is_booked_on_who_made_it(clock: Clock) -> None:
-    """Only timed calls count: the untimed one before takes ten times as long."""
-    turns = {"a": 0, "b": 0}
-
-    def call(name: str, ms: float) -> None:
-        turns[name] += 1
-        timed = turns[name] % 2 == 0
-        clock.takes(ms + turns[name] if timed else 10 * ms)
-
-    seconds = benchmark.race({"a": lambda: call("a", 3), "b": lambda: call("b", 50)}, rounds=3, warmup=0)
-    np.testing.assert_allclose(seconds["a"], [0.005, 0.007, 0.009])
-    np.testing.assert_allclose(seconds["b"], [0.052, 0.054, 0.056])
-
-
-def test_no_garbage_is_collected_meanwhile_and_afterwards_it_is() -> None:
-    seen = []
-    benchmark.race({"a": lambda: seen.append(gc.isenabled())}, rounds=2, warmup=1)
-    assert seen == [True, False, False, False, False]
-    assert gc.isenabled()
-
-    def fails() -> None:
-        raise UserError("no")
-
-    with pytest.raises(UserError):
-        benchmark.race({"a": fails}, rounds=1, warmup=0)
-    assert gc.isenabled()
-
-
-def test_a_long_race_says_where_it_is(clock: Clock) -> None:
-    said: list[str] = []
-    voice = Progress(say=said.append)
-    benchmark.race({"a": lambda: clock.takes(4_000)}, rounds=7, warmup=1, voice=voice)  # a round: 8 s
-    assert said == ["race of 1: round 3 of 7", "race of 1: round 6 of 7"]
-
-
-# ---- cores
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin")
-def test_every_thread_is_pinned_and_afterwards_free() -> None:
-    allowed = os.sched_getaffinity(0)
-    stop, ready = threading.Event(), threading.Event()
-
-    def idle() -> None:
-        ready.set()
-        stop.wait()
-
-    older = threading.Thread(target=idle)
-    older.start()
-    ready.wait()
-    try:
-        with pytest.raises(KeyError), benchmark.pinned(1):
-            inside = os.sched_getaffinity(0)
-            assert len(inside) == 1
-            assert os.sched_getaffinity(older.native_id or 0) == inside
-            born: list[set[int]] = []
-            younger = threading.Thread(target=lambda: born.append(os.sched_getaffinity(0)))
-            younger.start()
-            younger.join()
-            assert born == [inside]
-            raise KeyError
-        assert os.sched_getaffinity(0) == os.sched_getaffinity(older.native_id or 0) == allowed
-        with benchmark.pinned(len(allowed) + 3):
-            assert os.sched_getaffinity(0) == allowed
-    finally:
-        stop.set()
-        older.join()
-
-
-def test_hyper_threads_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cores 0,1 and 2,3 are two physical ones: two threads get one of each."""
-    asked: list[Any] = []
-    monkeypatch.setattr(benchmark, "_twin", lambda core: core % 2)
-    monkeypatch.setattr(benchmark, "_allowed", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(benchmark, "_settle", lambda task, cores: asked.append(cores))
-    monkeypatch.setattr(benchmark, "_can_pin", lambda: True)
-    monkeypatch.setattr(benchmark, "_tasks", lambda: [0])
-    for threads, cores in ((1, [2]), (2, [2, 0]), (3, [2, 0, 3])):
-        asked.clear()
-        with benchmark.pinned(threads):
-            assert asked == [cores]
 
 
 # ---- the report, with files that are only words for how they run
@@ -163,8 +39,9 @@ def still(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return {"memory_mb": 90.0, "bare_mb": 30.0, "load_s": 0.2, "import_s": 0.1}
 
     monkeypatch.setattr(benchmark, "first_answer", first)
-    monkeypatch.setattr(benchmark, "_allowed", lambda: {0, 1})
-    monkeypatch.setattr(benchmark, "_can_pin", lambda: False)
+    monkeypatch.setattr(timing, "can_pin", lambda: False)
+    monkeypatch.setattr(benchmark, "can_pin", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: IDLE)
     return asked
 
@@ -201,7 +78,7 @@ class Workshop:
     def __init__(self, clock: Clock):
         self.clock, self.opened = clock, list[tuple[str, str, int, int]]()
 
-    def open(self, path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> benchmark.Predict:
+    def open(self, path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> runtimes.Predict:
         assert shape == SHAPE
         self.opened.append((path.name, runtime, threads, batch))
         ms, how = path.name.split("-")
@@ -223,17 +100,25 @@ def both(path: Path) -> list[str]:
     return ["fast-runtime", "other"] if path.name == "2-right" else ["fast-runtime"]
 
 
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    made = Workshop(Clock(monkeypatch))
+    monkeypatch.setattr(runtimes, "open", made.open)
+    monkeypatch.setattr(runtimes, "readers", both)
+    return made
+
+
 def found(report: dict[str, Any], threads: int = 1) -> dict[str, dict[str, Any]]:
     return {f"{r['name']} {r['runtime']}".strip(): r for r in report["rows"] if r["threads"] == threads}
 
 
 def test_each_file_runs_in_each_runtime_that_suits_it_at_each_thread_count(
-    tmp_path: Path, clock: Clock, still: list[Any]
+    tmp_path: Path, shop: Workshop, still: list[Any]
 ) -> None:
-    shop, said = Workshop(clock), list[str]()
+    said = list[str]()
     it = packed(tmp_path, ("4-right", "2-right"))
     plan = BenchPlan(rounds=20, warmup=1, batch=3)
-    report = benchmark.bench(it, shop.open, both, plan=plan, machine={"cpu": "a toy"}, voice=Progress(say=said.append))
+    report = benchmark.bench(it, plan=plan, voice=Progress(say=said.append))
     pairs = [("4-right", "fast-runtime"), ("2-right", "fast-runtime"), ("2-right", "other")]
     assert shop.opened == [(*pair, t, b) for t in (2, 1) for b in (1, 3) for pair in pairs]
     assert report["plan"] == {"threads": [1, 2], "rounds": 20, "warmup": 1, "batch": 3}
@@ -249,7 +134,7 @@ def test_each_file_runs_in_each_runtime_that_suits_it_at_each_thread_count(
     assert still == [(2, (1, *SHAPE))] * 3 + [(1, (1, *SHAPE))] * 3
     assert [r["fastest"] for r in report["rows"]].count(True) == 2
     assert len({tuple(r) for r in report["rows"]}) == 1  # the same keys in the same order
-    assert report["machine"]["cpu"] == "a toy" and report["machine"]["cores"] == 2
+    assert report["machine"]["cpu"] == timing.machine().cpu and report["machine"]["cores"] == 2
     assert report["bundle"] == {"name": "toy", "run": "toy-1", "shape": list(SHAPE)}
     assert report["warnings"] == ["this system does not pin a process to cores: one thread may have wandered"]
     assert said == ["2 threads: 3 take turns, 20 timed calls each", "1 thread: 3 take turns, 20 timed calls each"]
@@ -257,11 +142,11 @@ def test_each_file_runs_in_each_runtime_that_suits_it_at_each_thread_count(
 
 
 def test_a_file_that_is_wrong_is_never_the_fastest_and_one_that_fails_stops_nobody(
-    tmp_path: Path, clock: Clock, still: list[Any]
+    tmp_path: Path, shop: Workshop, still: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = packed(tmp_path, ("1-off", "2-nan", "3-few", "4-flipped", "5-broken", "6-narrow", "7-right"))
-    shop = Workshop(clock)
-    report = benchmark.bench(it, shop.open, lambda path: ["r"], plan=QUICK)
+    monkeypatch.setattr(runtimes, "readers", lambda path: ["r"])
+    report = benchmark.bench(it, plan=QUICK)
     assert [told[2:] for told in shop.opened if told[0] == "5-broken"] == [(1, 1)]  # it is not tried again
     rows = {row["name"]: row for row in report["rows"]}
     assert [name for name, row in rows.items() if row["fastest"]] == ["6-narrow"]
@@ -286,12 +171,12 @@ def test_a_file_that_is_wrong_is_never_the_fastest_and_one_that_fails_stops_nobo
 
 
 def test_another_label_within_the_tolerance_is_wrong_unless_it_was_a_tie(
-    tmp_path: Path, clock: Clock, still: list[Any]
+    tmp_path: Path, shop: Workshop, still: list[Any]
 ) -> None:
     widest = float(np.abs(RIGHT[:, 0] - RIGHT[:, 1]).max())  # "even" is half as far off
     for tolerance, faithful in ((0.6 * widest, False), (1.01 * widest, True), (0.4 * widest, False)):
         it = packed(tmp_path, ("1-even",), tolerance)
-        report = benchmark.bench(it, Workshop(clock).open, lambda path: ["r"], plan=QUICK)
+        report = benchmark.bench(it, plan=QUICK)
         assert report["rows"][0]["faithful"] is faithful
 
 
@@ -307,13 +192,13 @@ class Slower:
         self.clock.takes(3 * len(x))
 
 
-def test_the_detector_and_rivals_run_in_the_same_race(tmp_path: Path, clock: Clock, still: list[Any]) -> None:
+def test_the_detector_and_rivals_run_in_the_same_race(tmp_path: Path, shop: Workshop, still: list[Any]) -> None:
     it = packed(tmp_path, ("2-right",))
     others = [
-        Contender("detector", partial(Slower, clock), "detector"),
-        Contender("eager", lambda threads, batch: lambda x: clock.takes(9 * len(x)), runtime="torch", params=7),
+        Contender("detector", partial(Slower, shop.clock), "detector"),
+        Contender("eager", lambda threads, batch: lambda x: shop.clock.takes(9 * len(x)), runtime="torch", params=7),
     ]
-    report = benchmark.bench(it, Workshop(clock).open, both, others, QUICK)
+    report = benchmark.bench(it, others, QUICK)
     rows = found(report)
     assert list(rows) == ["2-right fast-runtime", "2-right other", "detector", "eager torch"]
     assert rows["detector"]["runs"] == {"file": "2-right", "runtime": "fast-runtime"}
@@ -323,14 +208,14 @@ def test_the_detector_and_rivals_run_in_the_same_race(tmp_path: Path, clock: Clo
     assert not rows["eager torch"]["fastest"]
 
 
-def test_what_cannot_be_raced_is_refused_at_once(tmp_path: Path, clock: Clock, still: list[Any]) -> None:
-    it, shop = packed(tmp_path, ("2-right",)), Workshop(clock)
+def test_what_cannot_be_raced_is_refused_at_once(tmp_path: Path, shop: Workshop, still: list[Any]) -> None:
+    it = packed(tmp_path, ("2-right",))
     for plan in (BenchPlan(threads=(0,)), BenchPlan(rounds=0), BenchPlan(batch=0), BenchPlan(warmup=-1)):
         with pytest.raises(UserError, match="are at least 1"):
-            benchmark.bench(it, shop.open, both, plan=plan)
-    twin = Contender("2-right", partial(Slower, clock), runtime="other")
+            benchmark.bench(it, plan=plan)
+    twin = Contender("2-right", partial(Slower, shop.clock), runtime="other")
     with pytest.raises(UserError, match="2-right in other: comes twice"):
-        benchmark.bench(it, shop.open, both, [twin], QUICK)
+        benchmark.bench(it, [twin], QUICK)
     assert shop.opened == []
 
 
@@ -346,7 +231,7 @@ def test_what_cannot_be_raced_is_refused_at_once(tmp_path: Path, clock: Clock, s
 )
 def test_a_busy_machine_is_told(
     tmp_path: Path,
-    clock: Clock,
+    shop: Workshop,
     still: list[Any],
     monkeypatch: pytest.MonkeyPatch,
     loads: list[Any],
@@ -356,7 +241,7 @@ def test_a_busy_machine_is_told(
     turns = iter(loads)
     monkeypatch.setattr(os, "getloadavg", lambda: next(turns))
     plan = QUICK._replace(threads=(threads,))
-    report = benchmark.bench(packed(tmp_path, ("2-right",)), Workshop(clock).open, both, plan=plan)
+    report = benchmark.bench(packed(tmp_path, ("2-right",)), plan=plan)
     warnings = [warning for warning in report["warnings"] if "pin" not in warning]
     assert len(warnings) == len(told)
     assert all(warning.startswith(wanted) for warning, wanted in zip(warnings, told, strict=True))
@@ -364,16 +249,16 @@ def test_a_busy_machine_is_told(
 
 
 def test_the_budget_is_kept_by_the_fastest_faithful_file_at_the_most_threads(
-    tmp_path: Path, clock: Clock, still: list[Any]
+    tmp_path: Path, shop: Workshop, still: list[Any]
 ) -> None:
     it = packed(tmp_path, ("1-off", "4-right"))
     plan = QUICK._replace(threads=(1, 2))
-    report = benchmark.bench(it, Workshop(clock).open, both, plan=plan)
+    report = benchmark.bench(it, plan=plan)
     assert benchmark.over_budget(report, 2.0) is None  # 4 ms on one thread, 2 ms on two
     assert benchmark.over_budget(report, 1.5) == (
         "toy: over the budget of 1.5 ms: p95 is 2 ms (4-right in fast-runtime, 2 threads)"
     )
-    wrong = benchmark.bench(packed(tmp_path, ("1-off",)), Workshop(clock).open, both, plan=plan)
+    wrong = benchmark.bench(packed(tmp_path, ("1-off",)), plan=plan)
     assert benchmark.over_budget(wrong, 1e9) == (
         "toy: over the budget of 1e+09 ms: no file gives its golden probabilities on this machine"
     )
@@ -382,7 +267,7 @@ def test_the_budget_is_kept_by_the_fastest_faithful_file_at_the_most_threads(
 # ---- with nothing put on
 
 
-def test_real_files_in_a_real_runtime_beside_a_real_detector(tmp_path: Path) -> None:
+def test_real_files_in_a_real_runtime_beside_a_real_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(name="model.onnx", files=("model.onnx",), precision="fp32", batch=None, tolerance=1e-4)
     told = Manifest(
         name="toy",
@@ -395,8 +280,8 @@ def test_real_files_in_a_real_runtime_beside_a_real_detector(tmp_path: Path) -> 
     )
     source = onnx_net(tmp_path / "m.onnx")
     it = bundle.write(tmp_path / "bundle", told, {"model.onnx": source}, FRAMES, {"model.onnx": RIGHT})
-    opener, watching = runtimes.open, Contender("detector", partial(Detector, it.path), "detector")
-    report = benchmark.bench(it, opener, lambda path: ["onnxruntime"], [watching], QUICK)
+    monkeypatch.setattr(runtimes, "readers", lambda path: ["onnxruntime"])
+    report = benchmark.bench(it, [Contender("detector", partial(Detector, it.path), "detector")], QUICK)
     assert [w for w in report["warnings"] if "load average" not in w] == []
     rows = found(report)
     plain, detector = rows["model.onnx onnxruntime"], rows["detector"]

@@ -13,7 +13,8 @@ from test_report import LABELS, Reader, fabricate
 
 from stillwatch import bundle, metrics
 from stillwatch.errors import UserError
-from stillwatch.evaluation.bundle_eval import Street, judge_bundle
+from stillwatch.evaluation.bundle_eval import judge_bundle
+from stillwatch.inference import runtimes
 from stillwatch.predictions import Predictions, read
 from stillwatch.run import Progress, Run
 
@@ -56,7 +57,9 @@ def pictures(said: Predictions) -> tuple[Any, ...]:
     return x, mine.id.tolist(), mine.group.tolist(), mine.sequence.tolist(), mine.y
 
 
-def street(said: Predictions, change: Callable[[str, NDArray[Any]], NDArray[Any]] | None = None) -> Street:
+def answering(
+    patch: pytest.MonkeyPatch, said: Predictions, change: Callable[[str, NDArray[Any]], NDArray[Any]] | None = None
+) -> None:
     """Files that say what the run said, at the bundle's temperature; `change` alters one by its name."""
     p = metrics.apply_temperature(said.p, HEAT)
 
@@ -71,7 +74,8 @@ def street(said: Predictions, change: Callable[[str, NDArray[Any]], NDArray[Any]
 
         return predict
 
-    return Street(opened, lambda path: [FORMATS[path.suffix]] if path.suffix in FORMATS else [])
+    patch.setattr(runtimes, "open", opened)
+    patch.setattr(runtimes, "readers", lambda path: [FORMATS[path.suffix]] if path.suffix in FORMATS else [])
 
 
 def worse(name: str, p: NDArray[Any]) -> NDArray[Any]:
@@ -97,8 +101,10 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     root = tmp_path_factory.mktemp("case")
     run = fabricate(root / "runs", "distilled", skill=1.5, groups=6)
     said, lines = read(run), list[str]()
-    files, voice = street(said, worse), Progress(say=lines.append)
-    found = judge_bundle(packed(root / "b", run), run, pictures(said), files, root / "report", voice=voice)
+    with pytest.MonkeyPatch.context() as patch:
+        answering(patch, said, worse)
+        voice = Progress(say=lines.append)
+        found = judge_bundle(packed(root / "b", run), run, pictures(said), root / "report", voice=voice)
     return Case(said, root / "report", found, lines)
 
 
@@ -158,14 +164,15 @@ def test_the_page_says_what_the_files_are_worth(case: Case) -> None:
     assert not [line for line in found["warnings"] if "no verdict on distillation" in line]
 
 
-def test_a_teacher_s_bundle_without_threshold_and_temperature(tmp_path: Path) -> None:
+def test_a_teacher_s_bundle_without_threshold_and_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, out = fabricate(tmp_path / "runs", "teacher", skill=1.5, groups=6), tmp_path / "report"
     said = read(run)
     bare = packed(tmp_path / "b", run, ("model.onnx",), operating=None, temperature=None, left_out=())
-    cold = Street(
-        lambda *asked: lambda x: said.p[x[:, 0, 0, 0].astype(int) * 256 + x[:, 0, 1, 0]], lambda path: ["any"]
+    monkeypatch.setattr(
+        runtimes, "open", lambda *asked: lambda x: said.p[x[:, 0, 0, 0].astype(int) * 256 + x[:, 0, 1, 0]]
     )
-    found = judge_bundle(bare, run, pictures(said), cold, out)
+    monkeypatch.setattr(runtimes, "readers", lambda path: ["any"])
+    found = judge_bundle(bare, run, pictures(said), out)
     assert found["bundle"]["files"][0]["decision_flips"] is None
     assert found["bundle"]["files"][0]["max_difference"] == 0
     assert found["models"]["model.onnx"]["ece"] == pytest.approx(found["models"]["teacher"]["ece"])
@@ -175,14 +182,15 @@ def test_a_teacher_s_bundle_without_threshold_and_temperature(tmp_path: Path) ->
     assert "no operating threshold" in page and "logits are divided" not in page and "Tried and left out" not in page
 
 
-def test_a_pruned_run_s_bundle_stands_beside_the_baseline(tmp_path: Path) -> None:
+def test_a_pruned_run_s_bundle_stands_beside_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about: dict[str, Any] = {"skill": 1.5, "groups": 6}
     distilled = fabricate(tmp_path / "runs", "distilled", **about)
     fabricate(tmp_path / "runs", "narrow", **about)
     run = fabricate(tmp_path / "runs", "pruned", parent=distilled.path.name, **about)
     said = read(run)
     made = packed(tmp_path / "b", run, ("model.onnx",))
-    found = judge_bundle(made, run, pictures(said), street(said), tmp_path / "report")
+    answering(monkeypatch, said)
+    found = judge_bundle(made, run, pictures(said), tmp_path / "report")
     assert list(found["models"]) == ["distilled", "narrow", "pruned", "model.onnx"]
     pairs = {(row["base"], row["candidate"]): row["outcome"] for row in found["compression"]}
     assert pairs["pruned", "model.onnx"] == "same" and ("narrow", "pruned") in pairs
@@ -192,32 +200,40 @@ def test_a_pruned_run_s_bundle_stands_beside_the_baseline(tmp_path: Path) -> Non
     )
 
 
-def test_a_file_that_cannot_be_run_here_is_named_and_the_others_are_judged(tmp_path: Path, run: Run) -> None:
+def test_a_file_that_cannot_be_run_here_is_named_and_the_others_are_judged(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = read(run)
     made = packed(tmp_path / "b", run, ("model.onnx", "model.tflite", "model.param"))
+
+    answering(monkeypatch, said)
+    opened = runtimes.open
 
     def broken(path: Path, runtime: str, shape: tuple[int, ...]) -> Any:
         if runtime == "ncnn":
             raise UserError(f"{path}: ncnn cannot read it")
-        return street(said).open(path, runtime, shape)
+        return opened(path, runtime, shape)
 
-    found = judge_bundle(made, run, pictures(said), Street(broken, street(said).suiting), tmp_path / "report")
+    monkeypatch.setattr(runtimes, "open", broken)
+    found = judge_bundle(made, run, pictures(said), tmp_path / "report")
     assert [file["name"] for file in found["bundle"]["files"]] == ["model.onnx"]
     assert found["warnings"][0] == "model.tflite is not judged: no installed runtime takes it"
     assert found["warnings"][1].startswith("model.param is not judged:") and "cannot read it" in found["warnings"][1]
+    monkeypatch.setattr(runtimes, "readers", lambda path: [])
     with pytest.raises(UserError, match=r"none of its files can be run here: model\.onnx is not judged"):
-        judge_bundle(made, run, pictures(said), Street(broken, lambda path: []), tmp_path / "other")
+        judge_bundle(made, run, pictures(said), tmp_path / "other")
     assert not (tmp_path / "other" / "report.json").exists()
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path: Path, run: Run) -> None:
+def test_what_does_not_belong_together_is_refused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = read(run)
+    answering(monkeypatch, said)
     other = fabricate(tmp_path / "runs", "distilled", skill=1.5, groups=6)
     mine, paper = packed(tmp_path / "b", run), pictures(said)
 
     def refused(match: str, *asked: Any) -> None:
         with pytest.raises(UserError, match=match) as error:
-            judge_bundle(*asked, street(said), tmp_path / "report")
+            judge_bundle(*asked, tmp_path / "report")
         assert "\n" not in str(error.value) and not (tmp_path / "report").exists()
 
     refused("was exported from toy-distilled-001, not from toy-distilled-002", mine, other, paper)
@@ -228,19 +244,21 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, run: Run) -> N
     refused("no predictions of the test split", mine, run, paper)
 
 
-def test_pictures_of_another_size_are_refused(tmp_path: Path, run: Run) -> None:
+def test_pictures_of_another_size_are_refused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = read(run)
+    answering(monkeypatch, said)
     x, *columns = pictures(said)
     with pytest.raises(UserError, match=r"takes \(4, 4, 1\), and the data give \(1, 2, 4, 1\)"):
-        judge_bundle(packed(tmp_path / "b", run), run, (x[:, :, :2], *columns), street(said), tmp_path / "report")
+        judge_bundle(packed(tmp_path / "b", run), run, (x[:, :, :2], *columns), tmp_path / "report")
 
 
-def test_an_earlier_report_does_not_stay(tmp_path: Path, run: Run) -> None:
+def test_an_earlier_report_does_not_stay(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said, out = read(run), tmp_path / "report"
+    answering(monkeypatch, said)
     for name in ("widths.png", "model.onnx/run.json", "model.onnx/predictions/valid.npz", "mine.onnx/kept"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(b"of an older bundle")
-    judge_bundle(packed(tmp_path / "b", run, ("model.onnx",)), run, pictures(said), street(said), out)
+    judge_bundle(packed(tmp_path / "b", run, ("model.onnx",)), run, pictures(said), out)
     assert not (out / "widths.png").exists() and (out / "mine.onnx" / "kept").exists()
     files = {file.relative_to(out).as_posix() for file in (out / "model.onnx").rglob("*") if file.is_file()}
     assert files == {"model.onnx/run.json", "model.onnx/predictions/test.npz"}

@@ -4,51 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_runtimes import BIAS, SHAPE, WEIGHTS, by_hand, ncnn_net, onnx_net, pictures
+from bundles import BIAS, FRAMES, SHAPE, WEIGHTS, by_hand, made, ncnn_net, onnx_net, pictures
 
-from stillwatch import bundle
-from stillwatch.bundle import Bundle, Input, Manifest, Model
+from stillwatch.bundle import Bundle
 from stillwatch.errors import UserError
-from stillwatch.inference import detector, runtimes
-from stillwatch.inference.detector import Detector, choices, machine
+from stillwatch.inference import runtimes, timing
+from stillwatch.inference.detector import Detector, choices
+from stillwatch.inference.timing import machine
 from stillwatch.media import image
-
-FRAMES = pictures(8, seed=7)
-
-
-def made(
-    folder: Path,
-    files: Mapping[str, Path],
-    golden: Mapping[str, Any] | None = None,
-    tolerance: float = 1e-4,
-    name: str = "toy",
-    frames: Any = FRAMES,
-) -> Bundle:
-    """A bundle of these files; golden: what a file must give, where that is not what the net gives by hand."""
-    models = tuple(
-        Model(name=main, files=tuple(f for f in files if f.startswith(main.removesuffix("param"))),
-              precision="fp32", tolerance=tolerance)
-        for main in files if not main.endswith(".bin")
-    )  # fmt: skip
-    told = Manifest(
-        name=name,
-        labels=("safe", "danger"),
-        safe=("safe",),
-        input=Input(shape=frames.shape[1:], fit="letterbox"),
-        operating={"threshold": 0.7},
-        licence="CC0",
-        created="now",
-        stillwatch="0",
-        models=models,
-    )
-    wanted = {model.name: by_hand(frames) for model in models} | dict(golden or {})
-    return bundle.write(folder / f"bundle-{name}", told, files, frames, wanted)
 
 
 def two(folder: Path, **more: Any) -> Bundle:
@@ -87,7 +55,7 @@ def test_every_installed_runtime_is_tried(tmp_path: Path) -> None:
     ncnn = ncnn_net(tmp_path)
     onnx = onnx_net(tmp_path / "m.onnx")
     files = {"model.onnx": onnx, "model.ncnn.param": ncnn, "model.ncnn.bin": ncnn.with_suffix(".bin")}
-    there = {(name, r) for name in ("model.onnx", "model.ncnn.param") for r in runtimes.suiting(Path(name))}
+    there = {(name, r) for name in ("model.onnx", "model.ncnn.param") for r in runtimes.readers(Path(name))}
     assert len(there) >= 1
     watching = Detector(made(tmp_path, files))
     assert {(c["file"], c["runtime"]) for c in watching.choice["candidates"]} == there
@@ -159,7 +127,7 @@ def test_a_choice_is_remembered_and_only_its_file_opened(tmp_path: Path, monkeyp
     (kept,) = choices()
     assert kept["bundle"] == str(it.path.resolve())
     assert (kept["file"], kept["threads"], kept["batch"], kept["ms"]) == ("quick.onnx", 1, 1, first["ms"])
-    assert kept["machine"] == machine()
+    assert kept["machine"] == machine()._asdict()
 
 
 @pytest.mark.parametrize("what", ["fresh", "threads", "batch", "runtime", "file", "bundle", "version", "cpu"])
@@ -174,9 +142,9 @@ def test_another_question_is_measured_anew(tmp_path: Path, monkeypatch: pytest.M
     if what == "bundle":
         it = two(tmp_path, name="other")
     if what == "version":
-        monkeypatch.setattr(detector, "version", lambda package: "99")
+        monkeypatch.setattr(timing, "version", lambda package: "99")
     if what == "cpu":
-        monkeypatch.setattr(detector, "_cpu", lambda: "an abacus")
+        monkeypatch.setattr(timing, "_cpu", lambda: "an abacus")
     spy = Spy(monkeypatch)
     assert Detector(it, **asked | more.get(what, {})).choice["cached"] is False
     assert len(spy.opened) >= (1 if what == "file" else 2)
@@ -256,7 +224,7 @@ def test_clips_have_their_frames_counted(tmp_path: Path) -> None:
 def test_what_is_asked_for_is_what_is_run(tmp_path: Path) -> None:
     it = two(tmp_path)
     assert Detector(it, file="slow.onnx", runtime="onnxruntime").choice["file"] == "slow.onnx"
-    for runtime in runtimes.suiting(Path("m.onnx")):
+    for runtime in runtimes.readers(Path("m.onnx")):
         assert Detector(it, runtime=runtime).choice["runtime"] == runtime
     for wrong, match in (
         ({"file": "quik.onnx"}, "'quik.onnx': no such model in the bundle; did you mean 'quick.onnx'"),
@@ -283,26 +251,7 @@ def test_a_runtime_that_is_missing_is_named_with_what_to_install(
         Detector(it)
     with pytest.raises(UserError, match=r"openvino'?: not installed; pip install 'stillwatch\[openvino\]'"):
         Detector(it, runtime="openvino")
-    assert set(machine()["runtimes"].values()) == {"not installed"}
-
-
-def test_the_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = machine()
-    assert here["cores"] == len(os.sched_getaffinity(0))
-    assert here["memory"] > 2**26 and len(here["cpu"]) > 2
-    assert here["runtimes"].keys() == runtimes.RUNTIMES.keys()
-    assert here["runtimes"]["onnxruntime"][0].isdigit()
-    tree = "/proc/device-tree/model"
-    for said, name in (({"/proc/cpuinfo": "processor\t: 0\nmodel name\t: An Abacus 3000 \n"}, "An Abacus 3000"),
-                       ({"/proc/cpuinfo": "processor : 0\n", tree: "Some Board 5\0"}, "Some Board 5")):  # fmt: skip
-
-        def read(path: Path, said: dict[str, str] = said) -> str:
-            if str(path) not in said:
-                raise FileNotFoundError(path)
-            return said[str(path)]
-
-        monkeypatch.setattr(Path, "read_text", read)
-        assert detector._cpu() == name
+    assert set(machine().runtimes.values()) == {"not installed"}
 
 
 STREET = """
@@ -312,7 +261,7 @@ class Wall:
         if name.split(".")[0] in ("torch", "timm", "sklearn", "matplotlib", "nncf", "onnx"):
             raise ImportError(f"{name} is not on the street")
 sys.meta_path.insert(0, Wall())
-from stillwatch.watch.detector import Detector
+from stillwatch.inference.detector import Detector
 import numpy as np
 watching = Detector(sys.argv[1], threads=1)
 p = watching([np.zeros((360, 640, 3), np.uint8)])

@@ -7,88 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
+from bundles import SHAPE, WEIGHTS, by_hand, ncnn_net, onnx_net, pictures
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
-
-SHAPE = (6, 8, 3)
-WEIGHTS = np.array([[4.0, -2.0], [-1.0, 3.0], [0.5, 0.25]], np.float32)  # channels to classes
-BIAS = np.array([0.1, -0.3], np.float32)
-
-
-def pictures(count: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
-
-
-def by_hand(x: NDArray[np.uint8], weights: NDArray[np.float32] = WEIGHTS) -> NDArray[np.float64]:
-    """softmax(mean over time, height and width / 255 · W + b)"""
-    logits = x.mean(tuple(range(1, x.ndim - 1))) / 255 @ weights.astype(float) + BIAS
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(e / e.sum(1, keepdims=True))
-
-
-def onnx_net(
-    path: Path,
-    shape: tuple[int, ...] = SHAPE,
-    batch: int | str = "batch",
-    kind: int = TensorProto.UINT8,
-    weights: NDArray[np.float32] = WEIGHTS,
-    slow: int = 0,
-) -> Path:
-    """Cast, mean, gemm, softmax. slow: so many times a product of two large matrices is also worked out, times 0."""
-    axes = np.arange(1, len(shape), dtype=np.int64)
-    constants = {"axes": axes, "w": weights / 255, "b": BIAS}
-    nodes = [
-        helper.make_node("Cast", ["frames"], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
-    ]
-    last = "mean"
-    if slow:
-        constants |= {"wide": np.zeros((shape[-1], 1024), np.float32), "square": np.zeros((1024, 1024), np.float32)}
-        constants |= {"narrow": np.zeros((1024, shape[-1]), np.float32)}
-        nodes.append(helper.make_node("MatMul", ["mean", "wide"], ["s0"]))
-        for turn in range(slow):
-            nodes.append(helper.make_node("MatMul", [f"s{turn}", "square"], [f"r{turn}"]))
-            nodes.append(helper.make_node("Sin", [f"r{turn}"], [f"s{turn + 1}"]))
-        nodes.append(helper.make_node("MatMul", [f"s{slow}", "narrow"], ["nothing"]))
-        nodes.append(helper.make_node("Add", ["mean", "nothing"], ["again"]))
-        last = "again"
-    nodes += [
-        helper.make_node("Gemm", [last, "w", "b"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "toy",
-        [helper.make_tensor_value_info("frames", kind, [batch, *shape])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [batch, weights.shape[1]])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def ncnn_net(folder: Path) -> Path:
-    """The same net in ncnn's two files, as pnnx would name them: text for the layers, raw floats for the weights."""
-    layers = [
-        "Input in0 0 1 in0",
-        "Permute hwc_to_chw 1 1 in0 1 0=4",
-        "Pooling mean 1 1 1 2 0=1 4=1",
-        "InnerProduct head 1 1 2 3 0=2 1=1 2=6",
-        "Softmax softmax 1 1 3 out0 0=0",
-    ]
-    (folder / "model.ncnn.param").write_text("\n".join(["7767517", "5 5", *layers]) + "\n")
-    head = (WEIGHTS.T / 255).astype("<f4").tobytes() + BIAS.astype("<f4").tobytes()
-    (folder / "model.ncnn.bin").write_bytes(bytes(4) + head)
-    return folder / "model.ncnn.param"
 
 
 def xml_net(folder: Path) -> Path:
@@ -198,14 +124,14 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(UserError) as caught:
             runtimes.open(tmp_path / f"model{suffix}", name, SHAPE)
         assert str(caught.value) == f"runtime = {name!r}: not installed; pip install '{extra}'"
-    assert runtimes.suiting(path) == []
+    assert runtimes.readers(path) == []
 
 
 def test_suiting_names_what_is_here(tmp_path: Path) -> None:
     there = [name for name in ("onnxruntime", "openvino") if runtimes.installed(name)]
-    assert runtimes.suiting(Path("model.onnx")) == there
-    assert runtimes.suiting(Path("model.ncnn.param")) == [name for name in ("ncnn",) if runtimes.installed(name)]
-    assert runtimes.suiting(Path("model.txt")) == []
+    assert runtimes.readers(Path("model.onnx")) == there
+    assert runtimes.readers(Path("model.ncnn.param")) == [name for name in ("ncnn",) if runtimes.installed(name)]
+    assert runtimes.readers(Path("model.txt")) == []
 
 
 @pytest.mark.parametrize("text", [b"", b"not a net", b"\x08\x09" * 50])
@@ -222,7 +148,7 @@ def test_a_file_that_is_no_net_is_refused_in_one_line(tmp_path: Path, runtime: s
 
 def test_a_net_for_something_else_is_refused(tmp_path: Path) -> None:
     path = onnx_net(tmp_path / "model.onnx", (6, 9, 3))
-    for runtime in runtimes.suiting(path):
+    for runtime in runtimes.readers(path):
         with pytest.raises(UserError, match=rf"{runtime}: the file takes \(batch,6,9,3\), not \(n,6,8,3\)"):
             runtimes.open(path, runtime, SHAPE)
     onnx_net(path, kind=TensorProto.INT32)
@@ -233,7 +159,7 @@ def test_a_net_for_something_else_is_refused(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Identity", ["frames"], ["y"])], "toy", [value], [out])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     path.write_bytes(model.SerializeToString())
-    for runtime in runtimes.suiting(path):
+    for runtime in runtimes.readers(path):
         with pytest.raises(UserError, match=r"its answer to 1 pictures is uint8 \(1, 6, 8, 3\); wanted: probabilities"):
             runtimes.open(path, runtime, SHAPE)
     graph = helper.make_graph(
@@ -244,7 +170,7 @@ def test_a_net_for_something_else_is_refused(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     path.write_bytes(model.SerializeToString())
-    for runtime in runtimes.suiting(path):
+    for runtime in runtimes.readers(path):
         with pytest.raises(UserError, match="the file has 2 outputs; wanted: one"):
             runtimes.open(path, runtime, SHAPE)
 
@@ -263,7 +189,7 @@ sys.addaudithook(lambda event, _: calls.append(event) if event.startswith(("sock
 import socket
 from pathlib import Path
 import numpy as np
-from stillwatch.watch import runtimes
+from stillwatch.inference import runtimes
 x = np.zeros((1, 6, 8, 3), np.uint8)
 for runtime in sys.argv[2:]:
     print(runtimes.open(Path(sys.argv[1]), runtime, (6, 8, 3))(x).shape)
@@ -278,7 +204,7 @@ def test_no_runtime_phones_home_or_chatters(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     path = onnx_net(tmp_path / "model.onnx")
-    names = runtimes.suiting(path)
+    names = runtimes.readers(path)
     env = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
     env |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
     words = [sys.executable, "-c", SPY, str(path), *names]
@@ -293,7 +219,7 @@ def test_what_imports_telemetry_later_still_finds_it() -> None:
     code = """
 import sys, types
 mine = sys.modules["openvino_telemetry"] = types.ModuleType("openvino_telemetry")
-from stillwatch.watch import runtimes
+from stillwatch.inference import runtimes
 runtimes._import_openvino()
 assert sys.modules["openvino_telemetry"] is mine
 """

@@ -13,8 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from test_detector import made
-from test_runtimes import by_hand, onnx_net, pictures
+from bundles import by_hand, made, onnx_net, pictures
 from toys import jpeg, video
 
 from benchmarks import score as bench

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_detector import made
-from test_runtimes import onnx_net
+from bundles import made, onnx_net
 
 from stillwatch.monitor import doctor
 from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, Sink, WatchConfig, Web

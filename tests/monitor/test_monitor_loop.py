@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_detector import made
-from test_runtimes import SHAPE, onnx_net
+from bundles import SHAPE, made, onnx_net
 
 from stillwatch.errors import UserError
 from stillwatch.inference import film as films

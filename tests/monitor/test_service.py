@@ -16,8 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from test_detector import made
-from test_runtimes import onnx_net
+from bundles import made, onnx_net
 from test_store import until
 
 from stillwatch.monitor.events import store

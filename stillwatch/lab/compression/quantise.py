@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.bundle import INT8
 from stillwatch.errors import UserError
-from stillwatch.inference import runtimes
+from stillwatch.inference import runtimes, timing
 from stillwatch.lab.compression import ptq, qat
 from stillwatch.lab.compression.ptq import Control, QuantConfig
 from stillwatch.lab.export import exporters
@@ -77,7 +77,6 @@ class Evaluator:
     """Judges every stage: on the validation split, and in a race with the float file."""
 
     data: Dataset
-    race: Any
     max_drop: float  # points of macro-F1
 
     def frame(self, row: int) -> NDArray[np.uint8]:
@@ -149,7 +148,7 @@ class Evaluator:
         frame = self.frame(int(self.data.rows["train"][0]))
         entrants = {f"int8 {runtime}": partial(fn, frame) for runtime, fn in int8.items()}
         entrants |= {f"fp32 {runtime}": partial(fn, frame) for runtime, fn in fp32.items()}
-        seconds = self.race(entrants)
+        seconds = timing.race(entrants)
         return [
             {runtime: 1e3 * float(np.median(seconds[f"{precision} {runtime}"])) for runtime in opened}
             for precision, opened in (("int8", int8), ("fp32", fp32))
@@ -174,7 +173,6 @@ class Evaluator:
 
 def quantise(
     run: Run,
-    race: Any,
     root: Path | str = "runs",
     voice: Progress = NO_PROGRESS,
 ) -> Run:
@@ -186,7 +184,7 @@ def quantise(
     """
     lessons.finished(run, lessons.TRAINED, f"one of a net: {', '.join(lessons.TRAINED)}")
     recipe, data = run.recipe, lessons.material_of(run, voice)
-    evaluator = Evaluator(data, race, recipe.quantise.max_drop)
+    evaluator = Evaluator(data, recipe.quantise.max_drop)
     teacher, accelerator = lessons.teacher_of(run), lessons.device(recipe.fit_in("quantise"))
     made = lessons.create_or_resume(
         recipe,

@@ -12,7 +12,7 @@ import pytest
 
 from stillwatch import metrics
 from stillwatch.errors import UserError
-from stillwatch.inference import runtimes
+from stillwatch.inference import runtimes, timing
 from stillwatch.lab.compression.quantise import Evaluator, StageResult, quantise, spread
 from stillwatch.lab.training import lessons
 from stillwatch.predictions import read, save_predictions
@@ -54,7 +54,7 @@ def student(lineage: Path, tmp_path: Path) -> Run:
     return Run.open(tmp_path / "runs" / "toy-distilled-001")
 
 
-def race(int8: float = 0.5) -> Callable[..., dict[str, np.ndarray]]:
+def clock(monkeypatch: pytest.MonkeyPatch, int8: float = 0.5) -> None:
     """A clock that says of every file what it is told to: float 1 ms, INT8 so much."""
 
     def told(entrants: dict[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
@@ -63,7 +63,12 @@ def race(int8: float = 0.5) -> Callable[..., dict[str, np.ndarray]]:
         alone = not any(name.startswith("fp32") for name in entrants)
         return {name: np.full(5, 1e-3 * (1 if alone or name.startswith("fp32") else int8)) for name in entrants}
 
-    return told
+    monkeypatch.setattr(timing, "race", told)
+
+
+@pytest.fixture(autouse=True)
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch)
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
-    made = quantise(student, race(), student.path.parent)
+    made = quantise(student, student.path.parent)
     info = json.loads((made.path / "run.json").read_text())
     assert made.path.name == "toy-quantised-001"
     assert (info["kind"], info["status"], info["parent"]) == ("quantised", "done", student.path.name)
@@ -111,7 +116,7 @@ def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
 
 
 def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
-    made = quantise(student, race(), student.path.parent)
+    made = quantise(student, student.path.parent)
     before = read(student, "valid")
     assert made.info.temperature == metrics.temperature(before.y, before.p) != 1
     calibrated = metrics.apply_temperature(before.p, made.info.temperature)
@@ -122,7 +127,7 @@ def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
 def test_stages_follow_until_one_may_leave(student: Run, spoil: Any) -> None:
     """The first two INT8 files answer the wrong way round; training under the teacher then gives a third."""
     spoil("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, race(), student.path.parent)
+    made = quantise(student, student.path.parent)
     stages = made.info.stages
     assert [stage["name"] for stage in stages] == ["fp32", "post-training", "accuracy-aware", "quantisation-aware"]
     assert [stage["kept"] for stage in stages] == [True, False, False, True]
@@ -137,15 +142,18 @@ def test_stages_follow_until_one_may_leave(student: Run, spoil: Any) -> None:
 def test_training_is_left_out_where_the_recipe_says_so(student: Run, spoil: Any) -> None:
     student.info.recipe["quantise"]["qat"] = False
     spoil("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, race(), student.path.parent)
+    made = quantise(student, student.path.parent)
     assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
     assert made.info.kept is False
     assert made.info.why.startswith("macro-F1 falls by")
     assert (made.path / "model-int8.onnx").is_file()
 
 
-def test_what_is_not_faster_is_left_out_and_nothing_costly_is_tried(student: Run) -> None:
-    made = quantise(student, race(1.5), student.path.parent)
+def test_what_is_not_faster_is_left_out_and_nothing_costly_is_tried(
+    student: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch, 1.5)
+    made = quantise(student, student.path.parent)
     names = [stage["name"] for stage in made.info.stages]
     assert names == ["fp32", "post-training", "post-training, one scale an activation"]
     assert made.info.kept is False
@@ -179,7 +187,7 @@ def test_nothing_sees_the_test_split_before_the_end(student: Run, monkeypatch: p
 
     monkeypatch.setattr(runtimes, "open", opened)
     monkeypatch.setattr("stillwatch.predictions.save_predictions", saving)
-    quantise(student, race(), student.path.parent)
+    quantise(student, student.path.parent)
     assert order == ["valid", "test"]
     assert test <= set(seen)
 
@@ -192,12 +200,12 @@ def test_cut_off_in_training_it_goes_on_there(student: Run, spoil: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantise(student, race(), student.path.parent, voice=NO_PROGRESS._replace(say=stop))
+        quantise(student, student.path.parent, voice=NO_PROGRESS._replace(say=stop))
     cut = Run.open(student.path.parent / "toy-quantised-001")
     assert cut.info.status == "stopped"
     assert not cut.info.stages
     assert not (cut.path / "model-int8.onnx").exists()
-    again = quantise(student, race(), student.path.parent)
+    again = quantise(student, student.path.parent)
     assert again.path == cut.path
     assert (again.info.status, again.info.stage) == ("done", "quantisation-aware")
     assert [row["epoch"] for row in Run(again.path / "qat").history()] == [1, 2]
@@ -216,7 +224,7 @@ def test_a_runtime_that_cannot_read_a_file_is_passed_over(
         return spoilt(path, runtime, shape)
 
     monkeypatch.setattr(runtimes, "open", opened)
-    made = quantise(student, race(), student.path.parent)
+    made = quantise(student, student.path.parent)
     assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
     for stage in made.info.stages[1:]:
         assert stage["runtimes"]["openvino"] == {"why_not": "openvino cannot read it"}
@@ -229,7 +237,7 @@ def test_runs_that_cannot_be_quantised(student: Run) -> None:
 
     def refused(run: Run) -> str:
         with pytest.raises(UserError) as error:
-            quantise(run, race(), student.path.parent)
+            quantise(run, student.path.parent)
         return str(error.value)
 
     moved = Run(student.path, student.info.changed(fingerprint="other"))
@@ -276,5 +284,5 @@ def judged(**changes: Any) -> StageResult:
 )
 def test_which_stage_is_best(stages: list[dict[str, Any]], best: int) -> None:
     made = [judged(**stage) for stage in stages]
-    evaluator = Evaluator(data=None, race=None, max_drop=0.5)  # type: ignore[arg-type]
+    evaluator = Evaluator(data=None, max_drop=0.5)  # type: ignore[arg-type]
     assert evaluator.best(made) is made[best]

@@ -1,0 +1,154 @@
+"""Timing: the race of runtimes, pinning to cores, and what this machine is. Must not import torch."""
+
+import gc
+import os
+import platform
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillwatch.inference import runtimes
+from stillwatch.run import NO_PROGRESS, Progress
+
+
+class Machine(NamedTuple):
+    """What decides how fast a net is here."""
+
+    cpu: str
+    cores: int  # that this process may use
+    memory: int | None  # bytes
+    runtimes: dict[str, str]  # version, or "not installed"
+
+
+def race(
+    entrants: Mapping[str, Callable[[], object]],
+    rounds: int = 200,
+    warmup: int = 20,
+    limit_s: float = np.inf,
+    voice: Progress = NO_PROGRESS,
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each call by name, (rounds,), of entrants that take turns.
+
+    Each round calls all of them in a newly shuffled order (seeded), so that other load on the machine meets all alike.
+    An untimed call before each timed one brings the weights back into the processor's cache, and lets the previous
+    entrant's threads go to sleep. After limit_s the race ends early, with at least 3 rounds.
+    """
+    order, shuffle = list(entrants), random.Random(0).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    for _ in range(warmup):
+        for call in entrants.values():
+            call()
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collector's pause would be booked on whoever runs
+    begun = reported = time.monotonic()
+    try:
+        for number in range(1, rounds + 1):
+            shuffle(order)
+            for name in order:
+                call = entrants[name]
+                call()
+                start = time.perf_counter_ns()
+                call()
+                seconds[name].append((time.perf_counter_ns() - start) / 1e9)
+            now = time.monotonic()
+            if number >= 3 and now - begun > limit_s:
+                break
+            if now - reported > 20:  # a line between rounds: a bar's own thread would run on the timed core
+                reported = now
+                voice.say(f"race of {len(order)}: round {number} of {rounds}")
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: np.array(times) for name, times in seconds.items()}
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Keep all threads of this process, and those started meanwhile, on so many cores.
+
+    One logical core of each physical one comes first; on boards with large and small cores the large ones are last.
+    Does nothing where the system has no such call.
+    """
+    if not can_pin():
+        yield
+        return
+    allowed, before = _allowed(), {}
+    for task in _tasks():
+        with suppress(OSError):  # a thread may have ended
+            before[task] = os.sched_getaffinity(task)
+    chosen = sorted(allowed, key=lambda core: (_sibling(core), -core))[:threads]
+    try:
+        for task in before:
+            _pin(task, set(chosen))
+        yield
+    finally:
+        for task in _tasks():
+            _pin(task, before.get(task, allowed))
+
+
+def machine() -> Machine:
+    memory = None
+    with suppress(ValueError, OSError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(_cpu(), cores(), memory, {name: _version(name) for name in runtimes.RUNTIMES})
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(_allowed())
+
+
+def can_pin() -> bool:
+    return hasattr(os, "sched_setaffinity")
+
+
+def _allowed() -> set[int]:
+    return set(os.sched_getaffinity(0)) if can_pin() else set(range(os.cpu_count() or 1))
+
+
+def _tasks() -> list[int]:
+    """Every thread of this process: sched_setaffinity(2) moves one at a time, and those that it starts later."""
+    with suppress(OSError):
+        return [int(path.name) for path in Path("/proc/self/task").iterdir()]
+    return [0]
+
+
+def _pin(task: int, cores: set[int]) -> None:
+    with suppress(OSError):
+        os.sched_setaffinity(task, cores)
+
+
+def _sibling(core: int) -> int:
+    """0 for the first logical core of a physical one, 1 for its hyper-thread."""
+    with suppress(OSError, ValueError):
+        text = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
+        return [int(number) for number in re.findall(r"\d+", text)].index(core)
+    return 0
+
+
+def _cpu() -> str:
+    """The processor's name: ARM boards name themselves in the device tree, x86 says it in cpuinfo."""
+    with suppress(OSError, UnicodeDecodeError):
+        return Path("/proc/device-tree/model").read_text().strip("\0\n ")
+    with suppress(OSError, UnicodeDecodeError):
+        if match := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return match[1].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _version(runtime: str) -> str:
+    if not runtimes.installed(runtime):
+        return "not installed"
+    try:
+        return version(runtimes.RUNTIMES[runtime].needs)
+    except PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
+        return "of another build"
