@@ -1,7 +1,6 @@
-"""Bundle: the only folder that leaves the lab: manifest, model files, golden frames, and a card for people.
+"""Bundle: the only folder that leaves the lab: manifest, model files, golden frames, a card. Whole or not at all.
 
-In: files and what is known of them. Out: a folder that is written whole or not at all, and read only as it was written.
-Called by the lab's export (write), by the judge's and the street's readers (load). It knows no runtime and no torch.
+It knows no runtime and no torch.
 """
 
 import ctypes
@@ -21,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from stillwatch.atomic import alive
 from stillwatch.errors import UserError, nearest, one_line
@@ -56,6 +56,30 @@ class Input(Strict):
         return self
 
 
+class OperatingPoint(TypedDict, total=False):
+    """The threshold of the alarm, chosen on `split`, and the shares there; wanted: the share of false alarms asked.
+
+    safe, others: how many samples of either kind it was chosen on.
+    """
+
+    threshold: float
+    false_alarm_rate: float
+    recall: float
+    wanted: float
+    split: str
+    safe: int
+    others: int
+
+
+class Temperature(TypedDict, total=False):
+    """What the logits are divided by, fitted on `split`, and the calibration error there."""
+
+    value: float
+    ece_before: float
+    ece_after: float
+    split: str
+
+
 class Entry(Strict):
     """A file as it was written."""
 
@@ -72,8 +96,8 @@ class Manifest(Strict):
     safe: tuple[str, ...] = ()
     input: Input
     rule: dict[str, Any] = Field(default_factory=dict)
-    operating: dict[str, Any] | None = None  # threshold, false_alarm_rate, recall, wanted, split
-    temperature: dict[str, Any] | None = None  # value, ece_before, ece_after, split
+    operating: OperatingPoint | None = None
+    temperature: Temperature | None = None
     run: dict[str, Any] = Field(default_factory=dict)  # id, kind, commit, fingerprint, resolved recipe
     licence: str
     created: str

@@ -1,8 +1,6 @@
-"""Numbers that judge a classifier: pure functions of truth y and probabilities p, and how sure those numbers are.
+"""Numbers that judge a classifier, from truth y (N,) and probabilities p (N,K), and how sure they are; never a NaN.
 
-In: y (N,) int, p (N,K) float, one row a sample. Out: plain floats, lists and dicts, ready for JSON; never a NaN.
-Called by the lab once an epoch and by the judge. It knows no file, no run and no net.
-Every figure uses p with its rows divided by their sum, so that sigmoid heads are judged like softmax heads.
+Every figure divides the rows of p by their sum, so that sigmoid heads are judged like softmax heads.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -50,11 +48,6 @@ def confusion(y: ArrayLike, p: ArrayLike) -> Ints:
 def accuracy(y: ArrayLike, p: ArrayLike) -> float:
     """Share of samples whose most probable class is the true one."""
     return float(_accuracy(confusion(y, p)))
-
-
-def balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
-    """Mean recall over the classes that occur in y."""
-    return float(_balanced_accuracy(confusion(y, p)))
 
 
 def macro_f1(y: ArrayLike, p: ArrayLike) -> float:
@@ -193,11 +186,15 @@ def agreement(
     }
 
 
-def per_class(y: ArrayLike, p: ArrayLike, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{label: {"precision", "recall", "f1", "support"}}; a quotient of nothing by nothing is 0."""
+def scores(y: ArrayLike, p: ArrayLike, labels: Sequence[str], safe: Iterable[str] = ()) -> dict[str, Any]:
+    """Every figure of one model on one set of samples.
+
+    labels: the K class names; safe: those that raise no alarm. Keys: those of METRICS, "n", "per_class", "confusion".
+    """
+    harmless = [list(labels).index(name) for name in safe]
     table = confusion(y, p)
     hit, true, said = table.diagonal(), table.sum(1), table.sum(0)
-    return {
+    per_class = {  # a quotient of nothing by nothing is 0
         label: {
             "precision": float(hit[k] / max(said[k], 1)),
             "recall": float(hit[k] / max(true[k], 1)),
@@ -206,25 +203,17 @@ def per_class(y: ArrayLike, p: ArrayLike, labels: Sequence[str]) -> dict[str, di
         }
         for k, label in enumerate(labels)
     }
-
-
-def scores(y: ArrayLike, p: ArrayLike, labels: Sequence[str], safe: Iterable[str] = ()) -> dict[str, Any]:
-    """Every figure of one model on one set of samples.
-
-    labels: the K class names; safe: those that raise no alarm. Keys: those of METRICS, "n", "per_class", "confusion".
-    """
-    harmless = [list(labels).index(name) for name in safe]
     return {
-        "accuracy": accuracy(y, p),
-        "balanced_accuracy": balanced_accuracy(y, p),
-        "macro_f1": macro_f1(y, p),
+        "accuracy": float(_accuracy(table)),
+        "balanced_accuracy": float(_balanced_accuracy(table)),
+        "macro_f1": float(_macro_f1(table)),
         "loss": loss(y, p),
         "ece": ece(y, p),
         "auroc": auroc(y, p),
         "recall_at_1pct_fa": recall_at_false_alarms(y, p, harmless),
         "n": int(np.asarray(y).size),
-        "per_class": per_class(y, p, labels),
-        "confusion": confusion(y, p).tolist(),
+        "per_class": per_class,
+        "confusion": table.tolist(),
     }
 
 
@@ -318,6 +307,7 @@ def _accuracy(table: NDArray[Any]) -> Floats:
 
 
 def _balanced_accuracy(table: NDArray[Any]) -> Floats:
+    """Mean recall over the classes that occur."""
     true = table.sum(-1)
     recall = table.diagonal(axis1=-2, axis2=-1) / np.maximum(true, 1)
     return recall.sum(-1) / (true > 0).sum(-1)

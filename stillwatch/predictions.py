@@ -1,7 +1,6 @@
 """Predictions: what a function that sees pictures says about one split, kept in the run's folder.
 
-In: any function uint8 (n,…) -> float (n,K), and the samples in order. Out: predictions/<split>.npz and back again.
-Called by the CLI, which hands over the function, and by the report. It knows no net and no file format of one.
+It knows no net and no file format of one.
 """
 
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, one_line
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], ArrayLike]
@@ -49,8 +48,7 @@ def predict(
     done = 0
     for x in voice.bar(batches, count, "predict"):
         p = np.asarray(fn(x), np.float32)
-        wrong = _wrong(p, len(x), rows[0].shape[1] if rows else None)
-        if wrong:
+        if wrong := _wrong(p, len(x), rows[0].shape[1] if rows else None):
             raise UserError(f"prediction of samples {done} to {done + len(x) - 1}: {wrong}")
         rows.append(p)
         done += len(x)
@@ -115,8 +113,8 @@ def read(run: Run | Path | str, split: str = "test") -> Predictions:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return Predictions(*(file[field.name] for field in fields(Predictions)))
     except Exception as error:  # a cut zip file raises half a dozen kinds
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read ({reason}); run `stillwatch judge {run.path}` again") from error
+        again = f"run `stillwatch judge {run.path}` again"
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); {again}") from error
 
 
 def has(run: Run, split: str) -> bool:

@@ -1,8 +1,4 @@
-"""The geometry of a picture: the only place where it is decided how pixels come to the net's size.
-
-In: uint8 (H,W,C) of any size. Out: uint8 (h,w,C). Called by the lab's cache and, later, by the street's camera,
-so that both see the same picture. It knows no file, no label and no net.
-"""
+"""The geometry of a picture: the only place that decides how pixels come to the net's size."""
 
 from typing import Literal
 

@@ -1,7 +1,6 @@
-"""Toy: draws a driver's cabin and a street, stills and clips with their truth, from whole numbers alone.
+"""Toys: a driver's cabin and a street, drawn from whole numbers alone: the same pictures on every call.
 
-In: scene, label, person (or camera), number. Out: uint8 pictures that are the same on every call.
-Called by the demo, the tests and the `toy` source. Nobody real is in it, so it may be shown and shipped.
+Nobody real is in them, so they may be shown and shipped.
 """
 
 import math

@@ -1,8 +1,6 @@
-"""Profiles: the indicators of a driver and of a camera in a street, each number beside its source.
+"""Presets: the indicators of a driver and of a camera in a street, each number beside its source.
 
-In: a recipe's Rule, labels, the operating threshold. Out: the indicators as they will be, and each in words.
-Called by rules, doctor and the page. It knows no time and no probabilities. Sources are named where a number comes
-from; nothing here claims compliance with any of them.
+Nothing here claims compliance with any of the sources named.
 """
 
 import re
