@@ -50,6 +50,11 @@ def accuracy(y: ArrayLike, p: ArrayLike) -> float:
     return float(_accuracy(confusion(y, p)))
 
 
+def balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
+    """Mean recall over the classes that occur in y."""
+    return float(_balanced_accuracy(confusion(y, p)))
+
+
 def macro_f1(y: ArrayLike, p: ArrayLike) -> float:
     """Mean F1 over the classes. A class that is neither in y nor ever predicted is left out of the mean."""
     return float(_macro_f1(confusion(y, p)))
@@ -307,7 +312,6 @@ def _accuracy(table: NDArray[Any]) -> Floats:
 
 
 def _balanced_accuracy(table: NDArray[Any]) -> Floats:
-    """Mean recall over the classes that occur."""
     true = table.sum(-1)
     recall = table.diagonal(axis1=-2, axis2=-1) / np.maximum(true, 1)
     return recall.sum(-1) / (true > 0).sum(-1)
