@@ -100,6 +100,25 @@ class RunInfo(BaseModel):
         return RunInfo.model_validate(self.model_dump(exclude_unset=True) | fields)
 
 
+class Kind(NamedTuple):
+    """What a report calls runs of a kind, and by which table of the recipe they train."""
+
+    title: str
+    colour: str  # Okabe and Ito's: safe for the colour-blind and told apart in gray print
+    fit: Literal["teacher", "student", "prune", "quantise"] = "student"
+    compressed: bool = False
+
+
+KINDS = {  # in the order of a report; narrow: the baseline that pruning must beat
+    "teacher": Kind("Teacher", "#0072B2", "teacher"),
+    "alone": Kind("Student alone", "#D98200"),
+    "distilled": Kind("Student distilled", "#009E73"),
+    "narrow": Kind("Student narrower", "#9AA3AB", compressed=True),
+    "pruned": Kind("Student pruned", "#CC79A7", "prune", compressed=True),
+    "quantised": Kind("Student INT8", "#56B4E9", "quantise", compressed=True),
+}
+
+
 class Run:
     """One folder under runs/: what was asked, what was done, what came of it."""
 

@@ -14,7 +14,7 @@ from stillwatch import metrics, recipe
 from stillwatch.bundle import Input, Manifest, Model, write
 from stillwatch.errors import UserError
 from stillwatch.evaluation.benchmark import BenchPlan, bench
-from stillwatch.evaluation.report.track import save
+from stillwatch.evaluation.report.bench import save
 from stillwatch.inference import runtimes
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.export.exporters import to_onnx

@@ -179,7 +179,7 @@ def bench(
     """Time each file in each runtime on this machine, side by side: latency, throughput, memory, start."""
     from stillwatch import bundle as bundles
     from stillwatch.evaluation import benchmark as work
-    from stillwatch.evaluation.report.track import save, table
+    from stillwatch.evaluation.report.bench import save, table
     from stillwatch.inference import detector
 
     found = bundles.load(bundle)
@@ -189,7 +189,7 @@ def bench(
         plan = work.BenchPlan(tuple(threads or ()), rounds)
         report = work.bench(found, [drive, *rivals], plan, voice())
     print(table(report))
-    print("\nwritten: " + ", ".join(str(path) for path in save(report, out or bundle)))
+    print("\nwritten: " + ", ".join(str(path) for path in save(report, out or bundle, voice())))
     if budget_ms is not None and (over := work.over_budget(report, budget_ms)):
         raise UserError(over)
 
@@ -203,7 +203,7 @@ def tune(
     fresh: Fresh = False,
 ) -> None:
     """Search the keys of the recipe's [tune] for the best figure on validation; writes the recipe that has it."""
-    from stillwatch.evaluation.report.tuning_plots import picture
+    from stillwatch.evaluation.report.tuning import picture
     from stillwatch.lab.training.tuning import tune as search
 
     asked = read_recipe(recipe, overrides or ())
@@ -282,7 +282,7 @@ def replay(
     steps = film.steps(detector, source.frames(video))
     report = judged.replay(steps, alarm, known, detector.labels, detector.safe)
     print(judged.words(report))
-    print("\nwritten: " + ", ".join(str(path) for path in judged.save(report, out or Path(f"{name}-replay"))))
+    print("\nwritten: " + ", ".join(str(path) for path in judged.save(report, out or Path(f"{name}-replay"), voice())))
 
 
 @app.command(epilog="Example: stillwatch events --since 1h --camera cab --json")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.bundle import Bundle, Model
 from stillwatch.errors import UserError
-from stillwatch.evaluation import lineage
+from stillwatch.evaluation import pooling
 from stillwatch.evaluation.pooling import comparison_set
 from stillwatch.evaluation.report.report import Album, compare
 from stillwatch.inference import runtimes
@@ -104,14 +104,14 @@ def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path) -> 
     info = RunInfo(
         id=path.name,
         kind=path.name,
-        side=lineage.side(run),
+        side=pooling.side(run),
         status="running",
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         recipe=run.info.recipe,
         parent=run.path.name,
         runtime=runtime,
         precision=model.precision,
-        seed=lineage.cell(run, run.recipe)[1],
+        seed=pooling.cell(run, run.recipe)[1],
         cost=cost | {"bytes": _bytes(bundle, model)},
         fingerprint=run.info.fingerprint,
         commit=run.info.commit,
@@ -146,7 +146,7 @@ def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split
     p: NDArray[Any] = said.p[[rows[name] for name in heard.id.tolist()]]
     if manifest.temperature:
         recipe = file.recipe
-        p = metrics.apply_temperature(p, manifest.temperature["value"], getattr(recipe, lineage.side(file)).net.head)
+        p = metrics.apply_temperature(p, manifest.temperature["value"], getattr(recipe, pooling.side(file)).net.head)
     threshold = (manifest.operating or {}).get("threshold")
     safe = [manifest.labels.index(label) for label in manifest.safe]
     found = metrics.agreement(p, heard.p, safe, threshold)

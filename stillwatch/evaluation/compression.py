@@ -7,9 +7,8 @@ Called by the report. Pairs are judged like distillation is (verdict.py): same s
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stillwatch.evaluation import lineage, pooling, verdict
-from stillwatch.evaluation.pooling import Model
-from stillwatch.evaluation.report.plots import inline, title
+from stillwatch.evaluation import pooling, verdict
+from stillwatch.evaluation.pooling import Model, ModelKey
 from stillwatch.evaluation.verdict import points
 
 EQUAL = 0.1  # share by which the arithmetic of two models may differ and still be called the same
@@ -49,20 +48,20 @@ def _bases(candidate: Model, models: Sequence[Model]) -> Iterable[tuple[str, Mod
 
 def made_from(model: Model, models: Sequence[Model]) -> Model | None:
     """The model that holds its parents. Where its runs name none: the student of its family."""
-    wanted = {lineage.parent(entry.run) for entry in model.entries} - {""}
+    wanted = set(model.parents)
     if wanted:
         return next((m for m in models if any(entry.name in wanted for entry in m.entries)), None)
     return _student(model, models)
 
 
 def _student(model: Model, models: Sequence[Model]) -> Model | None:
-    family = {m.kind: m for m in models if m.family == model.family}
+    family = {m.kind: m for m in models if m.key.family == model.key.family}
     return family.get("distilled") or family.get("alone")
 
 
 def baseline(pruned: Model, models: Sequence[Model]) -> Model | None:
     """The narrower student of its family whose arithmetic is nearest to it."""
-    found = [m for m in models if m.kind == "narrow" and m.family == pruned.family]
+    found = [m for m in models if m.kind == "narrow" and m.key.family == pruned.key.family]
     return min(found, key=lambda m: abs(_cost(m, "macs") - _cost(pruned, "macs")), default=None)
 
 
@@ -88,12 +87,12 @@ def _row(about: str, base: Model, candidate: Model, figures: Figures) -> dict[st
         "ratio": _ratios(figures[base.name], figures[candidate.name]),
         **found,
     }
-    return row | {"sentence": sentence(row, verdict.who(pair[0]))}
+    return row | {"sentence": sentence(row, verdict.who(pair[0]), base.key, candidate.key)}
 
 
 def _question(about: str, candidate: Model) -> str:
-    told = "" if candidate.name == candidate.kind or about == "file" else f" ({title(candidate.name)})"
-    return QUESTIONS[about].format(title(candidate.name)) + told
+    which = "" if candidate.name == candidate.kind or about == "file" else f" ({candidate.key.title})"
+    return QUESTIONS[about].format(candidate.key.title) + which
 
 
 def _ratios(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, float | None]:
@@ -104,14 +103,14 @@ def _ratios(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, 
 # ---- in words
 
 
-def sentence(row: Mapping[str, Any], who: str) -> str:
+def sentence(row: Mapping[str, Any], who: str, base: ModelKey, candidate: ModelKey) -> str:
     """A row in words. who: what it was tested on, such as "5 new drivers"."""
     words = WORDS[row["about"]]
-    name = title(row["candidate"])
+    name = candidate.title
     seeds, change, ends = row["seeds"], row["difference"], row["ci95"]
     trained = f"{seeds} seeds" if seeds > 1 else "one seed"
     changed = f"macro-F1 changed by {points(change, sign=True)} points"
-    size = _size(row)
+    size = _size(row, base)
     if row["outcome"] == "same":
         return f"{words['same'].format(name)}, over {who} and {trained}.{size}"
     if ends is None:
@@ -131,7 +130,7 @@ def sentence(row: Mapping[str, Any], who: str) -> str:
     return f"{begin} ({span}), over {who} and {trained}.{size}"
 
 
-def _size(row: Mapping[str, Any]) -> str:
+def _size(row: Mapping[str, Any], base: ModelKey) -> str:
     """What was had for it: " It has 60 % of the multiply-adds and 41 % of the bytes of student distilled." """
     known = {SIZES[key]: ratio for key, ratio in row["ratio"].items() if ratio}
     if row["about"] == "baseline":
@@ -139,7 +138,7 @@ def _size(row: Mapping[str, Any]) -> str:
         return f" The pruned one does {100 * share:.0f} % of the narrower one's arithmetic." if share else ""
     parts = [f"{100 * ratio:.0f} % of the {what}" for what, ratio in known.items() if abs(ratio - 1) > SLIGHT]
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return f" It has {listed} of {inline(row['base'])}." if parts else ""
+    return f" It has {listed} of {base.inline}." if parts else ""
 
 
 # ---- what the steps themselves recorded
@@ -168,7 +167,7 @@ def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
             info = entry.run.info
             if model.kind != "pruned" or not info.steps:
                 continue
-            above = lineage.ancestors(entry.run, {})[:1]
+            above = pooling.ancestors(entry.run, {})[:1]
             other = next((e.run.info for e in rival.entries if e.cell == entry.cell), None) if rival else None
             found.append(
                 _of(model, entry)
@@ -180,7 +179,7 @@ def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
 
 
 def _of(model: Model, entry: pooling.Entry) -> dict[str, Any]:
-    return {"model": model.name, "run": entry.name, "fold": entry.fold, "seed": entry.seed}
+    return {"model": model.name, "run": entry.name, "fold": entry.cell.fold, "seed": entry.cell.seed}
 
 
 # ---- what to beware of
@@ -190,7 +189,7 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
     """What is missing beside a compressed model, or not equal."""
     found = []
     for model in models:
-        name, parents = title(model.name), sorted({lineage.parent(e.run) for e in model.entries} - {""})
+        name, parents = model.key.title, model.parents
         if model.kind in ("pruned", "quantised") and made_from(model, models) is None:
             of = f"{', '.join(parents)}, which it was made from, is" if parents else "the student it was made from is"
             found.append(f"{name}: {of} not among the runs compared: there is no telling what it cost")
@@ -204,14 +203,14 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
 
 def _fight(pruned: Model, narrow: Model | None, figures: Figures) -> list[str]:
     """Whether the pruned one has its baseline beside it, and a fair one."""
-    name = title(pruned.name)
+    name = pruned.key.title
     if narrow is None:
-        near = lineage.baseline(pruned.entries[0].run)
+        near = pooling.narrow_run(pruned.entries[0].run)
         hint = f": give {near.path.name} too" if near else ", or was not made (prune.narrow)"
         return [f"{name}: its baseline, a narrower student distilled for as long, is missing{hint}"]
     one, two = (figures[model.name]["macs"] for model in (pruned, narrow))
     if one and two and abs(two / one - 1) > EQUAL:
-        return [f"{title(narrow.name)} has {two / one:.2f} times the arithmetic of {name}: not an equal fight"]
+        return [f"{narrow.key.title} has {two / one:.2f} times the arithmetic of {name}: not an equal fight"]
     return []
 
 

@@ -1,68 +1,106 @@
-"""Pool: runs become models. Which runs may be compared, which folds make one test, which seeds repeat one another.
+"""Runs become models: which runs may be compared, what they came of, which folds make one test, which seeds repeat it.
 
-In: runs with predictions. Out: Models with p (S,N,K): S trainings, N samples that each was tested on once.
-Called by the report and the CLI. It knows no figure and no picture.
+It knows no figure and no picture.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError
-from stillwatch.evaluation import lineage
-from stillwatch.evaluation.lineage import COMPRESSED, KINDS, FoldSeed
 from stillwatch.predictions import Predictions, has, read
 from stillwatch.recipe import Fit, Net, Recipe
-from stillwatch.run import Run
+from stillwatch.run import KINDS, Run, runs
 
-Block: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # folds, seeds: a run for each pair of them
+DISTILLATION = tuple(name for name, kind in KINDS.items() if not kind.compressed)  # teacher, alone, distilled
+COMPRESSED = tuple(name for name, kind in KINDS.items() if kind.compressed)
+
+
+class FoldSeed(NamedTuple):
+    """Which test a run took, and which training of it this is."""
+
+    fold: int
+    seed: int
+
+
+class Block(NamedTuple):
+    """A run for each pair of these."""
+
+    folds: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """What tells one model from another. recipe, net, variant: "" where there is only one."""
+
+    recipe: str
+    net: str
+    kind: str  # of KINDS, or the name of a bundle's file
+    variant: str = ""  # how it was compressed: "0.6", "pruned-0.6"
+
+    @property
+    def family(self) -> str:
+        """ "" or "violence" or "violence/smallcnn": the models that are compared with one another."""
+        return "/".join(filter(None, (self.recipe, self.net)))
+
+    @property
+    def name(self) -> str:
+        """Its key in report.json: "distilled", "violence/pruned-0.6"."""
+        last = f"{self.kind}-{self.variant}" if self.variant else self.kind
+        return f"{self.family}/{last}" if self.family else last
+
+    @property
+    def title(self) -> str:
+        """ "Student distilled"; "violence: student pruned (0.6)"."""
+        words = KINDS[self.kind].title if self.kind in KINDS else self.kind
+        words += f" ({self.variant.replace('-', ' ')})" if self.variant else ""
+        return f"{self.family}: {words[0].lower()}{words[1:]}" if self.family else words
+
+    @property
+    def inline(self) -> str:
+        """The title as it stands inside a sentence: "student distilled"."""
+        return f"{self.title[0].lower()}{self.title[1:]}" if self.kind in KINDS else self.title
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run, and what it said."""
+    """One run with its predictions."""
 
     run: Run
     recipe: Recipe
-    fold: int
-    seed: int
+    cell: FoldSeed
     said: Predictions
 
     @property
     def kind(self) -> str:
-        return str(self.run.info.kind)
+        return self.run.info.kind
 
     @property
     def name(self) -> str:
         return self.run.path.name
 
     @property
-    def cell(self) -> FoldSeed:
-        return self.fold, self.seed
-
-    @property
-    def exported(self) -> bool:
-        """A file of a bundle, told by a runtime, and no net of the lab's."""
-        return self.run.info.runtime is not None
-
-    @property
     def net(self) -> Net:
-        return self.recipe.teacher.net if lineage.side(self.run) == "teacher" else self.recipe.student.net
+        return self.recipe.teacher.net if side(self.run) == "teacher" else self.recipe.student.net
 
     @property
     def plan(self) -> Fit:
-        return lineage.plan(self.run, self.recipe)
+        return fit_of(self.run, self.recipe)
+
+
+Cells: TypeAlias = Mapping[FoldSeed, Entry]
 
 
 @dataclass(frozen=True)
 class Model:
     """The runs of one kind, pooled: their folds put together, their seeds stacked."""
 
-    name: str  # "distilled"; "violence/distilled" where several recipes are compared
+    key: ModelKey
     entries: list[Entry]  # the runs it is made of
     folds: list[int]
     seeds: list[int]
@@ -70,17 +108,95 @@ class Model:
     p: NDArray[np.float32]  # (S,N,K), in the order of seeds
 
     @property
-    def kind(self) -> str:
-        return self.entries[0].kind
+    def name(self) -> str:
+        return self.key.name
 
     @property
-    def family(self) -> str:
-        """What stands before the kind: "" or "violence" or "violence/smallcnn"."""
-        return _family(self.name)
+    def kind(self) -> str:
+        return self.key.kind
 
     @property
     def exported(self) -> bool:
-        return self.entries[0].exported
+        """A file of a bundle, run by a runtime, and no net of the lab's."""
+        return self.entries[0].run.info.runtime is not None
+
+    @property
+    def parents(self) -> list[str]:
+        """Names of the runs that it was made from."""
+        return sorted({parent(entry.run) for entry in self.entries} - {""})
+
+
+# ---- one run: what it came of, what test it took
+
+
+def parent(run: Run) -> str:
+    """The name of the folder that it was made from, "" where there is none."""
+    return re.split(r"[/\\]", run.info.parent or "")[-1]
+
+
+def ancestors(run: Run, given: Mapping[str, Run]) -> list[Run]:
+    """What it was made from, nearest first: of those given by name, or in a folder beside it; as far as they exist."""
+    found: list[Run] = []
+    while (name := parent(run)) and len(found) < 9:  # a chain is four long; a ring would have no end
+        try:
+            run = given.get(name) or Run.open(run.path.parent / name)
+        except UserError:
+            break
+        found.append(run)
+    return found
+
+
+def side(run: Run) -> Literal["teacher", "student"]:
+    """Whose net it is. A bundle's file says so itself, for its kind is its name."""
+    return "teacher" if (run.info.side or run.info.kind) == "teacher" else "student"
+
+
+def fit_of(run: Run, recipe: Recipe) -> Fit:
+    """What a run of its kind trains by."""
+    table = KINDS[run.info.kind].fit if run.info.kind in KINDS else side(run)
+    return recipe.fit_in(table) if table in ("prune", "quantise") else recipe.fit_of(side(run))
+
+
+def cell(run: Run, recipe: Recipe) -> FoldSeed:
+    seed = fit_of(run, recipe).seed if run.info.seed is None else run.info.seed
+    return FoldSeed(0 if recipe.data.split == "official" else recipe.data.fold, seed)
+
+
+def test(run: Run, recipe: Recipe) -> dict[str, object]:
+    """What two runs must have in common, so that their figures may stand side by side."""
+    data = recipe.data
+    found: dict[str, object] = {"labels": recipe.labels, "fingerprint": run.info.fingerprint, "data.split": data.split}
+    if data.split != "official":  # the official test is the same whatever these say
+        found |= {"data.seed": data.seed, "data.folds": data.folds}
+    return found
+
+
+def narrow_run(pruned: Run) -> Run | None:
+    """The finished narrower student beside a pruned one that aimed nearest to its arithmetic, the newest of these."""
+    recipe = pruned.recipe
+    found = [
+        run
+        for run in runs(pruned.path.parent)
+        if (run.info.kind, run.info.status) == ("narrow", "done")
+        and run.recipe.name == recipe.name
+        and cell(run, run.recipe) == cell(pruned, recipe)
+    ]
+    wanted = pruned.info.cost.get("macs", 0)
+    return min(reversed(found), key=lambda run: abs((run.info.target or 0) - wanted), default=None)
+
+
+def variant(run: Run, given: Mapping[str, Run]) -> str:
+    """How it was compressed: "0.6" (pruned), "pruned-0.6" (quantised); "" for other kinds."""
+    kind = run.info.kind
+    if kind not in COMPRESSED:
+        return ""
+    prune = run.recipe.prune
+    share = f"{prune.keep:g}" + (f"-size-{prune.size:g}" if prune.size < 1 else "")
+    line = ancestors(run, given) if kind != "narrow" else []
+    above = line[0] if line and (kind == "quantised" or line[0].info.kind in COMPRESSED) else None
+    steps = ["" if kind == "quantised" else share]
+    steps += [above.info.kind, variant(above, given)] if above else []
+    return "-".join(filter(None, steps))
 
 
 def comparison_set(run: Run, split: str) -> list[Run]:
@@ -88,15 +204,15 @@ def comparison_set(run: Run, split: str) -> list[Run]:
     teacher, and the narrower student that pruning must beat; as far as they took the same test."""
     if run.info.kind not in COMPRESSED:
         return [run]
-    above = lineage.ancestors(run, {})
+    above = ancestors(run, {})
     pruned = next((one for one in (run, *above) if one.info.kind == "pruned"), None)
-    narrow = lineage.baseline(pruned) if pruned else None
-    wanted = lineage.test(run, run.recipe)
+    narrow = narrow_run(pruned) if pruned else None
+    wanted = test(run, run.recipe)
+    others = [*reversed(above), *([narrow] if narrow else [])]
+    return [o for o in others if o.info.status == "done" and has(o, split) and test(o, o.recipe) == wanted] + [run]
 
-    def stands(one: Run) -> bool:
-        return one.info.status == "done" and has(one, split) and lineage.test(one, one.recipe) == wanted
 
-    return [*filter(stands, [*reversed(above), *([narrow] if narrow else [])]), run]
+# ---- runs -> models
 
 
 def enter(runs: Sequence[Run], split: str) -> list[Entry]:
@@ -105,36 +221,30 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     Raises UserError for no runs, an audit, an unfinished run, a missing predictions file, or two runs that were not
     tested on the same split of the same data.
     """
-    entries = []
+    entries: list[Entry] = []
     for run in {run.path.resolve(): run for run in runs}.values():
-        kind, status = run.info.kind, run.info.status
-        if kind not in KINDS + COMPRESSED and run.info.runtime is None:
-            known = ", ".join(KINDS + COMPRESSED)
-            raise UserError(f"{run.path}: an {kind} run has nothing to compare; give {known} runs")
-        if status != "done":
-            raise UserError(
-                f'{run.path}: status is "{status}": finish it with the command that made it, or leave it out'
-            )
+        info = run.info
+        if info.kind not in KINDS and info.runtime is None:
+            raise UserError(f"{run.path}: an {info.kind} run has nothing to compare; give {', '.join(KINDS)} runs")
+        if info.status != "done":
+            how = "finish it with the command that made it, or leave it out"
+            raise UserError(f'{run.path}: status is "{info.status}": {how}')
         recipe = run.recipe
-        entries.append(Entry(run, recipe, *lineage.cell(run, recipe), read(run, split)))
+        entries.append(Entry(run, recipe, cell(run, recipe), read(run, split)))
     if not entries:
         raise UserError("compare: no runs given; `stillwatch ls` shows the runs there are")
+    first = entries[0]
     for entry in entries:
-        _same_test(entries[0], entry)
+        theirs = test(entry.run, entry.recipe)
+        for key, value in test(first.run, first.recipe).items():
+            if theirs[key] != value:
+                raise UserError(
+                    f"{first.run.path} and {entry.run.path} cannot be compared: {key} is {value!r} in the first and "
+                    f"{theirs[key]!r} in the second"
+                )
+        if (given := entry.said.p.shape[1]) != (wanted := len(entry.recipe.labels)):
+            raise UserError(f"{entry.run.path}: {given} probabilities but {wanted} labels; judge it again")
     return entries
-
-
-def _same_test(one: Entry, other: Entry) -> None:
-    mine, theirs = lineage.test(one.run, one.recipe), lineage.test(other.run, other.recipe)
-    for key, value in mine.items():
-        if theirs[key] != value:
-            raise UserError(
-                f"{one.run.path} and {other.run.path} cannot be compared: {key} is {value!r} in the first and "
-                f"{theirs[key]!r} in the second"
-            )
-    if other.said.p.shape[1] != len(other.recipe.labels):
-        given, wanted = other.said.p.shape[1], len(other.recipe.labels)
-        raise UserError(f"{other.run.path}: {given} probabilities but {wanted} labels; judge it again")
 
 
 def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
@@ -145,128 +255,119 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
     seeds: as many folds as one seed covers, then all seeds that cover these. Raises UserError where two runs claim the
     same fold and seed, folds overlap, or two runs of one fold were tested on different samples.
     """
-    named = _named(entries)
-    kinds = {name: next(iter(cells.values())).kind for name, cells in named.items()}
-    blocks: dict[str, Block] = {}
+    keyed = _keyed(entries)
     left: list[str] = []
-    students = {name: cells for name, cells in named.items() if kinds[name] in KINDS[1:]}
-    for family in dict.fromkeys(map(_family, students)):
-        blocks |= _pairs({name: cells for name, cells in students.items() if _family(name) == family}, left)
-    for name, cells in named.items():
-        if kinds[name] not in KINDS:  # in the cells of the students that it came of, where it has any of them
-            near = [blocks[student] for student in students if _family(student) == _family(name)]
-            theirs = {cell for cell in cells for folds, seeds in near if cell[0] in folds and cell[1] in seeds}
-            blocks[name] = _block(theirs or cells)
-    for name, cells in named.items():
-        if kinds[name] == "teacher":  # on its students' folds, where it has them
-            pupils = [name for name in blocks if kinds[name] != "teacher" and _recipe(named[name]) == _recipe(cells)]
-            blocks[name] = _block(cells, {fold for pupil in pupils for fold in blocks[pupil][0]})
-    recipes = list(dict.fromkeys(map(_recipe, named.values())))
-    order = {name: (recipes.index(_recipe(named[name])), kinds[name] != "teacher", _family(name)) for name in named}
-    names = sorted(named, key=lambda name: (order[name], _rank(kinds[name])))
-    found = {name: _pooled(name, named[name], *blocks[name]) for name in names}
-    for name in names:
-        left += _left_out(name, named[name], *blocks[name])
-        partner = found.get(name.removesuffix("alone") + "distilled")
-        if kinds[name] == "alone" and partner and blocks[name] == blocks[partner.name]:
-            _aligned(found[name], partner)
+    blocks = _blocks(keyed, left)
+    recipes = {key: next(iter(cells.values())).recipe.name for key, cells in keyed.items()}
+    for key, cells in keyed.items():
+        if key.kind == "teacher":  # on its students' folds, where it has them
+            pupils = [other for other in blocks if other.kind != "teacher" and recipes[other] == recipes[key]]
+            blocks[key] = _block(cells, {fold for other in pupils for fold in blocks[other].folds})
+    ranks, order = list(KINDS), list(dict.fromkeys(recipes.values()))
+
+    def place(key: ModelKey) -> tuple[int, bool, str, int]:
+        rank = ranks.index(key.kind) if key.kind in KINDS else len(ranks)
+        return order.index(recipes[key]), key.kind != "teacher", key.family, rank
+
+    keys = sorted(keyed, key=place)
+    found = {key: _pooled(key, keyed[key], blocks[key]) for key in keys}
+    for key in keys:
+        left += _left_out(key, keyed[key], blocks[key])
+        partner = found.get(ModelKey(key.recipe, key.net, "distilled")) if key.kind == "alone" else None
+        if partner and blocks[key] == blocks[partner.key]:
+            _check_aligned(found[key], partner)
     return list(found.values()), left
+
+
+def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, Block]:
+    """The folds and seeds that each model but the teachers is judged on; lines on what is missing go to `left`."""
+    blocks: dict[ModelKey, Block] = {}
+    students = {key: cells for key, cells in keyed.items() if key.kind in DISTILLATION[1:]}
+    for family in dict.fromkeys(key.family for key in students):
+        pair = {key: cells for key, cells in students.items() if key.family == family}
+        both = set.intersection(*(set(cells) for cells in pair.values()))
+        if not both:
+            left.append("alone and distilled share no fold with the same seed: nothing can be compared in pairs")
+        blocks |= {key: _block(both or cells) for key, cells in pair.items()}
+    for key, cells in keyed.items():
+        if key.kind not in DISTILLATION:  # in the cells of the students that it came of, where it has any of them
+            near = [blocks[student] for student in students if student.family == key.family]
+            theirs = {cell for cell in cells for block in near if cell.fold in block.folds and cell.seed in block.seeds}
+            blocks[key] = _block(theirs or cells)
+    return blocks
 
 
 def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
     """Both, cut to the folds and seeds that both have, so that they can be compared in pairs; None where they share
     none. Raises UserError where they were tested on different samples there."""
-    cells = [{entry.cell: entry for entry in model.entries} for model in (one, other)]
-    both = set(cells[0]) & set(cells[1])
+    first, second = ({entry.cell: entry for entry in model.entries} for model in (one, other))
+    both = set(first) & set(second)
     if not both:
         return None
-    first, second = (_pooled(m.name, c, *_block(both)) for m, c in zip((one, other), cells, strict=True))
-    _aligned(first, second)
-    return first, second
+    pair = _pooled(one.key, first, _block(both)), _pooled(other.key, second, _block(both))
+    _check_aligned(*pair)
+    return pair
 
 
-def _rank(kind: str) -> int:
-    known = KINDS + COMPRESSED
-    return known.index(kind) if kind in known else len(known)
-
-
-def _family(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
-def _recipe(cells: dict[FoldSeed, Entry]) -> str:
-    return next(iter(cells.values())).recipe.name
-
-
-def _named(entries: Sequence[Entry]) -> dict[str, dict[FoldSeed, Entry]]:
-    """{model name: {(fold, seed): entry}}: the kind alone where that tells them apart, else recipe/kind or
-    recipe/net/kind, and how it was compressed where one kind was so in several ways."""
+def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
+    """The entries of each model: the kind alone where that tells them apart, else the recipe too, and where several
+    nets or several ways of compression occur, those."""
     given = {entry.name: entry.run for entry in entries}
-    how = [lineage.stage(entry.run, given) for entry in entries]
-    variants: dict[tuple[str, bool], list[str]] = {}  # (recipe, teacher or student) -> the nets that occur
-    stages: dict[tuple[str, str, str], set[str]] = {}  # (recipe, net, kind) -> how it was compressed
-    for entry, stage in zip(entries, how, strict=True):
-        nets = variants.setdefault((entry.recipe.name, entry.kind == "teacher"), [])
-        if _net(entry) not in nets:
-            nets.append(_net(entry))
-        stages.setdefault((entry.recipe.name, _net(entry), entry.kind), set()).add(stage)
-    single = len({recipe for recipe, _ in variants}) == 1 and all(len(nets) == 1 for nets in variants.values())
-    named: dict[str, dict[FoldSeed, Entry]] = {}
-    for entry, stage in zip(entries, how, strict=True):
-        nets = variants[entry.recipe.name, entry.kind == "teacher"]
-        steps = [] if single else [entry.recipe.name]
-        if len(nets) > 1:
-            same = [net for net in nets if json.loads(net)["name"] == entry.net.name]
-            number = same.index(_net(entry)) + 1
-            steps.append(entry.net.name.replace("/", "-") + (f"-{number}" if number > 1 else ""))
-        steps.append(stage if len(stages[entry.recipe.name, _net(entry), entry.kind]) > 1 else entry.kind)
-        cells = named.setdefault("/".join(steps), {})
-        other = cells.setdefault(entry.cell, entry)
+    variants = [variant(entry.run, given) for entry in entries]
+    nets: dict[tuple[str, bool], list[tuple[str, str]]] = {}  # (recipe, teacher or student) -> (name, net)
+    ways: dict[tuple[str, str, str], set[str]] = {}  # (recipe, net, kind) -> how it was compressed
+    for entry, way in zip(entries, variants, strict=True):
+        known = nets.setdefault((entry.recipe.name, entry.kind == "teacher"), [])
+        if _net(entry) not in known:
+            known.append(_net(entry))
+        ways.setdefault((entry.recipe.name, _net(entry)[1], entry.kind), set()).add(way)
+    single = len({recipe for recipe, _ in nets}) == 1 and all(len(known) == 1 for known in nets.values())
+    keyed: dict[ModelKey, dict[FoldSeed, Entry]] = {}
+    for entry, way in zip(entries, variants, strict=True):
+        name, net = entry.net.name, _net(entry)
+        known = nets[entry.recipe.name, entry.kind == "teacher"]
+        number = [other for other in known if other[0] == name].index(net) + 1
+        label = name.replace("/", "-") + (f"-{number}" if number > 1 else "")
+        several = len(ways[entry.recipe.name, net[1], entry.kind]) > 1
+        key = ModelKey(
+            "" if single else entry.recipe.name, label if len(known) > 1 else "", entry.kind, way if several else ""
+        )
+        other = keyed.setdefault(key, {}).setdefault(entry.cell, entry)
         if other is not entry:
             raise UserError(
-                f"{other.run.path} and {entry.run.path} are both {entry.kind} runs of fold {entry.fold} and seed "
-                f"{entry.seed}: leave one out, or give their recipes different names"
+                f"{other.run.path} and {entry.run.path} are both {entry.kind} runs of fold {entry.cell.fold} and seed "
+                f"{entry.cell.seed}: leave one out, or give their recipes different names"
             )
-    return named
+    return keyed
 
 
-def _net(entry: Entry) -> str:
-    net = entry.net.model_dump(mode="json")
-    if net["weights"] not in ("imagenet", "scratch"):  # a file or run may differ from fold to fold
-        net["weights"] = "file"
-    return json.dumps(net, sort_keys=True)
-
-
-def _pairs(students: dict[str, dict[FoldSeed, Entry]], left: list[str]) -> dict[str, Block]:
-    """The folds and seeds each student is judged on: the same for alone and distilled, where they share any."""
-    if len(students) < 2:
-        return {name: _block(cells) for name, cells in students.items()}
-    shared = set.intersection(*(set(cells) for cells in students.values()))
-    if not shared:
-        left.append("alone and distilled share no fold with the same seed: nothing can be compared in pairs")
-        return {name: _block(cells) for name, cells in students.items()}
-    return dict.fromkeys(students, _block(shared))
+def _net(entry: Entry) -> tuple[str, str]:
+    """(name, all of the net but which file its weights come from, which may differ from fold to fold)."""
+    net = entry.net
+    weights = net.weights if net.weights in ("imagenet", "scratch") else "file"
+    return net.name, net.model_copy(update={"weights": weights}).model_dump_json()
 
 
 def _block(cells: Iterable[FoldSeed], wanted: Iterable[int] = ()) -> Block:
-    """(folds, seeds) of the fullest block: the most of the wanted folds that one seed covers, then every such seed."""
+    """The fullest block: the most of the wanted folds that one seed covers, then every such seed."""
     by_seed: dict[int, set[int]] = {}
     for fold, seed in cells:
         by_seed.setdefault(seed, set()).add(fold)
     if set(wanted) & set().union(*by_seed.values()):
         by_seed = {seed: folds & set(wanted) for seed, folds in by_seed.items() if folds & set(wanted)}
     folds = max(by_seed.values(), key=lambda f: (len(f), sum(f <= other for other in by_seed.values())))
-    return tuple(sorted(folds)), tuple(sorted(seed for seed, other in by_seed.items() if folds <= other))
+    return Block(tuple(sorted(folds)), tuple(sorted(seed for seed, other in by_seed.items() if folds <= other)))
 
 
-def _pooled(name: str, cells: dict[FoldSeed, Entry], folds: tuple[int, ...], seeds: tuple[int, ...]) -> Model:
-    stacked = [_joined([cells[fold, seed] for fold in folds]) for seed in seeds]
-    for seed, said in zip(seeds, stacked, strict=True):
-        if not _alike(stacked[0], said):
-            first, other = (cells[folds[0], s].run.path for s in (seeds[0], seed))
+def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
+    folds, seeds = block
+    trainings = [_joined([cells[FoldSeed(fold, seed)] for fold in folds]) for seed in seeds]
+    for seed, said in zip(seeds, trainings, strict=True):
+        if not _same_samples(trainings[0], said):
+            first, other = (cells[FoldSeed(folds[0], s)].run.path for s in (seeds[0], seed))
             raise UserError(f"{first} and {other}: these seeds were tested on different samples; judge them again")
-    entries = [cells[fold, seed] for seed in seeds for fold in folds]
-    return Model(name, entries, list(folds), list(seeds), stacked[0], np.stack([said.p for said in stacked]))
+    entries = [cells[FoldSeed(fold, seed)] for seed in seeds for fold in folds]
+    return Model(key, entries, list(folds), list(seeds), trainings[0], np.stack([said.p for said in trainings]))
 
 
 def _joined(entries: Sequence[Entry]) -> Predictions:
@@ -284,26 +385,23 @@ def _joined(entries: Sequence[Entry]) -> Predictions:
     return whole.take(np.argsort(whole.id, kind="stable"))
 
 
-def _alike(one: Predictions, other: Predictions) -> bool:
+def _same_samples(one: Predictions, other: Predictions) -> bool:
     return np.array_equal(one.id, other.id) and np.array_equal(one.y, other.y)
 
 
-def _aligned(one: Model, other: Model) -> None:
-    if not _alike(one.said, other.said):
+def _check_aligned(one: Model, other: Model) -> None:
+    if not _same_samples(one.said, other.said):
         first, second = one.entries[0].run.path, other.entries[0].run.path
         raise UserError(f"{first} and {second} were tested on different samples; judge them again")
 
 
-def _left_out(name: str, cells: dict[FoldSeed, Entry], folds: tuple[int, ...], seeds: tuple[int, ...]) -> list[str]:
+def _left_out(key: ModelKey, cells: Cells, block: Block) -> list[str]:
     """A line on the runs that the figures are not made of."""
-    rest = [entry for cell, entry in sorted(cells.items()) if cell[0] not in folds or cell[1] not in seeds]
+    rest = [(c, e) for c, e in sorted(cells.items()) if c.fold not in block.folds or c.seed not in block.seeds]
     if not rest:
         return []
-    names = ", ".join(f"{e.name} (fold {e.fold}, seed {e.seed})" for e in rest[:4])
+    names = ", ".join(f"{e.name} (fold {c.fold}, seed {c.seed})" for c, e in rest[:4])
     more = f" and {len(rest) - 4} more" if len(rest) > 4 else ""
-    kept = f"fold {_list(folds)} with seed {_list(seeds)}"
-    return [f"{name}: like is compared with like, so its figures are of {kept}; left out: {names}{more}"]
-
-
-def _list(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
+    folds, seeds = (", ".join(map(str, numbers)) for numbers in block)
+    kept = f"its figures are of fold {folds} with seed {seeds}"
+    return [f"{key.name}: like is compared with like, so {kept}; left out: {names}{more}"]

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from stillwatch import metrics
-from stillwatch.evaluation.lineage import KINDS, parent
-from stillwatch.evaluation.pooling import Model
+from stillwatch.evaluation.pooling import DISTILLATION, Entry, Model, parent
 from stillwatch.predictions import has, read
 
 METRIC = "macro_f1"  # the one the verdict is about
@@ -140,7 +139,7 @@ def _by_pair(alone: Model, distilled: Model) -> list[dict[str, Any]]:
     """Each fold and seed by itself."""
     rows = []
     for one, two in zip(alone.entries, distilled.entries, strict=True):
-        row: dict[str, Any] = {"fold": one.fold, "seed": one.seed, "runs": [one.name, two.name]}
+        row: dict[str, Any] = {"fold": one.cell.fold, "seed": one.cell.seed, "runs": [one.name, two.name]}
         for name in ("accuracy", METRIC):
             values = [getattr(metrics, name)(entry.said.y, entry.said.p) for entry in (one, two)]
             row[name] = {"alone": values[0], "distilled": values[1], "difference": values[1] - values[0]}
@@ -189,14 +188,14 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
 # ---- what to beware of
 
 
-def warnings(models: Sequence[Model], figures: dict[str, dict[str, Any]], title: Any) -> list[str]:
-    """What makes the figures less than they look. figures: as in report.json. title: model name -> words."""
-    found = [*_size(models[0]), *_seeds(models, title), *_training(models, title), *_teachers(models, figures, title)]
+def warnings(models: Sequence[Model], figures: dict[str, dict[str, Any]]) -> list[str]:
+    """What makes the figures less than they look. figures: as in report.json."""
+    found = [*_size(models[0]), *_seeds(models), *_training(models), *_teachers(models, figures)]
     for model in models:
         gap = figures[model.name].get("seen")
         if gap and gap["known"] - gap["new"] > GAP:
             found.append(
-                f"{title(model.name)}: accuracy {100 * gap['known']:.1f} % on people seen in training, "
+                f"{model.key.title}: accuracy {100 * gap['known']:.1f} % on people seen in training, "
                 f"{100 * gap['new']:.1f} % on new ones: expect the second figure in use"
             )
     return found + _audits(models)
@@ -219,23 +218,23 @@ def _size(model: Model) -> list[str]:
     return found
 
 
-def _seeds(models: Sequence[Model], title: Any) -> list[str]:
+def _seeds(models: Sequence[Model]) -> list[str]:
     trained = [model for model in models if model.kind not in ("teacher", "quantised") and not model.exported]
-    students = [title(model.name) for model in trained if len(model.seeds) == 1]
+    students = [model.key.title for model in trained if len(model.seeds) == 1]
     return (
         [f"one seed only ({', '.join(students)}): the chance of training is not in the intervals"] if students else []
     )
 
 
-def _training(models: Sequence[Model], title: Any) -> list[str]:
+def _training(models: Sequence[Model]) -> list[str]:
     """Students that differ in more than the teacher, and runs of one model that are not of one kind."""
     found = []
     for model in models:
         apart = _apart([_settings(entry, with_loss=True) for entry in model.entries])
         if apart:
-            found.append(f"{title(model.name)}: its runs differ in {', '.join(apart)}")
+            found.append(f"{model.key.title}: its runs differ in {', '.join(apart)}")
     for model in models:
-        partner = next((m for m in models if m.kind == "distilled" and m.family == model.family), None)
+        partner = next((m for m in models if m.kind == "distilled" and m.key.family == model.key.family), None)
         if model.kind != "alone" or partner is None:
             continue
         apart = _apart([_settings(entry, with_loss=False) for entry in (*model.entries, *partner.entries)])
@@ -250,7 +249,7 @@ def _training(models: Sequence[Model], title: Any) -> list[str]:
     return found
 
 
-def _settings(entry: Any, with_loss: bool) -> dict[str, Any]:
+def _settings(entry: Entry, with_loss: bool) -> dict[str, Any]:
     fit = entry.plan.model_dump(mode="json", exclude={"seed", "device"} | (set() if with_loss else {"loss"}))
     data = entry.recipe.data.model_dump(mode="json", exclude={"root", "fold", "max_bad"})
     return {f"fit.{k}": v for k, v in fit.items()} | {f"data.{k}": v for k, v in data.items()}
@@ -260,7 +259,7 @@ def _apart(settings: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in settings[0] if any(other[key] != settings[0][key] for other in settings)]
 
 
-def _teachers(models: Sequence[Model], figures: dict[str, dict[str, Any]], title: Any) -> list[str]:
+def _teachers(models: Sequence[Model], figures: dict[str, dict[str, Any]]) -> list[str]:
     found = []
     given = {entry.name: entry for model in models if model.kind == "teacher" for entry in model.entries}
     strangers = set()
@@ -268,19 +267,19 @@ def _teachers(models: Sequence[Model], figures: dict[str, dict[str, Any]], title
         teacher = parent(entry.run)
         if given and teacher and teacher not in given:
             strangers.add(teacher)
-        elif teacher in given and given[teacher].fold != entry.fold:
+        elif teacher in given and given[teacher].cell.fold != entry.cell.fold:
             found.append(
-                f"{entry.name} is tested on fold {entry.fold}, but its teacher {teacher} was trained for fold "
-                f"{given[teacher].fold}: that teacher has seen the test"
+                f"{entry.name} is tested on fold {entry.cell.fold}, but its teacher {teacher} was trained for fold "
+                f"{given[teacher].cell.fold}: that teacher has seen the test"
             )
     if strangers:
         found.append(f"distilled under {', '.join(sorted(strangers))}, which is not among the teachers compared")
-    for model in (m for m in models if m.kind in KINDS[1:]):
+    for model in (m for m in models if m.kind in DISTILLATION[1:]):
         for above in (m for m in models if m.kind == "teacher" and related(m, model)):
             good, better = (100 * figures[m.name][METRIC] for m in (above, model))
             if better > good:
                 found.append(
-                    f"{title(model.name)} is above its teacher in macro-F1, {better:.1f} % to {good:.1f} %: this "
+                    f"{model.key.title} is above its teacher in macro-F1, {better:.1f} % to {good:.1f} %: this "
                     "teacher has little to teach"
                 )
     return found

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from fabricated import LABELS, Reader, fabricate
 from numpy.typing import NDArray
-from test_report import LABELS, Reader, fabricate
 
 from stillwatch import bundle, metrics
 from stillwatch.errors import UserError

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import Reader, fabricate
+from fabricated import Reader, fabricate
 
 from stillwatch import metrics
-from stillwatch.evaluation import lineage, pooling
+from stillwatch.evaluation import pooling
 from stillwatch.evaluation.report import report
 from stillwatch.evaluation.report.html import page
 from stillwatch.predictions import read
@@ -65,6 +65,10 @@ def rows(runs: list[Run]) -> dict[tuple[str, str], dict[str, Any]]:
 def paired(base: Run, candidate: Run) -> dict[str, Any]:
     one, two = read(base), read(candidate)
     return metrics.paired(one.y, one.p, two.p, one.group, "macro_f1")
+
+
+def keys(models: list[pooling.Model]) -> dict[str, pooling.ModelKey]:
+    return {model.name: model.key for model in models}
 
 
 # ---- the pairs
@@ -146,9 +150,9 @@ def test_the_same_answers_cost_nothing(tmp_path: Path) -> None:
     predictions = (runs[3].path / "predictions" / "test.npz").read_bytes()
     (runs[4].path / "predictions" / "test.npz").write_bytes(predictions)
     (runs[2].path / "predictions" / "test.npz").write_bytes(predictions)
-    found = report.assess(runs)[0]
+    found, models = report.assess(runs)
     row = next(row for row in found["compression"] if row["about"] == "int8")
-    boxes = dict(re.findall(r'small (\w+)"><span[^>]*>=</span><p><b>(.*?)</b>', page(found, {}, {})))
+    boxes = dict(re.findall(r'small (\w+)"><span[^>]*>=</span><p><b>(.*?)</b>', page(found, keys(models), {}, {})))
     assert boxes == {"unclear": "Does pruning beat a narrower student of the same arithmetic?", "yes": row["question"]}
     assert row["outcome"] == "same" and row["difference"] == 0 and row["ci95"] == [0, 0]
     assert row["sentence"].startswith("INT8 cost nothing: macro-F1 is the same, over 6 new people and one seed.")
@@ -207,10 +211,10 @@ def test_two_ways_of_one_kind_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_limit_on_the_parameters_is_in_the_name(tmp_path: Path) -> None:
     change = {"prune": {"keep": 0.25, "size": 0.5}}
-    assert lineage.stage(fabricate(tmp_path, "pruned", change=change), {}) == "pruned-0.25-size-0.5"
-    assert lineage.stage(fabricate(tmp_path, "distilled", change=change), {}) == "distilled"
+    assert pooling.variant(fabricate(tmp_path, "pruned", change=change), {}) == "0.25-size-0.5"
+    assert pooling.variant(fabricate(tmp_path, "distilled", change=change), {}) == ""
     twice = fabricate(tmp_path, "pruned", parent="toy-pruned-001")
-    assert lineage.stage(twice, {}) == "pruned-0.6-pruned-0.25-size-0.5"
+    assert pooling.variant(twice, {}) == "0.6-pruned-0.25-size-0.5"
 
 
 def test_several_recipes_keep_to_themselves(tmp_path: Path) -> None:
@@ -299,15 +303,15 @@ def test_of_several_baselines_the_one_of_its_size_and_fold(tmp_path: Path) -> No
     pruned = line(tmp_path)[3]
     for share, fold in ((0.3, 0), (0.6, 1)):
         fabricate(tmp_path, "narrow", fold, target=size(share)["macs"])
-    found = lineage.baseline(pruned)
+    found = pooling.narrow_run(pruned)
     assert found is not None and found.path.name == "toy-narrow-001"
 
 
 def test_a_chain_ends_where_a_folder_is_gone_and_a_ring_ends_too(tmp_path: Path) -> None:
     one, two = fabricate(tmp_path, "pruned", parent="toy-pruned-002"), fabricate(tmp_path, "pruned", parent="nowhere")
-    assert names(lineage.ancestors(one, {})) == ["toy-pruned-002"]
+    assert names(pooling.ancestors(one, {})) == ["toy-pruned-002"]
     two.note(parent="toy-pruned-001")
-    assert 2 <= len(lineage.ancestors(one, {})) < 20
+    assert 2 <= len(pooling.ancestors(one, {})) < 20
 
 
 # ---- the page
@@ -315,9 +319,9 @@ def test_a_chain_ends_where_a_folder_is_gone_and_a_ring_ends_too(tmp_path: Path)
 
 def told(runs: list[Run]) -> tuple[dict[str, Any], str]:
     """The report, and the page's text, without the pictures that take seconds to paint."""
-    found, _ = report.assess(runs)
+    found, models = report.assess(runs)
     reader = Reader()
-    reader.feed(page(found, {}, {}))
+    reader.feed(page(found, keys(models), {}, {}))
     assert reader.open == []
     return found, reader.text
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stillwatch.errors import UserError
-from stillwatch.evaluation.replay import incidents, most, picture, read_truth, replay, save, words
+from stillwatch.evaluation.replay import incidents, most, read_truth, replay, save, words
+from stillwatch.evaluation.report.replay_plot import picture
 from stillwatch.recipe import Rule
 from stillwatch.rules.alarm import Alarm, Event
 

@@ -1,7 +1,6 @@
 """Report: runs of teacher, students and what came of them become one verdict, one page and one report.json.
 
-In: finished runs with predictions, and a way to get pictures by id. Out: report.html, report.json and PNGs in a folder.
-Called by the CLI. Pooling is pool.py, judging verdict.py and compression.py, painting plots.py, writing page.py.
+Imports matplotlib and jinja2 only where a page is made: `assess` needs neither.
 """
 
 import io
@@ -12,15 +11,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from stillwatch import metrics
 from stillwatch.atomic import atomic
 from stillwatch.evaluation import compression, pooling, verdict
-from stillwatch.evaluation.pooling import Model
-from stillwatch.evaluation.report import plots
-from stillwatch.evaluation.report.html import page
+from stillwatch.evaluation.pooling import DISTILLATION, Model, ModelKey
 from stillwatch.run import Run
 
 Album: TypeAlias = Callable[[Sequence[str]], dict[str, NDArray[np.uint8] | None]]
@@ -46,7 +42,7 @@ def compare(
     more = dict(more or {})
     report |= more | {"warnings": [*more.get("warnings", []), *report["warnings"]]}
     album = _album(report["mistakes"]["samples"], pictures)
-    _write(Path(out), report, _paint(report, models), album)
+    _write(Path(out), report, {model.name: model.key for model in models}, _paint(report, models), album)
     return report
 
 
@@ -75,7 +71,7 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
             *missing,
             *left,
             *compression.warnings(models, figures),
-            *verdict.warnings(models, figures, plots.title),
+            *verdict.warnings(models, figures),
         ],
         "mistakes": {"model": shown.name, "samples": confident_mistakes(shown)},
         "runs": [_run(entry) for entry in entries],
@@ -142,9 +138,9 @@ def _comparisons(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """{family: {"compression_ratio", "retention", "verdict"}}, those with a verdict first, and why one is missing."""
     found, missing = {}, []
-    for family in dict.fromkeys(model.family for model in models if model.kind != "teacher") or [""]:
-        kin = {model.kind: model for model in models if model.family == family and model.kind != "teacher"}
-        of = {kind: model for kind, model in kin.items() if kind in pooling.KINDS}
+    for family in dict.fromkeys(model.key.family for model in models if model.kind != "teacher") or [""]:
+        kin = {model.kind: model for model in models if model.key.family == family and model.kind != "teacher"}
+        of = {kind: model for kind, model in kin.items() if kind in DISTILLATION}
         asked = len(of) == len(kin)  # with compressed ones among them the question is another one
         student = of.get("distilled") or of.get("alone")
         teacher = next(
@@ -179,7 +175,7 @@ def _ratio(figures: dict[str, dict[str, Any]], teacher: Model | None, student: M
 
 
 def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str) -> dict[str, Any]:
-    shown = next((model for model in reversed(models) if model.kind in pooling.KINDS), models[-1])
+    shown = next((model for model in reversed(models) if model.kind in DISTILLATION), models[-1])
     data, said = entries[0].recipe.data, shown.said
     most = int(np.bincount(said.y).argmax())
     return {
@@ -202,8 +198,8 @@ def _run(entry: pooling.Entry) -> dict[str, Any]:
         "kind": entry.kind,
         "recipe": entry.recipe.name,
         "net": entry.net.name,
-        "fold": entry.fold,
-        "seed": entry.seed,
+        "fold": entry.cell.fold,
+        "seed": entry.cell.seed,
         "epochs": _epochs(entry),
         "best_epoch": info.best.get("epoch"),
         "parent": info.parent,
@@ -241,8 +237,10 @@ def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, A
 
 def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[bytes, bytes]]:
     """{file name: (wide PNG, stacked PNG)}."""
-    figures, labels = report["models"], report["labels"]
-    histories = {model.name: [entry.run.history() for entry in model.entries] for model in models}
+    from stillwatch.evaluation.report import plots
+
+    figures, labels = {model.key: report["models"][model.name] for model in models}, report["labels"]
+    histories = {model.key: [entry.run.history() for entry in model.entries] for model in models}
     histories = {name: [run for run in runs if run] for name, runs in histories.items() if any(runs)}
     mixed = {
         name: runs
@@ -276,6 +274,8 @@ def _album(samples: Sequence[dict[str, Any]], pictures: Album | None) -> dict[st
 
 def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
     """uint8 (H,W), (H,W,1) or (H,W,3) as a small file: PNG where it is tiny, JPEG otherwise."""
+    from matplotlib.image import imsave
+
     rgb = picture[..., None] if picture.ndim == 2 else picture
     rgb = np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)) if rgb.shape[2] == 1 else rgb[..., :3])
     tiny = max(rgb.shape[:2]) <= 96
@@ -285,13 +285,19 @@ def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
 
 
 def _write(
-    out: Path, report: dict[str, Any], painted: dict[str, tuple[bytes, bytes]], album: dict[str, tuple[str, bytes]]
+    out: Path,
+    report: dict[str, Any],
+    keys: dict[str, ModelKey],
+    painted: dict[str, tuple[bytes, bytes]],
+    album: dict[str, tuple[str, bytes]],
 ) -> None:
+    from stillwatch.evaluation.report.html import page
+
     for name in (*PAINTED, "widths"):  # what an earlier report left and this one does not have
         (out / f"{name}.png").unlink(missing_ok=True)
     files = {f"{name}.png": wide for name, (wide, _) in painted.items()}
     files["report.json"] = (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    files["report.html"] = page(report, painted, album).encode()
+    files["report.html"] = page(report, keys, painted, album).encode()
     for name, content in files.items():
         with atomic(out / name) as draft:
             draft.write_bytes(content)

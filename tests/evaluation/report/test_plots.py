@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from stillwatch.evaluation.pooling import ModelKey
 from stillwatch.evaluation.report import plots
+from stillwatch.run import KINDS
 
 LABELS = ["Safe", "Phone with $ and a very long name", "Yawn"]
+
+
+def key(kind: str, recipe: str = "", variant: str = "") -> ModelKey:
+    return ModelKey(recipe, "", kind, variant)
 
 
 def model(accuracy: float = 0.8, k: int = 3) -> dict[str, Any]:
@@ -58,17 +64,18 @@ def area(png: bytes, colour: str) -> int:
     return int((pixels(png) == wanted).all(-1).sum())
 
 
-PAIR = {"teacher": model(0.9), "distilled": model(0.8)}
+EPOCH = {"epoch": 1, "train": {"loss": 1.0}}
+PAIR = {key("teacher"): model(0.9), key("distilled"): model(0.8)}
 RUNS = {
-    "alone": [history({"ce": 1.0})],
-    "distilled": [history({"ce": 0.3, "kd": 0.7}), history({"ce": 0.4, "kd": 0.6}, 3)],
+    key("alone"): [history({"ce": 1.0})],
+    key("distilled"): [history({"ce": 0.3, "kd": 0.7}), history({"ce": 0.4, "kd": 0.6}, 3)],
 }
 LAYERS = {
     "run": "toy-pruned-001",
     "widths": {"before": {"stem": 16, "body": 64, "end": 32}, "after": {"stem": 8, "body": 16, "end": 32}},
     "narrow": {"stem": 8, "body": 40, "end": 24},
 }
-MANY = {f"{recipe}/{kind}": model(k=10) for recipe in ("one", "two") for kind in ("teacher", "alone", "distilled")}
+MANY = {key(kind, recipe): model(k=10) for recipe in ("one", "two") for kind in ("teacher", "alone", "distilled")}
 ALL: dict[str, Callable[[bool], bytes]] = {
     "bars": partial(plots.bars, PAIR),
     "confusions": partial(plots.confusions, PAIR, LABELS),
@@ -94,39 +101,39 @@ def test_wide_for_a_desk_and_narrow_for_a_phone(name: str) -> None:
 
 def test_every_plot_is_tried() -> None:
     public = {name for name, thing in vars(plots).items() if getattr(thing, "__module__", "") == plots.__name__}
-    assert {name for name in public if not name.startswith("_")} - {"colours", "title", "inline"} == set(ALL)
+    assert {name for name in public if not name.startswith("_")} - {"colours", "png", "panels_png"} == set(ALL)
     assert len(ALL) == 8
 
 
 def test_the_same_figures_give_the_same_bytes() -> None:
     assert plots.bars(PAIR) == plots.bars(PAIR)
-    assert plots.bars(PAIR) != plots.bars(PAIR | {"distilled": model(0.7)})
+    assert plots.bars(PAIR) != plots.bars(PAIR | {key("distilled"): model(0.7)})
 
 
 def test_a_bar_is_as_high_as_its_figure() -> None:
     """Two models with one size each: the areas of their colours stand like their figures, panel by panel."""
     small = {"accuracy": 0.3, "loss": 0.2, "params": 1_000_000, "ci95": {}}
     large = {"accuracy": 0.9, "loss": 0.6, "params": 3_000_000, "ci95": {}}
-    png = plots.bars({"teacher": large, "distilled": small})
-    paint = plots.colours(["teacher", "distilled"])
-    assert area(png, paint["teacher"]) / area(png, paint["distilled"]) == pytest.approx(3, rel=0.03)
+    png = plots.bars({key("teacher"): large, key("distilled"): small})
+    paint = plots.colours([key("teacher"), key("distilled")])
+    assert area(png, paint[key("teacher")]) / area(png, paint[key("distilled")]) == pytest.approx(3, rel=0.03)
 
 
 def test_the_difference_is_green_for_better_orange_for_worse_and_gray_for_unclear() -> None:
-    for ends, colour in (([0.01, 0.03], plots.DISTILLED), ([-0.05, -0.01], plots.ALONE), ([-0.01, 0.03], plots.FAINT)):
+    for ends, colour in (([0.01, 0.03], plots.BETTER), ([-0.05, -0.01], plots.WORSE), ([-0.01, 0.03], plots.FAINT)):
         png = plots.difference(verdict(0, ends))
-        found = {name: area(png, name) for name in (plots.DISTILLED, plots.ALONE, plots.FAINT)}
+        found = {name: area(png, name) for name in (plots.BETTER, plots.WORSE, plots.FAINT)}
         assert max(found, key=lambda name: found[name]) == colour
 
 
 def test_shares_fill_the_picture_as_they_say() -> None:
-    png = plots.shares({"distilled": [history({"ce": 0.25, "kd": 0.75})]})
+    png = plots.shares({key("distilled"): [history({"ce": 0.25, "kd": 0.75})]})
     assert area(png, plots.PARTS[1]) / area(png, plots.PARTS[0]) == pytest.approx(3, rel=0.05)
 
 
 def test_what_pruning_left_is_painted_as_high_as_it_is() -> None:
     """Two runs of one layer: the areas left stand like the channels left."""
-    colour = plots.KINDS["pruned"][1]
+    colour = KINDS["pruned"].colour
 
     def left(channels: int) -> int:
         return area(plots.widths([{"run": "r", "widths": {"before": {"a": 100}, "after": {"a": channels}}}]), colour)
@@ -136,20 +143,22 @@ def test_what_pruning_left_is_painted_as_high_as_it_is() -> None:
 
 def test_long_names_of_files_are_turned() -> None:
     """Four files' names side by side would run into one another."""
-    short = {name: model() for name in ("teacher", "alone", "distilled", "pruned")}
-    long = {name: model() for name in ("distilled", "model.onnx", "model-int8.onnx", "model-legacy.onnx")}
+    short = {key(name): model() for name in ("teacher", "alone", "distilled", "pruned")}
+    long = {key(name): model() for name in ("distilled", "model.onnx", "model-int8.onnx", "model-legacy.onnx")}
     assert pixels(plots.bars(long)).shape[0] > pixels(plots.bars(short)).shape[0]
 
 
 def test_odd_input_is_drawn_too() -> None:
     bare = {"accuracy": 0.0, "loss": 0.0, "params": None, "ci95": {}}
     drawn = [
-        plots.bars({"alone": bare}),
+        plots.bars({key("alone"): bare}),
         plots.bars(MANY),
-        plots.confusions({"alone": model(k=10)}, [str(i) for i in range(10)]),
-        plots.confusions({"alone": model() | {"confusion": np.zeros((3, 3)).tolist()}}, LABELS, True),
-        plots.curves({"alone": [history({"ce": 1.0}, 1)], "teacher": [[{"epoch": 1, "train": {"loss": 1.0}}]]}),
-        plots.shares({"distilled": [history({"ce": 0.5, "kd": 0.5}, 1)]}),
+        plots.confusions({key("alone"): model(k=10)}, [str(i) for i in range(10)]),
+        plots.confusions({key("alone"): model() | {"confusion": np.zeros((3, 3)).tolist()}}, LABELS, True),
+        plots.curves(
+            {key("alone"): [history({"ce": 1.0}, 1)], key("teacher"): [[{"epoch": 1, "train": {"loss": 1.0}}]]}
+        ),
+        plots.shares({key("distilled"): [history({"ce": 0.5, "kd": 0.5}, 1)]}),
         plots.per_class(MANY, [str(i) for i in range(10)]),
         plots.difference(verdict(43, None)),
         plots.widths([LAYERS | {"narrow": None}, LAYERS | {"narrow": {"stem": 8}}]),
@@ -158,23 +167,30 @@ def test_odd_input_is_drawn_too() -> None:
 
 
 def test_names_and_colours_keep_their_meaning() -> None:
-    assert plots.title("distilled") == "Student distilled"
-    assert plots.title("violence/teacher") == "violence: teacher"
-    assert plots.title("pruned-0.6") == "Student pruned (0.6)"
-    assert plots.title("toy/quantised-pruned-0.6") == "toy: student INT8 (pruned 0.6)"
-    assert plots.title("model-int8.onnx") == plots.inline("model-int8.onnx") == "model-int8.onnx"
-    assert plots.inline("narrow-0.6") == "student narrower (0.6)" and plots.inline("toy/alone") == "toy: student alone"
-    three = plots.colours(["teacher", "alone", "distilled"])
-    assert plots.colours(["distilled"]) == {"distilled": three["distilled"]}
-    assert plots.colours(["x/distilled", "x/teacher"])["x/teacher"] == three["teacher"]
+    pruned = key("pruned", variant="0.6")
+    int8, file = key("quantised", "toy", "pruned-0.6"), key("model-int8.onnx")
+    assert (key("distilled").name, key("distilled").title) == ("distilled", "Student distilled")
+    assert (key("teacher", "violence").name, key("teacher", "violence").title) == (
+        "violence/teacher", "violence: teacher",
+    )  # fmt: skip
+    assert (pruned.name, pruned.title) == ("pruned-0.6", "Student pruned (0.6)")
+    assert (int8.name, int8.title) == ("toy/quantised-pruned-0.6", "toy: student INT8 (pruned 0.6)")
+    assert ModelKey("toy", "smallcnn-2", "alone").name == "toy/smallcnn-2/alone"
+    assert file.title == file.inline == "model-int8.onnx"
+    assert key("narrow", variant="0.6").inline == "student narrower (0.6)"
+    assert key("alone", "toy").inline == "toy: student alone"
+    three = plots.colours([key("teacher"), key("alone"), key("distilled")])
+    assert plots.colours([key("distilled")]) == {key("distilled"): three[key("distilled")]}
+    assert plots.colours([key("distilled", "x"), key("teacher", "x")])[key("teacher", "x")] == three[key("teacher")]
     assert len(set(plots.colours(list(MANY)).values())) == 6
-    every = [*plots.KINDS, "pruned-0.3", "model.onnx", "model-int8.onnx"]
+    every = [*map(key, KINDS), key("pruned", variant="0.3"), key("model.onnx"), file]
     assert len(set(plots.colours(every).values())) == len(every)
-    assert plots.colours(["pruned-0.6"])["pruned-0.6"] == plots.KINDS["pruned"][1]
+    assert plots.colours([pruned])[pruned] == KINDS["pruned"].colour
 
 
 def test_pyplot_stays_away() -> None:
     """Its global figures would leak memory in a long process, and it looks for a screen."""
-    draw = "plots.shares({'a': [[{'epoch': 1, 'train': {'share': {'ce': 1}}}]]})"
-    code = f"import sys; from stillwatch.judge import plots; {draw}; sys.exit('matplotlib.pyplot' in sys.modules)"
+    draw = "shares({ModelKey('', '', 'a'): [[{'epoch': 1, 'train': {'share': {'ce': 1}}}]]})"
+    imports = "import sys; from stillwatch.evaluation.report.plots import ModelKey, shares"
+    code = f"{imports}; {draw}; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

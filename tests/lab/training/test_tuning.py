@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
 from stillwatch.errors import UserError
-from stillwatch.evaluation.report import tuning_plots
+from stillwatch.evaluation.report import tuning as tuning_picture
 from stillwatch.lab.training import lessons, tuning
 from stillwatch.lab.training.tuning import Key, keys_of, own_value, tune, with_values
 from stillwatch.predictions import save_predictions
@@ -219,8 +219,8 @@ def test_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines[-1].startswith(f"{best.parent}: 2 of 2 trials, best loss")
 
     # ---- which the judge can paint
-    assert tuning_plots.picture(best.parent / "trials.csv", "loss").startswith(b"\x89PNG")
-    assert [row["note"] == tuning_plots.STANDS for row in rows] == [True, False]
+    assert tuning_picture.picture(best.parent / "trials.csv", "loss").startswith(b"\x89PNG")
+    assert [row["note"] == tuning_picture.STANDS for row in rows] == [True, False]
 
     # ---- with more trials it goes on, and comes to what it would have come to at once
     assert tune(asked, 2, root) == best

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from stillwatch.errors import UserError
-from stillwatch.evaluation.report import tuning_plots
+from stillwatch.evaluation.report import tuning
 
 STANDS = "the recipe as it stands"
 HEADER = ("number", "state", "value", "fit.lr", "fit.batch", "student.net.name", "seconds", "note")
@@ -42,8 +42,8 @@ def panels(path: Path, metric: str, monkeypatch: pytest.MonkeyPatch) -> dict[str
             seen[axes.get_title()] = axes
         return b""
 
-    monkeypatch.setattr(tuning_plots, "_draw", keep)
-    tuning_plots.picture(path, metric)
+    monkeypatch.setattr(tuning, "panels_png", keep)
+    tuning.picture(path, metric)
     return seen
 
 
@@ -59,8 +59,8 @@ def dots(axes: Any) -> set[tuple[float, float, str]]:
 def test_every_trial_is_where_its_line_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = panels(written(tmp_path, ROWS), "macro_f1", monkeypatch)
     assert list(found) == ["Macro-F1 on validation, %", "fit.lr", "fit.batch", "student.net.name"]
-    history, blue = found["Macro-F1 on validation, %"], tuning_plots.PAINT["came to an end"]
-    gray, red, orange = (tuning_plots.PAINT[kind] for kind in ("stopped early", "failed", STANDS))
+    history, blue = found["Macro-F1 on validation, %"], tuning.TRIAL_COLOURS["came to an end"]
+    gray, red, orange = (tuning.TRIAL_COLOURS[kind] for kind in ("stopped early", "failed", STANDS))
     assert dots(history) == {(0, 50, orange), (1, 40, blue), (2, 0.02, red), (4, 90, gray), (5, 70, blue)}
     line = next(line for line in history.lines if line.get_drawstyle() == "steps-post")
     assert list(zip(*line.get_data(), strict=True)) == [(0, 50), (1, 50), (2, 50), (4, 50), (5, 70)]
@@ -95,7 +95,7 @@ def test_a_key_without_a_value_is_left_out_of_its_panel(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_it_is_a_picture(tmp_path: Path, stacked: bool) -> None:
-    image = imread(io.BytesIO(tuning_plots.picture(written(tmp_path, ROWS), "macro_f1", stacked)))
+    image = imread(io.BytesIO(tuning.picture(written(tmp_path, ROWS), "macro_f1", stacked)))
     high, wide = image.shape[:2]
     assert (high > wide) == stacked
     assert len({tuple(pixel) for pixel in image[:, :, :3].reshape(-1, 3)[::37]}) > 4
@@ -103,6 +103,6 @@ def test_it_is_a_picture(tmp_path: Path, stacked: bool) -> None:
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trials.csv: cannot be read \(No such file"):
-        tuning_plots.picture(tmp_path / "trials.csv", "loss")
+        tuning.picture(tmp_path / "trials.csv", "loss")
     with pytest.raises(UserError, match="no trial in it has a value yet"):
-        tuning_plots.picture(written(tmp_path, [ROWS[2]]), "loss")
+        tuning.picture(written(tmp_path, [ROWS[2]]), "loss")

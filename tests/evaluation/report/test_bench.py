@@ -1,4 +1,4 @@
-"""The track: the table fits a terminal, the picture shows what the report says, and files are whole or as before."""
+"""The bench: the table fits a terminal, the picture shows what the report says, and files are whole or as before."""
 
 import io
 import itertools
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from stillwatch.errors import UserError
-from stillwatch.evaluation.report import track
-from stillwatch.evaluation.report.plots import ALONE, DISTILLED, KINDS
+from stillwatch.evaluation.report import bench
+from stillwatch.run import KINDS
 
-BLUE = KINDS["teacher"][1]
+BLUE, DISTILLED, ALONE = (KINDS[kind].colour for kind in ("teacher", "distilled", "alone"))
 
 
 def row(name: str, runtime: str, p50: float, **more: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def places(png: bytes, colour: str) -> np.ndarray:
 
 def test_the_table_says_it_all_in_aligned_columns() -> None:
     wide = [r | {"threads": 2} for r in ROWS]
-    lines = track.table(report(ROWS + wide, (1, 2))).splitlines()
+    lines = bench.table(report(ROWS + wide, (1, 2))).splitlines()
     assert lines[:11] == [
         "a toy, 4 cores; onnxruntime 1",
         "",
@@ -90,7 +90,7 @@ def test_the_table_says_it_all_in_aligned_columns() -> None:
 
 def test_no_line_is_longer_than_a_terminal() -> None:
     long = [rival(f"eager:runs/a-very-long-name-of-a-run-{'x' * 60}", 123_456.0), row("m" * 90, "onnxruntime", 0.001)]
-    text = track.table(report(long, cpu="processor " * 20))
+    text = bench.table(report(long, cpu="processor " * 20))
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("…") == 2
     assert "123456  246912  370368" in text
@@ -102,12 +102,12 @@ def test_cores_are_claimed_only_where_they_were_held() -> None:
         ({"cores": 1}, "1 thread on 1 core, 200"),
         ({"cores": 0}, "1 thread, 200"),
     ):
-        assert head in track.table(report(ROWS, **about))
+        assert head in bench.table(report(ROWS, **about))
 
 
 def test_the_picture_puts_left_what_is_fast_and_up_what_is_good() -> None:
-    png = track.picture(report(ROWS))
-    assert png == track.picture(report(ROWS))
+    png = bench.picture(report(ROWS))
+    assert png == bench.picture(report(ROWS))
     quick, good, wrong = (places(png, colour) for colour in (BLUE, DISTILLED, ALONE))
     assert min(len(quick), len(good)) > 100
     assert good[:, 0].mean() < quick[:, 0].mean() - 20
@@ -119,44 +119,44 @@ def test_the_picture_puts_left_what_is_fast_and_up_what_is_good() -> None:
 
 def test_more_threads_have_no_part_in_the_picture() -> None:
     others = [r | {"threads": 2, "latency_ms": {k: 9 * v for k, v in r["latency_ms"].items()}} for r in ROWS[:5]]
-    assert track.picture(report(ROWS + others, (1, 2))) == track.picture(report(ROWS))
+    assert bench.picture(report(ROWS + others, (1, 2))) == bench.picture(report(ROWS))
 
 
 def test_a_rival_is_shown_in_the_faster_of_its_runtimes() -> None:
     slower = rival("yolo-cls-n", 8.5) | {"runtime": "openvino"}
-    assert track.picture(report([*ROWS, slower])) == track.picture(report(ROWS))
-    assert track.picture(report([*ROWS, slower | {"name": "other"}])) != track.picture(report(ROWS))
+    assert bench.picture(report([*ROWS, slower])) == bench.picture(report(ROWS))
+    assert bench.picture(report([*ROWS, slower | {"name": "other"}])) != bench.picture(report(ROWS))
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[-1:], ROWS[1:2], ROWS[:1], [rival(f"r{n}", 1 + n / 99) for n in range(30)]])
 def test_odd_reports_are_drawn_and_told_too(rows: list[dict[str, Any]]) -> None:
-    assert pixels(track.picture(report(rows))).std() > 5
-    assert "taking turns" in track.table(report(rows))
+    assert pixels(bench.picture(report(rows))).std() > 5
+    assert "taking turns" in bench.table(report(rows))
 
 
 @given(st.lists(st.floats(0, 1), max_size=30).map(sorted))
 def test_names_never_touch(true: list[float]) -> None:
-    place = track._apart(true, 0.03)
+    place = bench.apart(true, 0.03)
     assert len(place) == len(true)
     assert all(b - a >= 0.03 - 1e-9 for a, b in itertools.pairwise(place))
     assert all(at <= 0.99 for at in place)
 
 
 def test_names_stay_where_there_is_room() -> None:
-    assert track._apart([0.1, 0.11, 0.5], 0.03) == pytest.approx([0.1, 0.13, 0.5])
-    assert track._apart([0.98, 1.0], 0.03) == pytest.approx([0.96, 0.99])
+    assert bench.apart([0.1, 0.11, 0.5], 0.03) == pytest.approx([0.1, 0.13, 0.5])
+    assert bench.apart([0.98, 1.0], 0.03) == pytest.approx([0.96, 0.99])
 
 
 def test_both_files_are_written_whole_or_stay_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = report(ROWS)
-    written = track.save(told, tmp_path / "new")
+    written = bench.save(told, tmp_path / "new")
     assert [path.name for path in written] == ["bench.json", "latency-accuracy.png"]
     assert json.loads(written[0].read_text()) == told
-    assert written[1].read_bytes() == track.picture(told)
-    monkeypatch.setattr(track, "picture", lambda report: 1 / 0)
+    assert written[1].read_bytes() == bench.picture(told)
+    monkeypatch.setattr(bench, "picture", lambda report: 1 / 0)
     before = written[0].read_bytes()
     with pytest.raises(ZeroDivisionError):
-        track.save(report([]), tmp_path / "new")
+        bench.save(report([]), tmp_path / "new")
     assert written[0].read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["bench.json", "latency-accuracy.png"]
 
@@ -164,5 +164,5 @@ def test_both_files_are_written_whole_or_stay_as_they_were(tmp_path: Path, monke
 def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(UserError, match=r"taken/bench.json: cannot be written: .*; choose another --out"):
-        track.save(report(ROWS), tmp_path / "taken")
+        bench.save(report(ROWS), tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"

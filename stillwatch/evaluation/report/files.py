@@ -1,0 +1,37 @@
+"""A report's JSON and its picture, each written whole or not at all; only the picture needs matplotlib."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stillwatch.atomic import atomic
+from stillwatch.errors import UserError
+from stillwatch.run import NO_PROGRESS, Progress
+
+
+def save(
+    folder: Path,
+    report: tuple[str, str],
+    picture: tuple[str, Callable[[], bytes]],
+    progress: Progress = NO_PROGRESS,
+) -> list[Path]:
+    """Write both and return their paths; report and picture: (file name, content).
+
+    Without matplotlib the picture is left out and progress.say tells how to get it. Raises UserError where the folder
+    cannot be written.
+    """
+    files = {report[0]: report[1].encode()}
+    try:
+        files[picture[0]] = picture[1]()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        progress.say(f"{folder / picture[0]}: left out: matplotlib is not installed; pip install matplotlib draws it")
+    written = []
+    for name, content in files.items():
+        try:
+            with atomic(folder / name) as draft:
+                draft.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be written: {error.strerror}; choose another --out") from error
+        written.append(folder / name)
+    return written
