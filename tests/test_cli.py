@@ -129,7 +129,7 @@ import sys
 for name in ("torch", "timm", "accelerate", "sklearn", "matplotlib", "av", "scipy", "safetensors"):
     sys.modules[name] = None
 sys.argv = ["stillwatch", *sys.argv[1:]]
-from stillwatch.cli import main
+from stillwatch.cli.main import main
 main()
 """
     for words in (["--help"], ["teach", "--help"], ["ls"]):

@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # "[tune]" in a help text is no markup
     help="Distil a heavy vision model into a small watchful one, and put it on a camera.",
     epilog="Start with: stillwatch demo. Errors are one line; --debug shows where they come from.",
 )
@@ -308,11 +309,11 @@ def events(
         print(f"{folder}: no such events")
 
 
-@app.command(epilog="Example: stillwatch score bundle archive -o scores.parquet; a killed one goes on")
+@app.command(epilog="Example: stillwatch score bundle archive -o scores.csv; a killed one goes on")
 def score(
     bundle: BundleFolder,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="of pictures and films, also in sub-folders")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="a .parquet or .csv file")] = Path("scores.parquet"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="a .csv file, or .parquet with stillwatch[parquet]")] = Path("scores.csv"),
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes; else one a core")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="frames a second of films; else all")] = None,
 ) -> None:
