@@ -313,7 +313,9 @@ def events(
 def score(
     bundle: BundleFolder,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="of pictures and films, also in sub-folders")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="a .csv file, or .parquet with stillwatch[parquet]")] = Path("scores.csv"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="a .csv file, or .parquet with stillwatch[parquet]")] = Path(
+        "scores.csv"
+    ),
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes; else one a core")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="frames a second of films; else all")] = None,
 ) -> None:

@@ -275,8 +275,12 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: 
     out, parts = tmp_path / "s.csv", tmp_path / "s.csv.parts"
     shards = cut(gather(root)[0])
     assert len(shards) >= 4
-    code = f"import test_scoring; test_scoring._run_stuck({str(it.path)!r}, {str(root)!r}, {str(out)!r})"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent) as process:
+    here = Path(__file__).parent
+    code = (
+        f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]; import test_scoring; "
+        f"test_scoring._run_stuck({str(it.path)!r}, {str(root)!r}, {str(out)!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
         try:
             end = time.monotonic() + 60
             while len(list(parts.glob("*.npz"))) < len(shards) - 1 and time.monotonic() < end:
