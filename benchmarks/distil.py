@@ -35,7 +35,8 @@ from stillwatch.errors import UserError
 from stillwatch.lab.data.reader import Sample, decode, gather
 from stillwatch.lab.data.splits import assign
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
+from stillwatch.lab.training import pipeline
+from stillwatch.lab.training.runs import load_net
 from stillwatch.media import synthetic
 from stillwatch.recipe import Data, Fit, Recipe
 from stillwatch.run import Progress, Run
@@ -131,7 +132,7 @@ def _native(samples: Sequence[Sample], data: Data) -> Iterator[tuple[Sample, Any
 
 
 class Ears:
-    """Listens to the lessons' progress bars: how many pictures were trained on, and how long each phase took."""
+    """Listens to the pipeline's progress bars: how many pictures were trained on, and how long each phase took."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -148,9 +149,9 @@ class Ears:
 
 
 def ours(stage: Stage, task: Recipe, root: Path, spent: Spent) -> Run:
-    """One stage by the lessons: gather, decode, audit, cache, train, validate, predict and save are all counted."""
+    """One stage by the pipeline: gather, decode, audit, cache, train, validate, predict and save are all counted."""
     ears = Ears()
-    work = lessons.teach if stage == "teach" else lessons.distil
+    work = pipeline.teach if stage == "teach" else pipeline.distil
     run = work(task, root=root, fresh=True, voice=Progress(bar=ears.bar))
     spent.seen, spent.accuracy = ears.seen, run.history()[-1]["valid"]["accuracy"]
     spent.phases = ears.phases
@@ -184,7 +185,7 @@ def compare(task: Recipe, stages: Sequence[Stage], folder: Path, workers: int, r
         root = folder / f"runs-{repeat}"
         master: nets.Classifier | None = None
         if "teach" not in stages:
-            master = lessons.load(_accepted(untaught(task, root)))
+            master = load_net(_accepted(untaught(task, root)))
         with _cache(folder / f"cache-{repeat}"):
             for stage in stages:
                 sides = ["naive", "ours"] if repeat % 2 == 0 else ["ours", "naive"]

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment
+from stillwatch.lab.data.dataset import SPLITS
 from stillwatch.lab.data.reader import Sample, gather
 from stillwatch.lab.data.splits import assign
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons, losses
+from stillwatch.lab.training import losses, pipeline
 from stillwatch.lab.training.loop import TrainStep, rate
 from stillwatch.media import image as pixels
 from stillwatch.recipe import Fit, Recipe
@@ -79,7 +80,7 @@ class Naive:
     @classmethod
     def of(cls, task: Recipe, workers: int) -> "Naive":
         samples = assign(gather(task).samples, task.data)
-        return cls(task, {name: [s for s in samples if s.split == name] for name in lessons.SPLITS}, workers)
+        return cls(task, {name: [s for s in samples if s.split == name] for name in SPLITS}, workers)
 
     def learn(
         self, side: Literal["teacher", "student"], master: nets.Classifier | None, spent: Spent
@@ -97,7 +98,7 @@ class Naive:
         data = self.task.data
         net = nets.build(getattr(self.task, side).net, len(self.task.labels), data.hw, data.channels)
         step = TrainStep(
-            net, losses.parts(plan.loss if master else lessons.without_teacher(plan.loss), self._task(net, master))
+            net, losses.parts(plan.loss if master else pipeline.without_teacher(plan.loss), self._task(net, master))
         )
         step.to(device)
         if master:

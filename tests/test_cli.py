@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillwatch.cli import main
-from stillwatch.lab.training import lessons
+from stillwatch.lab.training import pipeline
 
 COMMANDS = (
     "audit", "teach", "distil", "compare", "judge", "prune", "quantise", "export", "bench", "tune", "doctor", "ls",
@@ -103,7 +103,7 @@ def test_what_nobody_foresaw_is_one_line_too(say: Any, monkeypatch: pytest.Monke
     def burn(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lessons, "teach", burn)
+    monkeypatch.setattr(pipeline, "teach", burn)
     code, _, err = say("teach", "toy")
     assert (code, err) == (1, "error: OSError: [Errno 28] No space left on device (--debug shows where)\n")
 
@@ -112,7 +112,7 @@ def test_ctrl_c_says_how_to_go_on(say: Any, monkeypatch: pytest.MonkeyPatch) -> 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lessons, "teach", stop)
+    monkeypatch.setattr(pipeline, "teach", stop)
     code, _, err = say("teach", "toy")
     assert code == 130
     assert "goes on from the last finished epoch" in err

@@ -48,7 +48,7 @@ Split = Annotated[str, typer.Option("--split", help="test or valid")]
 def audit(recipe: RecipeFile, overrides: Overrides = None, runs: Folder = Path("runs")) -> None:
     """Look at the data before anybody learns from it: leaks, duplicates, bad files, and what guessing would reach."""
     from stillwatch.lab.data.audit import AuditReport, contact_sheets, summary
-    from stillwatch.lab.training.lessons import inspect
+    from stillwatch.lab.training.pipeline import inspect
 
     asked = read_recipe(recipe, overrides or ())
     run, data = inspect(asked, runs, _text(recipe), voice())
@@ -60,9 +60,9 @@ def audit(recipe: RecipeFile, overrides: Overrides = None, runs: Folder = Path("
 @app.command(epilog="Example: stillwatch teach driving data.root=data/driver-inattention data.fold=0")
 def teach(recipe: RecipeFile, overrides: Overrides = None, runs: Folder = Path("runs"), fresh: Fresh = False) -> None:
     """Train the recipe's teacher. A run that was cut off is gone on with."""
-    from stillwatch.lab.training import lessons
+    from stillwatch.lab.training import pipeline
 
-    _finished(lessons.teach(read_recipe(recipe, overrides or ()), runs, _text(recipe), fresh, voice()))
+    _finished(pipeline.teach(read_recipe(recipe, overrides or ()), runs, _text(recipe), fresh, voice()))
 
 
 @app.command(epilog="Example: stillwatch distil driving --alone, then the same without --alone, then compare.")
@@ -74,10 +74,10 @@ def distil(
     fresh: Fresh = False,
 ) -> None:
     """Train the recipe's student under the newest matching teacher, or under teacher.init=RUN."""
-    from stillwatch.lab.training import lessons
+    from stillwatch.lab.training import pipeline
 
     asked = read_recipe(recipe, overrides or ())
-    _finished(lessons.distil(asked, alone, runs, _text(recipe), fresh, voice()))
+    _finished(pipeline.distil(asked, alone, runs, _text(recipe), fresh, voice()))
 
 
 @app.command(epilog="Example: stillwatch compare runs/driving-*-001 --out report")
@@ -110,13 +110,13 @@ def judge(
         return compare([one.path for one in comparison_set(Run.open(run), split)], out or run / "report", split)
     from stillwatch import bundle
     from stillwatch.evaluation.bundle_eval import judge_bundle
-    from stillwatch.lab.training import lessons
+    from stillwatch.lab.data.dataset import load_dataset
 
     found = bundle.load(run)
     origin = Run.open(runs / str(found.manifest.run["id"]))
-    data = lessons.material(origin.recipe, voice())
+    data = load_dataset(origin.recipe, voice())
     folder = out or Path(f"{run}-report")
-    paper = lessons.eval_arrays(data, data.rows[split])
+    paper = data.eval_arrays(split)
     _verdict(judge_bundle(found, origin, paper, folder, split, _album(origin), voice()), folder)
 
 
@@ -129,11 +129,11 @@ def prune(
 ) -> None:
     """Make a student narrower where that hurts least, healed under its own teacher; and the baseline to beat."""
     from stillwatch.lab.compression.prune import prune as work
-    from stillwatch.lab.training.lessons import Kit
+    from stillwatch.lab.training.runs import RunOptions
 
     words = [*(overrides or ()), *([f"prune.keep={keep}"] if keep is not None else [])]
     parent = Run.open(run).amended(words, ("prune",))
-    _finished(work(parent, Kit(run.parent, parent.text, fresh, voice())))
+    _finished(work(parent, RunOptions(run.parent, parent.text, fresh, voice())))
 
 
 @app.command(epilog="Example: stillwatch quantise runs/driving-pruned-001")
@@ -439,11 +439,12 @@ def _rivals(name: str, found: Any, folder: Path) -> list[Any]:
     from stillwatch.evaluation.benchmark import Contender
     from stillwatch.inference import runtimes
     from stillwatch.lab.export import exporters
-    from stillwatch.lab.training import lessons
 
     if name.startswith("eager:"):
         run = Run.open(name.removeprefix("eager:"))
-        opens = partial(lessons.eager, run.path)
+        from stillwatch.lab.training.runs import eager_predictor
+
+        opens = partial(eager_predictor, run.path)
         size, figures = run.info.cost["params"], {"valid": run.info.best}
         return [Contender(name, opens, "rival", "torch", "fp32", params=size, figures=figures)]
     net, at, side = name.partition("@")
@@ -529,7 +530,7 @@ def _verdict(report: dict[str, Any], folder: Path) -> None:
 
 def _album(run: Run) -> Any:
     try:
-        from stillwatch.lab.training.lessons import image_lookup
+        from stillwatch.lab.data.dataset import image_lookup
     except ImportError:  # a report can be made where no lab is installed; it then has no pictures
         return None
     return image_lookup(run)

@@ -34,7 +34,7 @@ def judge_bundle(
     """Have each file of a bundle look at a split, and compare what they say with the run itself, in a report.
 
     run: that the bundle was exported from, with its predictions of the split; what it must be read beside (pool.kin)
-    stands there too. paper: what lab.lessons.paper gives of the split: pixels uint8 (N,T,H,W,C), ids, groups,
+    stands there too. paper: what eval_arrays gives of the split: pixels uint8 (N,T,H,W,C), ids, groups,
     sequences, y. out: the report's folder; what a file says is kept in out/<file>/predictions/<split>.npz.
     Returns what report.json holds: that of report.compare, and "bundle" with each file's agreement with the run.
     Raises UserError where bundle, run and samples do not belong together, or no file can be run here; a single one that

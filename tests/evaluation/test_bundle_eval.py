@@ -49,7 +49,7 @@ def packed(path: Path, run: Run, names: Sequence[str] = ("model.onnx", "model-in
 
 
 def pictures(said: Predictions) -> tuple[Any, ...]:
-    """What lessons.paper gives, in another order than the predictions', each picture holding its row's number."""
+    """What eval_arrays gives, in another order than the predictions', each picture holding its row's number."""
     order = np.random.default_rng(1).permutation(len(said))
     x = np.zeros((len(said), 1, *SHAPE), np.uint8)
     x[:, 0, 0, 0, 0], x[:, 0, 0, 1, 0] = order // 256, order % 256

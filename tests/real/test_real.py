@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stillwatch.lab.data.audit import audit
+from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
 from stillwatch.recipe import Net, Recipe, load
 
 pytestmark = pytest.mark.real
@@ -29,7 +29,7 @@ def recipe(name: str, *overrides: str) -> Recipe:
 
 def test_the_official_driving_split_leaks_and_its_mirrored_copies_are_found() -> None:
     asked = recipe("driving", "data.split=official")
-    data = lessons.material(asked)
+    data = load_dataset(asked)
     found = audit(data.samples, data.store.skipped, data.store.pixels, asked.labels, "official")
     assert found.warnings[0].startswith("The official split leaks")
     assert found.no_pixels is not None and found.no_pixels.accuracy > 0.8
@@ -40,7 +40,7 @@ def test_the_official_driving_split_leaks_and_its_mirrored_copies_are_found() ->
 
 def test_no_driver_sits_in_train_and_test() -> None:
     asked = recipe("driving")
-    data = lessons.material(asked)
+    data = load_dataset(asked)
     groups = {split: {data.samples[row].group for row in rows} for split, rows in data.rows.items()}
     assert groups["test"]
     assert not groups["test"] & (groups["train"] | groups["valid"])

@@ -12,9 +12,20 @@ import torch
 from torch import nn
 
 from stillwatch.errors import UserError, one_line
+from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Dataset, Kit
+from stillwatch.lab.training import pipeline
+from stillwatch.lab.training.runs import (
+    RunOptions,
+    create_or_resume,
+    load_net,
+    matching_runs,
+    predictor,
+    recording_failure,
+    require_finished,
+    save_split_predictions,
+    teacher_of,
+)
 from stillwatch.recipe import Fit
 from stillwatch.run import Run
 
@@ -25,7 +36,7 @@ STUDENTS = ("distilled", "alone", "pruned")
 Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
-def prune(parent: Run, desk: Kit) -> Run:
+def prune(parent: Run, desk: RunOptions) -> Run:
     """Prune a student to recipe.prune.keep of its multiply-accumulates; returns the run, finished.
 
     parent: a finished student. Channels are ranked by the norm of the group of weights that falls with them (Fang et
@@ -34,16 +45,16 @@ def prune(parent: Run, desk: Kit) -> Run:
     parent's losses and teacher. Resumes an interrupted run. Raises UserError, and makes nothing, for a run that is no
     finished student, for data that have changed since, or where prune.keep cannot be reached.
     """
-    lessons.finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
-    recipe, net = parent.recipe, lessons.load(parent)
+    require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
+    recipe, net = parent.recipe, load_net(parent)
     if net.cut:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
-    data = lessons.material_of(parent, desk.voice)
+    data = dataset_of(parent, desk.voice)
     goals = _rehearsed(net, data)
     if not recipe.prune.narrow:
         return _prune_steps(parent, net, goals, data, desk)
     run = None
-    for old in lessons.matching_runs(recipe, "pruned", parent, data, desk):
+    for old in matching_runs(recipe, "pruned", parent, data, desk):
         if old.info.status == "done" and not old.info.narrow:  # interrupted before its baseline
             desk.voice.say(f"{old.path} is there; its baseline is not")
             run = old
@@ -74,22 +85,22 @@ def _rehearsed(net: nets.Classifier, data: Dataset) -> list[tuple[float, float]]
 
 
 def _prune_steps(
-    parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, desk: Kit
+    parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, desk: RunOptions
 ) -> Run:
     """The steps, each in a folder of its own and the last in the run itself, so that it looks like any other."""
-    recipe, teacher = parent.recipe, lessons.teacher_of(parent)
+    recipe, teacher = parent.recipe, teacher_of(parent)
     plan, size = recipe.fit_in("prune"), (recipe.data.hw, recipe.data.channels)
-    accelerator, teacher_net = lessons.device(plan), lessons.load(teacher) if teacher else None
+    accelerator, teacher_net = pipeline.device(plan), load_net(teacher) if teacher else None
     before, widths = nets.cost(net, *size), layer_widths(net)
     name = teacher.path.name if teacher else None
-    run = lessons.create_or_resume(recipe, "pruned", parent, data, accelerator, desk, teacher=name)
+    run = create_or_resume(recipe, "pruned", parent, data, accelerator, desk, teacher=name)
     steps = list(run.info.steps)
-    with lessons.noting_failure(run, accelerator):
+    with recording_failure(run, accelerator):
         for number, goal in enumerate(goals, 1):
             place = run if number == len(goals) else Run(run.path / f"step-{number}", run.info)
             place.path.mkdir(exist_ok=True)
             if number <= len(steps):  # trained before the run was interrupted
-                net = lessons.load(place)
+                net = load_net(place)
                 continue
             narrow(net, data, *goal, recipe.prune.round_to)
             cost = nets.cost(net, *size)
@@ -99,29 +110,29 @@ def _prune_steps(
                 f"{reached['params']:.0%} of the parameters"
             )
             torch.manual_seed(plan.seed)  # a loss may draw weights of its own
-            step = lessons.build_step(net, data, teacher_net, lessons.specs_of(plan, teacher is not None))
-            best = lessons.train(step, data, teacher_net, plan, place, accelerator, desk.voice)
+            step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
+            best = pipeline.train(step, data, teacher_net, plan, place, accelerator, desk.voice)
             steps.append({"step": number, **cost, "epochs": len(place.history()), "valid": best})
             keep = {"asked": recipe.prune.keep, "size": recipe.prune.size, **reached}
             changed = {"before": widths, "after": layer_widths(net)}
             run.note(steps=steps, cost=cost, before=before, keep=keep, widths=changed)
-        lessons.save_split_predictions(run, data, lessons.predictor(net), desk.voice)
+        save_split_predictions(run, data, predictor(net), desk.voice)
         run.finish(best=steps[-1]["valid"], epochs=steps[-1]["epochs"])
     return run
 
 
-def baseline(parent: Run, pruned: Run, data: Dataset, desk: Kit) -> Run:
+def baseline(parent: Run, pruned: Run, data: Dataset, desk: RunOptions) -> Run:
     """The narrower student that pruning has to beat: at least its arithmetic, as many epochs, the same teacher.
 
     It starts from the student's first weights: ImageNet's where the recipe has them, the strongest channels of each
     layer. A finished one of the same recipe, teacher, data and size is taken as it is.
     """
-    recipe, teacher = parent.recipe, lessons.teacher_of(parent)
+    recipe, teacher = parent.recipe, teacher_of(parent)
     target, epochs = pruned.info.cost["macs"], epochs_in_all(pruned)
     plan = Fit.model_validate(recipe.fit_of("student").model_dump() | {"epochs": epochs})
-    accelerator = lessons.device(plan)
+    accelerator = pipeline.device(plan)
     about = {"teacher": teacher.path.name if teacher else None, "target": target, "planned": epochs}
-    for old in lessons.matching_runs(recipe, "narrow", teacher, data, desk, **about):
+    for old in matching_runs(recipe, "narrow", teacher, data, desk, **about):
         if old.info.status == "done":
             desk.voice.say(f"the narrower baseline is there: {old.path}")
             return old
@@ -129,13 +140,13 @@ def baseline(parent: Run, pruned: Run, data: Dataset, desk: Kit) -> Run:
     net = nets.build(recipe.student.net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     width = multiply(net, data, target, recipe.prune.round_to)
     desk.voice.say(f"the baseline to beat: {width:.0%} of the channels of every layer, {epochs} epochs from the start")
-    teacher_net = lessons.load(teacher) if teacher else None
-    step = lessons.build_step(net, data, teacher_net, lessons.specs_of(plan, teacher is not None))
-    run = lessons.create_or_resume(recipe, "narrow", teacher, data, accelerator, desk, **about, width=width)
-    with lessons.noting_failure(run, accelerator):
+    teacher_net = load_net(teacher) if teacher else None
+    step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
+    run = create_or_resume(recipe, "narrow", teacher, data, accelerator, desk, **about, width=width)
+    with recording_failure(run, accelerator):
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layer_widths(net)})
-        best = lessons.train(step, data, teacher_net, plan, run, accelerator, desk.voice)
-        lessons.save_split_predictions(run, data, lessons.predictor(net), desk.voice)
+        best = pipeline.train(step, data, teacher_net, plan, run, accelerator, desk.voice)
+        save_split_predictions(run, data, predictor(net), desk.voice)
         run.finish(best=best, epochs=len(run.history()))
     return run
 

@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from stillwatch.errors import UserError
 from stillwatch.lab.compression.ptq import QuantConfig
+from stillwatch.lab.data.dataset import Dataset
 from stillwatch.lab.models.nets import Classifier
-from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Dataset
+from stillwatch.lab.training import pipeline
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run
 
@@ -45,8 +45,8 @@ def learn(
     torch.manual_seed(plan.seed)
     fold(net, data.picture(data.rows["train"][:2]))
     hooks = insert_fake_quant(net, config)
-    step = lessons.build_step(net, data, teacher, lessons.specs_of(plan, teacher is not None))
-    lessons.train(step, data, teacher, plan, run, lessons.device(plan), voice)
+    step = pipeline.build_step(net, data, teacher, pipeline.specs_of(plan, teacher is not None))
+    pipeline.train(step, data, teacher, plan, run, pipeline.device(plan), voice)
     remove_fake_quant(hooks)
     net.cpu().eval()
 

@@ -20,12 +20,23 @@ from stillwatch import metrics
 from stillwatch.bundle import INT8
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes, timing
-from stillwatch.lab.compression import ptq, qat
+from stillwatch.lab.compression import ptq
 from stillwatch.lab.compression.ptq import Control, QuantConfig
+from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export import exporters
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Dataset, Kit, Predict
+from stillwatch.lab.training import pipeline
+from stillwatch.lab.training.runs import (
+    TRAINED,
+    Predict,
+    RunOptions,
+    create_or_resume,
+    load_net,
+    recording_failure,
+    require_finished,
+    save_split_predictions,
+    teacher_of,
+)
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 RUNTIMES = ("onnxruntime", "openvino")  # those that read ONNX, by the name of their module
@@ -182,28 +193,28 @@ def quantise(
     leave, info.why why not. It has the temperature that export gives the run's other files.
     Raises UserError for a run that is not finished or has no net, and for data that have changed since.
     """
-    lessons.finished(run, lessons.TRAINED, f"one of a net: {', '.join(lessons.TRAINED)}")
-    recipe, data = run.recipe, lessons.material_of(run, voice)
+    require_finished(run, TRAINED, f"one of a net: {', '.join(TRAINED)}")
+    recipe, data = run.recipe, dataset_of(run, voice)
     evaluator = Evaluator(data, recipe.quantise.max_drop)
-    teacher, accelerator = lessons.teacher_of(run), lessons.device(recipe.fit_in("quantise"))
-    made = lessons.create_or_resume(
+    teacher, accelerator = teacher_of(run), pipeline.device(recipe.fit_in("quantise"))
+    made = create_or_resume(
         recipe,
         "quantised",
         run,
         data,
         accelerator,
-        Kit(root, run.text, False, voice),
+        RunOptions(root, run.text, False, voice),
         teacher=teacher.path.name if teacher else None,
         temperature=exporters.temperature_of(run),
     )
-    with lessons.noting_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
+    with recording_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
         calibration = spread(data, recipe.quantise.frames)
-        reference = evaluator.judge("fp32", _export_float(lessons.load(run), run, data, Path(scratch) / "fp32.onnx"))
+        reference = evaluator.judge("fp32", _export_float(load_net(run), run, data, Path(scratch) / "fp32.onnx"))
         stages = _stages(evaluator, reference, calibration, run, made, voice)
         best = evaluator.best(stages)
         made.save(INT8, partial(shutil.copyfile, best.file))
         fn = runtimes.open(made.path / INT8, best.runtime, data.shape)
-        lessons.save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), voice)
+        save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), voice)
         voice.say(f"{made.path}: {best.name}" + ("" if best.kept else f", left out of a bundle: {best.why}"))
         made.finish(
             stages=[stage.row() for stage in (reference, *stages)],
@@ -266,9 +277,11 @@ def _stages(
         return stages
 
     # ---- quantisation-aware training under the float teacher, then the same again
-    teacher, place = lessons.teacher_of(run), Run(made.path / "qat")
-    net, teacher_net = lessons.load(run), lessons.load(teacher) if teacher else None
+    teacher, place = teacher_of(run), Run(made.path / "qat")
+    net, teacher_net = load_net(run), load_net(teacher) if teacher else None
     place.path.mkdir(exist_ok=True)
+    from stillwatch.lab.compression import qat  # only a net that needs it is trained again
+
     qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, voice)
     source = _export_float(net, run, evaluator.data, folder / "qat.onnx")
     # Training moves the float net as well: what its layers in float can still give back is counted from there

@@ -1,7 +1,7 @@
 """What is computed once and kept on disk: decoded pictures, frozen features, a fixed teacher's outputs.
 
 In: samples, or a function of (rows, view). Out: memory-mapped arrays, keyed by everything that went into them.
-Called by the lessons. A cache is written under a draft's name and renamed when whole: a kill leaves the old state.
+Called by the pipeline. A cache is written under a draft's name and renamed when whole: a kill leaves the old state.
 It knows no loss and no loop.
 """
 

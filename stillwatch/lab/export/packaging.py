@@ -18,11 +18,11 @@ import stillwatch
 from stillwatch import bundle, metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
+from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.card import card
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, Exporter, temperature_of
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Dataset, Predict
+from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished
 from stillwatch.media import image, synthetic
 from stillwatch.recipe import Recipe
 from stillwatch.registry import bind
@@ -113,7 +113,7 @@ def export(
     Raises UserError, and leaves what was there, where that file is model.onnx, the run is not finished, int8 is another
     run's, or the data have changed since.
     """
-    lessons.finished(run, lessons.TRAINED, "run with a net")
+    require_finished(run, TRAINED, "run with a net")
     if int8:
         if int8.info.kind != "quantised" or int8.info.status != "done":
             raise UserError(f"{int8.path}: a {int8.info.kind} run ({int8.info.status}), not what `quantise` made")
@@ -122,7 +122,7 @@ def export(
     recipe = run.recipe
     names = dict.fromkeys(("onnx", *recipe.export.formats, *formats))
     exporters = {name: bind(EXPORTERS, name, given=5, place="export.formats") for name in names}
-    net, data = lessons.load(run), lessons.material_of(run, voice)
+    net, data = load_net(run), dataset_of(run, voice)
     reference, calibration = _reference(run, net, data)
     with tempfile.TemporaryDirectory() as scratch:
         made, left = _export_all(net, data, exporters, calibration["temperature"]["value"], Path(scratch), voice)

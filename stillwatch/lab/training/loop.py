@@ -1,7 +1,7 @@
 """The one training loop: teacher, student alone and student distilled differ only in their list of loss parts.
 
 In: a Step (net and losses), a Lesson (batches), a judge for the validation split. Out: best.pt, last.pt, metrics.jsonl.
-Called by the lessons, for one process or many. It does not know where pictures come from, nor what a cache is.
+Called by the pipeline, for one process or many. It does not know where pictures come from, nor what a cache is.
 """
 
 import math

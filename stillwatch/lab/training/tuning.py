@@ -24,9 +24,18 @@ import torch
 from stillwatch.atomic import locked
 from stillwatch.errors import UserError, nearest
 from stillwatch.lab.data import augment
+from stillwatch.lab.data.dataset import Dataset, load_dataset
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons, losses
-from stillwatch.lab.training.lessons import Dataset, Kit
+from stillwatch.lab.training import losses, pipeline
+from stillwatch.lab.training.runs import (
+    RunOptions,
+    check_teacher,
+    load_net,
+    newest_teacher,
+    predictor,
+    save_split_predictions,
+    write_audit,
+)
 from stillwatch.recipe import Fit, Net, Recipe, check
 from stillwatch.registry import find
 from stillwatch.run import NO_PROGRESS, Progress, Run, runs
@@ -70,23 +79,23 @@ def tune(
         raise UserError(f"trials = {trials}: must be at least 1")
     keys = keys_of(recipe)
     checked = probes(recipe, keys)
-    if lessons.device(side_of(recipe)[1]).num_processes > 1:
+    if pipeline.device(side_of(recipe)[1]).num_processes > 1:
         raise UserError("tune: a trial is one process; start this command several times, and they share the trials")
 
     # ---- teacher and data, and the losses with them
     specs = [spec for _, trial, _ in checked for spec in side_of(trial)[1].loss]
-    taught = recipe.tune.side == "student" and any(lessons.needs_teacher(spec) for spec in specs)
-    teacher = lessons.newest_teacher(recipe, root) if taught else None
-    teacher_net = lessons.load(teacher) if teacher else None
-    data = lessons.material(recipe, voice)
+    taught = recipe.tune.side == "student" and any(pipeline.needs_teacher(spec) for spec in specs)
+    teacher = newest_teacher(recipe, root) if taught else None
+    teacher_net = load_net(teacher) if teacher else None
+    data = load_dataset(recipe, voice)
     if teacher:
-        lessons.check_teacher(teacher, data)
+        check_teacher(teacher, data)
     for place, trial, net in checked:
         with _placed(place):
-            lessons.build_step(net, data, teacher_net, lessons.specs_of(side_of(trial)[1], taught))
+            pipeline.build_step(net, data, teacher_net, pipeline.specs_of(side_of(trial)[1], taught))
 
     # ---- the trials
-    home = _home(recipe, data, teacher, Kit(root, source, fresh, voice))
+    home = _home(recipe, data, teacher, RunOptions(root, source, fresh, voice))
     search = Search(recipe, keys, data, teacher, teacher_net, home, voice)
     try:
         with _opened(search) as study:
@@ -235,7 +244,7 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
     if len(words) < 4:
         raise UserError(f"{place}: name what of it may change, such as fit.{table}.{wanted}.OPTION")
     index = names.index(wanted)
-    if table == "loss" and side == "teacher" and lessons.needs_teacher(specs[index]):
+    if table == "loss" and side == "teacher" and pipeline.needs_teacher(specs[index]):
         raise UserError(f"{place}: the teacher learns without {wanted!r}, which needs a teacher itself")
     return side, "fit", table, index, *words[3:]
 
@@ -348,7 +357,7 @@ class Search:
         return self.home.path / f"trial-{number:03d}"
 
 
-def _home(recipe: Recipe, data: Dataset, teacher: Run | None, kit: Kit) -> Run:
+def _home(recipe: Recipe, data: Dataset, teacher: Run | None, kit: RunOptions) -> Run:
     """The study's folder: the newest whose figures would be the same (recipe, data, teacher), or a new one."""
     root, parent, fingerprint = Path(kit.root), teacher.path.name if teacher else None, data.store.fingerprint
 
@@ -364,7 +373,7 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, kit: Kit) -> Run:
                 kit.voice.say(f"resuming {old.path} (--fresh starts anew)")
                 return old
         run = Run.create(recipe, "tune", root, kit.source, parent=parent, fingerprint=fingerprint)
-        lessons.write_audit(run, data)
+        write_audit(run, data)
         run.unlock()  # no process owns it: each trial is locked by the process that works on it
         kit.voice.say(f"run: {run.path}")
         return run
@@ -477,11 +486,11 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
     try:
         torch.manual_seed(plan.seed)
         net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
-        step = lessons.build_step(net, data, search.teacher_net, lessons.specs_of(plan, search.teacher is not None))
-        best = lessons.train(step, data, search.teacher_net, plan, run, lessons.device(plan), quiet, report)
+        step = pipeline.build_step(net, data, search.teacher_net, pipeline.specs_of(plan, search.teacher is not None))
+        best = pipeline.train(step, data, search.teacher_net, plan, run, pipeline.device(plan), quiet, report)
         if not math.isfinite(best[metric]):
             raise UserError(f"{metric} on validation is {best[metric]}")
-        lessons.save_split_predictions(run, data, lessons.predictor(net), quiet, ["valid"])
+        save_split_predictions(run, data, predictor(net), quiet, ["valid"])
         trial.set_user_attr("figures", best)
         study.tell(trial, None if cut else best[metric], TrialState.PRUNED if cut else TrialState.COMPLETE)
         (run.path / "last.pt").unlink(missing_ok=True)  # two thirds of what a trial leaves; nobody resumes it

@@ -11,13 +11,14 @@ import torch
 from stillwatch import recipe
 from stillwatch.errors import UserError
 from stillwatch.lab.compression import prune
+from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
-from stillwatch.lab.training.lessons import Kit
+from stillwatch.lab.training import pipeline
+from stillwatch.lab.training.runs import RunOptions, create_or_resume, load_net, predictor
 from stillwatch.recipe import Net
 from stillwatch.run import NO_PROGRESS, Run
 
-DESK = Kit("runs", "", False, NO_PROGRESS)
+DESK = RunOptions("runs", "", False, NO_PROGRESS)
 SMALL = (
     "data.source={name='toy',people=6,pictures=2}", "data.size=32", "data.folds=3", "fit.epochs=1", "fit.views=1",
     "teacher.net={name='mnist-cnn',weights='scratch',options={width=8}}",
@@ -152,9 +153,9 @@ def test_a_width_multiplier_is_the_smallest_with_that_arithmetic(name: str, keep
 def student(here: Path, *more: str, alone: bool = False) -> Run:
     asked = recipe.load("toy", (*SMALL, *more))
     if not alone:
-        teacher = lessons.teach(asked)
+        teacher = pipeline.teach(asked)
         teacher.note(best=teacher.info.best | {"accuracy": 1.0})  # whatever one epoch is worth
-    return lessons.distil(asked, alone)
+    return pipeline.distil(asked, alone)
 
 
 def test_a_pruned_run_and_the_baseline_beside_it(here: Path) -> None:
@@ -170,15 +171,15 @@ def test_a_pruned_run_and_the_baseline_beside_it(here: Path) -> None:
     assert info.narrow == "toy-narrow-001"
     assert run.recipe.prune.keep == 0.5  # what was asked stands in the run
     with np.load(run.path / "predictions" / "valid.npz") as said:
-        data = lessons.material(run.recipe)
-        p = lessons.predictor(lessons.load(run))(data.store.pixels[data.rows["valid"]])
+        data = load_dataset(run.recipe)
+        p = predictor(load_net(run))(data.store.pixels[data.rows["valid"]])
         assert np.allclose(p, said["p"], atol=1e-6)
 
     narrow = Run.open("runs/toy-narrow-001")
     assert (narrow.info.kind, narrow.info.status, narrow.info.parent) == ("narrow", "done", "toy-teacher-001")
     assert len(narrow.history()) == 3  # the parent's epoch, and two of healing
     assert narrow.info.cost["macs"] >= info.cost["macs"]
-    assert lessons.load(narrow).head.out_features == 6
+    assert load_net(narrow).head.out_features == 6
 
     # ---- a pruned run is pruned further, under the same teacher
     further = prune.prune(Run.open(run.path).amended(["prune.keep=0.8"], ["prune"]), DESK)
@@ -198,7 +199,7 @@ def test_a_finished_baseline_is_taken_as_it_is(here: Path) -> None:
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, at: str) -> list[str]:
     """Every lesson whose folder's name ends so is interrupted before it starts; a list of those that are learnt."""
-    train, learnt = lessons.train, []
+    train, learnt = pipeline.train, []
 
     def cut(step: Any, data: Any, master: Any, plan: Any, run: Run, *rest: Any) -> Any:
         if run.path.name.endswith(at):
@@ -206,7 +207,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, at: str) -> list[str]:
         learnt.append(run.path.name)
         return train(step, data, master, plan, run, *rest)
 
-    monkeypatch.setattr(lessons, "train", cut)
+    monkeypatch.setattr(pipeline, "train", cut)
     return learnt
 
 
@@ -222,7 +223,7 @@ def test_cut_off_between_steps_it_goes_on_to_the_same_weights(here: Path, monkey
     torch.manual_seed(123)  # another process has other numbers
     again = prune.prune(parent, DESK)
     assert (again.path.name, learnt) == ("toy-pruned-002", ["toy-pruned-002"])  # its first step is not learnt again
-    one, two = lessons.load(whole).state_dict(), lessons.load(again).state_dict()
+    one, two = load_net(whole).state_dict(), load_net(again).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert [s["macs"] for s in again.info.steps] == [s["macs"] for s in whole.info.steps]
     assert again.info.widths == whole.info.widths
@@ -242,10 +243,10 @@ def test_cut_off_before_its_baseline_it_goes_on_with_that(here: Path, monkeypatc
 
 def test_a_cut_off_run_of_other_widths_is_not_gone_on_with(here: Path) -> None:
     parent = student(here, alone=True)
-    data, device = lessons.material(parent.recipe), lessons.device(parent.recipe.fit)
+    data, device = load_dataset(parent.recipe), pipeline.device(parent.recipe.fit)
 
     def begun(target: int) -> str:
-        run = lessons.create_or_resume(parent.recipe, "narrow", None, data, device, DESK, target=target)
+        run = create_or_resume(parent.recipe, "narrow", None, data, device, DESK, target=target)
         (run.path / "last.pt").touch()
         run.finish("stopped")
         return run.path.name

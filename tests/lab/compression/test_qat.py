@@ -10,8 +10,8 @@ from torch import nn
 from stillwatch.errors import UserError
 from stillwatch.lab.compression import qat
 from stillwatch.lab.compression.ptq import QuantConfig
+from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
 from stillwatch.recipe import Fit, Net, Recipe, check
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
@@ -139,7 +139,7 @@ def learn(place: Path, voice: Progress = NO_PROGRESS, **plan: Any) -> nets.Class
     master = nets.build(asked.teacher.net, 2, asked.data.hw, 3)
     place.mkdir(parents=True, exist_ok=True)
     fit = Fit.model_validate(asked.fit.model_dump() | plan)
-    qat.learn(student, master, lessons.material(asked), fit, QuantConfig("x"), Run(place), voice)
+    qat.learn(student, master, load_dataset(asked), fit, QuantConfig("x"), Run(place), voice)
     return student
 
 

@@ -14,7 +14,8 @@ from stillwatch import metrics
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes, timing
 from stillwatch.lab.compression.quantise import Evaluator, StageResult, quantise, spread
-from stillwatch.lab.training import lessons
+from stillwatch.lab.data.dataset import load_dataset
+from stillwatch.lab.training import pipeline
 from stillwatch.predictions import read, save_predictions
 from stillwatch.recipe import check
 from stillwatch.run import NO_PROGRESS, Run
@@ -40,9 +41,9 @@ def lineage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lineage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLWATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        teacher = lessons.teach(check(RAW, "here"), root)
+        teacher = pipeline.teach(check(RAW, "here"), root)
         teacher.note(best=teacher.info.best | {"accuracy": 1.0})  # let through, whatever a few epochs are worth
-        student = lessons.distil(check(RAW, "here"), root=root, source="name = 'toy'")
+        student = pipeline.distil(check(RAW, "here"), root=root, source="name = 'toy'")
     assert student.info.best["macro_f1"] > 0.6  # or turning answers round would not harm
     return root
 
@@ -107,8 +108,8 @@ def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(file).graph.initializer)
     for split in ("valid", "test"):
         said = read(made, split)
-        x = lessons.material(made.recipe).store.pixels
-        place = {s.id: row for row, s in enumerate(lessons.material(made.recipe).samples)}
+        x = load_dataset(made.recipe).store.pixels
+        place = {s.id: row for row, s in enumerate(load_dataset(made.recipe).samples)}
         p = runtimes.open(file, int8["runtime"], (16, 16, 1))(x[[place[name] for name in said.id], 0])
         assert np.allclose(said.p, p, atol=1e-6)
     assert info["best"]["macro_f1"] <= metrics.macro_f1(read(made, "valid").y, read(made, "valid").p)
@@ -162,7 +163,7 @@ def test_what_is_not_faster_is_left_out_and_nothing_costly_is_tried(
 
 
 def test_nothing_sees_the_test_split_before_the_end(student: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = lessons.material(student.recipe)
+    data = load_dataset(student.recipe)
     test = {data.store.pixels[row].tobytes() for row in data.rows["test"]}
     seen: list[bytes] = []
     order: list[str] = []
@@ -251,7 +252,7 @@ def test_runs_that_cannot_be_quantised(student: Run) -> None:
 
 
 def test_calibration_rows_are_spread_over_people_and_classes(student: Run) -> None:
-    data = lessons.material(student.recipe)
+    data = load_dataset(student.recipe)
     train = set(data.rows["train"].tolist())
     assert len(train) == 20  # two people, two classes, five pictures
     assert sorted(spread(data, 999)) == sorted(train)

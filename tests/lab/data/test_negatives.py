@@ -12,7 +12,7 @@ from stillwatch.lab.data import cache
 from stillwatch.lab.data.audit import AuditReport, audit, summary
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.data.splits import assign
-from stillwatch.lab.training.lessons import inspect
+from stillwatch.lab.training.pipeline import inspect
 from stillwatch.recipe import Recipe, check
 
 LABELS = ("SafeDriving", "Yawn")

@@ -16,7 +16,7 @@ from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
 from stillwatch.inference.detector import Detector
 from stillwatch.lab.export import packaging
-from stillwatch.lab.training import lessons
+from stillwatch.lab.training import pipeline
 from stillwatch.run import Run
 
 SMALL = (
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLWATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         root = tmp_path_factory.mktemp("runs")
-        return lessons.distil(recipe.load("toy", SMALL), alone=True, root=root).path
+        return pipeline.distil(recipe.load("toy", SMALL), alone=True, root=root).path
 
 
 @pytest.fixture

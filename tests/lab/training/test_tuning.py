@@ -17,7 +17,8 @@ from optuna.distributions import FloatDistribution
 
 from stillwatch.errors import UserError
 from stillwatch.evaluation.report import tuning as tuning_picture
-from stillwatch.lab.training import lessons, tuning
+from stillwatch.lab.training import pipeline, tuning
+from stillwatch.lab.training.runs import load_net, teacher_of
 from stillwatch.lab.training.tuning import Key, keys_of, own_value, tune, with_values
 from stillwatch.predictions import save_predictions
 from stillwatch.recipe import Recipe, check, load
@@ -175,7 +176,7 @@ def test_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     losses = ["ce", {"name": "kd", "temperature": 2}]
     keys = {**LR, "fit.loss.kd.weight": {"from": 0.1, "to": 1.0}, "fit.batch": [4, 8]}
     asked = recipe(keys, fit__loss=losses, student__net={"name": "mnist-small", "weights": "scratch", "dropout": 0.1})
-    teacher = lessons.teach(recipe(fit__loss=losses), root)
+    teacher = pipeline.teach(recipe(fit__loss=losses), root)
     teacher.note(best=teacher.info.best | {"accuracy": 1.0})
     splits, lines = [], []
     before = optuna.logging.get_verbosity()
@@ -195,11 +196,11 @@ def test_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     # ---- a trial is a run under the teacher; trial 0 is the recipe as it stands
     first, second = Run.open(best.parent / "trial-000"), Run.open(best.parent / "trial-001")
     assert first.recipe == with_values(asked, [], {}, "here", short=True)
-    assert lessons.teacher_of(first).path.resolve() == teacher.path
+    assert teacher_of(first).path.resolve() == teacher.path
     assert len(first.history()) == 1
     assert not (first.path / "last.pt").exists()
     assert second.recipe.fit_of("student").loss[1]["weight"] == second.info.values["fit.loss.kd.weight"]
-    assert lessons.load(second).head.out_features == 2
+    assert load_net(second).head.out_features == 2
 
     # ---- validation only
     assert splits == ["valid", "valid"]

@@ -12,8 +12,10 @@ import toys
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import audit, cache
+from stillwatch.lab.data.dataset import image_lookup, load_dataset
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import lessons
+from stillwatch.lab.training import inputs, pipeline
+from stillwatch.lab.training.runs import load_net, predictor
 from stillwatch.predictions import read
 from stillwatch.recipe import Recipe, check
 from stillwatch.run import Run
@@ -43,7 +45,7 @@ def recipe(**changes: Any) -> Recipe:
 
 def taught(asked: Recipe, root: Path) -> Run:
     """A teacher that is let through, whatever two epochs of it are worth."""
-    run = lessons.teach(asked, root)
+    run = pipeline.teach(asked, root)
     run.note(best=run.info.best | {"accuracy": 1.0})
     return run
 
@@ -53,7 +55,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_holds_what_the_design_says(tmp_path: Path) -> None:
-    run = lessons.teach(recipe(), tmp_path, source="name = 'toy'")
+    run = pipeline.teach(recipe(), tmp_path, source="name = 'toy'")
     names = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
     assert names - {".lock"} == {
         "recipe.toml", "run.json", "split.csv", "audit.json", "metrics.jsonl", "last.pt", "best.pt",
@@ -61,7 +63,7 @@ def test_a_run_holds_what_the_design_says(tmp_path: Path) -> None:
     }  # fmt: skip
     info = json.loads((run.path / "run.json").read_text())
     assert info["status"] == "done"
-    assert info["cost"]["params"] == sum(p.numel() for p in lessons.load(run).parameters())
+    assert info["cost"]["params"] == sum(p.numel() for p in load_net(run).parameters())
     assert info["majority"]["valid_accuracy"] == 0.5
     with (run.path / "split.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -74,11 +76,11 @@ def test_a_run_holds_what_the_design_says(tmp_path: Path) -> None:
 
 
 def test_the_predictions_are_the_kept_net_s(tmp_path: Path) -> None:
-    run = lessons.teach(recipe(), tmp_path)
-    data = lessons.material(recipe())
+    run = pipeline.teach(recipe(), tmp_path)
+    data = load_dataset(recipe())
     said = read(run, "test")
     rows = data.rows["test"]
-    p = lessons.predictor(lessons.load(run))(data.store.pixels[rows])
+    p = predictor(load_net(run))(data.store.pixels[rows])
     assert np.allclose(said.p, p, atol=1e-6)
     assert said.y.tolist() == data.y[rows].tolist()
     assert [data.samples[row].id for row in rows] == said.id.tolist()
@@ -91,8 +93,8 @@ def test_a_cached_teacher_and_a_live_one_teach_the_same(tmp_path: Path, augment:
              {"name": "attention", "weight": 0.5, "stages": [4]}]  # fmt: skip
     asked = recipe(fit__augment=augment, fit__views=2, fit__loss=specs)
     teacher = taught(asked, tmp_path)
-    cached = lessons.distil(asked, root=tmp_path)
-    live = lessons.distil(recipe(fit__augment=augment, fit__views=0, fit__loss=specs), root=tmp_path)
+    cached = pipeline.distil(asked, root=tmp_path)
+    live = pipeline.distil(recipe(fit__augment=augment, fit__views=0, fit__loss=specs), root=tmp_path)
     assert cached.info.parent == live.info.parent == teacher.path.name
     for a, b in zip(cached.history(), live.history(), strict=True):
         assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
@@ -103,7 +105,7 @@ def test_a_cached_teacher_and_a_live_one_teach_the_same(tmp_path: Path, augment:
 def test_frozen_features_from_disk_teach_the_same(tmp_path: Path, frozen: bool | int) -> None:
     spec = {"name": "mobilenetv3_small_050", "weights": "scratch", "frozen": frozen}
     runs = [
-        lessons.teach(recipe(teacher__net=spec, fit__augment=WARP, fit__views=views, data__size=32), tmp_path)
+        pipeline.teach(recipe(teacher__net=spec, fit__augment=WARP, fit__views=views, data__size=32), tmp_path)
         for views in (2, 0)
     ]
     cached, live = (run.history() for run in runs)
@@ -123,9 +125,9 @@ def test_a_frozen_teacher_s_features_serve_its_teaching_too(tmp_path: Path) -> N
     teacher = taught(asked, tmp_path)
     shelf = cache.home() / "features"
     assert len(list(shelf.iterdir())) == 1
-    student = lessons.distil(asked, root=tmp_path)
+    student = pipeline.distil(asked, root=tmp_path)
     assert len(list(shelf.iterdir())) == 1
-    live = lessons.distil(recipe(teacher__net=net, fit__augment=WARP, fit__views=0,
+    live = pipeline.distil(recipe(teacher__net=net, fit__augment=WARP, fit__views=0,
                                  teacher__init=str(teacher.path)), root=tmp_path)  # fmt: skip
     for a, b in zip(student.history(), live.history(), strict=True):
         assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
@@ -133,9 +135,9 @@ def test_a_frozen_teacher_s_features_serve_its_teaching_too(tmp_path: Path) -> N
 
 def test_alone_is_the_same_without_a_teacher() -> None:
     specs = ("ce", {"name": "kd", "weight": 0.7})
-    assert lessons.without_teacher(({"name": "ce", "weight": 0.3}, specs[1])) == ({"name": "ce", "weight": 1.0},)
-    assert lessons.without_teacher((specs[1],)) == ("ce",)
-    assert lessons.without_teacher(
+    assert pipeline.without_teacher(({"name": "ce", "weight": 0.3}, specs[1])) == ({"name": "ce", "weight": 1.0},)
+    assert pipeline.without_teacher((specs[1],)) == ("ce",)
+    assert pipeline.without_teacher(
         ({"name": "ce", "weight": 1}, {"name": "ce", "weight": 3, "smoothing": 0.1}, specs[1])
     ) == (
         {"name": "ce", "weight": 0.25},
@@ -147,8 +149,8 @@ def test_alone_and_distilled_start_from_the_same_weights_and_see_the_same_order(
     specs = [{"name": "ce", "weight": 1.0}, {"name": "kd", "weight": 0.0}]
     asked = recipe(fit__loss=specs)
     taught(asked, tmp_path)
-    alone = lessons.distil(asked, alone=True, root=tmp_path)
-    distilled = lessons.distil(asked, root=tmp_path)
+    alone = pipeline.distil(asked, alone=True, root=tmp_path)
+    distilled = pipeline.distil(asked, root=tmp_path)
     assert alone.info.kind == "alone"
     for name, value in weights(alone).items():
         assert torch.allclose(value, weights(distilled)[name], atol=1e-6), name
@@ -156,53 +158,53 @@ def test_alone_and_distilled_start_from_the_same_weights_and_see_the_same_order(
 
 def test_the_newest_teacher_that_fits_is_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished teacher for 'toy' .* \(fold 0\)"):
-        lessons.distil(recipe(), root=tmp_path)
+        pipeline.distil(recipe(), root=tmp_path)
     first = taught(recipe(), tmp_path)
     taught(recipe(data__fold=1), tmp_path)
     taught(recipe(teacher__net={"name": "mnist-small", "weights": "scratch"}), tmp_path)
-    assert lessons.distil(recipe(fit__seed=5), root=tmp_path).info.parent == first.path.name
+    assert pipeline.distil(recipe(fit__seed=5), root=tmp_path).info.parent == first.path.name
     second = taught(recipe(), tmp_path)
-    assert lessons.distil(recipe(fit__seed=6), root=tmp_path).info.parent == second.path.name
+    assert pipeline.distil(recipe(fit__seed=6), root=tmp_path).info.parent == second.path.name
     named = recipe(teacher__init=str(first.path))
-    assert lessons.distil(named, root=tmp_path).info.parent == first.path.name
+    assert pipeline.distil(named, root=tmp_path).info.parent == first.path.name
 
 
 def test_a_teacher_that_learnt_nothing_is_refused(tmp_path: Path) -> None:
     run = taught(recipe(), tmp_path)
     run.note(best=run.info.best | {"accuracy": 0.5})
     with pytest.raises(UserError, match=r"its validation accuracy, 50.0 %, does not beat always saying \w+ \(50.0 %\)"):
-        lessons.distil(recipe(), root=tmp_path)
+        pipeline.distil(recipe(), root=tmp_path)
 
 
 def test_a_teacher_that_saw_the_test_is_refused(tmp_path: Path) -> None:
     run = taught(recipe(data__fold=1), tmp_path)
     with pytest.raises(UserError, match=r"it was trained on 1?\d of the 32 pictures that this split holds back"):
-        lessons.distil(recipe(teacher__init=str(run.path)), root=tmp_path)
-    alone = lessons.distil(recipe(), alone=True, root=tmp_path)
+        pipeline.distil(recipe(teacher__init=str(run.path)), root=tmp_path)
+    alone = pipeline.distil(recipe(), alone=True, root=tmp_path)
     with pytest.raises(UserError, match=r"a alone run \(done\), not a finished teacher"):
-        lessons.distil(recipe(teacher__init=str(alone.path)), root=tmp_path)
+        pipeline.distil(recipe(teacher__init=str(alone.path)), root=tmp_path)
 
 
 def test_a_failed_run_says_so_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = lessons.teach(recipe(), tmp_path / "whole")
+    whole = pipeline.teach(recipe(), tmp_path / "whole")
 
     def break_down(*_: Any, **__: Any) -> None:
         raise UserError("the disk is full")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="the disk is full"):
         patch.setattr("stillwatch.predictions.save_predictions", break_down)
-        lessons.teach(recipe(), tmp_path)
+        pipeline.teach(recipe(), tmp_path)
     run = Run.open(tmp_path / "toy-teacher-001")
     assert run.info.status == "failed"
-    again = lessons.teach(recipe(), tmp_path)
+    again = pipeline.teach(recipe(), tmp_path)
     assert again.path == run.path
     assert again.info.status == "done"
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(again).items())
-    assert lessons.teach(recipe(), tmp_path).path.name == "toy-teacher-002"  # a finished run is left alone
+    assert pipeline.teach(recipe(), tmp_path).path.name == "toy-teacher-002"  # a finished run is left alone
 
 
 def test_audit_alone_is_a_run_too(tmp_path: Path) -> None:
-    run, data = lessons.inspect(recipe(), tmp_path)
+    run, data = pipeline.inspect(recipe(), tmp_path)
     assert run.info.kind == "audit"
     assert run.info.status == "done"
     assert len(data.samples) == run.read_json("audit.json")["samples"] == 48
@@ -214,36 +216,36 @@ def test_a_second_run_of_the_same_data_is_not_searched_for_duplicates_again(
     searches: list[int] = []
     real = audit.find
     monkeypatch.setattr(audit, "find", lambda *args: searches.append(1) or real(*args))
-    first, _ = lessons.inspect(recipe(), tmp_path)
-    second = lessons.teach(recipe(fit__epochs=1), tmp_path)
+    first, _ = pipeline.inspect(recipe(), tmp_path)
+    second = pipeline.teach(recipe(fit__epochs=1), tmp_path)
     assert len(searches) == 1
     assert (first.path / "audit.json").read_bytes() == (second.path / "audit.json").read_bytes()
-    lessons.inspect(recipe(data__fold=1), tmp_path)
+    pipeline.inspect(recipe(data__fold=1), tmp_path)
     assert len(searches) == 2
 
 
 def test_sigmoid_heads_and_weights_of_a_run(tmp_path: Path) -> None:
-    first = lessons.teach(
+    first = pipeline.teach(
         recipe(teacher__net={"name": "mnist-small", "weights": "scratch", "head": "sigmoid"}),
         tmp_path,
     )
     p = read(first).p
     assert not np.allclose(p.sum(1), 1, atol=1e-3)  # each class has a probability of its own
     again = recipe(student__net={"name": "mnist-small", "weights": str(first.path)}, fit__epochs=1, fit__lr=1e-9)
-    student = lessons.distil(again, alone=True, root=tmp_path)
+    student = pipeline.distil(again, alone=True, root=tmp_path)
     assert torch.allclose(weights(student)["head.weight"], weights(first)["head.weight"], atol=1e-5)
 
 
 def test_the_album_shows_what_the_net_saw(tmp_path: Path) -> None:
-    run, data = lessons.inspect(recipe(), tmp_path)
+    run, data = pipeline.inspect(recipe(), tmp_path)
     name = data.samples[3].id
-    found = lessons.image_lookup(run)([name, "gone"])
+    found = image_lookup(run)([name, "gone"])
     assert found.keys() == {name}
     assert (found[name] == data.store.pixels[3, 0]).all()
 
 
 def test_out_survives_being_stored() -> None:
     out = nets.ModelOutput(torch.ones(2, 3), torch.ones(2, 4), {16: torch.ones(2, 1, 2, 2)})
-    back = lessons._gathered(lessons._spread(out))
+    back = inputs.from_arrays(inputs.to_arrays(out))
     assert back.maps.keys() == {16}
     assert torch.equal(back.logits, out.logits)

@@ -1,0 +1,108 @@
+"""A recipe's data, decoded and split, ready to be learnt from. It knows no net and no loss."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillwatch.errors import UserError
+from stillwatch.lab.data import augment, cache
+from stillwatch.lab.data.reader import Sample, gather
+from stillwatch.lab.data.splits import assign
+from stillwatch.recipe import Recipe
+from stillwatch.run import NO_PROGRESS, Progress, Run
+
+SPLITS = ("train", "valid", "test")
+Rows: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A recipe's data, decoded and divided: samples[i], y[i] and store.pixels[i] belong together."""
+
+    recipe: Recipe
+    store: cache.Store
+    samples: list[Sample]  # with their split
+    y: NDArray[np.int64]  # (N,)
+    numbers: NDArray[np.uint64]  # (N,) what augmentation draws from
+    rows: dict[str, Rows]  # split -> rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample as an exported file takes it: (H,W,C), or a clip's (T,H,W,C)."""
+        return tuple(self.store.pixels.shape[2 if self.recipe.data.frames == 1 else 1 :])
+
+    def picture(self, rows: Rows) -> Tensor:
+        """uint8 (B,T,H,W,C)."""
+        order = np.argsort(rows, kind="stable")  # the disk is read in its own order
+        picked = self.store.pixels[rows[order]]
+        return torch.from_numpy(picked[np.argsort(order, kind="stable")])
+
+    def eval_arrays(self, split: str) -> tuple["LazyRows", list[str], list[str], list[str], NDArray[np.int64]]:
+        """What save_predictions takes of a split: pixels, ids, groups, sequences, y."""
+        rows = self.rows[split]
+        samples = [self.samples[row] for row in rows]
+        return (
+            LazyRows(self.store.pixels, rows),
+            [sample.id for sample in samples],
+            [sample.group for sample in samples],
+            [sample.sequence for sample in samples],
+            self.y[rows],
+        )
+
+
+def load_dataset(recipe: Recipe, voice: Progress = NO_PROGRESS) -> Dataset:
+    """Gather, decode once and split. Raises UserError where that leaves nothing to learn from."""
+    store = cache.pictures(gather(recipe), recipe.data, voice=voice)
+    samples = assign(store.samples, recipe.data)
+    place = {label: number for number, label in enumerate(recipe.labels)}
+    y = np.array([place[sample.label] for sample in samples], np.int64)
+    numbers = np.array([augment.number(sample.id) for sample in samples], np.uint64)
+    split = np.array([sample.split for sample in samples])
+    rows = {name: np.flatnonzero(split == name) for name in SPLITS}
+    for name in ("train", "valid"):
+        if not len(rows[name]):
+            raise UserError(f"data.split = {recipe.data.split!r}: leaves no sample for {name}")
+    return Dataset(recipe, store, samples, y, numbers, rows)
+
+
+def dataset_of(run: Run, voice: Progress = NO_PROGRESS) -> Dataset:
+    """The data that a run learnt from. Raises UserError where other data lie there now."""
+    recipe = run.recipe
+    data = load_dataset(recipe, voice)
+    if data.store.fingerprint != run.info.fingerprint:
+        raise UserError(f"{run.path}: learnt from other data than now lie in data.root = '{recipe.data.root}'")
+    return data
+
+
+@dataclass(frozen=True)
+class LazyRows:
+    """Some rows of a memory-mapped array, read only when they are asked for."""
+
+    array: NDArray[np.uint8]
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> NDArray[np.uint8]:
+        return self.array[self.rows[part]]
+
+
+def image_lookup(run: Run) -> Callable[[Sequence[str]], dict[str, NDArray[np.uint8]]]:
+    """ids -> their pictures, uint8 (H,W,C), as the net saw them; those that are no longer there are left out."""
+
+    def pictures(ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        try:
+            data = load_dataset(run.recipe)
+        except UserError:  # the data has moved: the report does without pictures
+            return {}
+        place = {sample.id: row for row, sample in enumerate(data.samples)}
+        middle = run.recipe.data.frames // 2
+        return {name: np.array(data.store.pixels[place[name], middle]) for name in ids if name in place}
+
+    return pictures

@@ -1,0 +1,125 @@
+"""What the loop is fed: augmented pictures, frozen features and teacher outputs, from disk wherever they can be."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from stillwatch.lab.data import augment, cache
+from stillwatch.lab.models.nets import Classifier, ModelOutput
+from stillwatch.recipe import Fit
+from stillwatch.run import Progress
+
+if TYPE_CHECKING:
+    from stillwatch.lab.data.dataset import Dataset
+
+Rows: TypeAlias = NDArray[np.int64]
+Compute: TypeAlias = Callable[[Rows, int], dict[str, Tensor]]  # (rows, view) -> name -> (B,...)
+Stored: TypeAlias = dict[str, NDArray[np.floating]]  # name -> (V,N,...)
+
+
+class InputPipeline:
+    """batch(rows, epoch) for the loop. With a fixed number of views, the frozen part's features and the teacher's
+    outputs are computed once and replayed from disk; with a new view each epoch they are computed when needed."""
+
+    def __init__(
+        self,
+        data: "Dataset",
+        net: Classifier,
+        teacher: Classifier | None,
+        maps: tuple[int, ...],
+        plan: Fit,
+        accelerator: Accelerator,
+        voice: Progress,
+    ):
+        self.data, self.net, self.teacher, self.maps = data, net, teacher, maps
+        self.plan, self.accelerator, self.voice = plan, accelerator, voice
+        self.train = data.rows["train"]
+        self.augment = augment.plan(plan.augment, plan.seed)
+        self.views = (plan.views or 0) if self.augment else 1
+        self.features: NDArray[np.floating] | None = None
+        self.answers: Stored = {}
+        if teacher:
+            teacher.to(accelerator.device).eval().requires_grad_(False)
+        if self.views and net.cut:
+            self.features = self._frozen(net)
+        if self.views and teacher:
+            # where the teacher's frozen features were stored when it was taught, its outputs start from them
+            early = None if not teacher.cut or teacher.early(maps) else self._frozen(teacher)
+
+            def answer(rows: Rows, view: int) -> dict[str, Tensor]:
+                assert teacher
+                if early is None:
+                    return to_arrays(teacher(self._pictures(rows, view), maps))
+                return to_arrays(teacher.rest(self._tensor(early[view, rows]), maps))
+
+            self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.name} {maps}", answer)
+
+    def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, ModelOutput | None]:
+        """(what net.rest takes, labels (B,) or mixed (B,K), the teacher's outputs) of these training rows."""
+        view = epoch % self.views if self.views else epoch
+        live = self.teacher is not None and not self.answers
+        x = self._pictures(rows, view) if live or self.features is None else None
+        h = self._tensor(self.features[view, rows]) if self.features is not None else self.net.trunk(x)  # type: ignore[arg-type]
+        teacher = None
+        if self.answers:
+            teacher = from_arrays({name: self._tensor(a[view, rows]).float() for name, a in self.answers.items()})
+        elif self.teacher:
+            with torch.no_grad():
+                teacher = self.teacher(x, self.maps)
+        return h, self._labels(rows, view), teacher
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.accelerator.device)
+
+    def _augmented(self, rows: Rows, view: int) -> Tensor:
+        x = self.data.picture(self.train[rows]).to(self.accelerator.device)
+        return self.augment(x, self.data.numbers[self.train[rows]], view)
+
+    def _partners(self, rows: Rows, view: int) -> tuple[Rows, NDArray[np.floating]]:
+        return self.augment.partners(self.data.numbers[self.train[rows]], view, len(self.train))
+
+    def _pictures(self, rows: Rows, view: int) -> Tensor:
+        """uint8 (B,T,H,W,C), as this view shows them."""
+        x = self._augmented(rows, view)
+        if self.augment.mixup:
+            others, share = self._partners(rows, view)
+            x = augment.mix(x, self._augmented(others, view), self._tensor(share))
+        return x
+
+    def _labels(self, rows: Rows, view: int) -> Tensor:
+        y = self._tensor(self.data.y[self.train[rows]])
+        if not self.augment.mixup:
+            return y
+        others, share = self._partners(rows, view)
+        weight, classes = self._tensor(share).to(torch.float32)[:, None], len(self.data.recipe.labels)
+        mixed = one_hot(self._tensor(self.data.y[self.train[others]]), classes).float()
+        return weight * one_hot(y, classes).float() + (1 - weight) * mixed
+
+    def _frozen(self, net: Classifier) -> NDArray[np.floating]:
+        """What the frozen part gives, (V,N,...)."""
+        compute: Compute = lambda rows, view: {"h": net.trunk(self._pictures(rows, view))}  # noqa: E731
+        return self._once("features", net.frozen_state(), net.name, compute)["h"]
+
+    def _once(self, what: str, weights: dict[str, Tensor], more: str, compute: Compute) -> Stored:
+        data, plan = self.data, self.plan
+        ids = cache.short([f"{data.samples[row].id}\t{data.y[row]}" for row in self.train])
+        drawn = f"{plan.augment} {plan.seed}" if self.augment else ""
+        key = [data.store.key, ids, drawn, cache.digest(weights), f"{more} {plan.precision}"]
+        size = 16 if self.accelerator.device.type == "cpu" else 256  # a CPU's caches hold the maps of 16, not of 64
+        with self.accelerator.main_process_first():
+            return cache.outputs(compute, len(self.train), self.views, key, self.voice, what, size)
+
+
+def to_arrays(out: ModelOutput) -> dict[str, Tensor]:
+    return {"logits": out.logits, "feature": out.feature, **{f"map{s}": m for s, m in out.maps.items()}}
+
+
+def from_arrays(arrays: dict[str, Tensor]) -> ModelOutput:
+    maps = {int(name[3:]): value for name, value in arrays.items() if name.startswith("map")}
+    return ModelOutput(arrays["logits"], arrays["feature"], maps)

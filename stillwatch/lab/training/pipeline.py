@@ -1,0 +1,206 @@
+"""Recipe -> run: the audited data, the teacher, the student alone or distilled. The loop itself is loop.py."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from stillwatch import metrics
+from stillwatch.lab.data import augment
+from stillwatch.lab.data.dataset import Dataset, load_dataset
+from stillwatch.lab.models import nets
+from stillwatch.lab.training import losses
+from stillwatch.lab.training.inputs import InputPipeline
+from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit
+from stillwatch.lab.training.runs import (
+    RunOptions,
+    check_teacher,
+    create_or_resume,
+    load_net,
+    newest_teacher,
+    predictor,
+    recording_failure,
+    save_split_predictions,
+    write_audit,
+)
+from stillwatch.recipe import Fit, Recipe
+from stillwatch.registry import Spec, find
+from stillwatch.run import NO_PROGRESS, Progress, Run
+
+
+def inspect(
+    recipe: Recipe, root: Path | str = "runs", source: str = "", voice: Progress = NO_PROGRESS
+) -> tuple[Run, Dataset]:
+    """`stillwatch audit`: look at the data, train nothing. Returns the run (audit.json, split.csv) and the data."""
+    data = load_dataset(recipe, voice)
+    run = Run.create(recipe, "audit", root, source)
+    write_audit(run, data)
+    return run, data
+
+
+def teach(
+    recipe: Recipe,
+    root: Path | str = "runs",
+    source: str = "",
+    fresh: bool = False,
+    voice: Progress = NO_PROGRESS,
+) -> Run:
+    """Train the recipe's teacher. An unfinished run of the same recipe is gone on with, unless `fresh`."""
+    return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, voice))
+
+
+def distil(
+    recipe: Recipe,
+    alone: bool = False,
+    root: Path | str = "runs",
+    source: str = "",
+    fresh: bool = False,
+    voice: Progress = NO_PROGRESS,
+) -> Run:
+    """Train the recipe's student under its teacher, or `alone`: the control, without the parts that need one."""
+    options = RunOptions(root, source, fresh, voice)
+    if alone:
+        return _train_run(recipe, "alone", None, options)
+    return _train_run(recipe, "distilled", newest_teacher(recipe, root), options)
+
+
+def _train_run(
+    recipe: Recipe, kind: Literal["teacher", "alone", "distilled"], teacher: Run | None, options: RunOptions
+) -> Run:
+    # ---- what is asked
+    side: Literal["teacher", "student"] = "teacher" if kind == "teacher" else "student"
+    plan = recipe.fit_of(side)
+    specs = specs_of(plan, kind == "distilled")
+    accelerator = device(plan)
+    voice = options.voice if accelerator.is_main_process else NO_PROGRESS
+
+    # ---- the net (before the data: a wrong word in the recipe should not have to wait for them)
+    torch.manual_seed(plan.seed)
+    net = nets.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    augment.plan(plan.augment, plan.seed)
+    master = load_net(teacher) if teacher else None
+
+    # ---- data (one process decodes, the others find it done) and losses
+    with accelerator.main_process_first():
+        data = load_dataset(recipe, voice)
+    if teacher:
+        check_teacher(teacher, data)
+    step = build_step(net, data, master, specs)
+
+    # ---- the run: a new one, or one that was cut off
+    run = create_or_resume(recipe, kind, teacher, data, accelerator, options)
+    if accelerator.is_main_process:
+        run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
+
+    # ---- fit, and judge the epoch that was kept
+    with recording_failure(run, accelerator):
+        best = train(step, data, master, plan, run, accelerator, voice)
+        if accelerator.is_main_process:
+            save_split_predictions(run, data, predictor(net), voice)
+            run.finish(best=best, epochs=len(run.history()))
+    accelerator.wait_for_everyone()
+    return run
+
+
+def device(plan: Fit) -> Accelerator:
+    """Where and in what precision this plan is trained."""
+    return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
+
+
+def specs_of(plan: Fit, taught: bool) -> tuple[Spec, ...]:
+    """The losses of a plan: all of them under a teacher, without one those that need none."""
+    return plan.loss if taught else without_teacher(plan.loss)
+
+
+def build_step(net: nets.Classifier, data: Dataset, master: nets.Classifier | None, specs: Sequence[Spec]) -> TrainStep:
+    """Net and losses, ready for the loop. Raises UserError for a loss or a map that cannot be had."""
+    step = TrainStep(net, losses.parts(specs, task_of(data, net, master)))
+    net.check(step.maps)
+    return step
+
+
+def train(
+    step: TrainStep,
+    data: Dataset,
+    master: nets.Classifier | None,
+    plan: Fit,
+    run: Run,
+    accelerator: Accelerator,
+    voice: Progress = NO_PROGRESS,
+    after: EpochCallback | None = None,
+) -> dict[str, Any]:
+    """Fit step.net to the training split and lay the kept epoch's weights into it. Returns that epoch's figures.
+
+    The one way of learning, whatever the net: a teacher, a student, one that has just been pruned or quantised.
+    run: where best.pt, last.pt and metrics.jsonl go; what lies there already is gone on with. after: as fit takes it.
+    """
+    step.to(accelerator.device)
+    inputs = InputPipeline(data, step.net, master, step.maps, plan, accelerator, voice)
+    source = BatchSource(len(data.rows["train"]), inputs.batch)
+    best = fit(step, source, validator(data, step.net, accelerator, voice), plan, run, accelerator, voice, after)
+    kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
+    step.net.load_state_dict(kept["net"])
+    return best
+
+
+def validator(
+    data: Dataset, net: nets.Classifier, accelerator: Accelerator, voice: Progress
+) -> Callable[[nets.Classifier], dict[str, float]]:
+    """net -> its figures on the validation split; every process looks at its share of it."""
+    rows = data.rows["valid"]
+    share = rows[accelerator.process_index :: accelerator.num_processes]
+    longest = -(-len(rows) // accelerator.num_processes)
+    share = np.concatenate([share, rows[: longest - len(share)]])  # gather wants equal lengths
+    starts = range(0, len(share), 128)
+    frozen = None
+    if net.cut:
+        with torch.inference_mode():
+            frozen = [net.trunk(data.picture(share[s : s + 128]).to(accelerator.device)) for s in starts]
+
+    def judge(net: nets.Classifier) -> dict[str, float]:
+        net.eval()
+        with torch.inference_mode():
+            said = []
+            for number, start in voice.bar(enumerate(starts), len(starts), "validation"):
+                if frozen is not None:
+                    out = net.rest(frozen[number])
+                else:
+                    out = net(data.picture(share[start : start + 128]).to(accelerator.device))
+                said.append(net.probabilities(out.logits.float()))
+        everyone = accelerator.gather(torch.cat(said)).cpu().numpy()
+        p = np.empty((len(rows), everyone.shape[1]), np.float32)
+        for process in range(accelerator.num_processes):
+            mine = len(rows[process :: accelerator.num_processes])
+            p[process :: accelerator.num_processes] = everyone[process * longest : process * longest + mine]
+        recipe = data.recipe
+        found = metrics.scores(data.y[rows], p, recipe.labels, recipe.safe)
+        return {name: found[name] for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")}
+
+    return judge
+
+
+def without_teacher(specs: Sequence[Spec]) -> tuple[Spec, ...]:
+    """The loss parts that need no teacher, their weights brought to a sum of 1: what "alone" means."""
+    kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not needs_teacher(s)]
+    total = sum(float(spec.get("weight", 1.0)) for spec in kept)
+    if not kept or total <= 0:
+        return ("ce",)
+    return tuple(spec | {"weight": float(spec.get("weight", 1.0)) / total} for spec in kept)
+
+
+def needs_teacher(spec: Spec) -> bool:
+    return bool(getattr(find(losses.LOSSES, spec, "fit.loss"), "needs_teacher", False))
+
+
+def task_of(data: Dataset, net: nets.Classifier, master: nets.Classifier | None) -> losses.Task:
+    counts = np.bincount(data.y[data.rows["train"]], minlength=len(data.recipe.labels))
+    return losses.Task(
+        labels=len(data.recipe.labels),
+        counts=tuple(int(count) for count in counts),
+        head=data.recipe.student.net.head if master else net.kind,
+        student=losses.Shape(*net.shape()),
+        teacher=losses.Shape(*master.shape()) if master else None,
+    )

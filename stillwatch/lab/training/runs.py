@@ -1,0 +1,222 @@
+"""Runs of the lab: created or resumed, their nets loaded, their teachers found and checked."""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+
+from stillwatch import predictions
+from stillwatch.errors import UserError
+from stillwatch.lab.data.audit import cached_audit
+from stillwatch.lab.models import nets
+from stillwatch.recipe import Recipe
+from stillwatch.run import NO_PROGRESS, Progress, Run, runs
+
+if TYPE_CHECKING:
+    from stillwatch.lab.data.dataset import Dataset
+
+TRAINED = ("teacher", "alone", "distilled", "narrow", "pruned")  # kinds of run that keep a net
+Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a lesson takes place: the folder of runs, the recipe's text, whether to start afresh, how to speak."""
+
+    root: Path | str
+    source: str
+    fresh: bool
+    voice: Progress
+
+
+def load_net(run: Run) -> nets.Classifier:
+    """The net that a run kept, with its weights; one that was pruned takes the shapes that they have."""
+    recipe = run.recipe
+    side = recipe.teacher if run.info.kind == "teacher" else recipe.student
+    spec = side.net.model_copy(update={"weights": "scratch"})  # the run's own follow; the hub need not be asked
+    net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    path = run.path / "best.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["net"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; this run kept no epoch") from None
+    nets.resize(net, state, recipe.data.hw, recipe.data.channels)
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def predictor(net: nets.Classifier) -> Predict:
+    """net -> predict(uint8 (B,T,H,W,C)) -> float32 (B,K): what any judge is handed."""
+    device = next(net.parameters()).device
+    net.eval()
+
+    def predict(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits = net(torch.from_numpy(np.ascontiguousarray(x)).to(device)).logits
+            return net.probabilities(logits.float()).cpu().numpy()
+
+    return predict
+
+
+def eager_predictor(path: Path, threads: int = 1, batch: int = 1) -> Predict:
+    """A run's net in PyTorch as it is: what an exported file is raced against."""
+    torch.set_num_threads(threads)
+    return predictor(load_net(Run.open(path)))
+
+
+def save_split_predictions(
+    run: Run,
+    data: "Dataset",
+    predict: Predict,
+    voice: Progress = NO_PROGRESS,
+    splits: Sequence[str] = ("valid", "test"),
+) -> None:
+    """Save the run's predictions of these splits."""
+    for split in splits:
+        predictions.save_predictions(run, split, predict, *data.eval_arrays(split), voice=voice)
+
+
+def require_finished(run: Run, kinds: Sequence[str], what: str) -> None:
+    """Raise UserError unless the run is finished and of one of these kinds. what: a word for them."""
+    kind, status = run.info.kind, run.info.status
+    if kind not in kinds or status != "done":
+        raise UserError(f"{run.path}: a {kind} run ({status}); name a finished {what}")
+
+
+def teacher_of(run: Run) -> Run | None:
+    """The teacher under whom a student's run learnt, which lies beside it; None where it learnt alone."""
+    name = run.info.parent if run.info.kind == "distilled" else run.info.teacher
+    return Run.open(run.path.parent / name) if name else None
+
+
+def matching_runs(
+    recipe: Recipe, kind: str, parent: Run | None, data: "Dataset", options: RunOptions, **fields: Any
+) -> Iterator[Run]:
+    """Runs of this recipe, kind, parent and data with the same `fields`, newest first; none where options.fresh."""
+    wanted = (kind, recipe.model_dump(mode="json"), parent.path.name if parent else None, data.store.fingerprint)
+    for old in [] if options.fresh else reversed(runs(options.root)):
+        info = old.info
+        same = (info.kind, info.recipe, info.parent, info.fingerprint) == wanted
+        if same and all(getattr(info, key) == value for key, value in fields.items()):
+            yield old
+
+
+def create_or_resume(
+    recipe: Recipe,
+    kind: str,
+    parent: Run | None,
+    data: "Dataset",
+    accelerator: Accelerator,
+    options: RunOptions,
+    **fields: Any,
+) -> Run:
+    """A new run, or the newest one of this very recipe and parent that was cut off and that nobody is working on.
+
+    fields: what else run.json says of it from the start; a run that says otherwise is another one.
+    """
+    names: list[str | None] = [None]
+    run = None
+    if accelerator.is_main_process:
+        for old in matching_runs(recipe, kind, parent, data, options, **fields):
+            if old.info.status != "done" and any(old.path.rglob("last.pt")) and old.lock():
+                options.voice.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
+                run = old
+                run.note(status="running")
+                break
+        if run is None:
+            seed = recipe.fit_of("student" if kind != "teacher" else "teacher").seed
+            about = {"parent": parent.path.name if parent else None, "seed": seed, **fields}
+            run = Run.create(recipe, kind, options.root, options.source, fingerprint=data.store.fingerprint, **about)
+            write_audit(run, data)
+        options.voice.say(f"run: {run.path}")
+        names = [str(run.path)]
+    broadcast_object_list(names)
+    return run or Run.open(str(names[0]))
+
+
+def write_audit(run: Run, data: "Dataset") -> None:
+    """split.csv, audit.json, and in run.json what guessing alone would reach on the validation split."""
+    rows = [(s.id, s.label, s.group, s.split) for s in data.samples]
+    run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
+    report = cached_audit(data.store, data.samples, data.recipe.labels, data.recipe.data.split)
+    run.save_json("audit.json", report.model_dump())
+    most = Counter(data.y[data.rows["train"]].tolist()).most_common(1)[0][0]
+    share = float(np.mean(data.y[data.rows["valid"]] == most))
+    run.note(
+        fingerprint=data.store.fingerprint,
+        majority={"label": data.recipe.labels[most], "valid_accuracy": share},
+        status="done" if run.info.kind == "audit" else "running",
+    )
+
+
+@contextmanager
+def recording_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
+    """What ends a lesson early is written into its run, which the same command can go on with."""
+    try:
+        yield
+    except BaseException as error:
+        if accelerator.is_main_process:
+            run.finish("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error))
+        raise
+
+
+def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
+    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net."""
+    if recipe.teacher.init:
+        run = Run.open(recipe.teacher.init)
+        if run.info.kind != "teacher" or run.info.status != "done":
+            raise UserError(
+                f"teacher.init = {recipe.teacher.init}: a {run.info.kind} run ({run.info.status}), "
+                "not a finished teacher"
+            )
+        if run.recipe.labels != recipe.labels:
+            raise UserError(f"teacher.init = {recipe.teacher.init}: its labels are {', '.join(run.recipe.labels)}")
+        return run
+    for run in reversed(runs(root)):
+        if run.info.kind == "teacher" and run.info.status == "done" and run.recipe.name == recipe.name:
+            theirs, ours = run.recipe.teacher.net, recipe.teacher.net
+            if _comparable(run.recipe) == _comparable(recipe) and theirs == ours:
+                return run
+    raise UserError(
+        f"{root}: no finished teacher for {recipe.name!r} with this data, split (fold {recipe.data.fold}) and net; run "
+        "`stillwatch teach` with the same recipe and overrides first, or name one with teacher.init=RUN"
+    )
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """What a teacher and a student must share: labels, and all of [data] but where it lies."""
+    return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude={"root", "max_bad"})}
+
+
+def check_teacher(teacher: Run, data: "Dataset") -> None:
+    """Refuse a teacher that learnt nothing, or that has seen what the student will be tested on."""
+    best, majority = teacher.info.best, teacher.info.majority
+    if best["accuracy"] <= majority.valid_accuracy:
+        raise UserError(
+            f"{teacher.path}: refused as a teacher: its validation accuracy, {100 * best['accuracy']:.1f} %, does not "
+            f"beat always saying {majority.label} ({100 * majority.valid_accuracy:.1f} %). Teach it longer, or "
+            "with another fit.lr"
+        )
+    seen = set(trained_on(teacher))
+    held = [data.samples[row].id for split in ("valid", "test") for row in data.rows[split]]
+    leaked = sum(name in seen for name in held)
+    if leaked:
+        raise UserError(
+            f"{teacher.path}: refused as a teacher: it was trained on {leaked} of the {len(held)} pictures that this "
+            "split holds back; teach one on the same data.split, data.fold and data.seed"
+        )
+
+
+def trained_on(run: Run) -> list[str]:
+    """The ids of a run's training samples."""
+    with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
+        return [row["path"] for row in csv.DictReader(file) if row["split"] == "train"]
