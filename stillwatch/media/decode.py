@@ -3,6 +3,7 @@
 Raises nothing for a bad file, but says why; it knows no label and no net.
 """
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,15 +16,27 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stillwatch.errors import one_line
 
 Picture: TypeAlias = NDArray[np.uint8]
 Window: TypeAlias = tuple[int, ...]  # the T frame numbers of one sample
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
-NOT_READ = (".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2")  # pictures, but not ones that are read here
+NOT_READ = (".heic", ".jp2")  # pictures, but not ones that are read here
+OPENCV = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "WEBP",
+)  # faster than Pillow, and what all figures were measured with; the rest is Pillow's
+SMALLEST = 8  # pixels of a picture's shorter side
+MAX_PIXELS = 100_000_000  # of one picture: counted in its header, before it takes any memory
+
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; wrong_size() refuses
 
 
 # ---- pictures
@@ -40,12 +53,40 @@ def read_picture(path: Path) -> Picture | str:
     if cut_off(raw):
         return "truncated"
     try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR)
+        with Image.open(io.BytesIO(raw)) as file:  # reads the header alone
+            width, height = file.size
+            if reason := wrong_size(height, width):
+                return reason
+            if file.format not in OPENCV:
+                upright = ImageOps.exif_transpose(file)  # of several frames the first
+                return _eight_bits(np.asarray(upright if upright.mode.startswith("I") else upright.convert("RGB")))
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR)  # heeds EXIF's orientation too
     except cv2.error as error:
         return f"cannot be decoded: {error.err}"
+    except UnidentifiedImageError:
+        return "cannot be decoded"
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # Pillow's words for a broken file
+        return f"cannot be decoded: {one_line(error)}"
     if image is None or not image.size:
         return "cannot be decoded"
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def wrong_size(height: int, width: int) -> str:
+    """Why a picture of so many pixels is not read, "" where it is."""
+    if min(height, width) < SMALLEST:
+        return f"{width}×{height} pixels: the shorter side is below {SMALLEST}"
+    if height * width > MAX_PIXELS:
+        return f"{width}×{height} pixels: more than {MAX_PIXELS / 1e6:.0f} million"
+    return ""
+
+
+def _eight_bits(pixels: NDArray[np.generic]) -> Picture:
+    """(H,W) of 16 bits or (H,W,3) of 8 -> uint8 (H,W,3): the high byte, as OpenCV takes it."""
+    if pixels.dtype == np.uint8:
+        return pixels  # type: ignore[return-value]
+    gray = (np.clip(pixels, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def cut_off(raw: bytes) -> bool:
@@ -78,13 +119,18 @@ def cut_off(raw: bytes) -> bool:
 
 
 class ToRgb:
-    """av.VideoFrame -> uint8 (H,W,3) RGB. One for a whole film: making one costs as much as a frame."""
+    """av.VideoFrame -> uint8 (H,W,3) RGB, upright as its display matrix says (phones film lying on their side).
+
+    One for a whole film: making one costs as much as a frame.
+    """
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> Picture:
-        return self._reformatter.reformat(frame, format="rgb24").to_ndarray()  # type: ignore[return-value]
+        image = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        turns = round(frame.rotation / 90) % 4  # counterclockwise, as numpy's
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image  # type: ignore[return-value]
 
 
 def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContainer:

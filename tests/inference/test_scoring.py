@@ -53,7 +53,7 @@ def archive(root: Path, count: int = 6) -> Path:
 
 def spoil(root: Path) -> None:
     (root / "Safe" / "empty.jpg").touch()
-    (root / "Safe" / "scan.tiff").write_bytes(b"II*")
+    (root / "Safe" / "scan.heic").write_bytes(b"II*")
     whole = (root / "Yawn" / "film.mp4").read_bytes()
     (root / "Yawn" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (root / "Yawn" / "gone.jpg").symlink_to(root / "nowhere.jpg")
@@ -86,7 +86,7 @@ def test_what_is_looked_at_and_what_is_not(tmp_path: Path) -> None:
     names = ["Safe/a00.jpg", "Safe/a01.jpg", "Safe/empty.jpg", "Yawn/cut.mp4", "Yawn/film.mp4", "Yawn/ünï 1.JPG"]
     assert [file.path for file in found] == names
     assert found[0].size == (tmp_path / "a" / "Safe" / "a00.jpg").stat().st_size
-    assert [path for path, _ in odd] == ["Safe/pipe.jpg", "Safe/scan.tiff", "Yawn/gone.jpg"]
+    assert [path for path, _ in odd] == ["Safe/pipe.jpg", "Safe/scan.heic", "Yawn/gone.jpg"]
     assert odd[0][1] == "not a file" and odd[2][1].startswith("cannot be read")
     clips, pictures = gather(tmp_path / "a", clips=True)
     assert [file.path for file in clips] == names[3:5] and len(pictures) == 7
@@ -178,9 +178,9 @@ def test_bad_files_are_told_and_stop_nothing(tmp_path: Path) -> None:
     errors = {row["path"]: row["reason"] for row in rows_of(tmp_path / "s.csv.errors.csv")}
     assert errors == {one["path"]: one["reason"] for one in done["errors"]}
     assert errors["Safe/empty.jpg"] == "empty file"
-    assert errors["Safe/scan.tiff"].startswith(".tiff is not a kind of picture")
+    assert errors["Safe/scan.heic"].startswith(".heic is not a kind of picture")
     assert "video" in errors["Yawn/cut.mp4"] or "truncated" in errors["Yawn/cut.mp4"]
-    for name in ("Safe/empty.jpg", "Safe/scan.tiff", "Yawn/cut.mp4", "Yawn/gone.jpg"):
+    for name in ("Safe/empty.jpg", "Safe/scan.heic", "Yawn/cut.mp4", "Yawn/gone.jpg"):
         (root / name).unlink()
     assert score(it.path, root, out, 1)["bad"] == 0
     assert not (tmp_path / "s.csv.errors.csv").exists()

@@ -134,7 +134,7 @@ def test_folders_one_a_class(tmp_path: Path) -> None:
     jpeg(tmp_path / "Yawn/ünï 1.JPG")
     jpeg(tmp_path / "Safe/deep/er/b.jpeg")
     (tmp_path / "Safe/empty.png").touch()
-    (tmp_path / "Safe/scan.tiff").write_bytes(b"II*")
+    (tmp_path / "Safe/scan.heic").write_bytes(b"II*")
     (tmp_path / "Safe/readme.txt").write_text("x")
     (tmp_path / "Safe/.hidden.jpg").write_text("x")
     (tmp_path / ".cache").mkdir()
@@ -144,7 +144,7 @@ def test_folders_one_a_class(tmp_path: Path) -> None:
         ("Yawn/ünï 1.JPG", "Yawn", "", ""),
     ]
     assert reasons(found)["Safe/empty.png"] == "empty file"
-    assert reasons(found)["Safe/scan.tiff"].startswith(".tiff is not a kind of picture that is read")
+    assert reasons(found)["Safe/scan.heic"].startswith(".heic is not a kind of picture that is read")
     assert len(found.skipped) == 2
 
 

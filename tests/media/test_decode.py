@@ -1,0 +1,84 @@
+"""Files as people have them: films lying on their side, odd kinds of pictures, deep tones, header bombs."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from stillwatch.media.decode import MAX_PIXELS, clips, read_picture, times_of
+
+
+def corner() -> np.ndarray:
+    """uint8 (48,64,3), black but for its upper left corner."""
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:16, :16] = 255
+    return image
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_a_film_comes_upright(tmp_path: Path, degrees: int) -> None:
+    path, turns = tmp_path / "phone.mp4", degrees // 90
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        lying = np.ascontiguousarray(np.rot90(corner(), -turns))  # as the sensor saw it
+        stream.height, stream.width = lying.shape[:2]
+        stream.set_display_rotation(degrees)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(lying, format="rgb24")))
+        container.mux(stream.encode())
+    assert len(times_of(path)) == 3
+    ((_, images),) = clips(path, [(1,)], lambda image: image)
+    assert not isinstance(images, str)
+    assert images[0].shape == (48, 64, 3)
+    assert images[0][4:12, 4:12].min() > 200
+    assert images[0][20:, 20:].max() < 60
+
+
+@pytest.mark.parametrize("kind", ["tiff", "gif", "avif", "jpeg", "png", "webp"])
+def test_kinds_of_pictures_and_their_orientation(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter: phones held upright
+    path = tmp_path / f"a.{kind}"
+    turned = kind in ("tiff", "avif", "jpeg")
+    Image.fromarray(np.ascontiguousarray(np.rot90(corner(), 1)) if turned else corner()).save(
+        path, kind.upper(), **({"exif": exif} if turned else {})
+    )
+    image = read_picture(path)
+    assert not isinstance(image, str), image
+    assert image.shape == (48, 64, 3)
+    assert image[4:12, 4:12].min() > 200
+    assert image[20:, 20:].max() < 60
+
+
+def test_deep_and_printed_tones_are_right(tmp_path: Path) -> None:
+    deep = np.full((16, 16), 0x8040, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    for name in ("deep.tif", "deep.png"):
+        image = read_picture(tmp_path / name)
+        assert not isinstance(image, str)
+        assert np.abs(image.astype(int) - 0x80).max() <= 1, name
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=95)  # red
+    image = read_picture(tmp_path / "print.jpg")
+    assert not isinstance(image, str)
+    assert np.abs(image[8, 8].astype(int) - [255, 0, 0]).max() <= 12
+
+
+def test_sizes_are_read_before_pixels(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), np.uint8))
+    assert read_picture(tmp_path / "dot.png") == "1×1 pixels: the shorter side is below 8"
+    side = int(MAX_PIXELS**0.5) + 1
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    assert read_picture(tmp_path / "bomb.png") == f"{side}×{side} pixels: more than 100 million"
