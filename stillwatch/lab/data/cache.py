@@ -1,10 +1,9 @@
-"""What is computed once and kept on disk: decoded pictures, frozen features, a fixed teacher's outputs.
+"""What is computed once and kept on disk, keyed by all that went into it: pictures, teachers' outputs, records.
 
-In: samples, or a function of (rows, view). Out: memory-mapped arrays, keyed by everything that went into them.
-Called by the pipeline. A cache is written under a draft's name and renamed when whole: a kill leaves the old state.
-It knows no loss and no loop.
+An entry is written under a draft's name and renamed when whole, so a kill leaves none behind. Knows no loss.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,10 +15,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -27,12 +27,14 @@ from torch import Tensor
 from stillwatch.atomic import alive, atomic
 from stillwatch.errors import UserError
 from stillwatch.lab.data.reader import Found, Sample, Skipped, decode
-from stillwatch.media import synthetic
 from stillwatch.recipe import Data
 from stillwatch.run import NO_PROGRESS, Progress
 
 M = TypeVar("M", bound=BaseModel)
 FORMAT = 1  # raised whenever the same key would hold other bytes
+# Stands for the content of toy pictures, which have no file. It changes whenever media.synthetic draws otherwise; this
+# is 0.1.0's, so that its runs keep their fingerprints.
+DRAWINGS = "0cc23430487ee9ed07f04e050de10e06"
 
 
 def home() -> Path:
@@ -52,94 +54,72 @@ class Store:
 
 
 def pictures(found: Found, data: Data, workers: int | None = None, voice: Progress = NO_PROGRESS) -> Store:
-    """Decode every sample once to the recipe's size, or find that it was done before.
+    """Decode every sample once to the recipe's size, keyed by the files' content.
 
-    Files are decoded by threads (OpenCV and FFmpeg let go of the interpreter) and written in place, a bounded
-    number in flight, so memory does not grow with the data. The key is made of the files' content.
-    Raises UserError where more than data.max_bad of the samples cannot be used.
+    Memory does not grow with the data. Raises UserError where more than data.max_bad of the samples cannot be used.
     """
     workers = workers or min(8, len(os.sched_getaffinity(0)))
-    by_file = [list(samples) for _, samples in groupby(found.samples, key=lambda sample: sample.path)]
-    digests = _digests(sorted({sample.path for sample in found.samples}), workers)
+    paths = sorted({sample.path for sample in found.samples})
+    with ThreadPoolExecutor(workers) as pool:
+        digests = dict(zip(paths, pool.map(_file_digest, paths), strict=True))
     content = [f"{s.id}\t{digests[s.path]}\t{s.frames}" for s in found.samples]
-    geometry = f"{FORMAT} {data.hw} {data.channels} {data.frames} {data.fit} {data.rate} {data.source}"
-    key = short([geometry, *content])
+    key = short([f"{FORMAT} {data.hw} {data.channels} {data.frames} {data.fit} {data.rate} {data.source}", *content])
     fingerprint = short([f"{line}\t{s.label}\t{s.group}" for line, s in zip(content, found.samples, strict=True)])
     folder = home() / "pictures" / key
     shape = (data.frames, *data.hw, data.channels)
     if not folder.is_dir():
         with _draft(folder) as draft:
-            _decode_all(by_file, data, shape, draft, workers, voice)
+            _decode_all(found.samples, data, int(np.prod(shape)), draft, workers, voice)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     skipped = [*found.skipped, *(Skipped(file, reason) for file, reason in index["skipped"])]
     by_id = {sample.id: sample for sample in found.samples}
     samples = [by_id[name] for name in index["ids"]]
-    _refuse_bad(len(samples), skipped, data)
-    pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(samples), *shape))
-    return Store(samples, skipped, pixels, fingerprint, key)
-
-
-def _decode_all(
-    by_file: list[list[Sample]], data: Data, shape: tuple[int, ...], draft: Path, workers: int, voice: Progress
-) -> None:
-    size = int(np.prod(shape))
-    starts = np.cumsum([0, *map(len, by_file)])
-    good: list[str | None] = [None] * int(starts[-1])
-    skipped: list[tuple[str, str]] = []
-    with (draft / "pixels.u8").open("w+b") as file:
-        number = file.fileno()
-
-        def one(which: int) -> None:
-            for row, (sample, picture) in enumerate(decode(by_file[which], data), start=int(starts[which])):
-                if isinstance(picture, str):
-                    skipped.append((sample.id, picture))
-                else:
-                    os.pwrite(number, picture.tobytes(), row * size)
-                    good[row] = sample.id
-
-        with ThreadPoolExecutor(workers) as pool:
-            for _ in voice.bar(_bounded(pool, one, len(by_file), 4 * workers), len(by_file), "decoding"):
-                pass
-        ids = _close_gaps(number, good, size)
-        os.ftruncate(number, len(ids) * size)
-        os.fsync(number)
-    index = {"ids": ids, "skipped": sorted(skipped)}
-    (draft / "index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], None], count: int, ahead: int) -> Iterator[None]:
-    """Run work(0..count-1) in order of starting, at most `ahead` at a time."""
-    waiting: deque[Future[None]] = deque()
-    for which in range(count):
-        waiting.append(pool.submit(work, which))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _close_gaps(file: int, good: list[str | None], size: int) -> list[str]:
-    """Move rows from the end into the holes that bad files left, so that row i is sample i. Returns the ids by row."""
-    ids = list(good)
-    last = len(ids) - 1
-    for hole in [row for row, name in enumerate(good) if name is None]:
-        while last > hole and ids[last] is None:
-            last -= 1
-        if last <= hole:
-            break
-        os.pwrite(file, os.pread(file, size, last * size), hole * size)
-        ids[hole], ids[last] = ids[last], None
-    return [name for name in ids if name is not None]
-
-
-def _refuse_bad(good: int, skipped: Sequence[Skipped], data: Data) -> None:
-    total = good + len(skipped)
-    if not good or len(skipped) > data.max_bad * total:
+    total = len(samples) + len(skipped)
+    if not samples or len(skipped) > data.max_bad * total:
         first = "; ".join(f"{bad.file}: {bad.reason}" for bad in skipped[:3])
         raise UserError(
             f"data.root = {data.root}: {len(skipped)} of {total} samples cannot be used, above data.max_bad = "
             f"{data.max_bad:g} (first: {first}). Mend the files, or raise data.max_bad"
         )
+    pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(samples), *shape))
+    return Store(samples, skipped, pixels, fingerprint, key)
+
+
+def _decode_all(samples: list[Sample], data: Data, size: int, draft: Path, workers: int, progress: Progress) -> None:
+    """Write each sample's `size` bytes in its row of pixels.u8, by threads: OpenCV and FFmpeg release the GIL."""
+    by_file = [list(group) for _, group in groupby(samples, key=lambda sample: sample.path)]
+    starts = np.cumsum([0, *map(len, by_file)]).tolist()
+    ids: list[str | None] = [None] * len(samples)  # by row; None: bad
+    skipped: list[tuple[str, str]] = []
+    with (draft / "pixels.u8").open("w+b") as file, ThreadPoolExecutor(workers) as pool:
+        number = file.fileno()
+
+        def decode_file(which: int) -> None:
+            for row, (sample, picture) in enumerate(decode(by_file[which], data), start=starts[which]):
+                if isinstance(picture, str):
+                    skipped.append((sample.id, picture))
+                else:
+                    os.pwrite(number, picture.tobytes(), row * size)
+                    ids[row] = sample.id
+
+        waiting: deque[Future[None]] = deque()  # bounded, so that an interrupt does not wait for all files
+        for which in progress.bar(range(len(by_file)), len(by_file), "decoding"):
+            waiting.append(pool.submit(decode_file, which))
+            if len(waiting) >= 4 * workers:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
+        # Rows from the end fill the holes that bad files left, so that row i is sample i
+        count = len(ids) - ids.count(None)
+        holes = [row for row in range(count) if ids[row] is None]
+        movers = [row for row in reversed(range(count, len(ids))) if ids[row] is not None]
+        for hole, row in zip(holes, movers, strict=True):
+            os.pwrite(number, os.pread(number, size, row * size), hole * size)
+            ids[hole] = ids[row]
+        os.ftruncate(number, count * size)
+        os.fsync(number)
+    index = {"ids": ids[:count], "skipped": sorted(skipped)}
+    (draft / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def outputs(
@@ -150,54 +130,34 @@ def outputs(
     voice: Progress = NO_PROGRESS,
     what: str = "teacher",
     batch: int = 64,
-) -> dict[str, NDArray[Any]]:
-    """compute(rows, view) for every row and view, once: name -> (V,N,...) memory-mapped, fp16.
+) -> dict[str, NDArray[np.floating]]:
+    """compute(rows, view) -> tensors (B,...) by name, done once: name -> (V,N,...) memory-mapped.
 
-    compute returns tensors (B,...) by name. key: whatever the values depend on (weights, data, augmentation, seed).
-    Half precision halves the disk; where a value is beyond its range that array is kept in fp32.
+    key: whatever the values depend on (weights, data, augmentation, seed). Arrays are fp16, or fp32 where a value is
+    beyond its range.
     """
     folder = home() / what / short([str(FORMAT), str(count), str(views), *key])
     if not folder.is_dir():
         with _draft(folder) as draft:
-            _compute_all(compute, count, views, draft, voice, what, batch)
+            arrays: dict[str, np.memmap] = {}
+            steps = [(view, start) for view in range(views) for start in range(0, count, batch)]
+            for view, start in voice.bar(steps, len(steps), f"{what}, once"):
+                rows = np.arange(start, min(start + batch, count))
+                with torch.inference_mode():
+                    values = compute(rows, view)
+                for name, value in values.items():
+                    block, path = value.float().cpu().numpy(), draft / f"{name}.npy"
+                    if name not in arrays:
+                        arrays[name] = open_memmap(path, "w+", np.float16, (views, count, *block.shape[1:]))
+                    narrow = arrays[name]
+                    if narrow.dtype == np.float16 and np.abs(block).max(initial=0) > np.finfo(np.float16).max:
+                        arrays[name] = open_memmap(path.with_suffix(".wide"), "w+", np.float32, narrow.shape)
+                        arrays[name][:] = narrow
+                        path.with_suffix(".wide").replace(path)
+                    arrays[name][view, rows] = block
+            for array in arrays.values():
+                array.flush()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-
-
-def _compute_all(
-    compute: Callable[[NDArray[np.int64], int], dict[str, Tensor]],
-    count: int,
-    views: int,
-    draft: Path,
-    voice: Progress,
-    what: str,
-    batch: int,
-) -> None:
-    arrays: dict[str, NDArray[Any]] = {}
-    steps = [(view, start) for view in range(views) for start in range(0, count, batch)]
-    for view, start in voice.bar(steps, len(steps), f"{what}, once"):
-        rows = np.arange(start, min(start + batch, count))
-        with torch.inference_mode():
-            values = compute(rows, view)
-        for name, value in values.items():
-            block = value.float().cpu().numpy()
-            if name not in arrays:
-                arrays[name] = _array(draft / f"{name}.npy", np.float16, (views, count, *block.shape[1:]))
-            if arrays[name].dtype == np.float16 and np.abs(block).max(initial=0) > np.finfo(np.float16).max:
-                arrays[name] = _widen(draft / f"{name}.npy", arrays[name])
-            arrays[name][view, rows] = block
-    for array in arrays.values():
-        array.flush()  # type: ignore[attr-defined]
-
-
-def _array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-
-
-def _widen(path: Path, narrow: NDArray[Any]) -> NDArray[Any]:
-    wide = _array(path.with_suffix(".wide"), np.float32, narrow.shape)
-    wide[:] = narrow
-    path.with_suffix(".wide").replace(path)
-    return wide
 
 
 def record(what: str, key: Sequence[str], model: type[M], compute: Callable[[], M]) -> M:
@@ -225,21 +185,15 @@ def short(lines: Sequence[str]) -> str:
     return blake2b("\n".join(lines).encode(), digest_size=12).hexdigest()
 
 
-def _digests(paths: list[Path], workers: int) -> dict[Path, str]:
-    """blake2b of each file's content; "" where it cannot be read (decode will say why). Toys are drawn from code."""
-
-    def one(path: Path) -> str:
-        try:
-            with (Path(synthetic.__file__) if path == Path() else path).open("rb") as file:
-                state = blake2b(digest_size=16)
-                while block := file.read(1 << 20):
-                    state.update(block)
-            return state.hexdigest()
-        except OSError:
-            return ""
-
-    with ThreadPoolExecutor(workers) as pool:
-        return dict(zip(paths, pool.map(one, paths), strict=True))
+def _file_digest(path: Path) -> str:
+    """blake2b of a file's content; "" where it cannot be read: decode() says why."""
+    if path == Path():
+        return DRAWINGS
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pydantic import BaseModel
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.reader import Found, Sample, Skipped
-from stillwatch.recipe import Data
+from stillwatch.lab.data.reader import Found, Sample, Skipped, gather
+from stillwatch.media import synthetic
+from stillwatch.recipe import Data, check
 from stillwatch.run import Progress
 
 
@@ -240,3 +242,20 @@ def test_a_digest_names_the_weights() -> None:
 def test_home_is_where_the_person_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STILLWATCH_CACHE")
     assert cache.home() == Path.home() / ".cache" / "stillwatch"
+
+
+def test_the_drawings_stand_by_the_name_that_their_fingerprints_carry() -> None:
+    """Whoever makes media.synthetic draw otherwise gives cache.DRAWINGS another value: old toy runs no longer match."""
+    state = blake2b(digest_size=8)
+    for scene, labels in synthetic.LABELS.items():
+        for number, label in enumerate(labels):
+            state.update(synthetic.still(scene, label, number % 3, number, (48, 64)).tobytes())
+    assert (state.hexdigest(), cache.DRAWINGS) == ("d2e7db1e99bae69f", "0cc23430487ee9ed07f04e050de10e06")
+
+
+def test_a_toy_has_the_fingerprint_that_0_1_0_gave_it() -> None:
+    source = {"name": "toy", "people": 2, "pictures": 1}
+    raw = {"name": "t", "labels": ["Yawn", "SafeDriving"], "data": {"source": source, "size": 32}}
+    recipe = check(raw | {"teacher": {"net": "x"}, "student": {"net": "x"}}, "here")
+    store = cache.pictures(gather(recipe), recipe.data)
+    assert (store.fingerprint, store.key) == ("f427d3d8604ac4d8b40ac70c", "03a4859a2531fd7141dcc67d")
