@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -23,6 +23,9 @@ from stillwatch.recipe import find
 from stillwatch.recipe import load as read_recipe
 from stillwatch.run import Progress, Run
 from stillwatch.run import runs as all_runs
+
+if TYPE_CHECKING:
+    from stillwatch.monitor.events.database import StoredEvent
 
 app = typer.Typer(
     add_completion=False,
@@ -297,14 +300,14 @@ def events(
     as_json: Annotated[bool, typer.Option("--json", help="one event a line")] = False,
 ) -> None:
     """What was seen: the newest events first, also while a watch is running."""
-    from stillwatch.monitor.events import store
+    from stillwatch.monitor.events import database
     from stillwatch.rules.alarm import LEVELS
 
     if level is not None and level not in LEVELS:
         raise UserError(f"--level {level}: is notice, warn or alarm")
-    found = store.events(folder, _since(since), None, camera, kind, level, None, limit)
+    found = database.events(folder, _since(since), None, camera, kind, level, None, limit)
     for event in found:
-        print(json.dumps(event, ensure_ascii=False) if as_json else _event_line(event))
+        print(json.dumps(event.as_dict(), ensure_ascii=False) if as_json else _event_line(event))
     if not found and not as_json:
         print(f"{folder}: no such events")
 
@@ -330,12 +333,12 @@ def score(
 def test_sinks(what: Annotated[Path, typer.Argument(metavar="WATCH.toml")]) -> None:
     """Send each sink of a plan one event that says it is a test. Exit status 1 where one did not take it."""
     from stillwatch.monitor import config
-    from stillwatch.monitor.events.outbox import test_sinks as work
+    from stillwatch.monitor.events.outbox import send_test_events
 
     loaded = config.load(what)
     for words in loaded.bad_sinks.values():
         print(words)
-    answers = work(loaded.config.sink)
+    answers = send_test_events(loaded.config.sink)
     if not answers and not loaded.bad_sinks:
         raise UserError(f"{what}: no [[sink]] in it")
     for name, wrong in answers:
@@ -394,11 +397,11 @@ def _since(text: str | None) -> float | None:
         raise UserError(f"--since {text}: is a time such as 30m, 1h, 7d or 2026-01-31T10:00") from None
 
 
-def _event_line(event: dict[str, Any]) -> str:
-    at = datetime.fromtimestamp(event["opened"]).strftime("%Y-%m-%d %H:%M:%S")
-    marks = [event["verdict"] == "false" and "false alarm", event["acknowledged"] and "acknowledged"]
-    lasted = f"{event['end'] - event['start']:.1f} s" if event["end"] is not None else "goes on"
-    said = f"{at}  {event['level']:6} {event['camera']:16} {event['words']} ({lasted})"
+def _event_line(event: "StoredEvent") -> str:
+    at = datetime.fromtimestamp(event.opened).strftime("%Y-%m-%d %H:%M:%S")
+    marks = [event.verdict == "false" and "false alarm", event.acknowledged and "acknowledged"]
+    lasted = f"{event.end - event.start:.1f} s" if event.end is not None else "goes on"
+    said = f"{at}  {event.level:6} {event.camera:16} {event.words} ({lasted})"
     return "  ".join([said, *(mark for mark in marks if mark)])
 
 

@@ -17,7 +17,6 @@ from stillwatch.registry import Spec
 from stillwatch.rules.presets import Level
 
 Part = TypeVar("Part", bound=Strict)
-FILES = ("path", "file")  # options of sinks that name a file
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"
 KeyPath = tuple[str | int, ...]  # ("camera", 1, "fps")
 
@@ -221,6 +220,7 @@ def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines)
 
 def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
     """Relative paths start at the file's own folder: bundle, keep.folder, sources that are files, files of sinks."""
+    from stillwatch.monitor.events.sinks import SINKS  # it imports this module
 
     def resolve(text: str) -> str:
         elsewhere = "://" in text or text.isdigit() or text.startswith("$") or Path(text).is_absolute()
@@ -230,7 +230,8 @@ def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
     sinks = []
     for sink in config.sink:
         if isinstance(sink.to, dict):
-            files = {key: resolve(v) for key, v in sink.to.items() if key in FILES and isinstance(v, str)}
+            names = getattr(SINKS.get(str(sink.to.get("name"))), "files", ())  # a wrong name is reported by open_sink()
+            files = {key: resolve(v) for key, v in sink.to.items() if key in names and isinstance(v, str)}
             sink = sink.model_copy(update={"to": sink.to | files})
         sinks.append(sink)
     keep = config.keep.model_copy(update={"folder": folder / config.keep.folder})

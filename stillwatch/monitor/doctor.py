@@ -15,7 +15,7 @@ from stillwatch.inference.detector import Detector
 from stillwatch.inference.film import rule_of, threshold_of
 from stillwatch.monitor.cameras.camera import Camera, Frame
 from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, Web, secret
-from stillwatch.monitor.events.sinks import opened
+from stillwatch.monitor.events.sinks import open_sink
 from stillwatch.monitor.web import auth
 from stillwatch.rules import presets
 
@@ -51,7 +51,7 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
             yield Finding(False, camera.name, str(error))
     for sink in config.sink:
         try:
-            opened(sink).close()
+            open_sink(sink).close()
             yield Finding(True, sink.name, "can be opened; `stillwatch test-sinks` sends it a test")
         except UserError as error:
             yield Finding(False, sink.name, str(error))

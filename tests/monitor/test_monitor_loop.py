@@ -17,7 +17,7 @@ from stillwatch.inference.detector import Detector
 from stillwatch.monitor import loop
 from stillwatch.monitor.cameras.camera import Frame, Note
 from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig
-from stillwatch.monitor.events import store
+from stillwatch.monitor.events import database
 from stillwatch.recipe import Rule
 
 SAFE = np.full(SHAPE, (255, 0, 0), np.uint8)  # red: the toy net finds it safe, green: danger
@@ -133,10 +133,10 @@ def test_a_fight_is_one_event_with_picture_and_clip_and_it_ends(tmp_path: Path) 
         assert base + 9 <= at <= base + 25
         camera.put(Note("c0", "thumbnail", {"event": id, "jpeg": b"\xff\xd8jpeg"}))
         turn(watch)
-    (event,) = store.events(tmp_path / "kept")
-    assert (event["id"], event["camera"], event["state"], event["label"]) == (id, "c0", "closed", "danger")
-    assert (tmp_path / "kept" / event["thumbnail"]).read_bytes() == b"\xff\xd8jpeg"
-    assert abs(event["opened"] - time.time()) < 60  # the alarm's clock has become a date
+    (event,) = database.events(tmp_path / "kept")
+    assert (event.id, event.camera, event.state, event.label) == (id, "c0", "closed", "danger")
+    assert (tmp_path / "kept" / event.thumbnail).read_bytes() == b"\xff\xd8jpeg"
+    assert abs(event.opened - time.time()) < 60  # the alarm's clock has become a date
     assert watch.gauges.text().count(b'kind="danger"') >= 1
 
 
@@ -148,9 +148,9 @@ def test_the_wall_clock_jumps_and_the_event_stays_in_one_piece(tmp_path: Path, m
         monkeypatch.setattr(time, "time", lambda: wall - 86400 * 365)
         film(watch, camera, DANGER, base + 5, base + 8)
         film(watch, camera, SAFE, base + 8, base + 28)
-    (event,) = store.events(tmp_path / "kept")
-    assert 0 < event["end"] - event["start"] < 25
-    assert event["opened"] >= event["start"] > wall - 60
+    (event,) = database.events(tmp_path / "kept")
+    assert 0 < event.end - event.start < 25
+    assert event.opened >= event.start > wall - 60
 
 
 def test_all_cameras_go_through_the_net_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +210,9 @@ def test_a_file_that_ends_closes_its_event_and_ends_the_watch(tmp_path: Path) ->
         watch.run()
     player.join()
     assert not watch.stop.is_set(), "it ended by itself"
-    (event,) = store.events(tmp_path / "kept")
-    assert event["state"] == "closed"
-    assert 4 < event["end"] - event["start"] < 7  # the film's own seconds
+    (event,) = database.events(tmp_path / "kept")
+    assert event.state == "closed"
+    assert 4 < event.end - event.start < 7  # the film's own seconds
 
 
 def test_pictures_are_asked_for_only_while_somebody_looks(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ import av
 import numpy as np
 import pytest
 from bundles import made, onnx_net
-from test_store import until
+from event_toys import until
 
-from stillwatch.monitor.events import store
+from stillwatch.monitor.events import database
 
 RED, GREEN = (255, 120, 120), (60, 255, 60)  # the toy net finds red safe, and green a danger
 
@@ -110,19 +110,19 @@ def test_a_film_is_watched_to_its_end_and_its_event_told_kept_and_cut_out(tmp_pa
     assert process.returncode == 0, out
     assert "gone: " in out
     assert "no such file" in out
-    (event,) = store.events(tmp_path / "watch")
-    assert (event["camera"], event["kind"], event["state"]) == ("yard", "danger", "closed")
-    assert 5 < event["end"] - event["start"] < 13
-    clip = tmp_path / "watch" / event["clip"]
-    assert plays(clip) > event["end"] - event["start"]
-    assert (tmp_path / "watch" / event["thumbnail"]).stat().st_size > 100
+    (event,) = database.events(tmp_path / "watch")
+    assert (event.camera, event.kind, event.state) == ("yard", "danger", "closed")
+    assert 5 < event.end - event.start < 13
+    clip = tmp_path / "watch" / event.clip
+    assert plays(clip) > event.end - event.start
+    assert (tmp_path / "watch" / event.thumbnail).stat().st_size > 100
     told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
-    assert [one["id"] for one in told] == [event["id"]]
+    assert [one["id"] for one in told] == [event.id]
     said = subprocess.run(
         [sys.executable, "-m", "stillwatch", "events", "--in", str(tmp_path / "watch"), "--json", "--since", "1h"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert json.loads(said)["id"] == event["id"]
+    assert json.loads(said)["id"] == event.id
 
 
 def test_sigterm_closes_the_clip_and_ends_it(tmp_path: Path, bundle: Path) -> None:
@@ -139,9 +139,9 @@ def test_sigterm_closes_the_clip_and_ends_it(tmp_path: Path, bundle: Path) -> No
     assert process.returncode == 0, out
     assert took < 6, "promised: 3 s, on a machine that does nothing else"
     assert all(gone(pid) for pid in child)
-    (event,) = store.events(tmp_path / "kept")
-    assert event["state"] == "closed"
-    assert plays(tmp_path / "kept" / event["clip"]) > 1
+    (event,) = database.events(tmp_path / "kept")
+    assert event.state == "closed"
+    assert plays(tmp_path / "kept" / event.clip) > 1
     assert not list((tmp_path / "kept").rglob("*.part"))
 
 
@@ -162,19 +162,19 @@ def test_a_killed_watch_leaves_no_process_and_its_event_and_clip_to_the_next(tmp
     with watching(bundle, "--source", source, "--port", 0, "--out", kept) as process:
         address = page(process)
         until(lambda: camera(address)["open"], 30)
-        until(lambda: store.events(kept), 10)
+        until(lambda: database.events(kept), 10)
         child = children(process.pid)
         process.kill()
     until(lambda: all(gone(pid) for pid in child), 15)
     until(lambda: not list(kept.rglob("*.part")), 15)  # the child closed its clip when it found itself alone
-    (before,) = store.events(kept)
-    assert (before["state"], before["clip"]) == ("opened", None)
+    (before,) = database.events(kept)
+    assert (before.state, before.clip) == ("opened", None)
     calm = film(tmp_path / "calm.mp4", (RED, 1))
     with watching(bundle, "--source", calm, "--no-page", "--out", kept) as process:
         process.communicate(timeout=60)
-    (after,) = store.events(kept)
-    assert (after["id"], after["state"]) == (before["id"], "closed")
-    assert plays(kept / after["clip"]) > 0
+    (after,) = database.events(kept)
+    assert (after.id, after.state) == (before.id, "closed")
+    assert plays(kept / after.clip) > 0
 
 
 def test_the_street_needs_no_torch() -> None:
@@ -213,4 +213,4 @@ def test_memory_stays_flat(tmp_path: Path, bundle: Path) -> None:
         assert len(pids) == 2
     grown = [b - a for a, b in zip(before, after, strict=True)]
     assert max(grown) < 15, f"MB: {before} -> {after}"
-    assert len(store.events(tmp_path / "watch", limit=500)) > 20
+    assert len(database.events(tmp_path / "watch", limit=500)) > 20

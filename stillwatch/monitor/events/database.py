@@ -1,18 +1,19 @@
-"""Database: events and the outbox in SQLite: its schema, its migrations, and how it is read.
+"""The SQLite database of events and their outbox: schema, migrations, queries.
 
-In: a folder. Out: connections; events as dicts, for any process that asks, also while another one writes.
-Called by the store (writes), Post, the page and `stillwatch events` (read). It knows no thread and no file beside it.
+Imports no thread and knows no media file.
 """
 
-import contextlib
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from stillwatch.errors import UserError, nearest
-from stillwatch.rules.presets import LEVELS
+from stillwatch.rules.alarm import LEVELS, Event
 
 NAME = "events.db"
 
@@ -36,28 +37,34 @@ MIGRATIONS = (
     CREATE INDEX outbox_waiting ON outbox (sink, state, due);
     """,
 )
-COLUMNS = (
-    "id", "camera", "kind", "label", "level", "state", "start", "opened", "updated", "end", "peak", "words", "clip",
-    "thumbnail", "acknowledged", "verdict",
-)  # fmt: skip
 
-# What may be well again by itself: the row is kept and tried again. Anything else is the row's own fault
-PASSING = {
+# Errors that may pass by themselves: the row is kept and tried again. Any other error is the row's own fault
+TRANSIENT = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT,
 }  # fmt: skip
 BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def opened(folder: Path, write: bool = False) -> sqlite3.Connection:
-    """A connection: the one that writes, or one that only reads, also while another process writes."""
+@dataclass(frozen=True)
+class StoredEvent(Event):
+    """An event's row. Times in epoch seconds; clip and thumbnail are paths relative to the folder."""
+
+    clip: str | None = None
+    thumbnail: str | None = None
+    acknowledged: bool = False
+    verdict: Literal["false", "true"] | None = None  # what a person says of the alarm
+
+
+def connect(folder: Path, write: bool = False) -> sqlite3.Connection:
+    """The one connection that writes, or one that only reads, also while another process writes."""
     path = folder / NAME
     if write:
         db = sqlite3.connect(path, timeout=0.5, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")  # a car's power goes with its key: what was said stays said
-            db.execute("PRAGMA wal_autocheckpoint = 200")  # pages: on a small disk the log must not take what is left
+            db.execute("PRAGMA synchronous = FULL")  # in a car the power goes with the key: a commit must be on disk
+            db.execute("PRAGMA wal_autocheckpoint = 200")  # pages: a long log would take what a small disk has left
         except sqlite3.Error:
             db.close()
             raise
@@ -67,26 +74,34 @@ def opened(folder: Path, write: bool = False) -> sqlite3.Connection:
     return db
 
 
-def code(error: BaseException) -> int:
-    """SQLite's primary result code of an error; 0 where it is none of SQLite's own."""
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the body writes, or nothing of it where it raises."""
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def error_code(error: BaseException) -> int:
+    """SQLite's primary result code of an error; 0 for an error that is not SQLite's."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
-def migrate(db: sqlite3.Connection, place: Path) -> None:
-    """Bring the schema to this version, step by step, each whole or not at all. Raises UserError for a newer one."""
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema to this version, each step whole or not at all. Raises UserError for a newer schema."""
     (number,) = db.execute("PRAGMA user_version").fetchone()
     if number > len(MIGRATIONS):
-        raise UserError(f"{place}: written by a newer stillwatch (schema {number}); update, or give another folder")
+        raise UserError(f"{path}: written by a newer stillwatch (schema {number}); update, or give another folder")
     for step in range(number, len(MIGRATIONS)):
         db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
 
 
 def set_aside(folder: Path) -> str:
-    """A database that is broken keeps no watch from starting: it lies beside the new one. Returns its name now."""
+    """Rename a broken database, so that a new one can take its place. Returns its new name."""
     name = f"{NAME}.broken-{time.strftime('%Y%m%d-%H%M%S')}"
-    for tail in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            (folder / f"{NAME}{tail}").rename(folder / f"{name}{tail}")
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            (folder / f"{NAME}{suffix}").rename(folder / f"{name}{suffix}")
     return name
 
 
@@ -99,52 +114,41 @@ def events(
     level: str | None = None,
     before_id: str | None = None,
     limit: int = 100,
-) -> list[dict[str, Any]]:
-    """Events as dicts, the newest first, also while another process writes. since, until: of `opened`, epoch seconds.
+) -> list[StoredEvent]:
+    """Events, the newest first, also while another process writes. since, until: of `opened`, epoch seconds.
 
-    level: and above. before_id: older than that event. Raises UserError where there is no such database or level.
+    level: this one and above. before_id: older than that event. Raises UserError for a folder without a database and
+    for an unknown level.
     """
-    where: list[str] = ["1"]
-    values: list[Any] = []
-    for words, value in (("opened >= ?", since), ("opened < ?", until), ("camera = ?", camera), ("kind = ?", kind)):
-        if value is not None:
-            where.append(words)
-            values.append(value)
-    if level is not None:
-        if level not in LEVELS:
-            raise UserError(f"level = {level!r}: unknown{nearest(level, LEVELS)}")
-        above = LEVELS[LEVELS.index(level) :]
-        where.append(f"level IN ({', '.join('?' * len(above))})")
-        values += above
-    if before_id is not None:
-        where.append("number < (SELECT number FROM events WHERE id = ?)")
-        values.append(before_id)
-    with _reading(folder) as db:
-        rows = db.execute(
-            f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?", [*values, limit]
-        ).fetchall()
-    return [_dict(row) for row in rows]
+    if level is not None and level not in LEVELS:
+        raise UserError(f"level = {level!r}: unknown{nearest(level, LEVELS)}")
+    conditions = {
+        "opened >= ?": since,
+        "opened < ?": until,
+        "camera = ?": camera,
+        "kind = ?": kind,
+        "level IN (SELECT value FROM json_each(?))": level and json.dumps(LEVELS[LEVELS.index(level) :]),
+        "number < (SELECT number FROM events WHERE id = ?)": before_id,
+    }
+    used = {condition: value for condition, value in conditions.items() if value is not None}
+    return _select(folder, f"WHERE {' AND '.join(['1', *used])} ORDER BY number DESC LIMIT ?", *used.values(), limit)
 
 
-def event(folder: Path, id: str) -> dict[str, Any] | None:
-    """One event as a dict, or None."""
-    with _reading(folder) as db:
-        row = db.execute("SELECT * FROM events WHERE id = ?", (id,)).fetchone()
-    return _dict(row) if row else None
+def event(folder: Path, id: str) -> StoredEvent | None:
+    """The event of that id, or None. Raises UserError for a folder without a database."""
+    return next(iter(_select(folder, "WHERE id = ?", id)), None)
 
 
-@contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
+def _select(folder: Path, clauses: str, *values: object) -> list[StoredEvent]:
     if not (folder / NAME).is_file():
-        raise UserError(
-            f"{folder}: no events are kept there; `stillwatch watch` keeps them in a folder (--in names it)"
-        )
+        raise UserError(f"{folder}: no events are kept there; `stillwatch watch` makes such a folder (--in names it)")
     try:
-        with contextlib.closing(opened(folder)) as db:
-            yield db
+        with closing(connect(folder)) as db:
+            return [stored_event(row) for row in db.execute(f"SELECT * FROM events {clauses}", values)]
     except sqlite3.Error as error:
         raise UserError(f"{folder / NAME}: cannot be read: {error}") from error
 
 
-def _dict(row: sqlite3.Row) -> dict[str, Any]:
-    return {name: bool(row[name]) if name == "acknowledged" else row[name] for name in COLUMNS}
+def stored_event(row: sqlite3.Row) -> StoredEvent:
+    columns = {field.name: row[field.name] for field in fields(StoredEvent)}
+    return StoredEvent(**columns | {"acknowledged": bool(row["acknowledged"])})

@@ -1,22 +1,24 @@
-"""Shelf: the clips, thumbnails and negatives that lie beside the database: taken up, kept within bounds, filed.
+"""Clips, thumbnails and negatives beside the database: recovered after a kill, kept within bounds, filed.
 
-In: the folder and a connection that may write. Out: files and their mention in a row, always together.
-Called by the store's writer, and by the page for negatives. A clip that is being written (.part) is not touched.
+A file and its mention in a row change together. A clip that is being written (.part) is never removed.
 """
 
-import contextlib
-import os
+import json
+import re
 import shutil
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError
 from stillwatch.monitor.config import Keep
-from stillwatch.monitor.events import database
+
+if TYPE_CHECKING:
+    from stillwatch.monitor.events.database import StoredEvent
 
 SUFFIX = {"clips": ".mp4", "thumbnails": ".jpg"}
 FOLDERS = (*SUFFIX, "negatives")
@@ -24,109 +26,96 @@ STEP = 20  # files that one sweep removes at most before the writer looks for so
 ROOM = 8_000_000  # bytes that are made free at once on a full disk
 
 
-class Lying(NamedTuple):
-    """A file of the shelf: its name in a row, epoch seconds of its last change, bytes."""
+class MediaFile(NamedTuple):
+    """name: its path in a row; time: of its last change, epoch seconds; size: bytes."""
 
     name: str
     time: float
     size: int
 
 
-def lying(folder: Path, part: str = "") -> list[Lying]:
-    """Finished clips and thumbnails, the oldest first. part: ".part" lists the unfinished instead."""
+def media_files(folder: Path, part: str = "") -> list[MediaFile]:
+    """Finished clips and thumbnails, the oldest first. part: ".part" lists the unfinished ones instead."""
     found = []
     for kind, suffix in SUFFIX.items():
-        for place, _, names in os.walk(folder / kind):  # a folder that is gone, or may not be read, holds none
-            for name in names:
-                path = Path(place) / name
-                if name.endswith(suffix + part) and not name.startswith("."):
-                    with contextlib.suppress(OSError):
-                        about = path.stat()
-                        found.append(Lying(path.relative_to(folder).as_posix(), about.st_mtime, about.st_size))
-    return sorted(found, key=lambda one: one.time)
+        for path in (folder / kind).rglob(f"[!.]*{suffix}{part}"):  # a folder that may not be read holds none
+            with suppress(OSError):
+                status = path.stat()
+                found.append(MediaFile(path.relative_to(folder).as_posix(), status.st_mtime, status.st_size))
+    return sorted(found, key=lambda file: file.time)
 
 
-def thumbnail(db: sqlite3.Connection, folder: Path, id: str, jpeg: bytes) -> None:
-    """Write an event's picture and its mention. An event that is not there has none. Raises OSError, sqlite3.Error."""
-    found = db.execute("SELECT opened FROM events WHERE id = ?", (id,)).fetchone()
-    if found is None:
+def write_thumbnail(db: sqlite3.Connection, folder: Path, id: str, jpeg: bytes) -> None:
+    """Write an event's picture and mention it in its row; without a row, nothing. Raises OSError, sqlite3.Error."""
+    row = db.execute("SELECT opened FROM events WHERE id = ?", (id,)).fetchone()
+    if row is None:
         return
-    name = f"thumbnails/{time.strftime('%Y-%m-%d', time.localtime(found[0]))}/{id}.jpg"
+    name = f"thumbnails/{time.strftime('%Y-%m-%d', time.localtime(row['opened']))}/{id}.jpg"
     with atomic(folder / name) as draft:
         draft.write_bytes(jpeg)
     db.execute("UPDATE events SET thumbnail = ? WHERE id = ?", (name, id))
 
 
 def recover_orphans(db: sqlite3.Connection, folder: Path, before: Sequence[str]) -> None:
-    """After a kill: files without their row, rows without their file, and drafts.
+    """After a kill: mention files that no row mentions, forget files that are gone, remove drafts.
 
-    before: names that lay there before this watch began. A later one has its row on its way.
+    before: names of files from before this watch began; a later file has its row on its way.
     """
     rows = {row["id"]: row for row in db.execute("SELECT id, clip, thumbnail FROM events")}
     mentioned = {name for row in rows.values() for name in (row["clip"], row["thumbnail"]) if name}
-    found: list[tuple[str, str, str]] = []
     for name in before:
-        with contextlib.suppress(OSError):  # a file that cannot be moved or removed keeps no watch from starting
-            name = _whole(folder, name)
-            id, column = Path(name).stem, "clip" if name.startswith("clips/") else "thumbnail"
+        with suppress(OSError):  # a file that cannot be moved or removed must not keep a watch from starting
+            path = folder / name
+            if path.suffix == ".part" and path.stat().st_size:  # a fragmented MP4 plays as far as it was written
+                path = path.rename(path.with_suffix(""))
+            name, id = path.relative_to(folder).as_posix(), path.stem
+            column = "clip" if name.startswith("clips/") else "thumbnail"
             if name in mentioned:
                 continue
             if id in rows and rows[id][column] is None:
-                found.append((column, name, id))
+                db.execute(f"UPDATE events SET {column} = ? WHERE id = ?", (name, id))
             else:
-                (folder / name).unlink(missing_ok=True)
-    for column, name, id in found:
-        db.execute(f"UPDATE events SET {column} = ? WHERE id = ?", (name, id))
+                path.unlink(missing_ok=True)
     forget(db, [name for name in mentioned if not (folder / name).is_file()])
-    with contextlib.suppress(OSError):
-        for draft in (folder / "thumbnails").rglob(".*.jpg.*"):  # what atomic() did not come to rename
+    with suppress(OSError):
+        for draft in (folder / "thumbnails").rglob(".*.jpg.*"):  # what atomic() had no time to rename
             draft.unlink(missing_ok=True)
 
 
-def _whole(folder: Path, name: str) -> str:
-    """The name of a clip that a kill left unfinished, now that it is taken for whole: it is fragmented, so it plays."""
-    path = folder / name
-    if path.suffix == ".part":
-        path = path.rename(path.with_suffix("")) if path.stat().st_size else path
-    return path.relative_to(folder).as_posix()
-
-
 def forget(db: sqlite3.Connection, names: Sequence[str]) -> None:
-    """No row mentions these files any more."""
-    for start in range(0, len(names), 500):
-        some = names[start : start + 500]
-        marks = ", ".join("?" * len(some))
-        db.execute(f"UPDATE events SET clip = NULL WHERE clip IN ({marks})", some)
-        db.execute(f"UPDATE events SET thumbnail = NULL WHERE thumbnail IN ({marks})", some)
+    """Remove these files' mention from their rows."""
+    for column in ("clip", "thumbnail"):
+        db.execute(
+            f"UPDATE events SET {column} = NULL WHERE {column} IN (SELECT value FROM json_each(?))",
+            (json.dumps(names),),
+        )
 
 
-def sweep(db: sqlite3.Connection, keep: Keep, now: float | None = None, aged: bool = True) -> int:
-    """Remove what is too old or too much, files and their mention together; how many files: STEP at most.
+def sweep(db: sqlite3.Connection, keep: Keep, aged: bool) -> int:
+    """Remove the oldest files that are too old or too much, STEP at most, and their mention; how many.
 
-    aged: whether the clock can be trusted, without which nothing is too old.
+    aged: whether the clock can be trusted; without it no file is too old.
     """
-    now = time.time() if now is None else now
-    files = lying(keep.folder)
-    total = sum(one.size for one in files)
-    free = shutil.disk_usage(keep.folder).free
-    going: list[str] = []
-    for one in files[:STEP]:
-        old = aged and one.time < now - 86400 * keep.days
+    files, now = media_files(keep.folder), time.time()
+    total, free = sum(file.size for file in files), shutil.disk_usage(keep.folder).free
+    removed: list[str] = []
+    for file in files[:STEP]:
+        old = aged and file.time < now - 86400 * keep.days
         if not (old or total > 1e9 * keep.gigabytes or free < 1e9 * keep.free):
             break
-        going.append(one.name)
-        total, free = total - one.size, free + one.size
-    if going:
-        with db:  # first the rows: a kill in between leaves files that the next start takes up again
+        removed.append(file.name)
+        total, free = total - file.size, free + file.size
+    if removed:
+        with db:  # first the rows: a kill in between leaves files that the next start recovers
             db.execute("BEGIN IMMEDIATE")
-            forget(db, going)
-        for name in going:
+            forget(db, removed)
+        for name in removed:
             (keep.folder / name).unlink(missing_ok=True)
-    return len(going)
+    return len(removed)
 
 
-def full(folder: Path) -> bool:
-    """Whether the disk is full, whatever SQLite called it: a log that cannot grow is an I/O error to it."""
+def disk_full(folder: Path) -> bool:
+    """Whether the disk is full, whatever SQLite says: to it, a log that cannot grow is an I/O error."""
     try:
         return shutil.disk_usage(folder).free < ROOM // 32
     except OSError:
@@ -134,46 +123,51 @@ def full(folder: Path) -> bool:
 
 
 def make_room(folder: Path) -> list[str]:
-    """On a disk that is full: remove the oldest files, a little at a time; their names, for forget()."""
-    gone: list[str] = []
+    """Remove the oldest files of a full disk, about ROOM bytes; returns their names, for forget()."""
+    removed: list[str] = []
     freed = 0
-    for one in lying(folder)[:STEP]:
+    for file in media_files(folder)[:STEP]:
         if freed >= ROOM:
             break
-        with contextlib.suppress(OSError):
-            (folder / one.name).unlink(missing_ok=True)
-            gone.append(one.name)
-            freed += one.size
-    return gone
+        with suppress(OSError):
+            (folder / file.name).unlink(missing_ok=True)
+            removed.append(file.name)
+            freed += file.size
+    return removed
 
 
-def negatives(folder: Path, event_id: str, label: str) -> int:
+def file_negatives(folder: Path, event: "StoredEvent", label: str) -> int:
     """File an event's frames as pictures of `label`, for data.negatives: one a second of its clip, else its thumbnail.
 
-    Returns how many of it lie in folder/negatives/<label>/<camera>/ now. Raises UserError where the event is not there,
-    or for a label that cannot be a folder's name.
+    Returns how many of its pictures now lie in folder/negatives/<label>/<camera>/. Raises UserError for a label
+    that cannot be a folder's name.
     """
-    row = database.event(folder, event_id)
-    if row is None:
-        raise UserError(f"{event_id}: no such event")
     if not label or label.startswith(".") or "/" in label or "\\" in label or not label.isprintable():
         raise UserError(f"label = {label!r}: cannot be a folder's name; give one of the bundle's labels")
-    shelf = folder / "negatives" / label / row["camera"]
-    shelf.mkdir(parents=True, exist_ok=True)
+    target = folder / "negatives" / label / event.camera
+    target.mkdir(parents=True, exist_ok=True)
     filed = 0
-    if row["clip"] and (folder / row["clip"]).is_file():
+    if event.clip and (folder / event.clip).is_file():
         import cv2
 
         from stillwatch.monitor.cameras.source import frames
 
-        for seconds, image in frames(str(folder / row["clip"]), fps=1.0):
+        for seconds, image in frames(str(folder / event.clip), fps=1.0):
             done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
             if done:
-                with atomic(shelf / f"{event_id}-{round(seconds):03d}.jpg") as draft:
+                with atomic(target / f"{event.id}-{round(seconds):03d}.jpg") as draft:
                     draft.write_bytes(jpeg.tobytes())
                 filed += 1
-    elif row["thumbnail"] and (folder / row["thumbnail"]).is_file():
-        with atomic(shelf / f"{event_id}.jpg") as draft:
-            shutil.copyfile(folder / row["thumbnail"], draft)
+    elif event.thumbnail and (folder / event.thumbnail).is_file():
+        with atomic(target / f"{event.id}.jpg") as draft:
+            shutil.copyfile(folder / event.thumbnail, draft)
         filed = 1
     return filed
+
+
+def remove_negatives(folder: Path, event: "StoredEvent") -> None:
+    """Remove what file_negatives() filed: a verdict that is taken back must teach nothing."""
+    own = re.compile(rf"{re.escape(event.id)}(-\d{{3,}})?\.jpg")
+    for path in (folder / "negatives").glob(f"*/{event.camera}/*.jpg"):
+        if own.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
-"""MQTT: events to a broker, and for each camera whether something is on; Home Assistant finds them by itself.
+"""MQTT 3.1.1: events to a broker, and for each camera whether something is on; Home Assistant discovers them.
 
-In: an event as a dict. Out: the broker has confirmed it (QoS 1), or Refused. Its last will says when we are gone.
-Called through SINKS. Topics: PREFIX/status (online, offline), PREFIX/CAMERA/event, PREFIX/CAMERA/active (ON, OFF).
+Topics: PREFIX/status (online, offline), PREFIX/CAMERA/event, PREFIX/CAMERA/active (ON, OFF).
 """
 
 import hashlib
@@ -9,11 +8,20 @@ import json
 import platform
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
 
 from stillwatch.errors import UserError
+
+if TYPE_CHECKING:  # paho is imported when a broker is named
+    from paho.mqtt.client import Client, ConnectFlags, MQTTMessageInfo
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from stillwatch.monitor.events.sinks import Message
 
 TIMEOUT = 10.0  # seconds for any answer
 
@@ -23,19 +31,19 @@ class Refused(Exception):
 
 
 class Mqtt:
-    """MQTT 3.1.1. One watch, one prefix: the last will is about all of its cameras."""
+    """One watch, one prefix: the last will is about all of its cameras."""
+
+    stateful: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, host: str, port: int = 1883, user: str | None = None, password: str | None = None,
-        prefix: str = "stillwatch", discovery: str = "homeassistant", tls: bool = False,
+        self, host: Annotated[str, Field(min_length=1)], port: Annotated[int, Field(ge=1, le=65535)] = 1883,
+        user: str | None = None, password: str | None = None, prefix: str = "stillwatch",
+        discovery: str = "homeassistant", tls: bool = False,
     ):  # fmt: skip
         for key, topic in (("prefix", prefix), ("discovery", discovery)):
-            if not isinstance(topic, str) or not re.fullmatch(r"[\w/-]+", topic):
+            if not re.fullmatch(r"[\w/-]+", topic):
                 raise UserError(f"{key} = {topic!r}: letters, digits, _, - and / make a topic")
-        if not isinstance(host, str) or not host or isinstance(port, bool) or not isinstance(port, int):
-            raise UserError(f"host = {host!r}, port = {port!r}: wanted: a name and a number")
-        if not 0 < port < 65536:
-            raise UserError(f"port = {port}: is between 1 and 65535")
         self._host, self._prefix, self._discovery = f"{host}:{port}", prefix, discovery
         self._address, self._user, self._password, self._tls = (host, port), user, password, tls
         self._cameras: list[str] = []
@@ -43,9 +51,9 @@ class Mqtt:
         self._lock = threading.Lock()  # of these two and of the order of what is said of them; never held while waiting
         self._why = "no connection"
         self._up = threading.Event()
-        self._client: Any = self._begun()
+        self._client = self._connect()
 
-    def _begun(self) -> Any:
+    def _connect(self) -> "Client":
         """A client of paho's, with its thread, that connects by itself and again."""
         from paho.mqtt import client as paho
 
@@ -66,7 +74,9 @@ class Mqtt:
         client.loop_start()
         return client
 
-    def _connected(self, client: Any, _: Any, __: Any, reason: Any, ___: Any = None) -> None:
+    def _connected(
+        self, client: "Client", _: object, __: "ConnectFlags", reason: "ReasonCode", ___: "Properties | None"
+    ) -> None:
         if reason.is_failure:
             self._why = f"refused us: {reason}"
             return
@@ -85,7 +95,7 @@ class Mqtt:
                     if self._up.is_set():
                         self._show(self._client, camera)
 
-    def _show(self, client: Any, camera: str) -> None:
+    def _show(self, client: "Client", camera: str) -> None:
         """What Home Assistant must know of a camera, and its state; kept by the broker."""
         topic, name = f"{self._prefix}/{camera}", f"{self._prefix}_{camera}".replace("/", "_")
         device = {"identifiers": [name], "name": camera, "manufacturer": "Stillwatch"}
@@ -97,22 +107,22 @@ class Mqtt:
         client.publish(f"{self._discovery}/binary_sensor/{name}/config", text, qos=1, retain=True)
         client.publish(f"{topic}/active", "ON" if self._on.get(camera) else "OFF", qos=1, retain=True)
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
+    def send(self, event: "Message", clip: Path | None) -> None:
         """Returns when the broker has confirmed it."""
         if not self._up.wait(TIMEOUT):
             raise Refused(f"{self._host}: {self._why}")
-        camera, test = event["camera"], bool(event.get("test"))
-        if not test:  # the state goes first: it may be said twice, the event is to arrive once
+        camera = event.camera
+        if not event.test:  # the state goes first: it may be said twice, the event is to arrive once
             self.present([camera])
             with self._lock:
                 on = self._on.setdefault(camera, set())
-                (on.discard if event["state"] == "closed" else on.add)(event["id"])
+                (on.discard if event.state == "closed" else on.add)(event.id)
                 sent = self._client.publish(f"{self._prefix}/{camera}/active", "ON" if on else "OFF", 1, True)
             self._confirm(sent)
-        text = json.dumps(dict(event), ensure_ascii=False)
+        text = json.dumps(event.payload(), ensure_ascii=False)
         self._confirm(self._client.publish(f"{self._prefix}/{camera}/event", text, 1))
 
-    def _confirm(self, sent: Any) -> None:
+    def _confirm(self, sent: "MQTTMessageInfo") -> None:
         try:
             sent.wait_for_publish(TIMEOUT)
             if sent.is_published():
@@ -121,12 +131,12 @@ class Mqtt:
         except (RuntimeError, ValueError) as error:
             why = str(error)
         # paho would send it when it is connected again, and so would whoever called: it is to arrive once
-        self._ended()
+        self._disconnect()
         self._up.clear()
-        self._client = self._begun()
+        self._client = self._connect()
         raise Refused(f"{self._host}: {why}")
 
-    def _ended(self) -> None:
+    def _disconnect(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
 
@@ -137,4 +147,4 @@ class Mqtt:
         except (RuntimeError, ValueError):
             pass  # its will says so
         finally:
-            self._ended()
+            self._disconnect()

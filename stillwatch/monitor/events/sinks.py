@@ -1,43 +1,41 @@
-"""Sinks: who is told, and how: log, JSON lines, webhook, MQTT, apprise, a command, a sound.
+"""Sinks: log, JSON lines, webhook, MQTT, apprise, a command, a sound. Each takes a message or raises why not.
 
-In: an event as a dict, and its clip. Out: it was taken, or an exception that says why not, in words without secrets.
-Called by Post, one thread a sink, and by `stillwatch test-sinks`. It knows no queue and no second try.
+One thread calls a sink. Knows no queue and no second try.
 """
 
-import base64
+import asyncio
 import errno
 import hashlib
 import hmac
-import http.client
-import inspect
 import io
 import json
 import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
-from urllib.parse import unquote, urlsplit
+from typing import IO, Annotated, ClassVar, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
+from pydantic import Field
 
-from stillwatch import __version__
-from stillwatch.errors import UserError, nearest
-from stillwatch.monitor import config as plans
-from stillwatch.monitor.cameras.source import redact, redacted_error
+from stillwatch import __version__, registry
+from stillwatch.errors import UserError, one_line
+from stillwatch.monitor.config import Sink, secret
+from stillwatch.monitor.events.database import StoredEvent
 from stillwatch.monitor.events.mqtt import Mqtt, Refused
-from stillwatch.registry import build_spec
 
-TIMEOUT = 10.0  # seconds for any answer
+TIMEOUT = 10.0  # seconds for a whole answer
 PLAYERS = (
     ("pw-play",),
     ("paplay",),
@@ -45,99 +43,105 @@ PLAYERS = (
     ("afplay",),
     ("ffplay", "-nodisp", "-autoexit", "-loglevel", "quiet"),
 )
+Words = Annotated[Sequence[str], Field(min_length=1)]
 
 
-class Send(Protocol):
-    """An opened sink. One thread calls it."""
+@dataclass(frozen=True)
+class Message(StoredEvent):
+    """What a sink is told: an event, which change of it this is, and how many events were held back before it."""
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
+    change: str = "reached"
+    held: int = 0
+    test: bool = False
+
+    def payload(self) -> dict[str, object]:
+        """Its JSON: without what a person says of the event; held and test only where they say something."""
+        omitted = {"acknowledged", "verdict"} | {name for name in ("held", "test") if not getattr(self, name)}
+        return {name: value for name, value in self.as_dict().items() if name not in omitted}
+
+
+class Sender(Protocol):
+    """An opened sink."""
+
+    stateful: ClassVar[bool] = False  # shows what is on now: it hears of an end whatever `updates` says
+    files: ClassVar[tuple[str, ...]] = ()  # options that name a file, relative to watch.toml
+
+    def present(self, cameras: Sequence[str]) -> None:
+        """Show these cameras before anything happens."""
+        return None
+
+    def send(self, event: Message, clip: Path | None) -> None:
         """Raises Refused, or anything, where it was not taken."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        return None
 
 
-@runtime_checkable
-class Presence(Protocol):
-    """A sink that shows its cameras before anything happens."""
-
-    def present(self, cameras: Sequence[str]) -> None: ...
+def name_of(sink: Sink) -> str:
+    """The name in SINKS that a sink of the plan has."""
+    return sink.to if isinstance(sink.to, str) else str(sink.to.get("name"))
 
 
-def opened(sink: plans.Sink) -> Send:
+def open_sink(sink: Sink) -> Sender:
     """A sink of the plan, its secrets taken from the environment. Raises UserError for a bad name or option."""
-    build, options = build_spec(SINKS, sink.to, f"sink {sink.name}: to")
     try:
-        known = inspect.signature(build).parameters
-        any_key = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
-        for key in options:
-            if key not in known and not any_key:
-                raise UserError(f"{key}: unknown" + (nearest(key, known) if known else "; it has no options"))
-        for key, one in known.items():
-            if key not in options and one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
-                raise UserError(f"{key}: missing; it knows: {', '.join(known)}")
-        return build(**plans.secret(options))
+        return registry.build(SINKS, secret(sink.to), place="to", prefix="")
     except Exception as error:  # also what a library says of an option
-        raise UserError(f"sink {sink.name}: {words(error, sink)}") from None
+        raise UserError(f"sink {sink.name}: {explain(error, sink)}") from None
 
 
-def words(error: BaseException, sink: plans.Sink) -> str:
-    """Why it failed, in one line, and whatever it quotes: no secret of the plan stands in it."""
-    text = str(error) or type(error).__name__
-    for value in sorted(_secrets(sink.to), key=len, reverse=True):
-        text = text.replace(value, "***").replace(repr(value)[1:-1], "***")
-    return " ".join(text.split())[:300]
+def explain(error: BaseException, sink: Sink) -> str:
+    """Why it failed, in one line, without the plan's secrets, whatever it quotes."""
+    return one_line(error, set(_secrets(sink.to)))
 
 
-def _secrets(value: Any) -> Iterator[str]:
+def _secrets(value: object) -> Iterator[str]:
     """The values of every "$NAME" anywhere in the options, and their single lines."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        for one in value:
-            yield from _secrets(one)
+        for item in value:
+            yield from _secrets(item)
     elif isinstance(value, str) and re.fullmatch(r"\$[A-Za-z_]\w*", value):
         known = os.environ.get(value[1:], "")
-        yield from (one for one in {known, *known.split()} if len(one) > 2)
+        yield from (text for text in (known, *known.split()) if len(text) > 2)
 
 
-def json_line(event: Mapping[str, Any]) -> str:
+def json_line(fields: Mapping[str, object]) -> str:
     """JSON on one line, for whatever calls a line: U+2028, U+2029 and U+0085 are escaped as well."""
-    text = json.dumps(dict(event), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(dict(fields), ensure_ascii=False, allow_nan=False)
     return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def line(event: Mapping[str, Any]) -> str:
+def line(event: Message) -> str:
     """One line for a person."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["updated"]))
-    held = f"  ({event['held']} more were held back)" if event.get("held") else ""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.updated))
+    held = f"  ({event.held} more were held back)" if event.held else ""
     # Nothing of a name or of words may move a terminal's cursor
-    said = "".join(c if c.isprintable() else " " for c in f"{event['camera']}  {event['words']}")
-    return f"{at}  {event['level']:6} {event['state']:6} {said}{held}"
+    text = "".join(c if c.isprintable() else " " for c in f"{event.camera}  {event.words}")
+    return f"{at}  {event.level:6} {event.state:6} {text}{held}"
 
 
-class Log:
+class Log(Sender):
     """One line an event to standard output."""
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
+    def send(self, event: Message, clip: Path | None) -> None:
         alphabet = sys.stdout.encoding or "utf-8"  # a terminal without this letter gets it as a number
         print(line(event).encode(alphabet, "backslashreplace").decode(alphabet), flush=True)
 
-    def close(self) -> None:
-        pass
 
-
-class Lines:
+class JsonLines(Sender):
     """A JSON object a line, appended to a file and on disk before it is taken as sent; whole or not at all."""
 
+    files = ("path",)
+
     def __init__(self, path: str):
-        if not isinstance(path, str):
-            raise UserError(f"path = {path!r}: wanted: a file's name")
         self._path = Path(path).expanduser()
         if not self._path.parent.is_dir():
             raise UserError(f"path = {path!r}: no such folder as {str(self._path.parent)!r}")
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        text = json_line({**event, "clip_path": str(clip) if clip else None}).encode() + b"\n"
+    def send(self, event: Message, clip: Path | None) -> None:
+        text = json_line({**event.payload(), "clip_path": str(clip) if clip else None}).encode() + b"\n"
         with self._path.open("a+b", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if size:
@@ -152,72 +156,72 @@ class Lines:
                 file.truncate(size)
                 raise
 
-    def close(self) -> None:
-        pass
 
-
-class Unmoved(urllib.request.HTTPRedirectHandler):
-    """A POST that is sent elsewhere would arrive there as a GET without its body, and count as delivered."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-class Webhook:
+class Webhook(Sender):
     """A POST of JSON. Signed where there is a secret: HMAC-SHA256 over "TIMESTAMP.BODY", as Stripe's are."""
 
-    def __init__(self, url: str, secret: str | None = None, headers: Mapping[str, str] | None = None):
-        shown = redact(url) if isinstance(url, str) else "?"
+    def __init__(self, url: str, secret: str | None = None, headers: dict[str, str] | None = None):
         try:
             parts = urlsplit(url)
-            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
-        except (ValueError, AttributeError, TypeError):
-            fine = False
-        if not fine or not re.fullmatch(r"[!-~]+", url):
-            raise UserError(f"url = {shown!r}: wanted: http://… or https://…, without spaces")
-        self._url, self._secret, self._headers = url, secret, dict(headers or {})
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
+        except ValueError:
+            valid = False
+        if not valid or not re.fullmatch(r"[!-~]+", url):
+            from stillwatch.monitor.cameras.source import redact
+
+            raise UserError(f"url = {redact(url)!r}: wanted: http://… or https://…, without spaces")
+        self._url, self._secret, self._headers = url, secret, headers or {}
         for name, value in self._headers.items():
-            if not re.fullmatch(r"[\w-]+", name) or not isinstance(value, str) or not re.fullmatch(r"[ -~]*", value):
+            if not re.fullmatch(r"[\w-]+", name) or not re.fullmatch(r"[ -~]*", value):
                 raise UserError(f"headers: {name}: its value cannot stand in a header (a line's end, an odd letter)")
         port = f":{parts.port}" if parts.port else ""
         self._place = f"{parts.scheme}://{parts.hostname}{port}"  # a hook's path is often its password
-        user, at, host = parts.netloc.rpartition("@")
-        if at:  # a user and password in an address are sent as such, and never stand in an error
-            self._url = url.replace(f"{user}@{host}", host, 1)
-            self._headers["Authorization"] = "Basic " + base64.b64encode(unquote(user).encode()).decode()
-        self._opener = urllib.request.build_opener(Unmoved)
+        self._verify = ssl.create_default_context() if parts.scheme == "https" else False  # the system's authorities
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        body, stamp = json_line(event).encode(), str(int(time.time()))
-        headers = {
-            **self._headers, "Content-Type": "application/json", "User-Agent": f"stillwatch/{__version__}",
-            "Idempotency-Key": "-".join(str(event[key]) for key in ("id", "change") if event.get(key)),
-            "X-Stillwatch-Timestamp": stamp,
-        }  # fmt: skip
+    def send(self, event: Message, clip: Path | None) -> None:
+        """One deadline for all of it: a server that sends a byte now and then must not hold it."""
+        import httpx
+
+        body, timestamp = json_line(event.payload()).encode(), str(int(time.time()))
+        headers = self._headers | {
+            "Content-Type": "application/json",
+            "User-Agent": f"stillwatch/{__version__}",
+            "Idempotency-Key": "-".join(part for part in (event.id, event.change) if part),
+            "X-Stillwatch-Timestamp": timestamp,
+        }
         if self._secret:
-            headers["X-Stillwatch-Signature"] = "sha256=" + signature(self._secret, stamp, body)
-        request = urllib.request.Request(self._url, body, headers, method="POST")
+            mac = hmac.new(self._secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256)
+            headers["X-Stillwatch-Signature"] = "sha256=" + mac.hexdigest()
         try:
-            self._opener.open(request, timeout=TIMEOUT).close()
-        except urllib.error.HTTPError as error:
-            error.close()
-            hint = "; give the address that it is at now" if error.code // 100 == 3 else ""
-            raise Refused(f"{self._place} answered {error.code}{hint}") from None
-        except OSError as error:
-            raise Refused(f"{self._place}: {redacted_error(error, self._url)}") from None
-        except (http.client.HTTPException, ValueError) as error:  # they quote what was sent
+            with closing(asyncio.new_event_loop()) as loop:  # run() would wait for a name server without an end
+                status = loop.run_until_complete(asyncio.wait_for(self._post(body, headers), TIMEOUT))
+        except (TimeoutError, httpx.TimeoutException):
+            raise Refused(f"{self._place}: no whole answer within {TIMEOUT:g} s") from None
+        except (httpx.ProtocolError, httpx.InvalidURL, ValueError) as error:  # they quote what was sent
             raise Refused(f"{self._place}: {type(error).__name__}: it does not speak HTTP as it should") from None
+        except (httpx.HTTPError, OSError) as error:
+            from stillwatch.monitor.cameras.source import redacted_error
 
-    def close(self) -> None:
-        pass
+            cause: BaseException = error
+            while cause.__cause__ is not None and not isinstance(cause.__cause__, BaseExceptionGroup):
+                cause = cause.__cause__
+            raise Refused(f"{self._place}: {redacted_error(cause, self._url)}") from None
+        if not 200 <= status < 300:
+            hint = "; give the address that it is at now" if status // 100 == 3 else ""
+            raise Refused(f"{self._place} answered {status}{hint}")
+
+    async def _post(self, body: bytes, headers: Mapping[str, str]) -> int:
+        import httpx
+
+        # A redirect is not followed: the POST would arrive as a GET without its body, and count as delivered
+        async with (
+            httpx.AsyncClient(verify=self._verify, timeout=None) as client,
+            client.stream("POST", self._url, content=body, headers=headers) as response,
+        ):
+            return response.status_code
 
 
-def signature(secret: str, stamp: str, body: bytes) -> str:
-    """hex of HMAC-SHA256 over `stamp.body`: what a receiver works out again and compares."""
-    return hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
-
-
-class Apprise:
+class Apprise(Sender):
     """Mail, Telegram, Slack, ntfy and a hundred others, by apprise's own addresses."""
 
     def __init__(self, url: str | Sequence[str], attach: bool = False):
@@ -225,44 +229,37 @@ class Apprise:
             import apprise
         except ModuleNotFoundError:
             raise UserError("apprise is not installed: pip install 'stillwatch[apprise]'") from None
-        self._to, self._attach = apprise.Apprise(), attach
-        for one in [url] if isinstance(url, str) else url:
-            if not isinstance(one, str) or not self._to.add(one):
-                scheme = one.partition("://")[0] if isinstance(one, str) and "://" in one else "?"
+        self._targets, self._attach = apprise.Apprise(), attach
+        for address in [url] if isinstance(url, str) else url:
+            if not self._targets.add(address):
+                scheme = address.partition("://")[0] if "://" in address else "?"
                 raise UserError(f"url = '{scheme}://***': apprise does not know such an address")
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        there = str(clip) if self._attach and clip and clip.is_file() else None
-        title = f"Stillwatch: {event['level']} at {event['camera']}"
-        if not self._to.notify(body=line(event), title=title, attach=there):
+    def send(self, event: Message, clip: Path | None) -> None:
+        attachment = str(clip) if self._attach and clip and clip.is_file() else None
+        title = f"Stillwatch: {event.level} at {event.camera}"
+        if not self._targets.notify(body=line(event), title=title, attach=attachment):
             raise Refused("apprise could not deliver it")
 
-    def close(self) -> None:
-        pass
 
-
-class Command:
+class Command(Sender):
     """A program, without a shell: the event as JSON on its standard input; anything but exit status 0 is a refusal."""
 
-    def __init__(self, command: Sequence[str], timeout: float = 30.0):
-        if isinstance(command, str) or not command or not all(isinstance(word, str) for word in command):
-            raise UserError(f"command = {command!r}: wanted: a list of words, such as ['/usr/local/bin/relay', 'on']")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
-            raise UserError(f"timeout = {timeout!r}: wanted: seconds")
+    def __init__(self, command: Words, timeout: Annotated[float, Field(gt=0)] = 30.0):
         if shutil.which(command[0]) is None:
             raise UserError(f"command = {command[0]!r}: no such program")
         self._command, self._timeout = list(command), timeout
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
-        text = json_line({**event, "clip_path": str(clip) if clip else None})
+    def send(self, event: Message, clip: Path | None) -> None:
+        text = json_line({**event.payload(), "clip_path": str(clip) if clip else None})
         name = self._command[0]
-        # Files, not pipes: what the program leaves running behind it may hold a pipe open for ever
-        with scratch("given") as given, scratch("said") as said:
-            given.write(text.encode())
-            given.seek(0)
+        # Files, not pipes: a program may leave another one running, which would hold a pipe open for ever
+        with scratch("stdin") as stdin, scratch("stderr") as stderr:
+            stdin.write(text.encode())
+            stdin.seek(0)
             try:
                 process = subprocess.Popen(
-                    self._command, stdin=given, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+                    self._command, stdin=stdin, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
                 )
             except OSError as error:
                 raise Refused(f"{name}: {error.strerror}") from None
@@ -275,12 +272,9 @@ class Command:
                     os.killpg(process.pid, signal.SIGKILL)  # and what it has started
                     process.wait()
             if status:
-                said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
-                last = "".join(said.read().decode(errors="replace").strip().splitlines()[-1:])
+                stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - 2000))
+                last = "".join(stderr.read().decode(errors="replace").strip().splitlines()[-1:])
                 raise Refused(f"{name}: exit status {status}{': ' + last[:200] if last else ''}")
-
-    def close(self) -> None:
-        pass
 
 
 def scratch(name: str) -> IO[bytes]:
@@ -290,20 +284,20 @@ def scratch(name: str) -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-class Sound:
+class Sound(Sender):
     """A file, or a tone of our own, by the first player there is; without one, the terminal's bell."""
 
-    def __init__(self, file: str | None = None, player: Sequence[str] | None = None):
-        if file is not None and (not isinstance(file, str) or not Path(file).is_file()):
+    files = ("file",)
+
+    def __init__(self, file: str | None = None, player: Words | None = None):
+        if file is not None and not Path(file).is_file():
             raise UserError(f"file = {file!r}: no such file")
-        if player is not None and (isinstance(player, str) or not player):
-            raise UserError(f"player = {player!r}: wanted: a list of words, such as ['aplay', '-q']")
-        found = [list(player)] if player else [list(words) for words in PLAYERS if shutil.which(words[0])]
         if player and shutil.which(player[0]) is None:
             raise UserError(f"player = {player[0]!r}: no such program")
-        self._player, self._file = (found[0] if found else None), file
+        self._file = file
+        self._player = player or next((command for command in PLAYERS if shutil.which(command[0])), None)
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
+    def send(self, event: Message, clip: Path | None) -> None:
         if self._player is None:
             sys.stdout.write("\a")
             sys.stdout.flush()
@@ -311,18 +305,15 @@ class Sound:
         with tempfile.TemporaryDirectory() as folder:
             path = self._file or str(Path(folder) / "tone.wav")
             if self._file is None:
-                Path(path).write_bytes(tone(event["level"]))
+                Path(path).write_bytes(tone(event.level))
             Command([*self._player, path]).send(event, clip)
-
-    def close(self) -> None:
-        pass
 
 
 def tone(level: str, rate: int = 22_050) -> bytes:
     """A WAV of one, two or three short tones, higher where it matters more."""
     count = {"notice": 1, "warn": 2, "alarm": 3}[level]
-    at = np.arange(round(0.18 * rate)) / rate
-    beep = np.sin(2 * np.pi * (440 + 220 * count) * at) * np.hanning(len(at))
+    t = np.arange(round(0.18 * rate)) / rate
+    beep = np.sin(2 * np.pi * (440 + 220 * count) * t) * np.hanning(len(t))
     samples = np.tile(np.concatenate([beep, np.zeros(round(0.08 * rate))]), count)
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
@@ -333,9 +324,14 @@ def tone(level: str, rate: int = 22_050) -> bytes:
     return out.getvalue()
 
 
-SINKS: dict[str, Callable[..., Send]] = {
+def is_stateful(sink: Sink) -> bool:
+    """Whether it shows what is on now. An unknown name is reported when it is opened."""
+    return bool(getattr(SINKS.get(name_of(sink)), "stateful", False))
+
+
+SINKS: dict[str, Callable[..., Sender]] = {
     "log": Log,
-    "jsonl": Lines,
+    "jsonl": JsonLines,
     "webhook": Webhook,
     "mqtt": Mqtt,
     "apprise": Apprise,

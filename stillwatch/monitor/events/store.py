@@ -1,108 +1,100 @@
-"""Store: what is remembered: events in SQLite, their clips and thumbnails beside it, and an outbox for the sinks.
+"""Remembers events: one writer thread takes them from memory to SQLite, with what each sink is to be told of them.
 
-In: events, clips, pictures, marks; none of its methods waits for the disk. Out: rows, for any process that asks.
-Called by the loop and the web (writes), by Post, the page and `stillwatch events` (reads). It knows no camera.
+No method waits for the disk. Knows no camera.
 """
 
-import contextlib
 import errno
-import fcntl
+import json
 import math
-import os
 import re
 import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, NamedTuple
+from typing import Literal, TypeVar
 
+from stillwatch.atomic import FileLock
 from stillwatch.errors import UserError
-from stillwatch.monitor import config as plans
-from stillwatch.monitor.events import media_files
-from stillwatch.monitor.events.database import (
-    BROKEN,
-    COLUMNS,
-    NAME,
-    PASSING,
-    code,
-    event,
-    events,
-    migrate,
-    opened,
-    set_aside,
-)
-from stillwatch.monitor.events.media_files import negatives
+from stillwatch.monitor.config import Keep, Sink
+from stillwatch.monitor.events import database, media_files
+from stillwatch.monitor.events.database import BROKEN, TRANSIENT, connect, error_code, transaction
 from stillwatch.rules.alarm import LEVELS, Event
 
-__all__ = ["Store", "changes", "event", "events", "kind", "negatives", "opened"]
-
-HELD = 20_000  # rows that wait in memory while the disk takes none; the rest is counted and said
-HEAVY = 32 * 2**20  # bytes of pictures that do so
-BATCH = 200  # rows of one transaction
+MAX_JOBS = 20_000  # rows that wait in memory while the disk takes none; more are counted as lost
+MAX_BYTES = 32 * 2**20  # of pictures that wait in memory
 PAUSE, LONGEST = 0.1, 5.0  # seconds between two tries at a disk that takes nothing; doubling
 SWEEP = 60.0  # seconds between two looks at what is too old or too much
 START, JUMP = 3600.0, 86400.0  # seconds for which a clock is not trusted after a start, and after it jumped
-STATEFUL = ("mqtt",)  # sinks that show what is on now: they hear of an end whatever `updates` says
-ID = re.compile(r"[\w.+@-]{1,200}")  # what an event may be called: it is a file's name too
+ID = re.compile(r"(?!\.)[\w.+@-]{1,200}")  # an event's id is a file's name too
 FULL = {errno.ENOSPC, errno.EDQUOT}
-DISK = FULL | {errno.EIO, errno.EROFS}  # of a picture: it is tried again
+DISK_ERRORS = FULL | {errno.EIO, errno.EROFS}  # of a picture: it is tried again
 
-Work = Callable[[sqlite3.Connection], Any]
+DeliveryState = Literal["waiting", "sent", "held", "passed"]  # passed: a newer message told it
+Value = TypeVar("Value")
 
 
-class Job(NamedTuple):
-    """One thing to be written: what, in words for an error, and how."""
+@dataclass(frozen=True)
+class Job:
+    """One write: its name in an error, what to do in a transaction, and of a picture its bytes."""
 
     what: str
-    work: Work
+    write: Callable[[sqlite3.Connection], object]
     event: Event | None = None
+    size: int = 0
+    written: threading.Event = field(default_factory=threading.Event)
 
 
 class Store:
-    """One writer thread over one database. put, attach and mark return at once and raise nothing."""
+    """The events of one folder. put(), attach() and mark() return at once and raise nothing."""
 
-    def __init__(self, keep: plans.Keep, sinks: Sequence[plans.Sink] = ()):
+    def __init__(self, keep: Keep, sinks: Sequence[Sink] = ()):
         """Open or make the folder and its database.
 
-        A disk that is full and a database that is locked are waited for, and said as trouble; a broken database is
-        set aside. Raises UserError where the folder cannot be, is another watch's, or was written by a newer version.
+        A full disk and a locked database are waited for and reported as trouble; a broken database is set aside.
+        Raises UserError for a folder that cannot be made, is another watch's, or was written by a newer version.
         """
         self.folder, self._keep, self._sinks = keep.folder, keep, tuple(sinks)
         self.trouble: str | None = None  # one line: what is wrong with the disk now, or what was lost since the start
         self.stuck = False  # nothing can be written now
         self.lost = 0  # rows and pictures that found no room, in memory or on disk, or that nothing can write
-        self.news = 0  # goes up whenever something new may wait in the outbox
-        self._wake = threading.Condition()
-        self._asked = self._done = 0  # rows ever taken, and ever written
+        self.version = 0  # goes up whenever something new may wait in the outbox
+        self._changed = threading.Condition()  # of the queue and of the version
         self._rows: deque[Job] = deque()
-        self._pictures: deque[tuple[str, bytes]] = deque()
+        self._pictures: deque[Job] = deque()  # wait until no row does
         self._bytes = 0  # of the pictures
-        self._fresh = threading.Condition()
         self._end: float | None = None  # time.monotonic() by which the writer leaves
-        self._said: list[str] = []  # what stays true until the next start
-        self._gone: list[str] = []  # files that made room and that rows may still mention
-        self._lock: int | None = None
-        self._adopted = False
-        self._before = [one.name for part in ("", ".part") for one in media_files.lying(self.folder, part)]
+        self._faults: list[str] = []  # what stays true until the next start
+        self._removed: list[str] = []  # files that made room and that rows may still mention
+        self._lock = FileLock(self.folder / ".lock")
+        self._recovered = False
         self._offset, self._trusted = time.time() - time.monotonic(), time.monotonic() + START
         self._db: sqlite3.Connection | None = None
         try:
-            self._db = self._made_ready()
+            self._before = [file.name for part in ("", ".part") for file in media_files.media_files(self.folder, part)]
+            self._db = self._open()
             self._report(None)
         except (OSError, sqlite3.Error) as error:
-            if not passing(error):
-                self._unlock()
+            code = error_code(error)
+            if getattr(error, "errno", None) not in FULL and (
+                code not in TRANSIENT or code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+            ):
+                self._lock.release()
                 raise UserError(f"{self.folder}: events cannot be kept there: {error}") from error
             self._report(f"nothing can be written yet: {error}")
         except BaseException:
-            self._unlock()
+            self._lock.release()
             raise
-        self._thread = threading.Thread(target=self._write, name="store", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
+
+    @property
+    def rows_waiting(self) -> int:
+        return len(self._rows)
 
     @property
     def waiting(self) -> int:
@@ -110,184 +102,143 @@ class Store:
         return len(self._rows) + len(self._pictures)
 
     def put(self, event: Event) -> None:
-        """An event in epoch seconds: its row, and what the sinks are to be told, in one transaction."""
-        self._do(Job("event", lambda db: _put(db, event, self._sinks), event))
+        """An event in epoch seconds: its row and its messages to the sinks, in one transaction."""
+        self._enqueue(Job("event", lambda db: _write_event(db, event, self._sinks), event))
 
-    def unkept(self, name: str) -> list[tuple[dict[str, Any], list[str]]]:
-        """What a sink is to be told that is not on disk yet, (row, changes): for while the disk takes nothing."""
-        with self._fresh:
+    def pending_in_memory(self, sink: Sink) -> list[tuple[Event, list[str]]]:
+        """(event, changes) for a sink that are not on disk yet: alarms do not wait for a full disk."""
+        with self._changed:
             events = [job.event for job in self._rows if job.event is not None]
-        sinks = [sink for sink in self._sinks if sink.name == name]
-        found = []
-        for one in events:
-            with contextlib.suppress(ValueError, TypeError):  # a row that nothing can write is not sent either
-                found += [(row_of(one), told) for sink in sinks if (told := changes(sink, one))]
-        return found
+        pending = []
+        for event in events:
+            with suppress(ValueError, TypeError):  # a row that nothing can write is not sent either
+                pending.append((storable_event(event), changes(sink, event)))
+        return [(event, messages) for event, messages in pending if messages]
 
     def attach(self, event_id: str, clip: Path | None = None, thumbnail: bytes | None = None) -> None:
         """An event's clip (a file under the folder) or its thumbnail (JPEG)."""
         if clip is not None:
-            self._do(Job("clip", lambda db: db.execute(
-                "UPDATE events SET clip = ? WHERE id = ?", (self._relative(clip), event_id))))  # fmt: skip
+            self._enqueue(Job("clip", lambda db: db.execute(
+                "UPDATE events SET clip = ? WHERE id = ?",
+                (clip.resolve().relative_to(self.folder.resolve()).as_posix(), event_id))))  # fmt: skip
         if thumbnail is not None:
-            with self._fresh:
-                if self._bytes + len(thumbnail) > HEAVY:
-                    self.lost += 1
-                    return
-                self._pictures.append((event_id, thumbnail))
-                self._bytes += len(thumbnail)
-                self._fresh.notify_all()
+            self._enqueue(Job(
+                "picture", lambda db: media_files.write_thumbnail(db, self.folder, checked(event_id), thumbnail),
+                size=len(thumbnail)))  # fmt: skip
 
     def mark(
         self, event_id: str, acknowledged: bool | None = None, verdict: str | EllipsisType | None = ...
     ) -> None:  # fmt: skip
-        """What a person says of it. verdict: "false", "true", or None, which takes it back; left out: as it was."""
-        if acknowledged is not None:
-            self._do(Job("mark", lambda db: db.execute(
-                "UPDATE events SET acknowledged = ? WHERE id = ?", (acknowledged, event_id))))  # fmt: skip
-        if verdict is not ...:
-            self._do(Job("mark", lambda db: db.execute(
-                "UPDATE events SET verdict = ? WHERE id = ?", (verdict, event_id))))  # fmt: skip
+        """What a person says of an event. verdict: "false", "true", or None, which takes it back; ...: as it was."""
+        marks = {"acknowledged": acknowledged} if acknowledged is not None else {}
+        for column, value in (marks if verdict is ... else {**marks, "verdict": verdict}).items():
+            self._enqueue(Job("mark", lambda db, column=column, value=value: db.execute(  # type: ignore[misc]
+                f"UPDATE events SET {column} = ? WHERE id = ?", (value, event_id))))  # fmt: skip
 
-    def settle(self, sink: str, event_id: str, change: str, state: str, error: str | None = None) -> int:
-        """A message of the outbox was "sent", "held" back or "passed" over, or goes on "waiting" after one more try.
-
-        Returns a ticket for written().
-        """
+    def set_delivery_state(
+        self, sink: str, event_id: str, change: str, state: DeliveryState, error: str | None = None
+    ) -> threading.Event:
+        """Note a message's state; "waiting": after one more try. Returns what is set when it is on disk."""
         values = (state, storable(error), int(state == "waiting"), time.time(), sink, event_id, change)
-        return self._do(Job("outbox", lambda db: db.execute(
+        job = Job("outbox", lambda db: db.execute(
             "UPDATE outbox SET state = ?, error = ?, tries = tries + ?, settled = ?"
-            " WHERE sink = ? AND event = ? AND change = ?", values)))  # fmt: skip
+            " WHERE sink = ? AND event = ? AND change = ?", values))  # fmt: skip
+        self._enqueue(job)
+        return job.written
 
-    def written(self, ticket: int, seconds: float) -> bool:
-        """Wait until what this ticket is of is on disk, at most so long; whether it is."""
-        with self._wake:
-            return self._wake.wait_for(lambda: self._done >= ticket, seconds)
+    def wait_for_news(self, version: int, seconds: float) -> None:
+        """Wait until `version` is another one, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.version != version, seconds)
 
-    def listen(self, seen: int, seconds: float) -> None:
-        """Wait until `news` is no longer `seen`, at most so long."""
-        with self._wake:
-            self._wake.wait_for(lambda: self.news != seen, seconds)
-
-    def rouse(self) -> None:
-        """Wake whoever listens."""
-        with self._wake:
-            self.news += 1
-            self._wake.notify_all()
+    def wake_listeners(self) -> None:
+        with self._changed:
+            self.version += 1
+            self._changed.notify_all()
 
     def close(self, within: float) -> None:
-        """Write what waits; what the disk does not take in that time is lost, and was said to be in trouble."""
-        with self._fresh:
+        """Write what waits. What the disk does not take within so many seconds is lost, and counted."""
+        with self._changed:
             self._end = time.monotonic() + within
-            self._fresh.notify_all()
+            self._changed.notify_all()
         self._thread.join(within)
 
     # --- the writer -------------------------------------------------------------------------------------------------
 
-    def _do(self, job: Job) -> int:
-        with self._fresh:
-            if len(self._rows) >= HELD:
+    def _enqueue(self, job: Job) -> None:
+        with self._changed:
+            if self._bytes + job.size > MAX_BYTES if job.size else len(self._rows) >= MAX_JOBS:
                 self.lost += 1
-                return 0
-            self._rows.append(job)
-            self._fresh.notify_all()
-            self._asked += 1
-            return self._asked
+                return
+            (self._pictures if job.size else self._rows).append(job)
+            self._bytes += job.size
+            self._changed.notify_all()
 
-    def _made_ready(self) -> sqlite3.Connection:
-        """The connection that writes, its schema brought to this version, what a kill left taken up.
-
-        Also after the disk was away or the database broken: whatever is missing is made anew.
-        """
+    def _open(self) -> sqlite3.Connection:
+        """The connection that writes, its schema up to date. Makes anew whatever is missing or broken."""
         for name in media_files.FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._hold()
+        if not self._lock.acquire():  # a second watch would take the first one's clips for orphans, and tell all twice
+            raise UserError(f"{self.folder}: another watch keeps its events there; give one another folder")
         try:
-            return self._connected()
+            return self._connect()
         except sqlite3.DatabaseError as error:
-            if code(error) not in BROKEN:
+            if error_code(error) not in BROKEN:
                 raise
             self._set_aside(error)
-            return self._connected()
+            return self._connect()
 
-    def _set_aside(self, error: Exception) -> None:
-        self._said.append(f"the database was broken ({error}): it lies beside as {set_aside(self.folder)}")
-
-    def _connected(self) -> sqlite3.Connection:
-        db = opened(self.folder, write=True)
+    def _connect(self) -> sqlite3.Connection:
+        db = connect(self.folder, write=True)
         try:
-            migrate(db, self.folder / NAME)
-            if not self._adopted:
-                with db:
-                    db.execute("BEGIN IMMEDIATE")
+            database.migrate(db, self.folder / database.NAME)
+            if not self._recovered:
+                with transaction(db):
                     media_files.recover_orphans(db, self.folder, self._before)
-                    _cut_off(db, self._sinks)
-                self._adopted, self._before = True, []
+                    _close_interrupted(db, self._sinks)
+                self._recovered, self._before = True, []
         except BaseException:
             db.close()
             raise
         return db
 
-    def _hold(self) -> None:
-        """This folder is one watch's: a second would take its clips for orphans and tell everybody twice."""
-        if self._lock is not None:
-            return
-        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(f"{self.folder}: another watch keeps its events there; give one another folder") from None
-        except OSError:  # a file system without locks
-            os.close(handle)
-            return
-        self._lock = handle
+    def _set_aside(self, error: Exception) -> None:
+        name = database.set_aside(self.folder)
+        self._faults.append(f"the database was broken ({error}): it lies beside as {name}")
 
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _write(self) -> None:
-        """Rows in their order, then pictures, then what is too old; what fails is tried again, with growing pauses."""
+    def _run(self) -> None:
+        """Write rows in their order, then pictures, then sweep; a failure is tried again after a growing pause."""
         db, self._db = self._db, None
         pause, due = 0.0 if db else PAUSE, time.monotonic() + SWEEP
         try:
             while self._wait(pause, due):
                 try:
-                    db = db or self._made_ready()
-                    self._work(db)
+                    db = db or self._open()
+                    self._write_next(db)
                     if time.monotonic() >= due:
-                        many = media_files.sweep(db, self._keep, aged=self._aged()) >= media_files.STEP
-                        self._tidy(db)
-                        due = time.monotonic() + (0.0 if many else SWEEP)
+                        due = time.monotonic() + (0.0 if self._sweep(db) else SWEEP)
                     pause = 0.0
                     self._report(None)
                 except Exception as error:
                     pause = min(2 * pause or PAUSE, LONGEST)
-                    db = self._recovered(db, error)
+                    db = self._after_failure(db, error)
                     self._report(f"event cannot be written: {error}")
-                    self.rouse()
+                    self.wake_listeners()
         finally:
             if db is not None:
-                with contextlib.suppress(sqlite3.Error):
+                with suppress(sqlite3.Error):
                     db.close()
-            self._unlock()
-
-    def _report(self, words: str | None) -> None:
-        lost = f"{self.lost} rows or pictures were lost" if self.lost else None
-        self.stuck = words is not None
-        self.trouble = "; ".join(one for one in (words, lost, *self._said) if one) or None
+            self._lock.release()
 
     def _wait(self, pause: float, due: float) -> bool:
-        """Sleep until there is something to do; whether there will be."""
-        with self._fresh:
-            if pause:
-                self._fresh.wait_for(lambda: self._end is not None, pause)
-                if self._end is not None:
-                    time.sleep(min(pause, 0.05))
+        """Sleep until there is something to do; False: leave."""
+        with self._changed:
+            if not pause:
+                self._changed.wait_for(lambda: self._end is not None or self.waiting, max(0.0, due - time.monotonic()))
+            elif self._end is not None:
+                self._changed.wait(min(pause, 0.05))
             else:
-                self._fresh.wait_for(lambda: self._end is not None or self.waiting, max(0.0, due - time.monotonic()))
+                self._changed.wait_for(lambda: self._end is not None, pause)
             if self._end is None:
                 return True
             late = time.monotonic() > self._end
@@ -296,162 +247,118 @@ class Store:
                 self._report(self.trouble)
             return bool(self.waiting) and not late
 
-    def _work(self, db: sqlite3.Connection) -> None:
-        """One transaction of rows; where there are none, one picture: no row waits for a picture."""
-        if self._gone:
-            with db:
-                db.execute("BEGIN IMMEDIATE")
-                media_files.forget(db, self._gone)
-            self._gone = []
-        with self._fresh:
-            rows = [self._rows[place] for place in range(min(BATCH, len(self._rows)))]
-            picture = self._pictures[0] if self._pictures and not rows else None
-        if rows:
-            bad = _all(db, rows)
-            with self._fresh:
-                for _ in rows:
-                    self._rows.popleft()
-                self.lost += len(bad)
-            self._said = [*self._said, *bad][-3:]
-            self._done += len(rows)
-            self.rouse()
-        elif picture:
-            self._picture(db, *picture)
-
-    def _picture(self, db: sqlite3.Connection, id: str, jpeg: bytes) -> None:
+    def _write_next(self, db: sqlite3.Connection) -> None:
+        """One job, a row before a picture. A job that nothing can write is counted as lost and stops no other."""
+        if self._removed:
+            with transaction(db):
+                media_files.forget(db, self._removed)
+            self._removed = []
+        queue = self._rows or self._pictures
+        if not queue:
+            return
         try:
-            with db:
-                db.execute("BEGIN IMMEDIATE")
-                media_files.thumbnail(db, self.folder, checked(id), jpeg)
+            with transaction(db):
+                queue[0].write(db)
         except Exception as error:
-            if code(error) in PASSING | BROKEN or getattr(error, "errno", None) in DISK:
+            if error_code(error) in TRANSIENT | BROKEN or getattr(error, "errno", None) in DISK_ERRORS:
                 raise
             self.lost += 1
-            self._said = [*self._said, f"a picture cannot be written: {error}"][-3:]
-        with self._fresh:
-            self._pictures.popleft()
-            self._bytes -= len(jpeg)
+            self._faults = [*self._faults, f"{queue[0].what} cannot be written: {error}"][-3:]
+        with self._changed:
+            job = queue.popleft()
+            self._bytes -= job.size
+        job.written.set()
+        self.wake_listeners()
 
-    def _aged(self) -> bool:
-        """Whether the wall clock has gone evenly for long enough that something may be called too old."""
-        now, offset = time.monotonic(), time.time() - time.monotonic()
-        if abs(offset - self._offset) > 3600:
-            self._offset, self._trusted = offset, now + JUMP
-        return now >= self._trusted
-
-    def _tidy(self, db: sqlite3.Connection) -> None:
-        """What was told long ago, and what waits for somebody who is no longer in the plan."""
-        if not self._aged():
-            return
-        then, names = time.time() - 86400 * self._keep.days, [sink.name for sink in self._sinks]
-        with db:
-            db.execute("DELETE FROM outbox WHERE state != 'waiting' AND settled < ?", (then,))
-            db.execute(
-                f"DELETE FROM outbox WHERE state = 'waiting' AND made < ? AND sink NOT IN "
-                f"({', '.join('?' * len(names))})", (then, *names),
-            )  # fmt: skip
-
-    def _recovered(self, db: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
-        """Make room where there is none; a connection that is broken is opened anew."""
-        if code(error) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in FULL or media_files.full(self.folder):
-            self._gone += media_files.make_room(self.folder)
-        if db is not None and code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    def _after_failure(self, db: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
+        """Make room on a full disk. Returns the connection where it can still be used."""
+        code = error_code(error)
+        if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in FULL or media_files.disk_full(self.folder):
+            self._removed += media_files.make_room(self.folder)
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return db
         if db is not None:
-            with contextlib.suppress(sqlite3.Error):
+            with suppress(sqlite3.Error):
                 db.close()
-        if code(error) in BROKEN:
-            with contextlib.suppress(OSError):
+        if code in BROKEN:
+            with suppress(OSError):
                 self._set_aside(error)
         return None
 
-    def _relative(self, path: Path) -> str:
-        return path.resolve().relative_to(self.folder.resolve()).as_posix()
+    def _report(self, failure: str | None) -> None:
+        lost = f"{self.lost} rows or pictures were lost" if self.lost else None
+        self.stuck = failure is not None
+        self.trouble = "; ".join(part for part in (failure, lost, *self._faults) if part) or None
+
+    def _sweep(self, db: sqlite3.Connection) -> bool:
+        """Remove what is too old or too much; whether there may be more.
+
+        Age counts once the wall clock has gone evenly for long enough: a board without a clock starts in 1970.
+        """
+        now, offset = time.monotonic(), time.time() - time.monotonic()
+        if abs(offset - self._offset) > 3600:
+            self._offset, self._trusted = offset, now + JUMP
+        aged = now >= self._trusted
+        more = media_files.sweep(db, self._keep, aged) >= media_files.STEP
+        if aged:
+            then, known = time.time() - 86400 * self._keep.days, [sink.name for sink in self._sinks]
+            with transaction(db):
+                db.execute("DELETE FROM outbox WHERE state != 'waiting' AND settled < ?", (then,))
+                db.execute(
+                    "DELETE FROM outbox WHERE state = 'waiting' AND made < ?"
+                    " AND sink NOT IN (SELECT value FROM json_each(?))", (then, json.dumps(known)),
+                )  # fmt: skip
+        return more
 
 
-def passing(error: Exception) -> bool:
-    """Whether it may be well again by itself: a full disk, a lock. A watch must be able to start in the midst of it."""
-    return getattr(error, "errno", None) in FULL or code(error) in PASSING - {
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CANTOPEN,
-    }
-
-
-def storable(value: Any) -> Any:
+def storable(value: Value) -> Value:
     """What SQLite and JSON can hold: no half of a surrogate pair, no NaN."""
     if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return 0.0
-    return value
+        return value.encode(errors="backslashreplace").decode()  # type: ignore[return-value]
+    return 0.0 if isinstance(value, float) and not math.isfinite(value) else value  # type: ignore[return-value]
 
 
 def checked(id: str) -> str:
-    """An event's name, which is a file's name as well. Raises ValueError for one that leads elsewhere."""
-    if not ID.fullmatch(id) or id.startswith("."):
+    """Raises ValueError for an event's id that leads elsewhere as a file's name."""
+    if not ID.fullmatch(id):
         raise ValueError(f"{id!r} cannot be an event's name")
     return id
 
 
-# --- what is told to whom -------------------------------------------------------------------------------------------
+def storable_event(event: Event) -> Event:
+    """Raises ValueError for an id that cannot be a file's name."""
+    checked(event.id)
+    return replace(event, **{name: storable(value) for name, value in event.as_dict().items()})
 
 
-def kind(sink: plans.Sink) -> str:
-    """The name in SINKS that this sink of the plan is."""
-    return sink.to if isinstance(sink.to, str) else str(sink.to.get("name"))
+def changes(sink: Sink, event: Event) -> list[str]:
+    """The messages that this state of an event is to a sink: one when its level is reached; with updates, each."""
+    from stillwatch.monitor.events.sinks import is_stateful  # here, so that a store needs no sink to be imported
 
-
-def changes(sink: plans.Sink, event: Event) -> list[str]:
-    """What of this event's state is a message for that sink: at the first time at its level; with updates, each one."""
     if (sink.cameras and event.camera not in sink.cameras) or (sink.kinds and event.kind not in sink.kinds):
         return []
     if LEVELS.index(event.level) < LEVELS.index(sink.level):
         return []
-    ends = event.state == "closed" and (sink.updates or kind(sink) in STATEFUL)
+    ends = event.state == "closed" and (sink.updates or is_stateful(sink))
     return [event.level if sink.updates else "reached", *(["closed"] if ends else [])]
 
 
-def row_of(event: Event) -> dict[str, Any]:
-    """An event as its columns. Raises ValueError for an id that cannot be a file's name."""
-    checked(event.id)
-    return {name: storable(value) for name, value in event.as_dict().items() if name in COLUMNS}
-
-
-def _put(db: sqlite3.Connection, event: Event, sinks: Sequence[plans.Sink]) -> None:
-    row = row_of(event)
-    names = ", ".join(f'"{name}"' for name in row)
-    again = ", ".join(f'"{name}" = excluded."{name}"' for name in row if name != "id")
+def _write_event(db: sqlite3.Connection, event: Event, sinks: Sequence[Sink]) -> None:
+    row = storable_event(event).as_dict()
+    columns = [f'"{name}"' for name in row]
+    updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
     db.execute(
-        f"INSERT INTO events ({names}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (id) DO UPDATE SET {again}",
+        f"INSERT INTO events ({', '.join(columns)}) VALUES ({', '.join('?' * len(row))})"
+        f" ON CONFLICT (id) DO UPDATE SET {updates}",
         list(row.values()),
     )
-    told = [(event.id, sink.name, change, time.time()) for sink in sinks for change in changes(sink, event)]
-    db.executemany("INSERT OR IGNORE INTO outbox (event, sink, change, made) VALUES (?, ?, ?, ?)", told)
+    messages = [(event.id, sink.name, change, time.time()) for sink in sinks for change in changes(sink, event)]
+    db.executemany("INSERT OR IGNORE INTO outbox (event, sink, change, made) VALUES (?, ?, ?, ?)", messages)
 
 
-def _cut_off(db: sqlite3.Connection, sinks: Sequence[plans.Sink]) -> None:
-    """Events that a kill left open end where they were last said, and whoever hears of ends hears of it."""
+def _close_interrupted(db: sqlite3.Connection, sinks: Sequence[Sink]) -> None:
+    """End the events that a kill left open at their last update, and tell the sinks that hear of ends."""
     for row in db.execute("""SELECT * FROM events WHERE "end" IS NULL""").fetchall():
-        was = Event(**{name: row[name] for name in Event.__dataclass_fields__})
-        _put(db, replace(was, state="closed", end=was.updated, words=f"{was.words}; cut off"), sinks)
-
-
-def _all(db: sqlite3.Connection, rows: Sequence[Job]) -> list[str]:
-    """All of them in one transaction, but for those that nothing can write: what is wrong with each of these.
-
-    Raises what may be well again by itself, and then nothing was written.
-    """
-    bad: list[str] = []
-    with db:
-        db.execute("BEGIN IMMEDIATE")
-        for job in rows:
-            db.execute("SAVEPOINT job")
-            try:
-                job.work(db)
-            except Exception as error:
-                if code(error) in PASSING | BROKEN:
-                    raise
-                bad.append(f"a row ({job.what}) cannot be written: {error}")
-                db.execute("ROLLBACK TO job")
-            db.execute("RELEASE job")
-    return bad
+        event = Event(**{column.name: row[column.name] for column in fields(Event)})
+        closed = replace(event, state="closed", end=event.updated, words=f"{event.words}; cut off")
+        _write_event(db, closed, sinks)

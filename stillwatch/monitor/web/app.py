@@ -10,8 +10,8 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from glob import escape
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from stillwatch import __version__
 from stillwatch.errors import UserError
 from stillwatch.monitor.config import WatchConfig
-from stillwatch.monitor.events import store as stores
+from stillwatch.monitor.events import database, media_files
 from stillwatch.monitor.state import MEDIA_TYPE, Board, Gauges
 from stillwatch.monitor.web import auth
 from stillwatch.monitor.web.schemas import (
@@ -46,6 +46,7 @@ from stillwatch.rules.alarm import Level
 
 if TYPE_CHECKING:  # the page is told of the sinks; it starts none
     from stillwatch.monitor.events.outbox import Dispatcher
+    from stillwatch.monitor.events.store import Store
 
 PAGE = Path(__file__).parent / "static"
 
@@ -108,7 +109,7 @@ def metrics(it: At) -> Response:
         level("store_trouble", "1: something is wrong with the disk or the database", it.store.trouble is not None)
     for sink in it.post.status() if it.post else []:
         for key in ("pending", "sent", "failed", "held"):
-            level(f"sink_{key}", f"Messages of a sink: {key}", sink.get(key) or 0, sink=str(sink["name"]))
+            level(f"sink_{key}", f"Messages of a sink: {key}", getattr(sink, key), sink=sink.name)
     return Response(it.gauges.text(), media_type=MEDIA_TYPE)
 
 
@@ -136,7 +137,7 @@ def status(it: At) -> Status:
     return Status(
         version=__version__, started=it.board.started, now=time.time(), ready=it.board.ready,
         labels=list(it.board.labels), safe=list(it.board.safe), cameras=it.names,
-        sinks=it.post.status() if it.post else [], guarded=it.keys is not None,
+        sinks=[asdict(sink) for sink in it.post.status()] if it.post else [], guarded=it.keys is not None,
         trouble=it.store.trouble if it.store else None, waiting=it.store.waiting if it.store else 0,
     )  # fmt: skip
 
@@ -200,15 +201,15 @@ def events(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Events:
     """What was, newest first."""
-    rows = stores.events(
+    rows = database.events(
         it.folder, since=since, until=until, camera=camera, kind=kind, level=level, before_id=before_id, limit=limit + 1
     )
-    return Events(events=[Event.model_validate(it.event(row)) for row in rows[:limit]], more=len(rows) > limit)
+    return Events(events=[it.event(row) for row in rows[:limit]], more=len(rows) > limit)
 
 
 def event(id: str, it: At) -> Event:
     """One event."""
-    return Event.model_validate(it.event(it.find(id)))
+    return it.event(it.find(id))
 
 
 def clip(id: str, it: At) -> Response:
@@ -232,7 +233,7 @@ def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
 
 
 def _file(it: StreamHub, id: str, key: str, suffixes: Sequence[str]) -> Response:
-    relative = it.find(id).get(key)
+    relative = getattr(it.find(id), key)
     path = inside(it.folder, relative, suffixes) if relative else None
     if path is None:
         raise HTTPException(404, f"event {id!r} has no {key}" + (": it was deleted" if relative else ""))
@@ -252,36 +253,28 @@ def mark(id: str, marks: Marks, it: At) -> Marked:
     if given.get("verdict") == "false":
         filed, words = _file_negatives(it, row)
     elif "verdict" in given:
-        _take_back(it.folder, row)
-    return Marked(event=Event.model_validate(it.event(row | given)), filed=filed, words=words)
+        media_files.remove_negatives(it.folder, row)
+    return Marked(event=it.event(replace(row, **given)), filed=filed, words=words)
 
 
-def _file_negatives(it: StreamHub, row: Mapping[str, Any]) -> tuple[int, str | None]:
+def _file_negatives(it: StreamHub, row: database.StoredEvent) -> tuple[int, str | None]:
     """How many pictures were filed for the next training, or why none."""
-    if row["kind"] == "camera":
+    if row.kind == "camera":
         return 0, "nothing to learn from: it is about the camera"
     if not it.board.safe:
         return 0, "nothing was filed: the recipe has no safe label"
     try:
-        filed = stores.negatives(it.folder, row["id"], it.board.safe[0])
+        filed = media_files.file_negatives(it.folder, row, it.board.safe[0])
     except (OSError, UserError) as error:
         return 0, f"nothing was filed: {error}"
     return filed, None if filed else "nothing was filed: neither clip nor picture is there"
-
-
-def _take_back(folder: Path, row: Mapping[str, Any]) -> None:
-    """It was no false alarm: its pictures must not teach that it was."""
-    for shelf in (folder / "negatives").glob("*"):
-        for pattern in (f"{escape(row['id'])}.jpg", f"{escape(row['id'])}-[0-9]*.jpg"):
-            for path in (shelf / row["camera"]).glob(pattern):
-                path.unlink(missing_ok=True)
 
 
 # --- the app ----------------------------------------------------------------------------------------------------------
 
 
 def app(
-    board: Board, folder: Path, plan: WatchConfig, store: stores.Store | None, post: "Dispatcher | None", gauges: Gauges
+    board: Board, folder: Path, plan: WatchConfig, store: "Store | None", post: "Dispatcher | None", gauges: Gauges
 ) -> FastAPI:
     """The page and its API over a board and a folder of events.
 

@@ -6,12 +6,13 @@ Called by the web. It knows no request and no file.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillwatch import __version__
-from stillwatch.rules.alarm import Level
+from stillwatch.monitor.events.database import StoredEvent
 
 CONDITIONS = {
     "starting": "Starting",
@@ -25,27 +26,13 @@ CONDITIONS = {
 Condition = Literal["starting", "watching", "lost", "frozen", "black", "ended", "failed"]
 
 
-class Event(BaseModel):
-    """Something a person should know of. Times are seconds since 1970; the same id through its life."""
+@dataclass(frozen=True)
+class Event(StoredEvent):
+    """Something a person should know of; its id stays the same through its life. Times are seconds since 1970.
 
-    model_config = ConfigDict(extra="ignore")
-
-    id: str
-    camera: str
-    kind: str = Field(description="The indicator: distraction, phone, microsleep, violence, camera …")
-    label: str | None = Field(description="The class that it is about")
-    level: Level
-    state: Literal["opened", "raised", "closed"]
-    start: float = Field(description="When the behaviour began")
-    opened: float = Field(description="When the rule first spoke")
-    updated: float
-    end: float | None = Field(description="When the behaviour ended; null: it goes on")
-    peak: float = Field(description="The highest probability or share so far")
-    words: str = Field(description="One line for a person")
-    clip: str | None = Field(None, description="Where the clip is fetched; null: none, or not yet")
-    thumbnail: str | None = Field(None, description="Where the picture is fetched")
-    acknowledged: bool = False
-    verdict: Literal["false", "true"] | None = Field(None, description="What a person said of it")
+    kind: the indicator, such as phone, microsleep, violence, camera. label: the class that it is about. start: when
+    the behaviour began; end: null while it goes on. peak: the highest probability so far. clip, thumbnail: addresses.
+    """
 
 
 class Camera(BaseModel):

@@ -19,13 +19,15 @@ import anyio
 from fastapi import HTTPException
 from fastapi.responses import Response
 
-from stillwatch.monitor.events import store as stores
+from stillwatch.monitor.events import database
+from stillwatch.monitor.events.database import StoredEvent
 from stillwatch.monitor.state import MESSAGES, Board, Gauges
 from stillwatch.monitor.web import auth
-from stillwatch.monitor.web.schemas import finite, plain
+from stillwatch.monitor.web.schemas import Event, finite, plain
 
 if TYPE_CHECKING:  # the page is told of the sinks; it starts none
     from stillwatch.monitor.events.outbox import Dispatcher
+    from stillwatch.monitor.events.store import Store
 
 POLL = 0.03  # seconds between two looks for a newer picture
 LISTEN = 0.1  # and for a newer message
@@ -39,7 +41,7 @@ class StreamHub:
     """Everything a request may look at, and the one thing that it may change: a person's marks on events."""
 
     def __init__(
-        self, board: Board, folder: Path, store: stores.Store | None, post: "Dispatcher | None", gauges: Gauges,
+        self, board: Board, folder: Path, store: "Store | None", post: "Dispatcher | None", gauges: Gauges,
         keys: auth.TokenAuth | None, patience: auth.LoginThrottle,
     ):  # fmt: skip
         self.board, self.folder, self.store, self.post, self.gauges = board, folder, store, post, gauges
@@ -72,15 +74,16 @@ class StreamHub:
             "since": since,
             "p": dict(zip(self.board.labels, map(finite, p), strict=False)) if p else None,
             "counters": fields.get("counters") or {},
-            "open": [self.event(event) for event in fields.get("open") or []],
+            "open": [self.event(StoredEvent(**event)).as_dict() for event in fields.get("open") or []],
             "viewers": self.board.viewers(fields["name"]),
         }
 
-    def event(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """An event's row, with addresses in place of paths."""
-        at = f"/api/v1/events/{quote(str(fields['id']), safe='')}"
-        there = {key: f"{at}/{key}" if fields.get(key) else None for key in ("clip", "thumbnail")}
-        return {**fields, **there, "peak": finite(fields.get("peak")) or 0.0}
+    def event(self, row: StoredEvent) -> Event:
+        """An event as the API shows it, with addresses in place of paths."""
+        at = f"/api/v1/events/{quote(row.id, safe='')}"
+        clip, thumbnail = (f"{at}/{key}" if getattr(row, key) else None for key in ("clip", "thumbnail"))
+        fields = row.as_dict() | {"clip": clip, "thumbnail": thumbnail, "peak": finite(row.peak) or 0.0}
+        return Event(**fields)
 
     def shared(self) -> bytes:
         """The cameras as one server-sent event, rendered once for all listeners of the same moment."""
@@ -89,8 +92,8 @@ class StreamHub:
             self._shared = (now, said("cameras", self.cameras()))
         return self._shared[1]
 
-    def find(self, id: str) -> dict[str, Any]:
-        row = stores.event(self.folder, id)
+    def find(self, id: str) -> StoredEvent:
+        row = database.event(self.folder, id)
         if row is None:
             raise HTTPException(404, f"there is no event {id!r}")
         return row
@@ -183,5 +186,6 @@ def message_of(it: StreamHub, message: Mapping[str, Any]) -> dict[str, Any]:
     """What the board says. The event that it carries is the rule's: it knows no files and no marks."""
     fields = {key: value for key, value in message.items() if key != "what"}
     if isinstance(fields.get("event"), dict):
-        fields["event"] = {k: v for k, v in it.event(fields["event"]).items() if k not in ("clip", "thumbnail")}
+        event = it.event(StoredEvent(**fields["event"])).as_dict()
+        fields["event"] = {key: event[key] for key in fields["event"]}
     return fields

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_store import EVENT, LOG, NOW, kept, outbox
+from event_toys import EVENT, LOG, NOW, kept, outbox
 
 from stillwatch.errors import UserError
 from stillwatch.monitor.config import Keep
@@ -44,7 +44,7 @@ def test_events_are_asked_for_by_time_camera_kind_and_level(tmp_path: Path) -> N
             it.put(replace(EVENT, id=f"e{n}", camera=camera, kind=kind, level=level, opened=NOW + n))  # type: ignore[arg-type]
 
     def ids(**asked: Any) -> list[str]:
-        return [row["id"] for row in database.events(tmp_path, **asked)]
+        return [row.id for row in database.events(tmp_path, **asked)]
 
     assert ids() == ["e3", "e2", "e1", "e0"]
     assert ids(since=NOW + 2) == ["e3", "e2"]
@@ -65,15 +65,15 @@ def test_a_database_of_the_first_version_is_brought_to_this_one(tmp_path: Path) 
     with kept(tmp_path, LOG) as it:
         it.put(EVENT)
     new, cut, old = database.events(tmp_path)
-    assert [row["id"] for row in (new, cut, old)] == ["cab-1-1", "old-2", "old-1"]
-    assert old == {
+    assert [row.id for row in (new, cut, old)] == ["cab-1-1", "old-2", "old-1"]
+    assert old.as_dict() == {
         "id": "old-1", "camera": "cab", "kind": "phone", "label": "Phone", "level": "warn", "state": "closed",
         "start": 1.0, "opened": 2.0, "updated": 3.0, "end": 4.0, "peak": 0.5, "words": 'é "quoted"', "clip": None,
         "thumbnail": None, "acknowledged": True, "verdict": "false",
     }  # fmt: skip
-    assert (cut["state"], cut["end"], cut["words"]) == ("closed", 13.0, "fight; cut off")
+    assert (cut.state, cut.end, cut.words) == ("closed", 13.0, "fight; cut off")
     assert ("cab-1-1", "log", "reached") in outbox(tmp_path)
-    with contextlib.closing(database.opened(tmp_path)) as db:
+    with contextlib.closing(database.connect(tmp_path)) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == len(database.MIGRATIONS)
 
 
@@ -85,7 +85,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, mo
     with pytest.raises(UserError, match="events cannot be kept there: table events already exists"):
         Store(Keep(folder=tmp_path))
     monkeypatch.undo()
-    with contextlib.closing(database.opened(tmp_path)) as db:
+    with contextlib.closing(database.connect(tmp_path)) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == 1
         assert not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'half'").fetchone()
     with kept(tmp_path):
@@ -113,6 +113,6 @@ def test_a_broken_database_is_set_aside_and_keeps_no_watch_from_starting(tmp_pat
         assert "the database was broken (file is not a database): it lies beside as events.db.broken-" in str(
             it.trouble
         )
-    assert [row["id"] for row in database.events(tmp_path)] == [EVENT.id]
+    assert [row.id for row in database.events(tmp_path)] == [EVENT.id]
     (aside,) = tmp_path.glob("events.db.broken-*")
     assert aside.read_bytes().startswith(b"no database at all")

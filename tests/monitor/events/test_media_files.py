@@ -5,10 +5,9 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_store import EVENT, NOW, kept, until
+from event_toys import EVENT, NOW, kept, until
 from toys import video
 
 from stillwatch.errors import UserError
@@ -17,15 +16,15 @@ from stillwatch.monitor.events import database, media_files
 from stillwatch.monitor.events import store as stores
 
 
-def swept(keep: Keep, **asked: Any) -> int:
-    with contextlib.closing(database.opened(keep.folder, write=True)) as db:
-        return media_files.sweep(db, keep, NOW, **asked)
+def swept(keep: Keep, aged: bool = True) -> int:
+    with contextlib.closing(database.connect(keep.folder, write=True)) as db:
+        return media_files.sweep(db, keep, aged)
 
 
 def lay(path: Path, days: float = 0.0, size: int = 1000) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x" * size)
-    os.utime(path, (NOW - 86400 * days,) * 2)
+    os.utime(path, (time.time() - 86400 * days,) * 2)
     return path
 
 
@@ -42,7 +41,7 @@ def test_files_go_by_age_then_by_size_with_their_mention(tmp_path: Path) -> None
         assert swept(keep) == 0
         rows = database.events(tmp_path)
     assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["e2.mp4", "e3.mp4", "now.mp4.part"]
-    assert [row["clip"] for row in rows] == ["clips/e3.mp4", "clips/e2.mp4", None, None]
+    assert [row.clip for row in rows] == ["clips/e3.mp4", "clips/e2.mp4", None, None]
 
 
 def test_a_sweep_is_a_small_step_and_the_next_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +72,7 @@ def test_a_clock_that_jumps_ahead_makes_nothing_old(tmp_path: Path, monkeypatch:
         until(lambda: not it.waiting)
         sweeps = []
         sweep = media_files.sweep
-        monkeypatch.setattr(media_files, "sweep", lambda *a, **k: sweeps.append(k["aged"]) or sweep(*a, **k))
+        monkeypatch.setattr(media_files, "sweep", lambda db, keep, aged: sweeps.append(aged) or sweep(db, keep, aged))
         until(lambda: len(sweeps) > 3)
         assert not any(sweeps)
         assert len(list((tmp_path / "thumbnails").rglob("*.jpg"))) == 1
@@ -95,10 +94,10 @@ def test_after_a_kill_what_lies_there_is_taken_up_or_removed(tmp_path: Path) -> 
     with kept(tmp_path):
         pass
     three, two, one = database.events(tmp_path)
-    assert (two["clip"], two["end"]) == ("clips/d/cab-1-2.mp4", NOW + 9)  # it plays as far as it was written
-    assert (one["clip"], one["state"], one["end"]) == ("clips/d/cab-1-1.mp4", "closed", NOW + 3)
-    assert one["thumbnail"] == "thumbnails/d/cab-1-1.jpg"
-    assert three["clip"] is None
+    assert (two.clip, two.end) == ("clips/d/cab-1-2.mp4", NOW + 9)  # it plays as far as it was written
+    assert (one.clip, one.state, one.end) == ("clips/d/cab-1-1.mp4", "closed", NOW + 3)
+    assert one.thumbnail == "thumbnails/d/cab-1-1.jpg"
+    assert three.clip is None
     files = {
         path.relative_to(tmp_path).as_posix() for kind in media_files.SUFFIX for path in (tmp_path / kind).rglob("*.*")
     }
@@ -110,7 +109,7 @@ def test_what_is_filmed_while_the_database_is_still_locked_is_no_orphan(tmp_path
     with kept(tmp_path) as it:
         it.put(replace(EVENT, id="before", state="closed", end=NOW))
     lay(tmp_path / "clips" / "before.mp4.part")
-    with contextlib.closing(database.opened(tmp_path, write=True)) as db:
+    with contextlib.closing(database.connect(tmp_path, write=True)) as db:
         db.execute("BEGIN EXCLUSIVE")
         with kept(tmp_path) as it:
             assert "locked" in str(it.trouble)
@@ -120,8 +119,8 @@ def test_what_is_filmed_while_the_database_is_still_locked_is_no_orphan(tmp_path
             db.execute("ROLLBACK")
             until(lambda: not it.waiting)
     row, before = database.events(tmp_path)
-    assert (row["clip"], row["state"]) == (f"clips/{EVENT.id}.mp4", "opened")
-    assert before["clip"] == "clips/before.mp4"
+    assert (row.clip, row.state) == (f"clips/{EVENT.id}.mp4", "opened")
+    assert before.clip == "clips/before.mp4"
     names = sorted(path.name for path in (tmp_path / "clips").iterdir())
     assert names == ["before.mp4", f"{EVENT.id}.mp4", "cab-1-2.mp4.part"]
 
@@ -134,8 +133,8 @@ def test_room_is_made_a_little_at_a_time_and_never_from_what_is_being_written(
         lay(tmp_path / "clips" / f"e{n}.mp4", 5 - n)
     lay(tmp_path / "clips" / "now.mp4.part", 9)
     assert media_files.make_room(tmp_path) == ["clips/e0.mp4", "clips/e1.mp4"]
-    assert [one.name for one in media_files.lying(tmp_path)] == ["clips/e2.mp4", "clips/e3.mp4", "clips/e4.mp4"]
-    assert [one.name for one in media_files.lying(tmp_path, ".part")] == ["clips/now.mp4.part"]
+    assert [one.name for one in media_files.media_files(tmp_path)] == ["clips/e2.mp4", "clips/e3.mp4", "clips/e4.mp4"]
+    assert [one.name for one in media_files.media_files(tmp_path, ".part")] == ["clips/now.mp4.part"]
 
 
 def test_negatives_are_a_picture_a_second_of_the_clip_or_the_thumbnail(tmp_path: Path) -> None:
@@ -144,11 +143,10 @@ def test_negatives_are_a_picture_a_second_of_the_clip_or_the_thumbnail(tmp_path:
         it.attach(EVENT.id, clip=video(tmp_path / "clips" / "a.mp4", 30, fps=10))
         it.put(replace(EVENT, id="other"))
         it.attach("other", thumbnail=b"\xff\xd8p")
-    assert media_files.negatives(tmp_path, EVENT.id, "Safe") == 3
-    assert media_files.negatives(tmp_path, EVENT.id, "Safe") == 3  # filed once, however often it is said
-    assert media_files.negatives(tmp_path, "other", "Safe") == 1
+    other, event = database.events(tmp_path)
+    assert media_files.file_negatives(tmp_path, event, "Safe") == 3
+    assert media_files.file_negatives(tmp_path, event, "Safe") == 3  # filed once, however often it is said
+    assert media_files.file_negatives(tmp_path, other, "Safe") == 1
     assert len(list((tmp_path / "negatives" / "Safe" / "cab").iterdir())) == 4
-    with pytest.raises(UserError, match="nobody: no such event"):
-        media_files.negatives(tmp_path, "nobody", "Safe")
     with pytest.raises(UserError, match="cannot be a folder's name"):
-        media_files.negatives(tmp_path, EVENT.id, "../../elsewhere")
+        media_files.file_negatives(tmp_path, event, "../../elsewhere")

@@ -6,25 +6,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from event_toys import EVENT, NOW, Receiver, receiving, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_sinks import Receiver, receiving
-from test_store import EVENT, NOW, until
 
 from stillwatch.monitor.config import Keep, Sink
+from stillwatch.monitor.events import database, sinks
 from stillwatch.monitor.events import outbox as posts
-from stillwatch.monitor.events import sinks
+from stillwatch.monitor.events.database import connect
 from stillwatch.monitor.events.outbox import Dispatcher
-from stillwatch.monitor.events.store import Store, opened, storable
+from stillwatch.monitor.events.store import Store, storable
 
 
-class Ear:
+class Ear(sinks.Sender):
     """A sink that the test looks into. down: it refuses."""
 
     def __init__(self) -> None:
@@ -35,12 +35,12 @@ class Ear:
         self.slow = threading.Event()
         self.slow.set()
 
-    def send(self, event: Mapping[str, Any], clip: Path | None) -> None:
+    def send(self, event: sinks.Message, clip: Path | None) -> None:
         self.called += 1
         self.slow.wait(20)
-        if self.down or event["id"] == self.hates:
+        if self.down or event.id == self.hates:
             raise sinks.Refused("away")
-        self.heard.append({**event, "clip": clip})
+        self.heard.append({**event.payload(), "clip": clip})
 
     def close(self) -> None:
         pass
@@ -97,13 +97,13 @@ def test_a_sink_that_is_away_gets_everything_when_it_is_back(tmp_path: Path) -> 
     with running(tmp_path, sink()) as store:
         for n in range(5):
             store.put(replace(EVENT, id=f"e{n}"))
-        until(lambda: store.post.status()[0]["failed"] >= 3)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].failed >= 3)  # type: ignore[attr-defined]
         (state,) = store.post.status()  # type: ignore[attr-defined]
-        assert (state["pending"], state["sent"], state["last_error"]) == (5, 0, "away")
+        assert (state.pending, state.sent, state.last_error) == (5, 0, "away")
         ear().down = False
         until(lambda: len(ear().heard) == 5)
-        until(lambda: store.post.status()[0]["sent"] == 5)  # type: ignore[attr-defined]
-        assert store.post.status()[0]["last_error"] is None  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].sent == 5)  # type: ignore[attr-defined]
+        assert store.post.status()[0].last_error is None  # type: ignore[attr-defined]
     assert store.said == ["sink ear: away; it is tried again", "sink ear: takes events again"]  # type: ignore[attr-defined]
     assert sorted(ear().ids()) == [f"e{n}" for n in range(5)]
 
@@ -112,21 +112,21 @@ def test_a_full_disk_silences_nobody_and_nothing_is_said_twice(tmp_path: Path) -
     """A lock stands for the full disk: the store cannot write for as long as it is held."""
     with (
         running(tmp_path, sink(per_hour=3, updates=True)) as store,
-        contextlib.closing(opened(tmp_path, write=True)) as db,
+        contextlib.closing(connect(tmp_path, write=True)) as db,
     ):
         db.execute("BEGIN IMMEDIATE")
         for n in range(5):
             store.put(replace(EVENT, id=f"e{n}"))
         store.put(replace(EVENT, id="e0", state="closed", end=NOW + 9))
         until(lambda: len(ear().heard) == 4)
-        assert store.waiting == 6
+        assert not database.events(tmp_path)
         db.execute("ROLLBACK")
-        until(lambda: not store.waiting and store.post.status()[0]["pending"] == 0)  # type: ignore[attr-defined]
+        until(lambda: not store.waiting and store.post.status()[0].pending == 0)  # type: ignore[attr-defined]
         (state,) = store.post.status()  # type: ignore[attr-defined]
     assert [(e["id"], e["state"]) for e in ear().heard] == [
         ("e0", "opened"), ("e1", "opened"), ("e2", "opened"), ("e0", "closed"),
     ]  # fmt: skip
-    assert (state["sent"], state["held"]) == (4, 2)
+    assert (state.sent, state.held) == (4, 2)
 
 
 def test_a_slow_sink_holds_up_neither_store_nor_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,7 @@ def test_a_slow_sink_holds_up_neither_store_nor_the_others(tmp_path: Path, capsy
         start = time.monotonic()
         store.put(EVENT)
         assert time.monotonic() - start < 1
-        until(lambda: store.post.status()[1]["sent"] == 1)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[1].sent == 1)  # type: ignore[attr-defined]
         assert not ear().heard
         ear().slow.set()
         until(lambda: ear().heard)
@@ -164,7 +164,7 @@ def test_what_is_over_when_a_sink_comes_back_is_said_once_as_it_now_is(tmp_path:
         until(lambda: not store.waiting)
         ear().down = False
         until(lambda: ear().heard)
-        until(lambda: store.post.status()[0]["pending"] == 0)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].pending == 0)  # type: ignore[attr-defined]
     assert [(e["level"], e["state"]) for e in ear().heard] == [("alarm", "closed")]
 
 
@@ -173,7 +173,7 @@ def test_a_cooldown_is_for_one_camera_and_kind_and_what_was_held_is_said(tmp_pat
         for n, (camera, kind) in enumerate([("cab", "phone"), ("cab", "phone"), ("cab", "phone"), ("yard", "phone")]):
             store.put(replace(EVENT, id=f"e{n}", camera=camera, kind=kind))
         until(lambda: len(ear().heard) == 2)
-        until(lambda: store.post.status()[0]["held"] == 2)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].held == 2)  # type: ignore[attr-defined]
     assert ear().ids() == ["e0", "e3"]
     assert ear().heard[1]["held"] == 2
 
@@ -182,10 +182,10 @@ def test_an_hourly_ceiling_holds_the_rest_back_also_after_a_start(tmp_path: Path
     with running(tmp_path, sink(per_hour=3)) as store:
         for n in range(6):
             store.put(replace(EVENT, id=f"e{n}", kind=f"k{n}"))
-        until(lambda: store.post.status()[0]["held"] == 3)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].held == 3)  # type: ignore[attr-defined]
     with running(tmp_path, sink(per_hour=3)) as store:
         store.put(replace(EVENT, id="later"))
-        until(lambda: store.post.status()[0]["held"] == 4)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].held == 4)  # type: ignore[attr-defined]
     assert ear().ids() == ["e0", "e1", "e2"]
 
 
@@ -212,7 +212,7 @@ def test_a_jump_of_the_wall_clock_loses_and_repeats_nothing(tmp_path: Path, monk
     ear().down = True
     with running(tmp_path, sink(cooldown=0.001)) as store:
         store.put(EVENT)
-        until(lambda: store.post.status()[0]["failed"])  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].failed)  # type: ignore[attr-defined]
         monkeypatch.setattr(time, "time", lambda: NOW - 86400 * 4000)
         ear().down = False
         until(lambda: ear().heard)
@@ -240,7 +240,7 @@ def test_what_was_held_back_before_a_start_is_said_after_it(tmp_path: Path) -> N
     with running(tmp_path, sink(cooldown=3600)) as store:
         for n in range(3):
             store.put(replace(EVENT, id=f"e{n}"))
-        until(lambda: store.post.status()[0]["held"] == 2)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].held == 2)  # type: ignore[attr-defined]
     with running(tmp_path, sink(cooldown=3600)) as store:
         store.put(replace(EVENT, id="e3"))
         store.put(replace(EVENT, id="other", camera="yard"))
@@ -267,10 +267,10 @@ def test_a_sink_is_opened_before_anything_happens_and_again_until_it_can_be(
     monkeypatch.delenv("LATER", raising=False)
     told = Sink(name="hook", to={"name": "webhook", "url": "$LATER"}, level="notice")
     with receiving() as server, running(tmp_path, told) as store:
-        until(lambda: store.post.status()[0]["last_error"])  # type: ignore[attr-defined]
-        assert "$LATER: not set" in store.post.status()[0]["last_error"]  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].last_error)  # type: ignore[attr-defined]
+        assert "$LATER: not set" in store.post.status()[0].last_error  # type: ignore[attr-defined]
         store.put(EVENT)
-        until(lambda: store.post.status()[0]["failed"])  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].failed)  # type: ignore[attr-defined]
         monkeypatch.setenv("LATER", server.url)
         until(lambda: server.got)
     ((headers, body),) = server.got
@@ -284,9 +284,9 @@ def test_no_secret_reaches_a_status_or_a_row(tmp_path: Path, monkeypatch: pytest
     told = Sink(name="c", to={"name": "command", "command": [sys.executable, "-c", code, "$HOOK"]}, level="notice")
     with running(tmp_path, told) as store:
         store.put(EVENT)
-        until(lambda: store.post.status()[0]["failed"])  # type: ignore[attr-defined]
-        assert "refused: ***" in store.post.status()[0]["last_error"]  # type: ignore[attr-defined]
-    ((_, why),) = posts.test_sinks([told])
+        until(lambda: store.post.status()[0].failed)  # type: ignore[attr-defined]
+        assert "refused: ***" in store.post.status()[0].last_error  # type: ignore[attr-defined]
+    ((_, why),) = posts.send_test_events([told])
     assert "refused: ***" in str(why)
     for path in tmp_path.rglob("events.db*"):
         assert b"hunter2" not in path.read_bytes()
@@ -304,7 +304,7 @@ def test_a_slow_sink_is_given_up_at_the_end_and_hears_it_at_the_next_start(tmp_p
     post.close(0.2)
     assert time.monotonic() - start < 5
     ear().slow.set()
-    post._men[0].thread.join(20)
+    post.workers[0].thread.join(20)
     assert ear().ids() == ["e0"]  # what had begun; nothing more was
     store.close(5)
     with running(tmp_path, sink()):
@@ -316,15 +316,15 @@ def test_while_the_database_is_locked_nothing_is_said_twice(tmp_path: Path) -> N
     with running(tmp_path, sink()) as store:
         ear().down = True
         store.put(EVENT)
-        until(lambda: store.post.status()[0]["failed"])  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].failed)  # type: ignore[attr-defined]
         until(lambda: not store.waiting)
-        with contextlib.closing(opened(tmp_path, write=True)) as db:
+        with contextlib.closing(connect(tmp_path, write=True)) as db:
             db.execute("BEGIN IMMEDIATE")
             ear().down = False
             until(lambda: ear().heard)
             until(lambda: store.trouble)
             db.execute("ROLLBACK")
-        until(lambda: store.post.status()[0]["sent"] == 1)  # type: ignore[attr-defined]
+        until(lambda: store.post.status()[0].sent == 1)  # type: ignore[attr-defined]
     assert ear().ids() == [EVENT.id]
 
 
@@ -334,10 +334,11 @@ def test_a_killed_watch_s_events_reach_the_sink_when_it_starts_again(tmp_path: P
         to = {"name": "webhook", "url": server.url}
         program = (
             "import sys, time\nfrom pathlib import Path\nfrom stillwatch.rules.alarm import Event\n"
-            "from stillwatch.monitor.config import Keep, Sink\nfrom stillwatch.monitor.events.outbox import Post\n"
+            "from stillwatch.monitor.config import Keep, Sink\n"
+            "from stillwatch.monitor.events.outbox import Dispatcher\n"
             "from stillwatch.monitor.events.store import Store\n"
             f"told = [Sink(name='hook', to={to!r}, level='notice', per_hour=10000)]\n"
-            f"it = Store(Keep(folder=Path({str(tmp_path)!r})), told)\npost = Post(it, told)\npost.start()\n"
+            f"it = Store(Keep(folder=Path({str(tmp_path)!r})), told)\npost = Dispatcher(it, told)\npost.start()\n"
             "for n in range(400):\n"
             "    it.put(Event(f'{sys.argv[1]}-{n}', 'c', 'k', None, 'warn', 'opened', 1.0, 1.0, 1.0, None, 0.5, 'w'))\n"
             "while it.waiting: time.sleep(0.001)\nprint('kept', flush=True)\ntime.sleep(60)\n"
@@ -350,11 +351,11 @@ def test_a_killed_watch_s_events_reach_the_sink_when_it_starts_again(tmp_path: P
                 until(lambda before=before: len(server.got) > before)  # type: ignore[misc]
                 process.kill()
         told = [Sink(name="hook", to=to, level="notice", per_hour=10_000)]
-        with contextlib.closing(opened(tmp_path)) as db:
+        with contextlib.closing(connect(tmp_path)) as db:
             (waiting,) = db.execute("SELECT COUNT(*) FROM outbox WHERE state = 'waiting'").fetchone()
         assert waiting > 0, "the kill came too late to show anything"
         with running(tmp_path, *told) as store:
-            until(lambda: store.post.status()[0]["pending"] == 0, 60)  # type: ignore[attr-defined]
+            until(lambda: store.post.status()[0].pending == 0, 60)  # type: ignore[attr-defined]
         heard = [json.loads(body)["id"] for _, body in server.got]
     assert set(heard) == {f"{start}-{n}" for start in "abc" for n in range(400)}
     assert len(heard) - len(set(heard)) <= 3 * 3  # one a kill, but for a disk that takes seconds to note it
@@ -368,7 +369,7 @@ def test_sinks_are_tested_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixtu
             Sink(name="hook", to={"name": "webhook", "url": server.url}),
             Sink(name="lines", to={"name": "jsonl", "path": str(tmp_path / "no" / "x")}),
         ]
-        answers = dict(posts.test_sinks(told))
+        answers = dict(posts.send_test_events(told))
     assert answers["log"] is None
     assert answers["hook"] is None
     assert "no such folder" in str(answers["lines"])
@@ -385,7 +386,7 @@ def test_any_text_reaches_the_sinks_as_it_was(tmp_path_factory: pytest.TempPathF
     with running(folder, to, sink()) as store:
         for n, text in enumerate(words):
             store.put(replace(EVENT, id=f"e{n}", words=text, label=text))
-        until(lambda: all(state["sent"] == len(words) for state in store.post.status()))  # type: ignore[attr-defined]
+        until(lambda: all(state.sent == len(words) for state in store.post.status()))  # type: ignore[attr-defined]
     said = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [event["words"] for event in said] == [storable(text) for text in words]
     assert [event["label"] for event in said] == [storable(text) for text in words]

@@ -9,47 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from event_toys import EVENT, LOG, NOW, kept, outbox, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import video
 
 from stillwatch.errors import UserError
 from stillwatch.monitor.config import Keep, Sink
-from stillwatch.monitor.events import media_files
+from stillwatch.monitor.events import database, media_files
 from stillwatch.monitor.events import store as stores
 from stillwatch.monitor.events.store import Store
 from stillwatch.rules.alarm import Event
-
-NOW = 1_700_000_000.0
-EVENT = Event("cab-1-1", "cab", "phone", "Phone", "warn", "opened", NOW, NOW + 3, NOW + 3, None, 0.9, "phone for 3 s")
-LOG = Sink(name="log", to="log", level="notice")
-
-
-def until(true: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def kept(folder: Path, *sinks: Sink, **keys: Any) -> Iterator[Store]:
-    it = Store(Keep(folder=folder, **keys), sinks)
-    try:
-        yield it
-    finally:
-        it.close(10)
-
-
-def outbox(folder: Path) -> list[tuple[str, str, str]]:
-    with contextlib.closing(stores.opened(folder)) as db:
-        return [tuple(row) for row in db.execute("SELECT event, sink, change FROM outbox ORDER BY number")]
 
 
 def test_an_event_is_one_row_through_its_life(tmp_path: Path) -> None:
@@ -57,13 +33,13 @@ def test_an_event_is_one_row_through_its_life(tmp_path: Path) -> None:
         it.put(EVENT)
         it.put(replace(EVENT, level="alarm", state="raised", updated=NOW + 11, words="phone for 11 s"))
         it.put(replace(EVENT, level="alarm", state="closed", updated=NOW + 20, end=NOW + 19, words="over"))
-    (row,) = stores.events(tmp_path)
-    assert row == {
+    (row,) = database.events(tmp_path)
+    assert row.as_dict() == {
         **EVENT.as_dict(), "level": "alarm", "state": "closed", "updated": NOW + 20, "end": NOW + 19, "words": "over",
         "clip": None, "thumbnail": None, "acknowledged": False, "verdict": None,
     }  # fmt: skip
-    assert stores.event(tmp_path, "cab-1-1") == row
-    assert stores.event(tmp_path, "nobody") is None
+    assert database.event(tmp_path, "cab-1-1") == row
+    assert database.event(tmp_path, "nobody") is None
 
 
 def test_clip_thumbnail_and_marks_stay_when_the_event_goes_on(tmp_path: Path) -> None:
@@ -74,17 +50,17 @@ def test_clip_thumbnail_and_marks_stay_when_the_event_goes_on(tmp_path: Path) ->
         it.mark(EVENT.id, acknowledged=True, verdict="false")
         it.put(replace(EVENT, state="closed", end=NOW + 9))
         until(lambda: not it.waiting)
-        row = stores.event(tmp_path, EVENT.id)
+        row = database.event(tmp_path, EVENT.id)
         assert row is not None
-        assert (row["clip"], row["acknowledged"], row["verdict"], row["state"]) == (
+        assert (row.clip, row.acknowledged, row.verdict, row.state) == (
             "clips/day/cab-1-1.mp4", True, "false", "closed",
         )  # fmt: skip
-        assert (tmp_path / row["thumbnail"]).read_bytes() == b"\xff\xd8picture"
+        assert (tmp_path / row.thumbnail).read_bytes() == b"\xff\xd8picture"
         it.mark(EVENT.id, verdict=None)
         until(lambda: not it.waiting)
-        again = stores.event(tmp_path, EVENT.id)
+        again = database.event(tmp_path, EVENT.id)
         assert again is not None
-        assert (again["acknowledged"], again["verdict"]) == (True, None)
+        assert (again.acknowledged, again.verdict) == (True, None)
 
 
 def test_who_is_told_of_what(tmp_path: Path) -> None:
@@ -114,7 +90,7 @@ def test_who_is_told_of_what(tmp_path: Path) -> None:
 
 def test_a_locked_database_stops_nobody_and_loses_nothing(tmp_path: Path) -> None:
     with kept(tmp_path, LOG) as it:
-        with contextlib.closing(stores.opened(tmp_path, write=True)) as db:
+        with contextlib.closing(database.connect(tmp_path, write=True)) as db:
             db.execute("BEGIN IMMEDIATE")
             start = time.monotonic()
             for n in range(50):
@@ -126,12 +102,12 @@ def test_a_locked_database_stops_nobody_and_loses_nothing(tmp_path: Path) -> Non
             db.execute("ROLLBACK")
         until(lambda: not it.waiting)
         assert it.trouble is None
-    assert len(stores.events(tmp_path, limit=100)) == len(outbox(tmp_path)) == 50
+    assert len(database.events(tmp_path, limit=100)) == len(outbox(tmp_path)) == 50
 
 
 def test_a_full_database_takes_every_row_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite's own ceiling gives the very error of a full disk."""
-    real, full = stores.opened, threading.Event()
+    real, full = stores.connect, threading.Event()
 
     def opened(folder: Path, write: bool = False) -> sqlite3.Connection:
         db = real(folder, write)
@@ -140,7 +116,7 @@ def test_a_full_database_takes_every_row_once_there_is_room(tmp_path: Path, monk
             db.execute(f"PRAGMA max_page_count = {pages}")
         return db
 
-    monkeypatch.setattr(stores, "opened", opened)
+    monkeypatch.setattr(stores, "connect", opened)
     full.set()
     with kept(tmp_path) as it:
         for n in range(400):
@@ -149,12 +125,12 @@ def test_a_full_database_takes_every_row_once_there_is_room(tmp_path: Path, monk
         assert "full" in str(it.trouble)
         full.clear()
         until(lambda: not it.waiting)
-    assert len(stores.events(tmp_path, limit=1000)) == 400
+    assert len(database.events(tmp_path, limit=1000)) == 400
 
 
 def test_memory_is_bounded_and_what_finds_no_room_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "HELD", 10)
-    with kept(tmp_path) as it, contextlib.closing(stores.opened(tmp_path, write=True)) as db:
+    monkeypatch.setattr(stores, "MAX_JOBS", 10)
+    with kept(tmp_path) as it, contextlib.closing(database.connect(tmp_path, write=True)) as db:
         db.execute("BEGIN IMMEDIATE")
         for n in range(15):
             it.put(replace(EVENT, id=f"e{n}"))
@@ -164,7 +140,7 @@ def test_memory_is_bounded_and_what_finds_no_room_is_counted(tmp_path: Path, mon
 
 def test_a_close_while_the_database_is_locked_ends_in_time_and_says_what_was_lost(tmp_path: Path) -> None:
     it = Store(Keep(folder=tmp_path))
-    with contextlib.closing(stores.opened(tmp_path, write=True)) as db:
+    with contextlib.closing(database.connect(tmp_path, write=True)) as db:
         db.execute("BEGIN IMMEDIATE")
         for n in range(3):
             it.put(replace(EVENT, id=f"e{n}"))
@@ -195,38 +171,38 @@ def test_a_row_that_nothing_can_write_stops_no_other(tmp_path: Path, event: Even
         assert it.lost == 2
         assert why in str(it.trouble)
         assert "\n" not in str(it.trouble)
-    assert [row["id"] for row in stores.events(tmp_path)] == ["after", "before"]
+    assert [row.id for row in database.events(tmp_path)] == ["after", "before"]
     assert [id for id, _, _ in outbox(tmp_path)] == ["before", "after"]
 
 
 def test_half_letters_and_nan_are_kept_as_something_that_can_be(tmp_path: Path) -> None:
     with kept(tmp_path) as it:
         it.put(replace(EVENT, words="bad \udcff\0 name", peak=float("nan"), end=float("inf")))
-    (row,) = stores.events(tmp_path)
-    assert (row["words"], row["peak"], row["end"]) == ("bad \\udcff\0 name", 0.0, 0.0)
+    (row,) = database.events(tmp_path)
+    assert (row.words, row.peak, row.end) == ("bad \\udcff\0 name", 0.0, 0.0)
 
 
 def test_pictures_that_wait_are_bounded_and_hold_up_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "HEAVY", 2500)
-    real, away = media_files.thumbnail, threading.Event()
+    monkeypatch.setattr(stores, "MAX_BYTES", 2500)
+    real, away = media_files.write_thumbnail, threading.Event()
 
     def thumbnail(*given: Any) -> None:
         if not away.is_set():
             raise OSError(28, "No space left on device")
         real(*given)
 
-    monkeypatch.setattr(media_files, "thumbnail", thumbnail)
+    monkeypatch.setattr(media_files, "write_thumbnail", thumbnail)
     with kept(tmp_path) as it:
         for n in range(4):
             it.put(replace(EVENT, id=f"e{n}"))
             it.attach(f"e{n}", thumbnail=bytes(1000))
         until(lambda: it.waiting == 2)
         assert it.lost == 2
-        assert len(stores.events(tmp_path)) == 4
+        assert len(database.events(tmp_path)) == 4
         assert "No space left" in str(it.trouble)
         away.set()
         until(lambda: not it.waiting)
-    assert sum(row["thumbnail"] is not None for row in stores.events(tmp_path)) == 2
+    assert sum(row.thumbnail is not None for row in database.events(tmp_path)) == 2
 
 
 def test_a_folder_is_one_watch_s_as_long_as_that_lives(tmp_path: Path) -> None:
@@ -234,7 +210,7 @@ def test_a_folder_is_one_watch_s_as_long_as_that_lives(tmp_path: Path) -> None:
         it.put(EVENT)
         Store(Keep(folder=tmp_path))
     with kept(tmp_path):
-        assert len(stores.events(tmp_path)) == 1
+        assert len(database.events(tmp_path)) == 1
 
 
 def test_what_a_kill_cut_off_is_ended_and_said(tmp_path: Path) -> None:
@@ -244,8 +220,8 @@ def test_what_a_kill_cut_off_is_ended_and_said(tmp_path: Path) -> None:
         it.put(EVENT)
     with kept(tmp_path, LOG, ends, ha):
         pass
-    (row,) = stores.events(tmp_path)
-    assert (row["state"], row["end"], row["words"]) == ("closed", NOW + 3, "phone for 3 s; cut off")
+    (row,) = database.events(tmp_path)
+    assert (row.state, row.end, row.words) == ("closed", NOW + 3, "phone for 3 s; cut off")
     told = [(sink, change) for _, sink, change in outbox(tmp_path)]
     assert told == [("log", "reached"), ("ends", "warn"), ("ha", "reached"), ("ends", "closed"), ("ha", "closed")]
 
@@ -285,9 +261,9 @@ def test_on_a_full_disk_rows_wait_and_come(disk: Path) -> None:
         (disk / "other").unlink()
         until(lambda: not it.waiting, 40)
         assert (it.trouble, it.lost) == (None, 0)
-    rows = stores.events(disk / "kept", limit=1000)
-    assert {row["id"] for row in rows} == {f"e{n}" for n in range(300)}
-    assert all((disk / "kept" / row["thumbnail"]).stat().st_size == 2000 for row in rows)
+    rows = database.events(disk / "kept", limit=1000)
+    assert {row.id for row in rows} == {f"e{n}" for n in range(300)}
+    assert all((disk / "kept" / row.thumbnail).stat().st_size == 2000 for row in rows)
     assert len(outbox(disk / "kept")) == 300
 
 
@@ -298,7 +274,7 @@ def test_a_watch_starts_on_a_full_disk(disk: Path) -> None:
         it.put(EVENT)
         (disk / "other").unlink()
         until(lambda: not it.waiting)
-    assert [row["id"] for row in stores.events(disk / "kept")] == [EVENT.id]
+    assert [row.id for row in database.events(disk / "kept")] == [EVENT.id]
 
 
 def test_the_oldest_clips_make_room_and_are_mentioned_no_more(disk: Path) -> None:
@@ -316,11 +292,11 @@ def test_the_oldest_clips_make_room_and_are_mentioned_no_more(disk: Path) -> Non
             it.put(replace(EVENT, id=f"e{n}", words="x" * 5000))
         until(lambda: not it.waiting, 40)
         until(lambda: it.trouble is None)
-        rows = {row["id"]: row for row in stores.events(disk / "kept", limit=1000)}
+        rows = {row.id: row for row in database.events(disk / "kept", limit=1000)}
     assert len(rows) == 54
     assert (disk / "kept" / "clips" / "now.mp4.part").is_file()
-    assert rows["c0"]["clip"] is None
-    assert all(row["clip"] is None or (disk / "kept" / row["clip"]).is_file() for row in rows.values())
+    assert rows["c0"].clip is None
+    assert all(row.clip is None or (disk / "kept" / row.clip).is_file() for row in rows.values())
 
 
 def test_a_killed_writer_leaves_every_row_that_was_on_disk(tmp_path: Path) -> None:
@@ -340,7 +316,7 @@ def test_a_killed_writer_leaves_every_row_that_was_on_disk(tmp_path: Path) -> No
                 process.kill()
                 break
     with kept(tmp_path):
-        assert {f"e{n}" for n in range(21)} <= {row["id"] for row in stores.events(tmp_path, limit=9999)}
+        assert {f"e{n}" for n in range(21)} <= {row.id for row in database.events(tmp_path, limit=9999)}
 
 
 ANY = st.text(st.characters(exclude_categories=[]), max_size=60)  # also halves of surrogate pairs, and NUL
@@ -355,8 +331,8 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory,
             it.put(replace(EVENT, id=f"e{n}", words=text, label=text))
         until(lambda: not it.waiting)
         assert it.lost == 0
-    rows = stores.events(folder)
-    assert [row["words"] for row in rows] == [stores.storable(text) for text in words[::-1]]
-    assert json.loads(json.dumps(rows)) == rows
+    rows = database.events(folder)
+    assert [row.words for row in rows] == [stores.storable(text) for text in words[::-1]]
+    assert json.loads(json.dumps([row.as_dict() for row in rows])) == [row.as_dict() for row in rows]
     for text in words:  # only what no file can hold is changed
         assert (stores.storable(text) == text) == (not any("\ud800" <= c <= "\udfff" for c in text))

@@ -1,163 +1,31 @@
 """The web, over real sockets: answers, streams that end with their viewers, files that stay in their folder, doors."""
 
-import http.client
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from event_toys import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import video
+from web_toys import JPEG, Reader, Street, happened, keep_files, opened, read_message, remember
 
 from stillwatch.errors import UserError
-from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig, Web
-from stillwatch.monitor.events import store
+from stillwatch.monitor.config import CameraConfig, WatchConfig, Web
+from stillwatch.monitor.events import database
+from stillwatch.monitor.events.outbox import SinkStatus
 from stillwatch.monitor.state import Board, Gauges
 from stillwatch.monitor.web import app, auth
-from stillwatch.rules.alarm import Event
-
-JPEG = b"\xff\xd8 a picture \xff\xd9"
-
-
-class Street(NamedTuple):
-    board: Board
-    folder: Path
-    store: Any
-    server: app.Server
-    port: int
-
-    def ask(
-        self, path: str, body: Any = None, method: str | None = None, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        """(status, headers in lower case, body)"""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        sent = {key.replace("_", "-"): value for key, value in headers.items()}
-        if body is not None:
-            sent.setdefault("content-type", "application/json")
-        try:
-            text = None if body is None else body if isinstance(body, str) else json.dumps(body)
-            connection.request(method or ("GET" if body is None else "POST"), path, text, sent)
-            answer = connection.getresponse()
-            return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
-        finally:
-            connection.close()
-
-    def json(self, path: str, body: Any = None, **headers: str) -> Any:
-        status, _, text = self.ask(path, body, **headers)
-        assert status == 200, text
-        return json.loads(text)
-
-    def error(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, str]:
-        status, got, text = self.ask(path, body, method, **headers)
-        assert got["content-type"] == "application/json"
-        return status, json.loads(text)["error"]
-
-
-@contextmanager
-def opened(
-    folder: Path, cameras: tuple[str, ...] = ("cab", "yard"), post: Any = None, **asked: Any
-) -> Iterator[Street]:
-    plan = WatchConfig(
-        bundle=folder / "bundle",
-        camera=tuple(CameraConfig(name=name, source="0") for name in cameras if name.isalnum()),
-        keep=Keep(folder=folder / "kept"),
-        web=Web(port=0, **asked),
-    )
-    board = Board(("Safe", "Bad"), ("Safe",), cameras)
-    book = store.Store(plan.keep)
-    page = app.app(board, plan.keep.folder, plan, book, post, Gauges(cameras))
-    server = app.Server(page, "127.0.0.1", 0)
-    port = int(server.start().rstrip("/").rpartition(":")[2])
-    try:
-        yield Street(board, plan.keep.folder, book, server, port)
-    finally:
-        server.close(2)
-        book.close(2)
 
 
 @pytest.fixture
 def street(tmp_path: Path) -> Iterator[Street]:
     with opened(tmp_path) as it:
         yield it
-
-
-class Reader:
-    """A viewer: a raw socket that has asked and reads on."""
-
-    def __init__(self, port: int, path: str, **headers: str):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        lines = [f"{key.replace('_', '-')}: {value}" for key, value in headers.items()]
-        self.socket.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
-        self.held = b""
-
-    def until(self, mark: bytes) -> bytes:
-        """Everything up to and with this mark."""
-        while mark not in self.held:
-            more = self.socket.recv(65536)
-            assert more, f"it ended before {mark!r}: {self.held!r}"
-            self.held += more
-        found, _, self.held = self.held.partition(mark)
-        return found + mark
-
-    def rest(self) -> bytes:
-        """What comes until the server has closed."""
-        found = self.held
-        while more := self.socket.recv(65536):
-            found += more
-        return found
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-
-def read_message(listener: Reader, what: str) -> tuple[str, Any]:
-    """(its id, its data): the next message of that name; others are passed over."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        lines = listener.until(b"\n\n").decode().strip().splitlines()
-        fields = dict(line.split(": ", 1) for line in lines if ": " in line and not line.startswith("HTTP"))
-        if fields.get("event") == what:
-            return fields.get("id", ""), json.loads(fields["data"])
-    raise AssertionError(f"no message {what!r} came")
-
-
-def until(true: Callable[[], Any], within: float = 10) -> Any:
-    """Wait for something that another thread is about to do."""
-    end = time.monotonic() + within
-    while not (found := true()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)
-    return found
-
-
-def happened(id: str = "cab-s-1", at: float = 1000.0, **more: Any) -> Event:
-    fields: dict[str, Any] = {
-        "id": id, "camera": "cab", "kind": "phone", "label": "Bad", "level": "warn", "state": "closed", "start": at,
-        "opened": at + 1, "updated": at + 5, "end": at + 5, "peak": 0.9, "words": "a phone in the hand",
-    }  # fmt: skip
-    return Event(**(fields | more))
-
-
-def remember(it: Street, *events: Event) -> None:
-    for event in events:
-        it.store.put(event)
-    until(lambda: all(store.event(it.folder, event.id) for event in events))
-
-
-def keep_files(it: Street, id: str) -> bytes:
-    """A real clip and a thumbnail for this event; the clip's bytes."""
-    clip = video(it.folder / "clips" / "1970-01-01" / f"{id}.mp4", 20)
-    it.store.attach(id, clip=clip, thumbnail=JPEG)
-    until(lambda: (row := store.event(it.folder, id)) and row["clip"] and row["thumbnail"])
-    return clip.read_bytes()
 
 
 # --- what is now ------------------------------------------------------------------------------------------------------
@@ -205,10 +73,8 @@ def test_metrics_are_prometheus_text(street: Street) -> None:
 
 def test_sinks_are_told_of(tmp_path: Path) -> None:
     class Post:
-        def status(self) -> list[dict[str, Any]]:
-            return [
-                {"name": "hook", "kind": "webhook", "pending": 3, "sent": 5, "failed": 2, "held": 0, "last_error": "x"}
-            ]
+        def status(self) -> list[SinkStatus]:
+            return [SinkStatus("hook", "webhook", pending=3, sent=5, failed=2, last_error="x")]
 
     with opened(tmp_path, post=Post()) as street:
         status = street.json("/api/v1/status")
@@ -271,7 +137,7 @@ def test_clip_and_thumbnail_are_served_in_ranges(street: Street) -> None:
     assert street.ask(event["clip"], range="bytes=-50")[2] == clip[-50:]
     assert street.ask(event["clip"], range=f"bytes={len(clip)}-")[0] == 416
     assert street.ask(event["thumbnail"])[2] == JPEG
-    (street.folder / store.event(street.folder, "cab-s-1")["clip"]).unlink()  # type: ignore[index]
+    (street.folder / database.event(street.folder, "cab-s-1").clip).unlink()  # type: ignore[union-attr, operator]
     assert street.error(event["clip"]) == (404, "event 'cab-s-1' has no clip: it was deleted")
 
 
@@ -309,8 +175,10 @@ def test_no_address_leaves_the_folder(street: Street, monkeypatch: pytest.Monkey
         assert status == 404, path
         assert b"secret" not in body or b"no event" in body
     remember(street, happened())
-    row = {**(store.event(street.folder, "cab-s-1") or {}), "clip": "../secret.mp4"}  # a row that somebody has changed
-    monkeypatch.setattr(store, "event", lambda folder, id: row)
+    found = database.event(street.folder, "cab-s-1")
+    assert found is not None
+    row = replace(found, clip="../secret.mp4")  # a row that somebody has changed
+    monkeypatch.setattr(database, "event", lambda folder, id: row)
     assert street.ask("/api/v1/events/cab-s-1/clip")[0] == 404
 
 
@@ -375,7 +243,7 @@ def test_a_fault_of_ours_is_one_line_without_its_insides(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("rtsp://user:password@camera/")
 
-    monkeypatch.setattr(store, "events", broken)
+    monkeypatch.setattr(database, "events", broken)
     assert street.error("/api/v1/events") == (500, "this could not be answered (RuntimeError)")
     assert "web: GET '/api/v1/events': RuntimeError at test_app.py:" in caplog.text
     assert "password" not in caplog.text

@@ -9,10 +9,11 @@ import av
 import cv2
 import numpy as np
 import pytest
-from test_app import Street, happened, opened, remember, until
+from event_toys import until
+from web_toys import Street, happened, opened, remember
 
 from stillwatch.media import synthetic
-from stillwatch.monitor.events import store
+from stillwatch.monitor.events import database
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install stillwatch[dev]")
 CHROMIUM = Path("/usr/bin/chromium")
@@ -193,7 +194,7 @@ def film(it: Street, id: str) -> None:
         container.mux(stream.encode())
     jpeg = cv2.imencode(".jpg", synthetic.still("cabin", "Yawn", 0, 0))[1].tobytes()
     it.store.attach(id, clip=path, thumbnail=jpeg)
-    until(lambda: (row := store.event(it.folder, id)) and row["clip"] and row["thumbnail"])
+    until(lambda: (row := database.event(it.folder, id)) and row.clip and row.thumbnail)
 
 
 def say(it: Street, event: Any) -> None:

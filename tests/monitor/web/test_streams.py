@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_app import JPEG, Reader, Street, happened, opened, read_message, until
+from event_toys import until
+from web_toys import JPEG, Reader, Street, happened, opened, read_message
 
 from stillwatch.monitor.web import streams
 
