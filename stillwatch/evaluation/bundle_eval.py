@@ -1,13 +1,9 @@
-"""Exported: a bundle's files judged like the run they came of, each through a runtime of this machine.
-
-In: a bundle, its run, the samples in order. Out: predictions, and the report.
-Called by the CLI. It knows no torch.
-"""
+"""A bundle's files judged like the run they came of, each through a runtime of this machine. No torch."""
 
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -16,10 +12,12 @@ from stillwatch.bundle import Bundle, Model
 from stillwatch.errors import UserError
 from stillwatch.evaluation import pooling
 from stillwatch.evaluation.pooling import comparison_set
-from stillwatch.evaluation.report.report import Album, compare
 from stillwatch.inference import runtimes
 from stillwatch.predictions import Predict, Predictions, read, save_predictions
 from stillwatch.run import NO_PROGRESS, Progress, Run, RunInfo
+
+if TYPE_CHECKING:
+    from stillwatch.evaluation.report.report import Album
 
 
 def judge_bundle(
@@ -28,7 +26,7 @@ def judge_bundle(
     paper: tuple[Any, ...],
     out: Path | str,
     split: str = "test",
-    pictures: Album | None = None,
+    pictures: "Album | None" = None,
     voice: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Have each file of a bundle look at a split, and compare what they say with the run itself, in a report.
@@ -58,6 +56,8 @@ def judge_bundle(
     if not files:
         raise UserError(f"{bundle.path}: none of its files can be run here: {'; '.join(problems)}")
     about = _about(bundle, run) | {"files": [_agreement(bundle, model, file, said, split) for model, file in files]}
+    from stillwatch.evaluation.report.report import compare  # it paints, and is imported where that is done
+
     more = {"bundle": about, "warnings": problems}
     return compare([*comparison_set(run, split), *(file for _, file in files)], out, pictures, split, more)
 
