@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -41,7 +41,7 @@ from stillwatch.monitor.web.schemas import (
     Status,
 )
 from stillwatch.monitor.web.schemas import plain as in_words
-from stillwatch.monitor.web.streams import MJPEG, POLL, Going, StreamHub, messages, pictures
+from stillwatch.monitor.web.streams import MJPEG, POLL, LiveStream, StreamHub, messages, pictures
 from stillwatch.rules.alarm import Level
 
 if TYPE_CHECKING:  # the page is told of the sinks; it starts none
@@ -51,80 +51,84 @@ if TYPE_CHECKING:  # the page is told of the sinks; it starts none
 PAGE = Path(__file__).parent / "static"
 
 
-async def desk(request: Request) -> StreamHub:
-    return request.app.state.desk
+router = APIRouter(
+    responses={"default": {"model": Error, "description": "Why not, in one line"}},
+    generate_unique_id_function=lambda route: route.name,
+)
+DONE: dict[str, Any] = {
+    "status_code": 204, "response_class": Response, "responses": {204: {"description": "Done"}},
+}  # fmt: skip
 
 
-At = Annotated[StreamHub, Depends(desk)]
+def page_file(name: str) -> Callable[[Request], Response]:
+    return lambda request: FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
+
+
+def answers(media_type: str) -> dict[str, Any]:
+    """How a route that answers no JSON stands in the API's description."""
+    content: dict[str, object] = {media_type.partition(";")[0]: {}}
+    return {"response_class": Response, "responses": {200: {"content": content, "description": "Success"}}}
+
+
+async def hub_of(request: Request) -> StreamHub:
+    return request.app.state.hub
+
+
+Hub = Annotated[StreamHub, Depends(hub_of)]
 
 
 # --- the page, and what machines ask ----------------------------------------------------------------------------------
 
 
-async def index() -> Response:
-    return _page("index.html")
-
-
-async def css() -> Response:
-    return _page("page.css")
-
-
-async def script() -> Response:
-    return _page("page.js")
-
-
-async def icon() -> Response:
-    return _page("icon.svg")
-
-
-def _page(name: str) -> Response:
-    return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
-
-
+@router.get("/healthz", include_in_schema=False)
 async def healthz() -> Alive:
     """The process lives and answers."""
     return Alive()
 
 
-async def readyz(it: At) -> Response:
+@router.get("/readyz", responses={200: {"model": Ready}, 503: {"model": Ready}})
+async def readyz(hub: Hub) -> Response:
     """200 once every camera has been looked at or has failed; 503 until then, and why."""
-    fields = it.board.cameras()
+    fields = hub.board.cameras()
     waiting = sum(camera["state"] == "starting" for camera in fields)
-    ready = Ready(ready=it.board.ready)
+    ready = Ready(ready=hub.board.ready)
     if not ready.ready:
         ready.why = f"{waiting} of {len(fields)} cameras have not been looked at yet" if waiting else "starting"
     return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
 
-def metrics(it: At) -> Response:
+@router.get("/metrics", **answers("text/plain"))
+def metrics(hub: Hub) -> Response:
     """Figures for Prometheus."""
-    level = it.gauges.level
-    for camera in it.board.cameras():
+    level = hub.gauges.level
+    for camera in hub.board.cameras():
         name = camera["name"]
         level("camera_watching", "1: pictures come and can be judged", in_words(camera)[0] == "watching", camera=name)
-        level("viewers", "Who looks at its pictures now", it.board.viewers(name), camera=name)
-    level("ready", "1: every camera has been looked at, or has failed", it.board.ready)
-    if it.store:
-        level("rows_waiting", "Rows that are not on disk yet", it.store.waiting)
-        level("store_trouble", "1: something is wrong with the disk or the database", it.store.trouble is not None)
-    for sink in it.post.status() if it.post else []:
+        level("viewers", "Who looks at its pictures now", hub.board.viewers(name), camera=name)
+    level("ready", "1: every camera has been looked at, or has failed", hub.board.ready)
+    if hub.store:
+        level("rows_waiting", "Rows that are not on disk yet", hub.store.waiting)
+        level("store_trouble", "1: something is wrong with the disk or the database", hub.store.trouble is not None)
+    for sink in hub.post.status() if hub.post else []:
         for key in ("pending", "sent", "failed", "held"):
             level(f"sink_{key}", f"Messages of a sink: {key}", getattr(sink, key), sink=sink.name)
-    return Response(it.gauges.text(), media_type=MEDIA_TYPE)
+    return Response(hub.gauges.text(), media_type=MEDIA_TYPE)
 
 
-async def login(given: Login, request: Request, it: At) -> Response:
+@router.post("/api/v1/login", **DONE)
+async def login(given: Login, request: Request, hub: Hub) -> Response:
     """The token against a cookie (HttpOnly, SameSite=Strict). Wrong tokens make the next try wait."""
     answer = Response(status_code=204)
-    if it.keys is not None:
-        auth.try_token(it.keys, it.patience, given.token, auth.address(request.scope))
+    if hub.keys is not None:
+        auth.try_token(hub.keys, hub.patience, given.token, auth.address(request.scope))
         answer.set_cookie(
-            auth.cookie_name(request.scope), it.keys.cookie(time.time()), max_age=int(auth.SESSION), httponly=True,
+            auth.cookie_name(request.scope), hub.keys.cookie(time.time()), max_age=int(auth.SESSION), httponly=True,
             samesite="strict", secure=request.url.scheme == "https",
         )  # fmt: skip
     return answer
 
 
+@router.post("/api/v1/logout", **DONE)
 async def logout(request: Request) -> Response:
     """Forget the cookie."""
     answer = Response(status_code=204)
@@ -132,66 +136,74 @@ async def logout(request: Request) -> Response:
     return answer
 
 
-def status(it: At) -> Status:
+@router.get("/api/v1/status")
+def status(hub: Hub) -> Status:
     """What runs here, and how its sinks fare."""
     return Status(
-        version=__version__, started=it.board.started, now=time.time(), ready=it.board.ready,
-        labels=list(it.board.labels), safe=list(it.board.safe), cameras=it.names,
-        sinks=[asdict(sink) for sink in it.post.status()] if it.post else [], guarded=it.keys is not None,
-        trouble=it.store.trouble if it.store else None, waiting=it.store.waiting if it.store else 0,
+        version=__version__, started=hub.board.started, now=time.time(), ready=hub.board.ready,
+        labels=list(hub.board.labels), safe=list(hub.board.safe), cameras=hub.names,
+        sinks=[asdict(sink) for sink in hub.post.status()] if hub.post else [], guarded=hub.keys is not None,
+        trouble=hub.store.trouble if hub.store else None, waiting=hub.store.waiting if hub.store else 0,
     )  # fmt: skip
 
 
-def cameras(it: At) -> Cameras:
+@router.get("/api/v1/cameras")
+def cameras(hub: Hub) -> Cameras:
     """Every camera, now."""
-    return Cameras.model_validate(it.cameras())
+    return Cameras.model_validate(hub.cameras())
 
 
-def camera(name: str, it: At) -> Camera:
+@router.get("/api/v1/cameras/{name}")
+def camera(name: str, hub: Hub) -> Camera:
     """One camera, now."""
-    for fields in it.board.cameras():
+    for fields in hub.board.cameras():
         if fields["name"] == name:
-            return Camera.model_validate(it.camera(fields))
-    raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(it.names)}")
+            return Camera.model_validate(hub.camera(fields))
+    raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(hub.names)}")
 
 
-async def live(name: str, it: At) -> Response:
+@router.get("/api/v1/cameras/{name}/live.mjpg", **answers(MJPEG))
+async def live(name: str, hub: Hub) -> Response:
     """One camera's pictures as MJPEG, as browsers and players show it. Encoded once, however many look."""
-    return Going(pictures(it, _known(it, [name])), MJPEG)
+    return LiveStream(pictures(hub, _known(hub, [name])), MJPEG)
 
 
-async def picture(name: str, it: At) -> Response:
+@router.get("/api/v1/cameras/{name}/picture.jpg", **answers("image/jpeg"))
+async def picture(name: str, hub: Hub) -> Response:
     """One picture, taken now. 503 where none comes."""
-    _known(it, [name])
-    with it.board.viewing(name):
-        before, end = it.board.picture(name)[0], time.monotonic() + 3
-        while time.monotonic() < end and not it.closing.is_set():
-            number, jpeg = it.board.picture(name)
+    _known(hub, [name])
+    with hub.board.viewing(name):
+        before, end = hub.board.picture(name)[0], time.monotonic() + 3
+        while time.monotonic() < end and not hub.closing.is_set():
+            number, jpeg = hub.board.picture(name)
             if number != before:
                 return Response(jpeg, media_type="image/jpeg")
             await asyncio.sleep(POLL)
     raise HTTPException(503, f"no picture comes from {name}")
 
 
-async def together(it: At, camera: Annotated[list[str], Query(description="Which; none: all")] = []) -> Response:  # noqa: B006
+@router.get("/api/v1/pictures", **answers(MJPEG))
+async def together(hub: Hub, camera: Annotated[list[str], Query(description="Which; none: all")] = []) -> Response:  # noqa: B006
     """Several cameras' pictures in one answer, each with an X-Camera header: a browser has six connections."""
-    return Going(pictures(it, _known(it, list(dict.fromkeys(camera)) or it.names)), MJPEG)
+    return LiveStream(pictures(hub, _known(hub, list(dict.fromkeys(camera)) or hub.names)), MJPEG)
 
 
-def _known(it: StreamHub, names: list[str]) -> list[str]:
+def _known(hub: StreamHub, names: list[str]) -> list[str]:
     for name in names:
-        if name not in it.names:
-            raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(it.names)}")
+        if name not in hub.names:
+            raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(hub.names)}")
     return names
 
 
-async def stream(request: Request, it: At) -> Response:
+@router.get("/api/v1/stream", **answers("text/event-stream"))
+async def stream(request: Request, hub: Hub) -> Response:
     """Server-sent events: cameras, event, camera, trouble, missed, still. Last-Event-ID resumes."""
-    return Going(messages(it, request.headers.get("last-event-id")), "text/event-stream")
+    return LiveStream(messages(hub, request.headers.get("last-event-id")), "text/event-stream")
 
 
+@router.get("/api/v1/events")
 def events(
-    it: At,
+    hub: Hub,
     since: Annotated[float | None, Query(description="Seconds since 1970")] = None,
     until: Annotated[float | None, Query(description="Seconds since 1970")] = None,
     camera: str | None = None,
@@ -202,24 +214,34 @@ def events(
 ) -> Events:
     """What was, newest first."""
     rows = database.events(
-        it.folder, since=since, until=until, camera=camera, kind=kind, level=level, before_id=before_id, limit=limit + 1
+        hub.folder,
+        since=since,
+        until=until,
+        camera=camera,
+        kind=kind,
+        level=level,
+        before_id=before_id,
+        limit=limit + 1,
     )
-    return Events(events=[it.event(row) for row in rows[:limit]], more=len(rows) > limit)
+    return Events(events=[hub.event(row) for row in rows[:limit]], more=len(rows) > limit)
 
 
-def event(id: str, it: At) -> Event:
+@router.get("/api/v1/events/{id}")
+def event(id: str, hub: Hub) -> Event:
     """One event."""
-    return it.event(it.find(id))
+    return hub.event(hub.find(id))
 
 
-def clip(id: str, it: At) -> Response:
+@router.get("/api/v1/events/{id}/clip", **answers("video/mp4"))
+def clip(id: str, hub: Hub) -> Response:
     """An event's clip, MP4. Ranges are answered."""
-    return _file(it, id, "clip", (".mp4",))
+    return _file(hub, id, "clip", (".mp4",))
 
 
-def thumbnail(id: str, it: At) -> Response:
+@router.get("/api/v1/events/{id}/thumbnail", **answers("image/jpeg"))
+def thumbnail(id: str, hub: Hub) -> Response:
     """An event's picture, JPEG."""
-    return _file(it, id, "thumbnail", (".jpg", ".jpeg"))
+    return _file(hub, id, "thumbnail", (".jpg", ".jpeg"))
 
 
 def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
@@ -232,39 +254,40 @@ def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
     return path if path.is_relative_to(root) and path.is_file() and path.suffix.lower() in suffixes else None
 
 
-def _file(it: StreamHub, id: str, key: str, suffixes: Sequence[str]) -> Response:
-    relative = getattr(it.find(id), key)
-    path = inside(it.folder, relative, suffixes) if relative else None
+def _file(hub: StreamHub, id: str, key: str, suffixes: Sequence[str]) -> Response:
+    relative = getattr(hub.find(id), key)
+    path = inside(hub.folder, relative, suffixes) if relative else None
     if path is None:
         raise HTTPException(404, f"event {id!r} has no {key}" + (": it was deleted" if relative else ""))
     kind = "video/mp4" if key == "clip" else "image/jpeg"
     return FileResponse(path, media_type=kind, headers={"cache-control": "private, max-age=86400"})
 
 
-def mark(id: str, marks: Marks, it: At) -> Marked:
+@router.post("/api/v1/events/{id}/mark")
+def mark(id: str, marks: Marks, hub: Hub) -> Marked:
     """Acknowledge, call it false or true, or take that back. A false one is filed under the first safe label."""
-    row = it.find(id)
-    if it.store is None:
+    row = hub.find(id)
+    if hub.store is None:
         raise HTTPException(503, "events cannot be marked: nothing is kept here")
     given: dict[str, Any] = marks.model_dump(include=marks.model_fields_set)
-    it.store.mark(id, **given)
-    it.board.publish("event", id=id, marks=given)
+    hub.store.mark(id, **given)
+    hub.board.publish("event", id=id, marks=given)
     filed, words = 0, None
     if given.get("verdict") == "false":
-        filed, words = _file_negatives(it, row)
+        filed, words = _file_negatives(hub, row)
     elif "verdict" in given:
-        media_files.remove_negatives(it.folder, row)
-    return Marked(event=it.event(replace(row, **given)), filed=filed, words=words)
+        media_files.remove_negatives(hub.folder, row)
+    return Marked(event=hub.event(replace(row, **given)), filed=filed, words=words)
 
 
-def _file_negatives(it: StreamHub, row: database.StoredEvent) -> tuple[int, str | None]:
+def _file_negatives(hub: StreamHub, row: database.StoredEvent) -> tuple[int, str | None]:
     """How many pictures were filed for the next training, or why none."""
     if row.kind == "camera":
         return 0, "nothing to learn from: it is about the camera"
-    if not it.board.safe:
+    if not hub.board.safe:
         return 0, "nothing was filed: the recipe has no safe label"
     try:
-        filed = media_files.file_negatives(it.folder, row, it.board.safe[0])
+        filed = media_files.file_negatives(hub.folder, row, hub.board.safe[0])
     except (OSError, UserError) as error:
         return 0, f"nothing was filed: {error}"
     return filed, None if filed else "nothing was filed: neither clip nor picture is there"
@@ -282,38 +305,21 @@ def app(
     """
     token = auth.token_of(plan.web)
     keys, patience = auth.TokenAuth(token) if token else None, auth.LoginThrottle()
-    it = FastAPI(
+    api = FastAPI(
         title="Stillwatch", version=__version__, description="Cameras that are watched: what is, and what was.",
         openapi_url="/api/v1/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
-    it.state.desk = StreamHub(board, folder, store, post, gauges, keys, patience)
-    for method, path, function, *kinds in ROUTES:
-        _route(it, method, path, function, kinds)
-    it.add_exception_handler(AnyHTTPException, _refused)
-    it.add_exception_handler(RequestValidationError, _invalid)
-    it.add_exception_handler(auth.Refusal, _guarded)
-    it.add_exception_handler(UserError, _mistaken)
-    it.add_exception_handler(Exception, _broken)
-    it.add_middleware(auth.AuthMiddleware, keys=keys, patience=patience)
-    return it
-
-
-def _route(it: FastAPI, method: str, path: str, function: Callable[..., Any], kinds: Sequence[str]) -> None:
-    if not path.startswith("/api/") and not kinds:
-        it.add_api_route(path, function, methods=[method], include_in_schema=False)
-        return
-    answers: dict[int | str, dict[str, Any]] = {"default": {"model": Error, "description": "Why not, in one line"}}
-    if kinds and kinds[0] in ("204", "503"):
-        answers |= (
-            {204: {"description": "Done"}} if kinds[0] == "204" else {200: {"model": Ready}, 503: {"model": Ready}}
-        )
-    elif kinds:
-        answers[200] = {"content": {kinds[0]: {}}, "description": "Success"}
-    it.add_api_route(
-        path, function, methods=[method], responses=answers, status_code=204 if kinds[:1] == ["204"] else None,
-        operation_id=function.__name__, summary=function.__name__.capitalize(),
-        response_class=JSONResponse if not kinds or kinds[0] == "503" else Response,
-    )  # fmt: skip
+    api.state.hub = StreamHub(board, folder, store, post, gauges, keys, patience)
+    api.include_router(router)
+    for name in ("", "page.css", "page.js", "icon.svg"):  # a mount at / would answer 404 for a wrong method elsewhere
+        api.add_route(f"/{name}", page_file(name or "index.html"))
+    api.add_exception_handler(AnyHTTPException, _refused)
+    api.add_exception_handler(RequestValidationError, _invalid)
+    api.add_exception_handler(auth.Refusal, _guarded)
+    api.add_exception_handler(UserError, _mistaken)
+    api.add_exception_handler(Exception, _broken)
+    api.add_middleware(auth.AuthMiddleware, keys=keys, patience=patience)
+    return api
 
 
 async def _refused(_: Request, error: Any) -> Response:
@@ -360,7 +366,7 @@ class Server:
 
     def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0):
         """Raises UserError for an address that others can reach where the app asks for no token."""
-        if not auth.loopback(host) and app.state.desk.keys is None:
+        if not auth.loopback(host) and app.state.hub.keys is None:
             raise UserError(f'web.host = "{host}": anybody on the network could look; give [web] a token')
         self._app, self._host, self._port = app, host.strip("[]"), port
         self._server: Cut | None = None
@@ -391,7 +397,7 @@ class Server:
         """End every stream and stop listening, at the latest after about `within` seconds."""
         if self._server is None or self._thread is None:
             return
-        self._app.state.desk.closing.set()
+        self._app.state.hub.closing.set()
         self._server.config.timeout_graceful_shutdown = 0.6 * within  # type: ignore[assignment]
         self._server.should_exit = True
         self._thread.join(within + 1)
@@ -417,29 +423,3 @@ def _bound(host: str, port: int) -> socket.socket:
             f"web.port = {port} on {host}: {error.strerror}; free it, or give another (0: any free one)"
         ) from None
     return listener
-
-
-# method, path, function, then how it answers where that is not a JSON model
-ROUTES: tuple[tuple[Any, ...], ...] = (
-    ("GET", "/", index),
-    ("GET", "/page.css", css),
-    ("GET", "/page.js", script),
-    ("GET", "/icon.svg", icon),
-    ("GET", "/healthz", healthz),
-    ("GET", "/readyz", readyz, "503"),
-    ("GET", "/metrics", metrics, "text/plain"),
-    ("POST", "/api/v1/login", login, "204"),
-    ("POST", "/api/v1/logout", logout, "204"),
-    ("GET", "/api/v1/status", status),
-    ("GET", "/api/v1/cameras", cameras),
-    ("GET", "/api/v1/cameras/{name}", camera),
-    ("GET", "/api/v1/cameras/{name}/live.mjpg", live, MJPEG.split(";")[0]),
-    ("GET", "/api/v1/cameras/{name}/picture.jpg", picture, "image/jpeg"),
-    ("GET", "/api/v1/pictures", together, MJPEG.split(";")[0]),
-    ("GET", "/api/v1/stream", stream, "text/event-stream"),
-    ("GET", "/api/v1/events", events),
-    ("GET", "/api/v1/events/{id}", event),
-    ("GET", "/api/v1/events/{id}/clip", clip, "video/mp4"),
-    ("GET", "/api/v1/events/{id}/thumbnail", thumbnail, "image/jpeg"),
-    ("POST", "/api/v1/events/{id}/mark", mark),
-)

@@ -9,15 +9,15 @@ import json
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import anyio
 from fastapi import HTTPException
-from fastapi.responses import Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
 from stillwatch.monitor.events import database
 from stillwatch.monitor.events.database import StoredEvent
@@ -108,43 +108,32 @@ def said(what: str, fields: Any, id: str | None = None) -> bytes:
 # --- what goes on until somebody leaves -------------------------------------------------------------------------------
 
 
-class Going(Response):
-    """A body without an end: parts() is run until it ends or its reader leaves, and is always closed at once."""
+class LiveStream(StreamingResponse):
+    """A body without an end. Its source is closed at once when the reader leaves, also while a full socket waits."""
 
-    def __init__(self, parts: AsyncIterator[bytes], media_type: str):
-        self.parts, self.status_code, self.media_type, self.background = parts, 200, media_type, None
-        self.init_headers({"x-accel-buffering": "no", "cache-control": "no-store, no-transform"})
-        del self.headers["content-length"]
+    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str):
+        headers = {"x-accel-buffering": "no", "cache-control": "no-store, no-transform"}
+        super().__init__(parts, headers=headers, media_type=media_type)
+        self._parts = parts
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._stream, send, group.cancel_scope)
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
-
-    async def _stream(self, send: Any, scope: anyio.CancelScope) -> None:
-        async with aclosing(self.parts) as parts:  # type: ignore[type-var]
-            async for part in parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-        scope.cancel()
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._parts):
+            await super().stream_response(send)
 
 
-async def pictures(it: StreamHub, names: Sequence[str]) -> AsyncIterator[bytes]:
+async def pictures(hub: StreamHub, names: Sequence[str]) -> AsyncGenerator[bytes, None]:
     """Multipart JPEGs of these cameras. A picture from before anybody looked is old: it is not sent.
 
     A slow reader holds up nothing: when it is ready again it gets the newest picture.
     """
     with ExitStack() as looking:
         for name in names:
-            looking.enter_context(it.board.viewing(name))
-        sent = {name: it.board.picture(name)[0] for name in names}
+            looking.enter_context(hub.board.viewing(name))
+        sent = {name: hub.board.picture(name)[0] for name in names}
         yield f"--{BOUNDARY}\r\n".encode()
-        while not it.closing.is_set():
+        while not hub.closing.is_set():
             for name in names:
-                number, jpeg = it.board.picture(name)
+                number, jpeg = hub.board.picture(name)
                 if number != sent[name]:
                     sent[name] = number
                     head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\nX-Camera: {quote(name)}\r\n\r\n"
@@ -152,13 +141,13 @@ async def pictures(it: StreamHub, names: Sequence[str]) -> AsyncIterator[bytes]:
             await asyncio.sleep(POLL)
 
 
-async def messages(it: StreamHub, last: str | None) -> AsyncIterator[bytes]:
+async def messages(hub: StreamHub, last: str | None) -> AsyncGenerator[bytes, None]:
     """Server-sent events: "cameras" whenever it changed, and whatever the board says after the listener's last id.
 
     ids are START-NUMBER. Of another start, or too long ago: "missed", and the listener is to ask for the list again.
     """
-    start = format(int(1000 * it.board.started), "x")
-    newest, _ = it.board.messages(0)
+    start = format(int(1000 * hub.board.started), "x")
+    newest, _ = hub.board.messages(0)
     known, _, number = (last or "").partition("-")
     after = int(number) if known == start and number.isdecimal() else -1
     yield b"retry: 1000\n\n"
@@ -167,12 +156,12 @@ async def messages(it: StreamHub, last: str | None) -> AsyncIterator[bytes]:
         if last:
             yield said("missed", {}, f"{start}-{newest}")
     told, at = b"", -math.inf
-    while not it.closing.is_set():
-        newest, fresh = it.board.messages(after)
+    while not hub.closing.is_set():
+        newest, fresh = hub.board.messages(after)
         for count, message in enumerate(fresh, newest - len(fresh) + 1):
-            yield said(str(message["what"]), message_of(it, message), f"{start}-{count}")
+            yield said(str(message["what"]), message_of(hub, message), f"{start}-{count}")
         after = newest
-        now, state = time.monotonic(), it.shared()
+        now, state = time.monotonic(), hub.shared()
         if state != told:
             told, at = state, now
             yield state
@@ -182,10 +171,10 @@ async def messages(it: StreamHub, last: str | None) -> AsyncIterator[bytes]:
         await asyncio.sleep(LISTEN)
 
 
-def message_of(it: StreamHub, message: Mapping[str, Any]) -> dict[str, Any]:
+def message_of(hub: StreamHub, message: Mapping[str, Any]) -> dict[str, Any]:
     """What the board says. The event that it carries is the rule's: it knows no files and no marks."""
     fields = {key: value for key, value in message.items() if key != "what"}
     if isinstance(fields.get("event"), dict):
-        event = it.event(StoredEvent(**fields["event"])).as_dict()
+        event = hub.event(StoredEvent(**fields["event"])).as_dict()
         fields["event"] = {key: event[key] for key in fields["event"]}
     return fields

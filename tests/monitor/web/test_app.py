@@ -85,7 +85,7 @@ def test_sinks_are_told_of(tmp_path: Path) -> None:
 
 def test_the_api_describes_itself(street: Street) -> None:
     described = street.json("/api/v1/openapi.json")
-    assert set(described["paths"]) == {path for _, path, *_ in app.ROUTES if path.startswith("/api/")} | {
+    assert set(described["paths"]) == {route.path for route in app.router.routes if route.path.startswith("/api/")} | {
         "/readyz",
         "/metrics",
     }
@@ -318,7 +318,7 @@ def test_a_port_that_is_taken_is_named(street: Street, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"web.port = {street.port} on 127.0.0.1: .*in use"):
         app.Server(page, "127.0.0.1", street.port).start()
     with pytest.raises(UserError, match=r'web.host = "no.such.host.invalid": no such address'):
-        page.state.desk.keys = auth.TokenAuth("a long token")
+        page.state.hub.keys = auth.TokenAuth("a long token")
         app.Server(page, "no.such.host.invalid", 0).start()
 
 

@@ -169,7 +169,7 @@ def test_a_server_that_is_gone_is_unmistakable_and_comes_back(chromium: Any, str
         page.locator("#link").get_by_text("No connection since").wait_for()
         assert card(page, "cab").locator(".notice-over").get_by_text("No connection").is_visible()
         assert card(page, "cab").get_attribute("data-fresh") == "no"
-        street.server._app.state.desk.closing.clear()
+        street.server._app.state.hub.closing.clear()
         again = Server(street.server._app, "127.0.0.1", street.port)
         again.start()
         try:
@@ -360,7 +360,7 @@ def test_a_token_is_asked_for_and_lets_in(chromium: Any, tmp_path: Path, monkeyp
             page.keyboard.press("Escape")
             assert page.locator("#login").is_visible()  # there is no way around it
             assert page.locator(".camera").count() == 0
-            street.server._app.state.desk.patience._wrong.clear()
+            street.server._app.state.hub.patience._wrong.clear()
             page.get_by_label("Token").fill("a long token")
             page.keyboard.press("Enter")
             card(page, "cab").wait_for()
