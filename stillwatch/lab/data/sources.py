@@ -1,11 +1,12 @@
 """Sources: a folder of somebody's data -> one Sample a picture or clip, and a reason for all that is left out.
 
-Looks at names, sizes, tables and headers; decodes no pixel, splits nothing and knows no net.
+Looks at names, sizes, tables and headers; decodes no pixel and splits nothing.
 """
 
 import csv
 import gzip
 import itertools
+import math
 import os
 import re
 import zlib
@@ -26,10 +27,14 @@ from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, sampled, times_o
 from stillwatch.recipe import Data
 from stillwatch.registry import Table
 
-SPLITS = ("train", "valid", "test")
 Count: TypeAlias = Annotated[int, Field(ge=0)]
+Box: TypeAlias = tuple[int, int, int, int]  # x1,y1,x2,y2 in pixels
 PixelReader: TypeAlias = Callable[[Sequence["Sample"]], Iterable[tuple["Sample", NDArray[np.uint8] | str]]]
+
+SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+ANNOTATION = re.compile(r"(.*\S)\s+(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(\d{1,9})", re.ASCII)
+BOX = re.compile(r"[\s,]\s*".join([r"(-?\d{1,9}(?:\.\d+)?)"] * 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Sample:
     sequence: str = ""  # the recording that it comes from; "" when unknown
     time: float = 0.0  # order within the sequence: frame number or seconds
     frames: tuple[int, ...] = ()  # videos: the T frame numbers; idx: (row,); toy: (number,); pictures: ()
-    box: tuple[int, int, int, int] | None = None  # x1,y1,x2,y2 in pixels
+    box: Box | None = None
     negative: bool = False  # a false alarm that a camera filed: for training only
     # Samples of one file -> each one's uint8 (H,W[,3]) or why there is none. None: a clip where there are frame
     # numbers, else a picture file.
@@ -71,70 +76,62 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
     """The public export: flat train/ valid/ test/, `_classes.txt`, `_annotations.txt` (FILE x1,y1,x2,y2,ID).
 
     The split folders are the official splits. The recording is the name before `-{frame}_jpg`, the time is that
-    frame. Lines without a box, malformed lines, ids out of range, missing files and files without a line are
-    skipped. Raises UserError where a table is missing.
+    frame. Raises UserError where a table is missing.
     """
     found = Found()
-    folders = [folder for folder in _folders(data.root) if folder.name in SPLIT_NAMES]
+    folders = [folder for folder in subfolders(data.root) if folder.name in SPLIT_NAMES]
     if not folders:
         raise UserError(f"data.root = '{data.root}': has none of the folders train, valid, test")
     for folder in folders:
-        classes = [line.strip() for line in _lines(folder / "_classes.txt")]
+        classes = _lines(folder / "_classes.txt")
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
         rows, named = [], set()
-        for line in _lines(folder / "_annotations.txt"):
-            if not line.strip():
-                continue
-            row = _annotation(line.strip(), classes)
-            name = row.file if isinstance(row, Skipped) else row.id
+        for line in filter(None, _lines(folder / "_annotations.txt")):
+            name, text, box = _annotation(line, classes)
             named.add(name)
-            if not isinstance(row, Skipped) and not sizes.get(name):
-                row = Skipped(name, "empty file" if name in sizes else "missing file")
-            if isinstance(row, Skipped):
-                found.skipped.append(replace(row, file=f"{folder.name}/{name}"))
+            if box and not sizes.get(name):
+                text, box = "empty file" if name in sizes else "missing file", None
+            id = f"{folder.name}/{name}"
+            if not box:
+                found.skipped.append(Skipped(id, text))
                 continue
             shot = re.match(r"(.+)-(\d+)_jpe?g", name)
             sequence, time = (shot[1], float(shot[2])) if shot else ("", 0.0)
-            where = replace(row, id=f"{folder.name}/{name}", path=folder / name, split=SPLIT_NAMES[folder.name])
-            rows.append(replace(where, sequence=sequence, time=time))
+            rows.append(Sample(id, folder / name, text, "", SPLIT_NAMES[folder.name], sequence, time, box=box))
         found.samples += _once(rows, found.skipped)
-        pictures = sorted(name for name in sizes if name.lower().endswith(PICTURES))
-        unnamed = [name for name in pictures if name not in named and not name.startswith(".")]
-        found.skipped += [Skipped(f"{folder.name}/{name}", "no line in _annotations.txt") for name in unnamed]
+        found.skipped += [
+            Skipped(f"{folder.name}/{name}", "no line in _annotations.txt")
+            for name in sorted(sizes)
+            if name.lower().endswith(PICTURES) and name not in named and not name.startswith(".")
+        ]
     return found
 
 
-def _annotation(line: str, classes: Sequence[str]) -> Sample | Skipped:
-    """One line of `_annotations.txt`; the name may hold spaces."""
-    match = re.fullmatch(r"(.*\S)\s+(-?\d+),(-?\d+),(-?\d+),(-?\d+),(\d+)", line, re.ASCII)
+def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None]:
+    """One line of `_annotations.txt` -> file, label and box; or file, the reason why not, and None."""
+    match = ANNOTATION.fullmatch(line)
     if not match:
-        return Skipped(line, "line without a box") if line.lower().endswith(PICTURES) else _malformed(line)
-    name, *numbers = match.groups()
-    if re.search(r"\s-?\d+,-?\d+,-?\d+,-?\d+,\d+$", name, re.ASCII):
-        return Skipped(name.split()[0], "more than one box")
-    if max(map(len, numbers)) > 9:
-        return _malformed(line)
-    x1, y1, x2, y2, number = map(int, numbers)
+        lone = line.lower().endswith(PICTURES)  # the name may hold spaces
+        return (line, "line without a box", None) if lone else (line.split()[0], f"malformed line: {line[:80]!r}", None)
+    name = match[1]
+    if ANNOTATION.fullmatch(name):
+        return name.split()[0], "more than one box", None
+    x1, y1, x2, y2, number = map(int, match.groups()[1:])
     if x2 <= x1 or y2 <= y1:
-        return Skipped(name, f"box {x1},{y1},{x2},{y2} holds no pixel")
+        return name, f"box {x1},{y1},{x2},{y2} holds no pixel", None
     if number >= len(classes) or not classes[number]:
-        return Skipped(name, f"class id {number} is not in _classes.txt ({len(classes)} classes)")
-    return Sample(name, Path(), classes[number], box=(x1, y1, x2, y2))
-
-
-def _malformed(line: str) -> Skipped:
-    words = line.split()
-    return Skipped(words[0] if words else line, f"malformed line: {line[:80]!r}")
+        return name, f"class id {number} is not in _classes.txt ({len(classes)} classes)", None
+    return name, classes[number], (x1, y1, x2, y2)
 
 
 def folders(data: Data, labels: tuple[str, ...]) -> Found:
     """root/CLASS/[GROUP/]*.jpg, or root/{train,valid|val,test}/CLASS/...: one folder a class.
 
-    A file name that ends in a number belongs to the recording of its other characters, where several files do
-    and no number comes twice (class and split are no part of it: one recording shows several classes).
+    Files whose names differ in a final number alone are one recording, whatever their class and split, unless a
+    number comes twice.
     """
     found = Found()
-    rows = _once(_tree(data, labels, PICTURES, found.skipped), found.skipped)
+    found.samples = rows = _tree(data, labels, PICTURES, found.skipped)
     recordings: dict[str, list[tuple[int, int]]] = defaultdict(list)  # recording -> (number, place in rows)
     for place, row in enumerate(rows):
         inner = Path(row.id).parts[2 if row.split else 1 :]
@@ -152,16 +149,15 @@ def folders(data: Data, labels: tuple[str, ...]) -> Found:
             continue
         for number, place in shots:
             rows[place] = replace(rows[place], sequence=recording, time=float(number))
-    found.samples = rows
     return found
 
 
 def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: list[Skipped]) -> list[Sample]:
     """The files of class folders, in order of name, with official splits where split folders are there."""
-    tops = [top for top in _folders(data.root) if top.name in SPLIT_NAMES and top.name not in labels]
-    places = [(SPLIT_NAMES[top.name], folder) for top in tops for folder in _folders(top)]
+    tops = [top for top in subfolders(data.root) if top.name in SPLIT_NAMES and top.name not in labels]
+    places = [(SPLIT_NAMES[top.name], folder) for top in tops for folder in subfolders(top)]
     rows = []
-    for split, folder in places or [("", folder) for folder in _folders(data.root)]:
+    for split, folder in places or [("", folder) for folder in subfolders(data.root)]:
         for path in sorted(folder.rglob("*")):
             inner = path.relative_to(folder).parts
             if any(part.startswith(".") for part in inner) or not path.is_file():
@@ -181,9 +177,8 @@ def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: 
 def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count = 0) -> Found:
     """Clips in class folders, or a manifest.csv with file,label and, where wanted, group,split.
 
-    Takes data.rate frames a second (all without it), data.frames of them a sample in windows that do not
-    overlap; a clip shorter than one window is used once, its last frame repeated. limit: at most so many samples
-    a clip, evenly spread; 0: all. The recording is the clip's relative path, the time is in seconds.
+    limit: at most so many samples a clip, evenly spread; 0: all. The recording is the clip's relative path, the time
+    is in seconds.
     """
     found = Found()
     table = data.root / (manifest or "manifest.csv")
@@ -208,12 +203,14 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count
 def idx(data: Data, labels: tuple[str, ...]) -> Found:
     """The IDX pairs of MNIST (`train-images-idx3-ubyte[.gz]`, `t10k-...` or `test-...`), LeCun et al. 1998.
 
-    Official splits train and test; the label is the number as text. Raises UserError for a file that is cut off,
-    has another magic number, or counts otherwise than its partner.
+    Official splits train and test; the label is the number as text. Raises UserError for a file that is none, or
+    counts otherwise than its partner.
     """
-    found = Found()
+    found, pairs = Found(), 0
     for start, split in (("train", "train"), ("t10k", "test"), ("test", "test")):
-        pictures, answers = (_one_of(data.root, start, kind) for kind in ("images", "labels"))
+        endings = [f"{dot}{kind}-ubyte{end}" for kind in ("idx3", "idx1") for dot in "-." for end in ("", ".gz")]
+        paths = [data.root / f"{start}-{'images' if 'idx3' in end else 'labels'}{end}" for end in endings]
+        pictures, answers = (next(filter(Path.is_file, half), None) for half in (paths[:4], paths[4:]))
         if not pictures and not answers:
             continue
         if not pictures or not answers:
@@ -221,31 +218,24 @@ def idx(data: Data, labels: tuple[str, ...]) -> Found:
         images, numbers = read_idx(pictures, 3), read_idx(answers, 1)
         if len(images) != len(numbers):
             raise UserError(f"{answers}: {len(numbers)} labels for {len(images)} images in {pictures.name}")
+        pairs += 1
         for row, number in enumerate(numbers):
-            found.samples.append(
-                Sample(f"{pictures.name}#{row}", pictures, str(number), split=split, frames=(row,), read=_rows)
-            )
-    if not found.samples and not any(_one_of(data.root, s, "images") for s in ("train", "t10k", "test")):
+            id = f"{pictures.name}#{row}"
+            found.samples.append(Sample(id, pictures, str(number), split=split, frames=(row,), read=_rows))
+    if not pairs:
         raise UserError(f"data.root = '{data.root}': has no train-images-idx3-ubyte.gz or t10k-images-idx3-ubyte.gz")
     return found
 
 
 def _rows(samples: Sequence[Sample]) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
-    images: Sequence[NDArray[np.uint8]] = []
-    problem = ""
     try:
-        images = list(read_idx(samples[0].path, 3))
+        images = read_idx(samples[0].path, 3)
     except UserError as error:
-        problem = str(error)
+        yield from ((sample, str(error)) for sample in samples)
+        return
     for sample in samples:
         row = sample.frames[0]
-        yield sample, images[row] if row < len(images) else problem or f"the file has {len(images)} rows"
-
-
-def _one_of(root: Path, start: str, kind: str) -> Path | None:
-    number = {"images": 3, "labels": 1}[kind]
-    names = (f"{start}-{kind}{dot}idx{number}-ubyte{end}" for dot in "-." for end in ("", ".gz"))
-    return next((root / name for name in names if (root / name).is_file()), None)
+        yield sample, images[row] if row < len(images) else f"the file has {len(images)} rows"
 
 
 @lru_cache(maxsize=2)  # a file is asked for once by the source and once by each decoding worker
@@ -256,15 +246,12 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file: {error}") from error
-    head = 4 + 4 * dimensions
-    magic = bytes((0, 0, 8, dimensions))
+    head, magic = 4 + 4 * dimensions, bytes((0, 0, 8, dimensions))
     if len(raw) < head or raw[:4] != magic:
-        raise UserError(
-            f"{path}: starts with {raw[:4].hex() or 'nothing'}, an IDX file of this kind with {magic.hex()}"
-        )
-    shape = [int(side) for side in np.frombuffer(raw, ">u4", dimensions, 4)]
-    wanted = int(np.prod([1, *shape], dtype=object))
-    if len(raw) - head != wanted or 0 in shape[1:]:
+        start = raw[:4].hex() or "nothing"
+        raise UserError(f"{path}: starts with {start}, an IDX file of this kind with {magic.hex()}")
+    shape = np.frombuffer(raw, ">u4", dimensions, 4).tolist()
+    if len(raw) - head != math.prod(shape) or 0 in shape[1:]:
         raise UserError(f"{path}: holds {len(raw) - head} bytes where its header says {' × '.join(map(str, shape))}")
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
 
@@ -285,37 +272,35 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
     """The rows of a CSV whose column `key` names a file. Raises UserError for a table that is none, or mostly wrong."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            lines = list(reader)
-            columns = list(reader.fieldnames or [])
+            reader = csv.DictReader(handle, restval="")
+            lines, columns = list(reader), list(reader.fieldnames or [])
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.csv")]
         raise UserError(f"{path}: no such file" + (nearest(path.name, beside) if beside else "")) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from error
-    asked = data.group or ""
-    column = asked.removeprefix("column:") if asked.startswith("column:") else "group"
-    for name in (key, "label", *([column] if asked.startswith("column:") else [])):
+    by_column = (data.group or "").startswith("column:")
+    column = (data.group or "").removeprefix("column:") if by_column else "group"
+    for name in (key, "label", *([column] if by_column else [])):
         if name not in columns:
             raise UserError(f"{path}: has no column {name!r}{nearest(name, columns)}")
-    rows, foreign = [], []
+    rows: list[Sample] = []
+    foreign: list[Sample] = []
     for line in lines:
-        cells = {name: (value or "").strip() for name, value in line.items() if isinstance(value, str | None) and name}
-        row = _row(data, path, cells, cells[key], cells.get(column, "") if asked != "folder" else "")
+        cells = {name: value.strip() for name, value in line.items() if name}
+        row = _row(data, path, cells, cells[key], cells.get(column, ""))
         if isinstance(row, Skipped):
             skipped.append(row)
-        elif row.label not in labels:
-            foreign.append(row)
         else:
-            rows.append(row)
+            (rows if row.label in labels else foreign).append(row)
+    hints = {label: nearest(label, labels) for label in {row.label for row in foreign}}
     if len(foreign) > data.max_bad * len(lines):
         word = foreign[0].label
         raise UserError(
-            f"{path}: label {word!r} of {foreign[0].id} is not in the recipe's labels{nearest(word, labels)}"
+            f"{path}: label {word!r} of {foreign[0].id} is not in the recipe's labels{hints[word]}"
             f" ({len(foreign)} of {len(lines)} rows)"
         )
-    reasons = {row.label: f"label {row.label!r} is not in the recipe{nearest(row.label, labels)}" for row in foreign}
-    skipped += [Skipped(row.id, reasons[row.label]) for row in foreign]
+    skipped += [Skipped(row.id, f"label {row.label!r} is not in the recipe{hints[row.label]}") for row in foreign]
     return rows
 
 
@@ -330,10 +315,8 @@ def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) 
     path = data.root / full.relative_to(root)
     id = full.relative_to(root).as_posix()
     try:
-        if not path.is_file():
-            return Skipped(id, "missing file")
-        if not path.stat().st_size:
-            return Skipped(id, "empty file")
+        if not path.is_file() or not path.stat().st_size:
+            return Skipped(id, "empty file" if path.is_file() else "missing file")
     except OSError as error:
         return Skipped(id, f"cannot be read: {error.strerror}")
     if not cells["label"]:
@@ -343,54 +326,23 @@ def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) 
         return Skipped(id, f"split {split!r} is none of train, valid, test")
     if data.group == "folder":
         group = full.parent.name if full.parent != root else ""
+    box: Box | None = None
+    if text := cells.get("box"):
+        numbers = BOX.fullmatch(text)
+        if not numbers:
+            return Skipped(id, f"box {text!r} is not x1,y1,x2,y2")
+        x1, y1, x2, y2 = (round(float(number)) for number in numbers.groups())
+        box = (x1, y1, x2, y2)
+        if x2 <= x1 or y2 <= y1:
+            return Skipped(id, f"box {text!r} holds no pixel")
     try:
-        box = _box(cells.get("box", ""))
         time = float(cells.get("time") or 0)
     except ValueError as error:
         return Skipped(id, str(error))
-    if not np.isfinite(time):
+    if not math.isfinite(time):
         return Skipped(id, f"time {time} is not a number")
     official = SPLIT_NAMES.get(split.lower(), "")
     return Sample(id, path, cells["label"], group, official, cells.get("sequence", ""), time, box=box)
-
-
-def _box(text: str) -> tuple[int, int, int, int] | None:
-    """ "x1,y1,x2,y2" or "x1 y1 x2 y2" in pixels; "" is no box. Raises ValueError."""
-    if not text:
-        return None
-    numbers = re.fullmatch(r"\s*".join([r"(-?\d{1,9}(?:\.\d+)?)[\s,]"] * 3 + [r"(-?\d{1,9}(?:\.\d+)?)"]), text)
-    if not numbers:
-        raise ValueError(f"box {text!r} is not x1,y1,x2,y2")
-    x1, y1, x2, y2 = (round(float(number)) for number in numbers.groups())
-    if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"box {text!r} holds no pixel")
-    return x1, y1, x2, y2
-
-
-def check_folder(key: str, path: Path) -> None:
-    """Raise UserError, with the nearest name beside it, where there is no such folder."""
-    if not path.is_dir():
-        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise UserError(f"{key} = '{path}': no such folder" + (nearest(path.name, beside) if beside else ""))
-
-
-def negatives(root: Path, labels: tuple[str, ...]) -> Found:
-    """root/LABEL/CAMERA/*.jpg, as the page's "false alarm" files them: LABEL is what the pictures truly show.
-
-    All are for training, each camera a group. Raises UserError for a missing folder and a label that is none.
-    """
-    check_folder("data.negatives", root)
-    for folder in _folders(root):
-        if folder.name not in labels:
-            hint = nearest(folder.name, labels)
-            raise UserError(f"data.negatives = '{root}': the folder {folder.name!r} is no label of the recipe's{hint}")
-    found = Found()
-    # a source without splits: a class may be called "test"
-    for row in _tree(Data(source="folders", root=root, group="folder"), labels, PICTURES, found.skipped):
-        new = replace(row, id=f"negatives/{row.id}", group=f"negatives/{row.group or 'unknown'}", split="train")
-        found.samples.append(replace(new, negative=True))
-    found.skipped = [replace(one, file=f"negatives/{one.file}") for one in found.skipped]
-    return found
 
 
 def drawn(
@@ -409,9 +361,8 @@ def drawn(
         raise UserError(f"data.source.height, width = {height}, {width}: at least 16 pixels")
     known = [label for label in synthetic.LABELS[scene] if label in labels]
     if not known:
-        raise UserError(
-            f"labels = {labels[0]!r}: the toy's {scene} does not draw it{nearest(labels[0], synthetic.LABELS[scene])}"
-        )
+        hint = nearest(labels[0], synthetic.LABELS[scene])
+        raise UserError(f"labels = {labels[0]!r}: the toy's {scene} does not draw it{hint}")
 
     def draw(samples: Sequence[Sample]) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
         for sample in samples:
@@ -441,14 +392,15 @@ def _once(rows: Iterable[Sample], skipped: list[Skipped]) -> list[Sample]:
     return kept
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def subfolders(root: Path) -> Iterator[Path]:
     return (path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith("."))
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text table; bytes that are no UTF-8 become marks that match nothing. Raises UserError."""
+    """The lines of a text table, stripped; bytes that are no UTF-8 match nothing. Raises UserError."""
     try:
-        return path.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n").split("\n")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        return [line.strip() for line in text.rstrip("\n").split("\n")]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 

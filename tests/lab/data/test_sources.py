@@ -12,7 +12,7 @@ from toys import idx_pair, jpeg, video
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import sources
-from stillwatch.lab.data.sources import Found, Sample, Skipped
+from stillwatch.lab.data.sources import Found, Sample
 from stillwatch.media import decode
 from stillwatch.recipe import Data
 
@@ -111,10 +111,13 @@ def test_driver_inattention_without_its_tables_or_folders(tmp_path: Path) -> Non
 
 
 @WILD
-@given(st.text(max_size=60))
-def test_any_line_is_a_sample_or_a_reason(line: str) -> None:
-    row = sources._annotation(line.strip(), ["A", "B"])
-    assert isinstance(row, Skipped) or row.label in "AB"
+@given(line=st.text(max_size=60) | st.from_regex(r"a\.jpg(\s-?\d{1,12}){0,5}[ ,]?\d?(,\d{1,3}){0,5}", fullmatch=True))
+def test_any_line_is_a_sample_or_a_reason(tmp_path: Path, line: str) -> None:
+    data = export(tmp_path, "train", "", ("a.jpg",), "A\nB")
+    (tmp_path / "train/_annotations.txt").write_text(line, encoding="utf-8", errors="replace")
+    found = sources.driver_inattention(data, ())
+    assert all(sample.label in "AB" and sample.box for sample in found.samples)
+    assert all(skipped.reason for skipped in found.skipped) and found.samples + found.skipped
 
 
 @WILD
