@@ -5,7 +5,7 @@ import textwrap
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from operator import itemgetter
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.atomic import atomic
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.duplicates import Duplicates, Record, find
+from stillwatch.lab.data.duplicates import Counts, Duplicates, Record, find
 from stillwatch.lab.data.sources import SPLITS, Sample, Skipped
 from stillwatch.media import image
 from stillwatch.run import NO_PROGRESS, Progress
@@ -28,6 +28,7 @@ FEW = 5  # groups in a split below which its figure says little about the next g
 NAMED = 6  # names listed in a sentence before "..."
 TILE = 160  # width of a contact sheet's tile, pixels
 CAPTION, TITLE, COLUMNS = 18, 28, 6
+ARTICLES = {"exact": "an identical", "near": "a nearly identical", "mirrored": "a mirrored"}
 CONSEQUENCES = {
     "train": "it cannot be learnt",
     "valid": "the best epoch is chosen without it",
@@ -115,14 +116,13 @@ def audit(
 ) -> AuditReport:
     """Look for leaks, duplicates, imbalance and bad files.
 
-    samples: N, each with its split. clips: uint8 (N,T,H,W,C), aligned with them; a memory map will do.
-    split: the recipe's data.split, for the wording. Raises ValueError where clips and samples differ in number.
+    samples: N, each with its split. clips: uint8 (N,T,H,W,C), aligned with them. split: the recipe's data.split, for
+    the wording. Raises ValueError where clips and samples differ in number.
     """
     if len(samples) != len(clips):
         raise ValueError(f"{len(samples)} samples but {len(clips)} pictures")
     duplicates, distinct = find(samples, clips, progress)
     baseline = no_pixels(samples, labels)
-    total = len(samples) + len(skipped)
     counts = Counter((sample.split, sample.label) for sample in samples)
     table = {name: {label: counts[name, label] for label in labels} for name in SPLITS}
     filed = [sample for sample in samples if sample.negative]
@@ -131,9 +131,9 @@ def audit(
         split=split,
         skipped=SkippedFiles(
             count=len(skipped),
-            share=len(skipped) / total if total else 0.0,
-            reasons=dict(Counter(item.reason for item in skipped).most_common()),
-            files=[{"file": item.file, "reason": item.reason} for item in skipped],
+            share=len(skipped) / max(len(samples) + len(skipped), 1),
+            reasons=dict(Counter(bad.reason for bad in skipped).most_common()),
+            files=[{"file": bad.file, "reason": bad.reason} for bad in skipped],
         ),
         splits={name: {**row, "total": sum(row.values())} for name, row in table.items()},
         groups=_groups(samples, labels),
@@ -149,7 +149,7 @@ def audit(
         no_pixels_reason=baseline if isinstance(baseline, str) else None,
         warnings=[],
     )
-    return report.model_copy(update={"warnings": _warnings(report, labels)})
+    return report.model_copy(update={"warnings": [*_leaks(report), *_contents(report, labels)]})
 
 
 # ---- counts and baselines
@@ -189,8 +189,8 @@ def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> Majority | No
 def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | str:
     """What is scored on test without looking at a picture: the label of the nearest training frame in time.
 
-    A test sample takes it from its own sequence (of two as near, the earlier); without a training frame there, it
-    takes the majority label of train. Returns the reason, a str, where there is no such figure.
+    A test sample takes it from its own sequence (of two as near, the earlier), or else the majority label of train.
+    Returns the reason, a str, where there is no such figure.
     """
     majority = _majority(samples, labels)
     if majority is None:
@@ -229,25 +229,15 @@ def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | st
 
 def _scores(true: Sequence[str], guesses: Sequence[str], labels: Sequence[str]) -> tuple[float, float]:
     """Accuracy and macro-F1."""
-    row = {label: i for i, label in enumerate(labels)}
-    y, p = np.array([row[label] for label in true]), np.eye(len(labels))[[row[label] for label in guesses]]
+    y, p = np.array([labels.index(label) for label in true]), np.eye(len(labels))[list(map(labels.index, guesses))]
     return metrics.accuracy(y, p), metrics.macro_f1(y, p)
 
 
-# ---- what the counts mean: a list of sentences, the worst first
-
-
-def _warnings(report: AuditReport, labels: Sequence[str]) -> list[str]:
-    return [
-        *_leaks(report),
-        *_copies(report.duplicates, report.samples, report.distinct),
-        *_shares(report, labels),
-        *_unknown(report),
-        *_bad(report.skipped),
-    ]
+# ---- what the counts mean: sentences, the worst first
 
 
 def _leaks(report: AuditReport) -> list[str]:
+    """What one split knows of another, and pictures that are there twice."""
     out, baseline, majority, groups = [], report.no_pixels, report.majority, report.groups
     tests = report.splits["test"]["total"]
     cure = 'Use data.split = "grouped".' if groups.count else 'Set data.group and use data.split = "grouped".'
@@ -271,38 +261,34 @@ def _leaks(report: AuditReport) -> list[str]:
             f"{len(shared)} of {groups.count} groups are in more than one split ({_some(shared)}): the test figure "
             "says how well these are known, not how it goes with a new one." + ("" if leaking else f" {cure}")
         )
-    duplicates = report.duplicates
-    kinds = {"an identical": duplicates.exact, "a nearly identical": duplicates.near, "a mirrored": duplicates.mirrored}
-    for kind, counts in kinds.items():
+    for kind, article in ARTICLES.items():
+        counts: Counts = getattr(report.duplicates, kind)
         if counts.across:
             out.append(
-                f"{counts.across:,} samples have {kind} picture in another split; {counts.test_in_train:,} of "
+                f"{counts.across:,} samples have {article} picture in another split; {counts.test_in_train:,} of "
                 f"{tests:,} test samples have one in train."
             )
-    return out
-
-
-def _copies(duplicates: Duplicates, samples: int, distinct: int) -> list[str]:
-    out, conflicting = [], duplicates.conflicting
-    for number, kind in ((conflicting.exact, "an identical"), (conflicting.mirrored, "a mirrored")):
+    conflicting = report.duplicates.conflicting
+    for number, kind in ((conflicting.exact, "exact"), (conflicting.mirrored, "mirrored")):
         if number:
-            out.append(f"{number:,} samples have {kind} picture with another label: one of the two is wrong.")
+            out.append(f"{number:,} samples have {ARTICLES[kind]} picture with another label: one of the two is wrong.")
     if conflicting.near:
         out.append(
             f"{conflicting.near:,} samples look nearly like a sample with another label: labels that change from one "
             "frame to the next, or wrong ones."
         )
-    for number, kind in ((duplicates.exact.within, "an identical"), (duplicates.mirrored.within, "a mirrored")):
-        if number:
+    for kind in ("exact", "mirrored"):
+        if number := getattr(report.duplicates, kind).within:
             out.append(
-                f"{number:,} samples have {kind} copy within their split: {samples:,} samples are "
-                f"{distinct:,} distinct pictures, and the copies count twice."
+                f"{number:,} samples have {ARTICLES[kind]} copy within their split: {report.samples:,} samples are "
+                f"{report.distinct:,} distinct pictures, and the copies count twice."
             )
     return out
 
 
-def _shares(report: AuditReport, labels: Sequence[str]) -> list[str]:
-    out, splits, groups = [], report.splits, report.groups
+def _contents(report: AuditReport, labels: Sequence[str]) -> list[str]:
+    """Classes and groups that a split lacks, samples of which too little is known, and what was skipped."""
+    out, splits, groups, skipped = [], report.splits, report.groups, report.skipped
     for split in SPLITS:
         absent = [label for label in labels if not splits[split][label]]
         if not splits[split]["total"]:
@@ -326,27 +312,19 @@ def _shares(report: AuditReport, labels: Sequence[str]) -> list[str]:
                 f"The {split} split holds {len(names)} group{'s' if len(names) > 1 else ''} ({_some(names)}): its "
                 "figure says little about the next group. Run all folds."
             )
-    return out
-
-
-def _unknown(report: AuditReport) -> list[str]:
-    unknown, total = report.groups.unknown, report.samples
-    if report.split == "grouped" or not total:
-        return []
     risk = "the same person, camera or recording may be on both sides, and the test figure far too good"
-    if unknown == total:
-        return [f"No sample names its group: in the {report.split} split {risk}. Set data.group."]
-    if unknown:
-        return [f"{unknown:,} of {total:,} samples name no group: {risk}."]
-    return [f"The ratio split ignores the groups: {risk}."] if report.split == "ratio" else []
-
-
-def _bad(skipped: SkippedFiles) -> list[str]:
-    if not skipped.count:
-        return []
-    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in list(skipped.reasons.items())[:NAMED])
-    files = "file or line was" if skipped.count == 1 else "files or lines were"
-    return [f"{skipped.count:,} {files} skipped ({_percent(skipped.share)}): {reasons}."]
+    if report.split != "grouped" and report.samples:
+        if groups.unknown == report.samples:
+            out.append(f"No sample names its group: in the {report.split} split {risk}. Set data.group.")
+        elif groups.unknown:
+            out.append(f"{groups.unknown:,} of {report.samples:,} samples name no group: {risk}.")
+        elif report.split == "ratio":
+            out.append(f"The ratio split ignores the groups: {risk}.")
+    if skipped.count:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in list(skipped.reasons.items())[:NAMED])
+        files = "file or line was" if skipped.count == 1 else "files or lines were"
+        out.append(f"{skipped.count:,} {files} skipped ({_percent(skipped.share)}): {reasons}.")
+    return out
 
 
 def _percent(share: float) -> str:
@@ -365,7 +343,7 @@ def _some(names: Sequence[str], last: str = "and") -> str:
 
 def summary(report: AuditReport) -> str:
     """The audit as plain text, at most 100 columns wide, warnings first."""
-    skipped, groups, warnings, duplicates = report.skipped, report.groups, report.warnings, report.duplicates
+    skipped, groups, warnings, filed = report.skipped, report.groups, report.warnings, report.negatives
     lines = [
         f"{report.samples:,} samples, {report.distinct:,} distinct pictures, {groups.count:,} groups, "
         f"{skipped.count:,} skipped; split: {report.split}",
@@ -376,54 +354,47 @@ def summary(report: AuditReport) -> str:
         whole = text.replace(" %", "\u00a0%")  # a figure and its sign stay on one line
         wrapped = textwrap.wrap(whole, WIDTH, initial_indent=f"{number:3}. ", subsequent_indent="     ")
         lines += [line.replace("\u00a0", " ") for line in wrapped]
-    if report.negatives.count:
-        cameras = report.negatives.cameras
+    if filed.count:
         lines += [
             "",
-            f"{report.negatives.count:,} of the training samples are false alarms that were filed on {cameras} "
-            f"camera{'s' * (cameras != 1)}; valid and test have none.",
+            f"{filed.count:,} of the training samples are false alarms that were filed on {filed.cameras} "
+            f"camera{'s' * (filed.cameras != 1)}; valid and test have none.",
         ]
-    rows: list[list[object]] = [["class", *SPLITS, "all"]]
+    table: list[list[object]] = [["class", *SPLITS, "all"]]
     for name in report.splits["train"]:
         counts = [report.splits[split][name] for split in SPLITS]
-        rows.append([name, *counts, sum(counts)])
-    rows.append(["groups", *(len(groups.by_split[split]) for split in SPLITS), groups.count])
-    lines += ["", *_table(rows)]
-    rows = [["samples with a duplicate", "in their split", "in another", "test in train", "other label"]]
-    for kind in ("exact", "near", "mirrored"):
-        found = getattr(duplicates, kind)
-        other = getattr(duplicates.conflicting, kind)
-        rows.append([kind, found.within, found.across, found.test_in_train, other])
-    lines += ["", *_table(rows)]
-    rows = [["on test, without a net", "accuracy", "macro-F1"]]
+        table.append([name, *counts, sum(counts)])
+    lines += _table([*table, ["groups", *(len(groups.by_split[split]) for split in SPLITS), groups.count]])
+    table = [["samples with a duplicate", "in their split", "in another", "test in train", "other label"]]
+    for kind in ARTICLES:
+        found, other = getattr(report.duplicates, kind), getattr(report.duplicates.conflicting, kind)
+        table.append([kind, found.within, found.across, found.test_in_train, other])
+    lines += _table(table)
+    table = [["on test, without a net", "accuracy", "macro-F1"]]
     if majority := report.majority:
-        rows.append([f"majority class ({majority.label})", _percent(majority.accuracy), f"{majority.macro_f1:.3f}"])
+        table.append([f"majority class ({majority.label})", _percent(majority.accuracy), f"{majority.macro_f1:.3f}"])
     if baseline := report.no_pixels:
         gap = "" if baseline.median_gap is None else f", median gap {baseline.median_gap:g}"
         name = f"nearest training frame in time ({_percent(baseline.covered)} have one{gap})"
-        rows.append([name, _percent(baseline.accuracy), f"{baseline.macro_f1:.3f}"])
-    lines += ["", *_table(rows)]
+        table.append([name, _percent(baseline.accuracy), f"{baseline.macro_f1:.3f}"])
+    lines += _table(table)
     if report.no_pixels_reason:
         lines.append(f"(no figure for the nearest training frame: {report.no_pixels_reason})")
     if skipped.count:
-        lines += ["", *_table([["skipped", "count"], *map(list, skipped.reasons.items())])]
+        lines += _table([["skipped", "count"], *map(list, skipped.reasons.items())])
     return "\n".join(lines)
 
 
 def _table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Columns in line: the first to the left, figures to the right; a long first column is cut."""
+    """An empty line, and columns in line: the first to the left, figures to the right; a long first column is cut."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    _, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
-    room = min(max(len(row[0]) for row in cells), WIDTH - sum(widths) - 2 * len(widths))
-    return [
-        "  ".join(
-            [
-                (name if len(name) <= room else f"{name[: room - 3]}...").ljust(room),
-                *(cell.rjust(width) for cell, width in zip(figures, widths, strict=True)),
-            ]
-        )
-        for name, *figures in cells
-    ]
+    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+    first = min(first, WIDTH - sum(widths) - 2 * len(widths))
+    lines = [""]
+    for name, *figures in cells:
+        shown = name if len(name) <= first else f"{name[: first - 3]}..."
+        lines.append("  ".join([shown.ljust(first), *map(str.rjust, figures, widths)]))
+    return lines
 
 
 def contact_sheets(
@@ -441,28 +412,24 @@ def contact_sheets(
     """
     paths = []
     for number, label in enumerate(labels):
-        members = [i for i, sample in enumerate(samples) if sample.label == label]
-        if not members:
+        members = np.array([i for i, sample in enumerate(samples) if sample.label == label], np.int64)
+        if not len(members):
             continue
-        rows = _spread(members, samples, per_class, seed)
+        # One of each (group, split) in turn, at random within it, until there are enough
+        places: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for row in np.random.default_rng(seed).permutation(members).tolist():
+            places[samples[row].group, samples[row].split].append(row)
+        turns = [row for row in chain.from_iterable(zip_longest(*places.values())) if row is not None]
+        rows = sorted(
+            turns[:per_class],
+            key=lambda i: (_natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id),
+        )
         sheet = _sheet([samples[row] for row in rows], clips[rows], f"{label}: {len(rows)} of {len(members):,}")
         path = folder / f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', label)}.png"
         with atomic(path) as draft:
             draft.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
         paths.append(path)
     return paths
-
-
-def _spread(rows: Sequence[int], samples: Sequence[Sample], wanted: int, seed: int) -> list[int]:
-    """One of each (group, split) in turn, at random within it, until there are enough; in order of group and split."""
-    places: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row in np.random.default_rng(seed).permutation(np.array(rows, np.int64)).tolist():
-        places[samples[row].group, samples[row].split].append(row)
-    turns = [row for turn in zip_longest(*places.values()) for row in turn if row is not None]
-    return sorted(
-        turns[:wanted],
-        key=lambda i: (_natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id),
-    )
 
 
 def _sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:

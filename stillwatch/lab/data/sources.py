@@ -34,6 +34,7 @@ PixelReader: TypeAlias = Callable[[Sequence["Sample"]], Iterable[tuple["Sample",
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 ANNOTATION = re.compile(r"(.*\S)\s+(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(\d{1,9})", re.ASCII)
+IDX = ("-ubyte", "-ubyte.gz")
 BOX = re.compile(r"[\s,]\s*".join([r"(-?\d{1,9}(?:\.\d+)?)"] * 4))
 
 
@@ -208,9 +209,10 @@ def idx(data: Data, labels: tuple[str, ...]) -> Found:
     """
     found, pairs = Found(), 0
     for start, split in (("train", "train"), ("t10k", "test"), ("test", "test")):
-        endings = [f"{dot}{kind}-ubyte{end}" for kind in ("idx3", "idx1") for dot in "-." for end in ("", ".gz")]
-        paths = [data.root / f"{start}-{'images' if 'idx3' in end else 'labels'}{end}" for end in endings]
-        pictures, answers = (next(filter(Path.is_file, half), None) for half in (paths[:4], paths[4:]))
+        pictures, answers = (
+            next((p for p in sorted(data.root.glob(f"{start}-{kind}-ubyte*")) if p.name.endswith(IDX)), None)
+            for kind in ("images[-.]idx3", "labels[-.]idx1")
+        )
         if not pictures and not answers:
             continue
         if not pictures or not answers:
