@@ -50,7 +50,8 @@ Split = Annotated[str, typer.Option("--split", help="test or valid")]
 @app.command(epilog="Example: stillwatch audit driving data.root=data/driver-inattention")
 def audit(recipe: RecipeFile, overrides: Overrides = None, runs: Folder = Path("runs")) -> None:
     """Look at the data before anybody learns from it: leaks, duplicates, bad files, and what guessing would reach."""
-    from stillwatch.lab.data.audit import AuditReport, contact_sheets, summary
+    from stillwatch.lab.data.audit import AuditReport, summary
+    from stillwatch.lab.data.contact_sheets import contact_sheets
     from stillwatch.lab.training.pipeline import inspect
 
     asked = read_recipe(recipe, overrides or ())

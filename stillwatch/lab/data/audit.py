@@ -1,24 +1,19 @@
 """Audit: what is wrong with a data set, before anything is learnt from it. Changes nothing and knows no net."""
 
-import re
 import textwrap
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import chain, zip_longest
 from operator import itemgetter
-from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import metrics
-from stillwatch.atomic import atomic
 from stillwatch.lab.data import cache
+from stillwatch.lab.data.contact_sheets import natural
 from stillwatch.lab.data.duplicates import Counts, Duplicates, Record, find
 from stillwatch.lab.data.sources import SPLITS, Sample, Skipped
-from stillwatch.media import image
 from stillwatch.run import NO_PROGRESS, Progress
 
 WIDTH = 100  # columns of the summary
@@ -26,8 +21,6 @@ LEAK = 0.10  # accuracy by which the no-pixels baseline must beat the majority c
 IMBALANCE = 10  # times as many training samples in the largest class as in the smallest
 FEW = 5  # groups in a split below which its figure says little about the next group
 NAMED = 6  # names listed in a sentence before "..."
-TILE = 160  # width of a contact sheet's tile, pixels
-CAPTION, TITLE, COLUMNS = 18, 28, 6
 ARTICLES = {"exact": "an identical", "near": "a nearly identical", "mirrored": "a mirrored"}
 CONSEQUENCES = {
     "train": "it cannot be learnt",
@@ -161,19 +154,14 @@ def _groups(samples: Sequence[Sample], labels: Sequence[str]) -> Groups:
         if sample.group:
             splits[sample.group].add(sample.split)
             of_label[sample.label].add(sample.group)
-    names = sorted(splits, key=_natural)
+    names = sorted(splits, key=natural)
     return Groups(
         count=len(names),
         unknown=sum(not sample.group for sample in samples),
         by_split={split: [name for name in names if split in splits[name]] for split in SPLITS},
         in_two_splits=[name for name in names if len(splits[name]) > 1],
-        of_label={label: sorted(of_label[label], key=_natural) for label in labels},
+        of_label={label: sorted(of_label[label], key=natural) for label in labels},
     )
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts driver 9 before driver 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> Majority | None:
@@ -395,55 +383,3 @@ def _table(rows: Sequence[Sequence[object]]) -> list[str]:
         shown = name if len(name) <= first else f"{name[: first - 3]}..."
         lines.append("  ".join([shown.ljust(first), *map(str.rjust, figures, widths)]))
     return lines
-
-
-def contact_sheets(
-    samples: Sequence[Sample],
-    clips: NDArray[np.uint8],
-    labels: Sequence[str],
-    folder: Path,
-    per_class: int = 24,
-    seed: int = 0,
-) -> list[Path]:
-    """One PNG a class: up to per_class tiles, spread over groups and splits, each captioned `group split`.
-
-    clips: uint8 (N,T,H,W,C) RGB or gray, aligned with samples; the middle frame is shown. Returns the files' paths in
-    the labels' order; a class without samples has none.
-    """
-    paths = []
-    for number, label in enumerate(labels):
-        members = np.array([i for i, sample in enumerate(samples) if sample.label == label], np.int64)
-        if not len(members):
-            continue
-        # One of each (group, split) in turn, at random within it, until there are enough
-        places: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for row in np.random.default_rng(seed).permutation(members).tolist():
-            places[samples[row].group, samples[row].split].append(row)
-        turns = [row for row in chain.from_iterable(zip_longest(*places.values())) if row is not None]
-        rows = sorted(
-            turns[:per_class],
-            key=lambda i: (_natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id),
-        )
-        sheet = _sheet([samples[row] for row in rows], clips[rows], f"{label}: {len(rows)} of {len(members):,}")
-        path = folder / f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', label)}.png"
-        with atomic(path) as draft:
-            draft.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-        paths.append(path)
-    return paths
-
-
-def _sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """uint8 (H,W,3) BGR."""
-    _, frames, height, width, _ = clips.shape
-    tile = max(1, round(TILE * height / width))
-    columns, lines = min(COLUMNS, len(samples)), -(-len(samples) // COLUMNS)
-    sheet = np.full((TITLE + lines * (tile + CAPTION), max(columns, 3) * TILE, 3), 255, np.uint8)
-    texts = [(title, 6, TITLE - 9, 0.5)]
-    for place, (sample, clip) in enumerate(zip(samples, clips, strict=True)):
-        top, left = TITLE + place // COLUMNS * (tile + CAPTION), place % COLUMNS * TILE
-        picture = image.fit(np.ascontiguousarray(clip[frames // 2]), (tile, TILE), "stretch", 3)
-        sheet[top : top + tile, left : left + TILE] = picture[:, :, ::-1]
-        texts.append((f"{sample.group[-18:] or '?'} {sample.split}", left + 3, top + tile + 13, 0.38))
-    for text, left, bottom, scale in texts:
-        cv2.putText(sheet, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
-    return sheet

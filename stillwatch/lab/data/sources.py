@@ -1,7 +1,4 @@
-"""Sources: a folder of somebody's data -> one Sample a picture or clip, and a reason for all that is left out.
-
-Looks at names, sizes, tables and headers; decodes no pixel and splits nothing.
-"""
+"""Sources: a folder -> one Sample a picture or clip, or why it is left out. Decodes no pixel, and splits nothing."""
 
 import csv
 import gzip
@@ -29,12 +26,12 @@ from stillwatch.registry import Table
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Box: TypeAlias = tuple[int, int, int, int]  # x1,y1,x2,y2 in pixels
+# Samples of one file -> each one's uint8 (H,W[,3]), or why there is none
 PixelReader: TypeAlias = Callable[[Sequence["Sample"]], Iterable[tuple["Sample", NDArray[np.uint8] | str]]]
 
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 ANNOTATION = re.compile(r"(.*\S)\s+(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(\d{1,9})", re.ASCII)
-IDX = ("-ubyte", "-ubyte.gz")
 BOX = re.compile(r"[\s,]\s*".join([r"(-?\d{1,9}(?:\.\d+)?)"] * 4))
 
 
@@ -52,23 +49,17 @@ class Sample:
     frames: tuple[int, ...] = ()  # videos: the T frame numbers; idx: (row,); toy: (number,); pictures: ()
     box: Box | None = None
     negative: bool = False  # a false alarm that a camera filed: for training only
-    # Samples of one file -> each one's uint8 (H,W[,3]) or why there is none. None: a clip where there are frame
-    # numbers, else a picture file.
-    read: PixelReader | None = field(default=None, compare=False)
+    read: PixelReader | None = field(default=None, compare=False)  # None: a clip if it has frames, else a picture file
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What was left out, and why."""
-
     file: str
     reason: str
 
 
 @dataclass
 class Found:
-    """What a source holds."""
-
     samples: list[Sample] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -76,8 +67,7 @@ class Found:
 def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
     """The public export: flat train/ valid/ test/, `_classes.txt`, `_annotations.txt` (FILE x1,y1,x2,y2,ID).
 
-    The split folders are the official splits. The recording is the name before `-{frame}_jpg`, the time is that
-    frame. Raises UserError where a table is missing.
+    A file is named RECORDING-FRAME_jpg...; the frame is its time. Raises UserError where a table is missing.
     """
     found = Found()
     folders = [folder for folder in subfolders(data.root) if folder.name in SPLIT_NAMES]
@@ -93,12 +83,12 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
             if box and not sizes.get(name):
                 text, box = "empty file" if name in sizes else "missing file", None
             id = f"{folder.name}/{name}"
-            if not box:
+            if box:
+                shot = re.match(r"(.+)-(\d+)_jpe?g", name)
+                sequence, time = (shot[1], float(shot[2])) if shot else ("", 0.0)
+                rows.append(Sample(id, folder / name, text, "", SPLIT_NAMES[folder.name], sequence, time, box=box))
+            else:
                 found.skipped.append(Skipped(id, text))
-                continue
-            shot = re.match(r"(.+)-(\d+)_jpe?g", name)
-            sequence, time = (shot[1], float(shot[2])) if shot else ("", 0.0)
-            rows.append(Sample(id, folder / name, text, "", SPLIT_NAMES[folder.name], sequence, time, box=box))
         found.samples += _once(rows, found.skipped)
         found.skipped += [
             Skipped(f"{folder.name}/{name}", "no line in _annotations.txt")
@@ -128,8 +118,7 @@ def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None
 def folders(data: Data, labels: tuple[str, ...]) -> Found:
     """root/CLASS/[GROUP/]*.jpg, or root/{train,valid|val,test}/CLASS/...: one folder a class.
 
-    Files whose names differ in a final number alone are one recording, whatever their class and split, unless a
-    number comes twice.
+    Files whose names differ in a final number alone are one recording, whatever their class, unless one comes twice.
     """
     found = Found()
     found.samples = rows = _tree(data, labels, PICTURES, found.skipped)
@@ -143,12 +132,10 @@ def folders(data: Data, labels: tuple[str, ...]) -> Found:
     classes = Counter(row.label for row in rows)
     for recording, shots in recordings.items():
         # img_1 in two classes, or V_1, V_2... filling one class, is a numbering and says nothing of a recording
-        if len(shots) < 2 or len({number for number, _ in shots}) < len(shots):
-            continue
-        shown = {rows[place].label for _, place in shots}
-        if "/" not in recording and len(shown) == 1 and len(shots) == classes[shown.pop()]:
-            continue
-        for number, place in shots:
+        twice = len({number for number, _ in shots}) < len(shots)
+        fills = "/" not in recording and len(shots) == classes[rows[shots[0][1]].label]
+        one_class = len({rows[place].label for _, place in shots}) == 1
+        for number, place in shots if len(shots) > 1 and not twice and not (fills and one_class) else ():
             rows[place] = replace(rows[place], sequence=recording, time=float(number))
     return found
 
@@ -178,15 +165,12 @@ def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: 
 def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count = 0) -> Found:
     """Clips in class folders, or a manifest.csv with file,label and, where wanted, group,split.
 
-    limit: at most so many samples a clip, evenly spread; 0: all. The recording is the clip's relative path, the time
-    is in seconds.
+    limit: at most so many samples a clip, evenly spread; 0: all. Each clip is a recording, timed in seconds.
     """
     found = Found()
-    table = data.root / (manifest or "manifest.csv")
-    if manifest or table.is_file():
-        rows = _table(data, labels, table, "file", found.skipped)
-    else:
-        rows = _tree(data, labels, VIDEOS, found.skipped)
+    path = data.root / (manifest or "manifest.csv")
+    listed = manifest or path.is_file()
+    rows = _table(data, labels, path, "file", found.skipped) if listed else _tree(data, labels, VIDEOS, found.skipped)
     for row in _once(rows, found.skipped):
         times = times_of(row.path)
         if isinstance(times, str):
@@ -196,21 +180,21 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count
         if 0 < limit < len(cuts):
             cuts = [cuts[(2 * i + 1) * len(cuts) // (2 * limit)] for i in range(limit)]
         for window in cuts:
-            new = replace(row, id=f"{row.id}#{window[0]}", sequence=row.id, time=round(times[window[0]], 4))
-            found.samples.append(replace(new, frames=window))
+            id, time = f"{row.id}#{window[0]}", round(times[window[0]], 4)
+            found.samples.append(replace(row, id=id, sequence=row.id, time=time, frames=window))
     return found
 
 
 def idx(data: Data, labels: tuple[str, ...]) -> Found:
     """The IDX pairs of MNIST (`train-images-idx3-ubyte[.gz]`, `t10k-...` or `test-...`), LeCun et al. 1998.
 
-    Official splits train and test; the label is the number as text. Raises UserError for a file that is none, or
-    counts otherwise than its partner.
+    The label is the number as text. Raises UserError for a file that is none, or counts otherwise than its partner.
     """
     found, pairs = Found(), 0
+    names = sorted(path.name for path in data.root.iterdir() if path.is_file())
     for start, split in (("train", "train"), ("t10k", "test"), ("test", "test")):
         pictures, answers = (
-            next((p for p in sorted(data.root.glob(f"{start}-{kind}-ubyte*")) if p.name.endswith(IDX)), None)
+            next((data.root / name for name in names if re.fullmatch(rf"{start}-{kind}-ubyte(\.gz)?", name)), None)
             for kind in ("images[-.]idx3", "labels[-.]idx1")
         )
         if not pictures and not answers:
@@ -261,8 +245,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Found:
     """A CSV with path,label and, where wanted, group,split,box,sequence,time; paths relative to the CSV's folder."""
     found = Found()
-    rows = _table(data, labels, data.root / file, "path", found.skipped)
-    for row in _once(rows, found.skipped):
+    for row in _once(_table(data, labels, data.root / file, "path", found.skipped), found.skipped):
         if row.path.suffix.lower() in PICTURES:
             found.samples.append(row)
         else:
@@ -286,8 +269,7 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
     for name in (key, "label", *([column] if by_column else [])):
         if name not in columns:
             raise UserError(f"{path}: has no column {name!r}{nearest(name, columns)}")
-    rows: list[Sample] = []
-    foreign: list[Sample] = []
+    rows, foreign = list[Sample](), list[Sample]()
     for line in lines:
         cells = {name: value.strip() for name, value in line.items() if name}
         row = _row(data, path, cells, cells[key], cells.get(column, ""))
@@ -343,8 +325,8 @@ def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) 
         return Skipped(id, str(error))
     if not math.isfinite(time):
         return Skipped(id, f"time {time} is not a number")
-    official = SPLIT_NAMES.get(split.lower(), "")
-    return Sample(id, path, cells["label"], group, official, cells.get("sequence", ""), time, box=box)
+    split, sequence = SPLIT_NAMES.get(split.lower(), ""), cells.get("sequence", "")
+    return Sample(id, path, cells["label"], group, split, sequence, time, box=box)
 
 
 def drawn(
@@ -388,9 +370,9 @@ def _once(rows: Iterable[Sample], skipped: list[Skipped]) -> list[Sample]:
         names = sorted({row.label for row in same})
         if len(names) > 1:
             skipped += [Skipped(id, f"labelled both {names[0]} and {names[1]}")] * len(same)
-            continue
-        kept.append(same[0])
-        skipped += [Skipped(id, "named more than once")] * (len(same) - 1)
+        else:
+            kept.append(same[0])
+            skipped += [Skipped(id, "named more than once")] * (len(same) - 1)
     return kept
 
 
@@ -401,10 +383,10 @@ def subfolders(root: Path) -> Iterator[Path]:
 def _lines(path: Path) -> list[str]:
     """The lines of a text table, stripped; bytes that are no UTF-8 match nothing. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        return [line.strip() for line in text.rstrip("\n").split("\n")]
+        text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return [line.strip() for line in text.split("\n")]
 
 
 SOURCES: Table = {

@@ -13,11 +13,11 @@ from stillwatch.lab.data.audit import (
     AuditReport,
     audit,
     cached_audit,
-    contact_sheets,
     no_pixels,
     summary,
 )
 from stillwatch.lab.data.cache import Store
+from stillwatch.lab.data.contact_sheets import contact_sheets
 from stillwatch.lab.data.sources import Sample, Skipped
 
 
