@@ -37,40 +37,21 @@ Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
 def prune(parent: Run, desk: RunOptions) -> Run:
-    """Prune a student to recipe.prune.keep of its multiply-accumulates; returns the run, finished.
+    """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the run, finished.
 
-    parent: a finished student. Channels are ranked by the norm of the group of weights that falls with them (Fang et
-    al. 2023, DepGraph, arXiv 2301.12900), among layers that are wired alike (Fang et al. 2024, Isomorphic Pruning,
-    arXiv 2407.04616), and removed in recipe.prune.steps equal steps, each followed by recipe.fit_in("prune") under the
-    parent's losses and teacher. Resumes an interrupted run. Raises UserError, and makes nothing, for a run that is no
-    finished student, for data that have changed since, or where prune.keep cannot be reached.
+    Channels are ranked by the norm of the group of weights that falls with them (Fang et al. 2023, DepGraph, arXiv
+    2301.12900), among layers that are wired alike (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616), and removed
+    in recipe.prune.steps equal steps, each fine-tuned under the parent's losses and teacher. Resumes an interrupted
+    run. Raises UserError, and makes nothing, for no finished student, changed data, or a prune.keep out of reach.
     """
     require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
     recipe, net = parent.recipe, load_net(parent)
     if net.cut:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
-    data = dataset_of(parent, desk.voice)
-    goals = _rehearsed(net, data)
-    if not recipe.prune.narrow:
-        return _prune_steps(parent, net, goals, data, desk)
-    run = None
-    for old in matching_runs(recipe, "pruned", parent, data, desk):
-        if old.info.status == "done" and not old.info.narrow:  # interrupted before its baseline
-            desk.voice.say(f"{old.path} is there; its baseline is not")
-            run = old
-            break
-    run = run or _prune_steps(parent, net, goals, data, desk)
-    run.note(narrow=baseline(parent, run, data, desk).path.name)
-    return run
+    data, asked = dataset_of(parent, desk.voice), recipe.prune
 
-
-def _rehearsed(net: nets.Classifier, data: Dataset) -> list[tuple[float, float]]:
-    """After each step: at most so many MACs, and so many parameters.
-
-    All steps are tried on a copy: a UserError comes before an hour of fine-tuning, not after it.
-    """
-    recipe, trial = data.recipe, copy.deepcopy(net)
-    cost, asked = nets.cost(net, recipe.data.hw, recipe.data.channels), recipe.prune
+    # ---- the most MACs and parameters after each step; all steps are tried on a copy before any fine-tuning
+    cost, trial = nets.cost(net, recipe.data.hw, recipe.data.channels), copy.deepcopy(net)
     done = [number / asked.steps for number in range(1, asked.steps + 1)]
     goals = [(cost["macs"] * (1 - (1 - asked.keep) * d), cost["params"] * (1 - (1 - asked.size) * d)) for d in done]
     try:
@@ -81,13 +62,24 @@ def _rehearsed(net: nets.Classifier, data: Dataset) -> list[tuple[float, float]]
     except Exception as error:  # torch-pruning fails in as many ways as there are nets that it does not understand
         why = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"net {net.name}: torch-pruning cannot take it apart ({why}); prune another student") from error
-    return goals
+
+    # ---- the steps, but for a run that was interrupted between them and its baseline
+    run = None
+    for old in matching_runs(recipe, "pruned", parent, data, desk) if asked.narrow else ():
+        if old.info.status == "done" and not old.info.narrow:
+            desk.voice.say(f"{old.path} is there; its baseline is not")
+            run = old
+            break
+    run = run or _prune_steps(parent, net, goals, data, desk)
+    if asked.narrow:
+        run.note(narrow=baseline(parent, run, data, desk).path.name)
+    return run
 
 
 def _prune_steps(
     parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, desk: RunOptions
 ) -> Run:
-    """The steps, each in a folder of its own and the last in the run itself, so that it looks like any other."""
+    """The steps: each in a folder of its own, the last in the run itself, so that it looks like any other."""
     recipe, teacher = parent.recipe, teacher_of(parent)
     plan, size = recipe.fit_in("prune"), (recipe.data.hw, recipe.data.channels)
     accelerator, teacher_net = pipeline.device(plan), load_net(teacher) if teacher else None
@@ -124,8 +116,7 @@ def _prune_steps(
 def baseline(parent: Run, pruned: Run, data: Dataset, desk: RunOptions) -> Run:
     """The narrower student that pruning has to beat: at least its arithmetic, as many epochs, the same teacher.
 
-    It starts from the student's first weights: ImageNet's where the recipe has them, the strongest channels of each
-    layer. A finished one of the same recipe, teacher, data and size is taken as it is.
+    It starts from the strongest channels of the student's first weights. A finished one is taken as it is.
     """
     recipe, teacher = parent.recipe, teacher_of(parent)
     target, epochs = pruned.info.cost["macs"], epochs_in_all(pruned)
@@ -152,7 +143,7 @@ def baseline(parent: Run, pruned: Run, data: Dataset, desk: RunOptions) -> Run:
 
 
 def epochs_in_all(run: Run) -> int:
-    """How many epochs a student has learnt in all: each step of its own pruning, and its ancestors."""
+    """Epochs of a student, of each step of its pruning, and of the pruned runs that it came from."""
     own = len(run.history()) + sum(len(Run(part).history()) for part in run.path.glob("step-*"))
     return own + (epochs_in_all(Run.open(run.path.parent / f"{run.info.parent}")) if run.info.kind == "pruned" else 0)
 
@@ -167,15 +158,22 @@ def _layers(net: nn.Module) -> dict[str, Layer]:
 
 
 def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, round_to: int) -> None:
-    """Remove channels, the least important of all first, until the net needs at most so many MACs and parameters.
+    """Remove the least important channels until the net, now on the CPU, needs at most so many MACs and parameters.
 
-    Parameters that are still too many go from the layers that give vectors (the last 1×1 convolution,
-    squeeze-and-excitation), which cost bytes and next to no arithmetic. The net is then on the CPU.
-    Raises UserError where either cannot be reached.
+    Parameters still too many go from layers that give vectors (the last 1×1 convolution, squeeze-and-excitation),
+    which cost next to no arithmetic. Raises UserError where either cannot be reached.
     """
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
-    net.cpu()
-    places = _places(net, hw, channels)
+    places = dict.fromkeys(_layers(net.cpu()).values(), 0)  # in one picture: 1 where the layer gives a vector
+
+    def note(layer: Layer, _: object, out: torch.Tensor) -> None:
+        places[layer] += out.numel() // len(layer.weight)
+
+    hooks = [layer.register_forward_hook(note) for layer in places]
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, *hw, channels, dtype=torch.uint8))
+    for hook in hooks:
+        hook.remove()
 
     def count() -> dict[str, int]:  # as nets.cost counts them, but from shapes alone: it is asked so often
         macs = sum(layer.weight.numel() * number for layer, number in places.items())
@@ -197,23 +195,8 @@ def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, roun
     nets.settle_norms(net, hw, channels)
 
 
-def _places(net: nets.Classifier, hw: tuple[int, int], channels: int) -> dict[Layer, int]:
-    """Each layer -> the number of places at which it looks at one picture: 1 where it gives a vector."""
-    found = dict.fromkeys(_layers(net).values(), 0)
-
-    def look(layer: Layer, _: object, out: torch.Tensor) -> None:
-        found[layer] += out.numel() // len(layer.weight)
-
-    hooks = [layer.register_forward_hook(look) for layer in found]
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, *hw, channels, dtype=torch.uint8))
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
 def _removals(net: nets.Classifier, pruner: Any, deepest: float) -> Iterator[None]:
-    """Remove the next channels of one layer after the other, but never more than its share of a layer."""
+    """Remove the next channels, one group after the other, but never more than this share of a layer."""
     floor: dict[nn.Module, float] = {layer: (1 - deepest) * len(layer.weight) for layer in _layers(net).values()}
     for _ in range(GRAIN):
         for group in pruner.step(interactive=True):
@@ -224,11 +207,10 @@ def _removals(net: nets.Classifier, pruner: Any, deepest: float) -> Iterator[Non
 
 
 def multiply(net: nets.Classifier, data: Dataset, target: float, round_to: int) -> float:
-    """Bring every layer to one share of its width: the smallest at which the net still needs `target` MACs or more.
+    """Bring every layer to one share of its width, the smallest that still needs `target` MACs; returns that share.
 
     Widths are rounded to a multiple of round_to, to the nearest as MobileNets do or down, whichever comes nearer to the
-    target (V3-small 0.75 to the nearest misses 0.6 of its arithmetic by an eighth: its stem goes from 8 to 16; down, by
-    3 %). Returns the share of all channels that stayed.
+    target: V3-small 0.75 misses 0.6 of its arithmetic by an eighth to the nearest, by 3 % down.
     """
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
 
@@ -270,10 +252,7 @@ def _pruner(
     round_to: int,
     kept: Sequence[nn.Module],
 ) -> Any:
-    """torch-pruning's. share: of each layer that goes, or of all layers together, which it then ranks as one.
-
-    kept: layers whose outputs stay; the head keeps its classes in any case.
-    """
+    """share: what goes of each layer, or of all, then ranked as one. kept: layers whose outputs stay, as the head's."""
     ranked = not isinstance(share, dict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what torch deprecates, and names parameters without a layer

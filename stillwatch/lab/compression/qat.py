@@ -35,11 +35,10 @@ def learn(
     run: Run,
     voice: Progress,
 ) -> None:
-    """Fine-tune net under fake quantisation for plan.epochs, in place.
+    """Fine-tune net under fake quantisation, in place, its batch norms folded first as INT8 will have them.
 
-    Batch norms are folded first, so that the weights that are rounded are those that will be. teacher: the float one
-    that the plan's losses name; without it, only the losses that need none. config: what stays float. run: where
-    training keeps its state; an interrupted one is resumed.
+    teacher: a float net; without it, only the losses that need none are used. config: what stays float. run: holds the
+    training's state, from which it resumes.
     Jacob et al. 2018, Quantization and Training of Neural Networks, §3 (arXiv 1712.05877), with a scale a channel.
     """
     torch.manual_seed(plan.seed)
@@ -53,14 +52,25 @@ def learn(
 
 @torch.no_grad()
 def fold(net: Classifier, example: Tensor) -> None:
-    """Fold every batch norm that follows a convolution into it, in place; the norm's own activation stays.
+    """Fold every batch norm into the convolution whose output it takes, in place; the norm's own activation stays.
 
-    Which norm follows which convolution is seen as an example (B,H,W,C) uint8 goes through.
-    Raises UserError where the folded net gives other answers.
+    example: uint8 (B,H,W,C), which goes through. Raises UserError where the folded net gives other answers.
     """
-    net.eval()
-    before = net(example).logits
-    for name, (conv, norm) in _pairs(net, example).items():
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept, so that no other gets its id
+    pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
+    names = {module: name for name, module in net.named_modules()}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            outputs[id(output)] = module, output
+        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in outputs:
+            pairs[names[module]] = outputs[id(inputs[0])][0], module
+
+    handles = [m.register_forward_hook(note) for m in names if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    before = net.eval()(example).logits
+    for handle in handles:
+        handle.remove()
+    for name, (conv, norm) in pairs.items():
         assert norm.running_mean is not None and norm.running_var is not None
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
@@ -73,25 +83,6 @@ def fold(net: Classifier, example: Tensor) -> None:
     away = float((net(example).logits - before).abs().max())
     if away > 1e-3 * (1 + float(before.abs().max())):
         raise UserError(f"net {net.name}: folding batch norms moves the logits by {away:.2g}; set quantise.qat = false")
-
-
-def _pairs(net: nn.Module, example: Tensor) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Name of a batch norm -> the convolution whose output it takes, and the norm."""
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept, so that no other gets its id
-    found: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
-    names = {module: name for name, module in net.named_modules()}
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            outputs[id(output)] = module, output
-        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in outputs:
-            found[names[module]] = outputs[id(inputs[0])][0], module
-
-    handles = [m.register_forward_hook(look) for m in names if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    net(example)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 class WeightQuantizer(nn.Module):
@@ -135,19 +126,16 @@ class ActivationQuantizer(nn.Module):
 
 
 def insert_fake_quant(net: Classifier, config: QuantConfig) -> Hooks:
-    """Put fake quantisation before and into every layer that INT8 will take; returns what remove_fake_quant takes."""
+    """Put fake quantisation before and into every layer that INT8 will take; returns what undoes it."""
     hooks: Hooks = []
     for layer in quantised_layers(net, config):
         channels = layer.groups if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels else 1
         quantizer = ActivationQuantizer(channels if channels > 1 and not config.plain else 0)
         layer.register_module("gauge", quantizer.to(layer.weight.device))  # the name that it has in a last.pt
         parametrize.register_parametrization(layer, "weight", WeightQuantizer())
-        hooks.append((layer, layer.register_forward_pre_hook(_quantise_input)))
+        hook = layer.register_forward_pre_hook(lambda m, inputs: (m.get_submodule("gauge")(inputs[0]), *inputs[1:]))
+        hooks.append((layer, hook))
     return hooks
-
-
-def _quantise_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (layer.get_submodule("gauge")(inputs[0]), *inputs[1:])
 
 
 def remove_fake_quant(hooks: Hooks) -> None:
@@ -160,12 +148,12 @@ def remove_fake_quant(hooks: Hooks) -> None:
 
 def quantised_layers(net: Classifier, config: QuantConfig) -> Iterator[Layer]:
     """Convolutions and linear layers in order, but frozen ones, squeeze-and-excitation's, and what stays float."""
-    blocks = tuple(  # of squeeze-and-excitation
+    squeezes = tuple(
         f"{name}."
         for name, module in net.named_modules()
         if name.rpartition(".")[2] == "se" or type(module).__name__.startswith(("Squeeze", "SEModule", "EffectiveSE"))
     )
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for number, (name, layer) in enumerate(layers):
-        if layer.weight.requires_grad and not name.startswith(blocks) and not (config.plain and number == 0):
+        if layer.weight.requires_grad and not name.startswith(squeezes) and not (config.plain and number == 0):
             yield layer

@@ -277,11 +277,11 @@ def _stages(
         return stages
 
     # ---- quantisation-aware training under the float teacher, then the same again
+    from stillwatch.lab.compression import qat  # only a net that needs it is trained again
+
     teacher, place = teacher_of(run), Run(made.path / "qat")
     net, teacher_net = load_net(run), load_net(teacher) if teacher else None
     place.path.mkdir(exist_ok=True)
-    from stillwatch.lab.compression import qat  # only a net that needs it is trained again
-
     qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, voice)
     source = _export_float(net, run, evaluator.data, folder / "qat.onnx")
     # Training moves the float net as well: what its layers in float can still give back is counted from there

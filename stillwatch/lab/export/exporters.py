@@ -54,18 +54,14 @@ class Facade(nn.Module):
 
 @torch.no_grad()
 def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) -> Facade:
-    """A copy of the net with its head divided by the temperature, and a gray picture kept as one channel.
-
-    shape: of one sample, (H,W,C) or (T,H,W,C).
-    """
+    """A copy of the net with its head divided by the temperature, and gray kept as one channel. shape: of a sample."""
     ready = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     ready.to(memory_format=torch.contiguous_format)
     for weights in ready.head.parameters():  # softmax and sigmoid both take logits / temperature: exact and free
         weights.div_(temperature)
     if shape[-1] > 1:
         return Facade(ready)
-    folded = copy.deepcopy(ready)
-    fold_gray(folded)
+    fold_gray(folded := copy.deepcopy(ready))
     noise = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with contextlib.suppress(RuntimeError):  # a net may use its first convolution in a way unknown to us
         before, after = ready(noise).feature, folded(noise).feature
@@ -76,12 +72,7 @@ def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) ->
 
 @torch.no_grad()
 def fold_gray(net: Classifier) -> None:
-    """Make the first convolution take one gray channel instead of three equal ones, in place, with the same output.
-
-    Where the front treats the three channels alike, their kernels are summed. Otherwise channel c is a_c·x + b_c, and
-    the convolution takes x and a plane of ones, with kernels sum(a_c·w_c) and sum(b_c·w_c): a changed bias could not
-    reproduce the zero padding.
-    """
+    """Make the first convolution take one gray channel instead of three equal ones, in place, with the same output."""
     first = next((m for m in net.net.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
         return
@@ -89,6 +80,8 @@ def fold_gray(net: Classifier) -> None:
     if len(scale.unique()) == 1 and len(shift.unique()) == 1:
         weight, front = first.weight.sum(1, keepdim=True), (scale[:, :1], shift[:, :1])
     else:
+        # Channel c is a_c·x + b_c, so the convolution takes x and a plane of ones, with kernels sum(a_c·w_c) and
+        # sum(b_c·w_c): a changed bias could not reproduce the zero padding
         a, b = (v.expand(1, 3, 1, 1) for v in (255 * scale, shift))
         weight = torch.cat([(first.weight * v).sum(1, keepdim=True) for v in (a, b)], 1)
         front = (scale.new_tensor([1 / 255, 0.0]).view(1, 2, 1, 1), scale.new_tensor([0.0, 1.0]).view(1, 2, 1, 1))
@@ -127,24 +120,19 @@ def to_onnx(
     temperature: float = 1.0,
     batch: int | None = None,
     opset: int = 20,
+    dtype: torch.dtype = torch.uint8,
 ) -> Path:
-    """Write model.onnx: "frames" uint8 (batch,*shape) -> "probabilities" float32 (batch,K).
+    """Write "frames" dtype (batch,*shape) -> "probabilities" float32 (batch,K).
 
     shape: (H,W,C) or (T,H,W,C). batch: a fixed number, or None for a free dimension named "batch".
     Raises UserError where torch cannot export the net at this opset, or where the result is not valid ONNX.
     """
-    model = _exported(facade(net, shape, temperature), shape, torch.uint8, batch, max(opset, NATIVE))
-    return save_onnx(_downgraded(model, opset) if opset < NATIVE else model, path)
-
-
-def _exported(
-    ready: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, batch: int | None, opset: int
-) -> onnx.ModelProto:
     # Laid out so that NCHW is contiguous, as the weights are: torch writes the pooling of channels_last maps as a
     # gather over as_strided
     *before, height, width, channels = shape
     example = torch.zeros(batch or 2, *before, channels, height, width, dtype=dtype).movedim(-3, -1)
-    free = None if batch else ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    free, native = None if batch else ({0: torch.export.Dim("batch", min=1, max=4096)},), max(opset, NATIVE)
+    ready = facade(net, shape, temperature)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -154,16 +142,16 @@ def _exported(
                 dynamic_shapes=free,
                 input_names=["frames"],
                 output_names=["probabilities"],
-                opset_version=opset,
+                opset_version=native,
                 verbose=False,
             )
     except Exception as error:  # the exporter has many kinds of failure, each of several pages
-        raise UserError(f"export at opset {opset}: torch cannot export this net: {one_line(error)}") from error
+        raise UserError(f"export at opset {native}: torch cannot export this net: {one_line(error)}") from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     written = next(entry.version for entry in model.opset_import if not entry.domain)
-    if written != opset:  # it keeps to the nearest that it can, and only logs it
-        raise UserError(f"export at opset {opset}: torch wrote opset {written} instead; set export.opset = {written}")
+    if written != native:  # it keeps to the nearest that it can, and only logs it
+        raise UserError(f"export at opset {native}: torch wrote opset {written} instead; set export.opset = {written}")
     # Module paths of this machine, and two thirds of a small file
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
@@ -172,17 +160,14 @@ def _exported(
         part.ClearField("metadata_props")
     del model.functions[:]
     model.producer_version = ""
-    return model
+    return save_onnx(_downgraded(model, opset) if opset < NATIVE else model, path)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Converters print their own progress on both streams and as warnings; real failures are exceptions."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+    output = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         warnings.simplefilter("ignore")
         yield
 
@@ -190,8 +175,8 @@ def _quiet() -> Iterator[None]:
 def _downgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """A graph of opset 18 as one of 13 to 17; onnx's own converter cannot go back for most of these ops.
 
-    Between 13 and 18, HardSwish was added (x · HardSigmoid(x / 6 + 1/2) is the same), reductions took their axes as an
-    input, and Reshape and Resize an attribute whose default is the older behaviour. The checker finds the rest.
+    Since 13, HardSwish was added (x · HardSigmoid(x / 6 + 1/2)), reductions took their axes as an input, and Reshape
+    and Resize an attribute whose default is the older behaviour. The checker finds the rest.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = []
@@ -216,17 +201,17 @@ def _downgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 # ---- formats
 
 
-def _onnx(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
+def write_onnx(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
     return Exported(to_onnx(net, shape, folder / "model.onnx", temperature, None, opset), "onnxruntime")
 
 
-def _onnx_legacy(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
+def write_legacy(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
     """For TensorRT 8 on old Jetsons: one picture, opset 13, pixels 0..255 as float32, no uint8 and no HardSwish."""
-    model = _exported(facade(net, shape, temperature), shape, torch.float32, 1, NATIVE)
-    return Exported(save_onnx(_downgraded(model, LEGACY), folder / "model-legacy.onnx"), "onnxruntime", batch=1)
+    path = to_onnx(net, shape, folder / "model-legacy.onnx", temperature, 1, LEGACY, torch.float32)
+    return Exported(path, "onnxruntime", batch=1)
 
 
-def _openvino(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
+def write_openvino(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
     with tempfile.TemporaryDirectory() as scratch, telemetry.refused(), _quiet():
         import openvino
 
@@ -235,7 +220,7 @@ def _openvino(net: Classifier, shape: tuple[int, ...], folder: Path, temperature
     return Exported(folder / "model.xml", "openvino", beside="model.bin")
 
 
-def _ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
+def write_ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
     """pnnx's two files; float pixels 0..255 (H,W,C) in, the front inside."""
     if len(shape) != 3:
         raise UserError("export.formats: ncnn takes single pictures, not clips; leave it out")
@@ -265,8 +250,8 @@ def rival(name: str, classes: int, shape: tuple[int, ...], folder: Path) -> tupl
 
 Exporter: TypeAlias = Callable[[Classifier, tuple[int, ...], Path, float, int], Exported]
 EXPORTERS: dict[str, Exporter] = {  # (net, shape of a sample, folder, temperature, opset) -> the files
-    "onnx": _onnx,
-    "onnx-legacy": _onnx_legacy,
-    "openvino": _openvino,
-    "ncnn": _ncnn,
+    "onnx": write_onnx,
+    "onnx-legacy": write_legacy,
+    "openvino": write_openvino,
+    "ncnn": write_ncnn,
 }

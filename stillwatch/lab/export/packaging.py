@@ -5,7 +5,7 @@ Temperature, threshold and figures come from the validation split alone.
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,12 +19,10 @@ from stillwatch import bundle, metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
 from stillwatch.lab.data.dataset import Dataset, dataset_of
-from stillwatch.lab.export.card import card
-from stillwatch.lab.export.exporters import EXPORTERS, Exported, Exporter, temperature_of
+from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
 from stillwatch.lab.models import nets
 from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished
 from stillwatch.media import image, synthetic
-from stillwatch.recipe import Recipe
 from stillwatch.registry import bind
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
@@ -48,53 +46,76 @@ class Reference:
 
     data: Dataset
     p: NDArray[np.float32]  # (N,K)
-    threshold: float | None
     frames: NDArray[np.uint8]  # the golden ones (8,*shape)
     golden: NDArray[np.float32]  # (8,K)
+    temperature: bundle.Temperature
+    operating: bundle.OperatingPoint | None
+
+    @classmethod
+    def of(cls, run: Run, net: nets.Classifier, data: Dataset) -> "Reference":
+        recipe, y = run.recipe, data.y[data.rows["valid"]]
+        safe = [recipe.labels.index(label) for label in recipe.safe]
+        frames, temperature = golden_frames(data.shape, recipe.data.fit), temperature_of(run)
+
+        def logits(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return net(torch.from_numpy(x)).logits.numpy()
+
+        valid, drawn = _predict(logits, data), logits(frames)
+        raw, p, golden = (
+            net.probabilities(torch.from_numpy(values / by)).numpy()
+            for values, by in ((valid, 1), (valid, temperature), (drawn, temperature))
+        )
+        calibration: bundle.Temperature = {
+            "value": temperature,
+            "ece_before": metrics.ece(y, raw),
+            "ece_after": metrics.ece(y, p),
+            "split": "valid",
+        }
+        wanted, harmless = recipe.export.false_alarms, int(np.isin(y, safe).sum())
+        point: Any = metrics.operating_point(y, p, safe, wanted)
+        if point:
+            point |= {"wanted": wanted, "split": "valid", "safe": harmless, "others": len(y) - harmless}
+        return cls(data, p, frames, golden, calibration, point)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
         """max_drop: points of macro-F1 that an INT8 file may lose; None: a float file, which may lose nothing."""
         try:
             fn = runtimes.open(made.path, made.runtime, self.data.shape)
             p, golden = _predict(fn, self.data), fn(self.frames)
-        except UserError as mistake:
-            return Proof("cannot be tried: " + str(mistake).replace(f"{made.path.parent}/", ""), self.golden, {})
+        except UserError as error:
+            return Proof("cannot be tried: " + str(error).replace(f"{made.path.parent}/", ""), self.golden, {})
         for found, wanted in ((p, self.p), (golden, self.golden)):
             if found.shape != wanted.shape or not np.isfinite(found).all():
                 why = f"gives {found.shape} of {wanted.shape} probabilities, or some that are no numbers"
                 return Proof(why, golden, {})
-        figures = self._figures(p)
+
+        recipe, y = self.data.recipe, self.data.y[self.data.rows["valid"]]
+        safe = [recipe.labels.index(label) for label in recipe.safe]
+        threshold = self.operating["threshold"] if self.operating else None
+        scores = metrics.scores(y, p, recipe.labels, recipe.safe)
+        valid = {key: scores[key] for key in ("n", "accuracy", "macro_f1", "ece", "loss")}
+        if threshold is not None:
+            alarm, harmless = metrics.alarm_score(p, safe) >= threshold, np.isin(y, safe)
+            valid |= {"recall": float(alarm[~harmless].mean()), "false_alarm_rate": float(alarm[harmless].mean())}
+        figures = {"valid": valid, "parity": metrics.agreement(self.p, p, safe, threshold)}
+
         if max_drop is None:
             why = self._unfaithful(p, self.p, "validation") or self._unfaithful(golden, self.golden, "golden")
         else:
-            y = self.data.y[self.data.rows["valid"]]
-            drop = 100 * (metrics.macro_f1(y, self.p) - figures["valid"]["macro_f1"])
+            drop = 100 * (metrics.macro_f1(y, self.p) - valid["macro_f1"])
             limit = f"above quantise.max_drop = {max_drop:g}"
             why = f"macro-F1 falls by {drop:.2f} points, {limit}" if drop > max_drop else ""
         return Proof(why, golden, figures)
-
-    def _figures(self, p: NDArray[np.float32]) -> dict[str, dict[str, Any]]:
-        """What one file reaches, and how near it stays to the lab's net."""
-        recipe, y = self.data.recipe, self.data.y[self.data.rows["valid"]]
-        safe = [recipe.labels.index(label) for label in recipe.safe]
-        scores = metrics.scores(y, p, recipe.labels, recipe.safe)
-        valid = {key: scores[key] for key in ("n", "accuracy", "macro_f1", "ece", "loss")}
-        if self.threshold is not None:
-            alarm, harmless = metrics.alarm_score(p, safe) >= self.threshold, np.isin(y, safe)
-            valid |= {"recall": float(alarm[~harmless].mean()), "false_alarm_rate": float(alarm[harmless].mean())}
-        return {"valid": valid, "parity": metrics.agreement(self.p, p, safe, self.threshold)}
 
     def _unfaithful(self, p: NDArray[np.float32], wanted: NDArray[np.float32], frames: str) -> str:
         limit = self.data.recipe.export.max_difference
         furthest = float(np.abs(p - wanted).max())
         if furthest > limit:
-            return (
-                f"differs from PyTorch by up to {furthest:.2g} on {frames} frames, "
-                f"above export.max_difference = {limit:g}"
-            )
+            away = f"differs from PyTorch by up to {furthest:.2g} on {frames} frames"
+            return f"{away}, above export.max_difference = {limit:g}"
         top = np.sort(wanted, axis=1)
-        clear = (p.argmax(1) != wanted.argmax(1)) & (top[:, -1] - top[:, -2] > limit)
-        count = int(clear.sum())
+        count = int(((p.argmax(1) != wanted.argmax(1)) & (top[:, -1] - top[:, -2] > limit)).sum())
         return f"names another class than PyTorch on {count} {frames} frames that were no close call" if count else ""
 
 
@@ -105,13 +126,12 @@ def export(
     formats: Sequence[str] = (),
     voice: Progress = NO_PROGRESS,
 ) -> bundle.Bundle:
-    """Write the bundle of a finished run. formats: of EXPORTERS, besides the recipe's; "onnx" is always there.
+    """Write the bundle of a finished run. formats: of EXPORTERS, besides "onnx" and the recipe's.
 
-    int8: what `quantise` made of this run; a file that it did not keep stays out, with its reason in the manifest.
-    A file whose probabilities differ from PyTorch's by more than export.max_difference, or that names another class
-    where the call was not that close, is left out with its figures. INT8 is held to the macro-F1 that its run allowed.
-    Raises UserError, and leaves what was there, where that file is model.onnx, the run is not finished, int8 is another
-    run's, or the data have changed since.
+    int8: what `quantise` made of this run. A file that is not faithful stays out, its reason in the manifest: float
+    within export.max_difference of PyTorch and of the same class unless the call was that close, INT8 within
+    quantise.max_drop. Raises UserError, and leaves what was there, where that file is model.onnx, the run is not
+    finished, int8 is another run's, or the data have changed since.
     """
     require_finished(run, TRAINED, "run with a net")
     if int8:
@@ -123,99 +143,114 @@ def export(
     names = dict.fromkeys(("onnx", *recipe.export.formats, *formats))
     exporters = {name: bind(EXPORTERS, name, given=5, place="export.formats") for name in names}
     net, data = load_net(run), dataset_of(run, voice)
-    reference, calibration = _reference(run, net, data)
+    reference = Reference.of(run, net, data)
+    made, left = list[Exported](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
-        made, left = _export_all(net, data, exporters, calibration["temperature"]["value"], Path(scratch), voice)
+        asked = (net, data.shape, Path(scratch), reference.temperature["value"], recipe.export.opset)
+        for name in voice.bar(exporters, len(exporters), "export"):
+            try:
+                made.append(exporters[name](*asked))
+            except UserError as error:
+                if name == "onnx":
+                    raise
+                left.append({"name": name, "why": str(error)})
+            except ImportError as error:
+                left.append({"name": name, "why": f"{error.name} is not installed; pip install 'stillwatch[{name}]'"})
         if int8 and int8.info.kept:
             made.append(Exported(int8.path / bundle.INT8, "onnxruntime"))
         elif int8:
             left.append({"name": bundle.INT8, "why": int8.info.why, "stages": int8.info.stages})
-        models, golden, files = [], {}, dict[str, Path | bytes]()
+        proofs = dict[Exported, Proof]()
         for file in voice.bar(made, len(made), "validation"):
-            is_int8 = file.path.name == bundle.INT8
-            proof = reference.prove(file, int8.recipe.quantise.max_drop if int8 and is_int8 else None)
-            if proof.why and file.path.name == "model.onnx":
+            max_drop = int8.recipe.quantise.max_drop if int8 and file.path.name == bundle.INT8 else None
+            proof = reference.prove(file, max_drop)
+            if not proof.why:
+                proofs[file] = proof
+            elif file.path.name == "model.onnx":
                 raise UserError(f"{run.path}: not exported: model.onnx {proof.why}")
-            if proof.why:
+            else:
                 left.append({"name": file.path.name, "why": proof.why, **proof.figures})
-                continue
-            models.append(_model(file, "int8" if is_int8 else "fp32", proof))
-            golden[file.path.name] = proof.golden
-            files |= {name: file.path.with_name(name) for name in models[-1].files}
-        manifest = bundle.Manifest(
-            name=recipe.name,
-            labels=recipe.labels,
-            safe=recipe.safe,
-            input=bundle.Input(shape=data.shape, fit=recipe.data.fit),
-            rule=recipe.rule.model_dump(mode="json"),
-            **calibration,
-            run=_origin(run, recipe, int8),
-            licence=recipe.export.licence,
-            created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            stillwatch=stillwatch.__version__,
-            models=tuple(models),
-            left_out=tuple(left),
+        return _write(out, run, int8, reference, proofs, left)
+
+
+def _write(
+    out: Path, run: Run, int8: Run | None, reference: Reference, proofs: dict[Exported, Proof], left: Iterable[Any]
+) -> bundle.Bundle:
+    recipe, models, files = run.recipe, list[bundle.Model](), dict[str, Path]()
+    for file, proof in proofs.items():
+        precision: Literal["fp32", "int8"] = "int8" if file.path.name == bundle.INT8 else "fp32"
+        names = (file.path.name, *([file.beside] if file.beside else []))
+        files |= {name: file.path.with_name(name) for name in names}
+        models.append(
+            bundle.Model(
+                name=file.path.name,
+                files=names,
+                precision=precision,
+                batch=file.batch,
+                tolerance=TOLERANCE[precision],
+                figures=proof.figures,
+            )
         )
-        sizes = {name: path.stat().st_size for name, path in files.items() if isinstance(path, Path)}
-        files["CARD.md"] = card(manifest, sizes, len(reference.frames), _test_figures(run, recipe)).encode()
-        return bundle.write(out, manifest, files, reference.frames, golden)
+    resolved = _without_folders(recipe.model_dump(mode="json"))
+    del resolved["data"]["root"]
+    keys = ("id", "kind", "commit", "fingerprint", "parent", "teacher", "cost", "seed", "versions")
+    manifest = bundle.Manifest(
+        name=recipe.name,
+        labels=recipe.labels,
+        safe=recipe.safe,
+        input=bundle.Input(shape=reference.data.shape, fit=recipe.data.fit),
+        rule=recipe.rule.model_dump(mode="json"),
+        temperature=reference.temperature,
+        operating=reference.operating,
+        run={key: getattr(run.info, key) for key in keys} | {"int8": int8 and int8.info.id, "recipe": resolved},
+        licence=recipe.export.licence,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        stillwatch=stillwatch.__version__,
+        models=tuple(models),
+        left_out=tuple(left),
+    )
+    written = {**files, "CARD.md": _card(manifest, files.values(), len(reference.frames), run).encode()}
+    return bundle.write(out, manifest, written, reference.frames, {f.path.name: p.golden for f, p in proofs.items()})
 
 
-def _export_all(
-    net: nets.Classifier,
-    data: Dataset,
-    exporters: Mapping[str, Exporter],
-    temperature: float,
-    folder: Path,
-    voice: Progress,
-) -> tuple[list[Exported], list[dict[str, Any]]]:
-    """Every format's file, and why one could not be made. Raises UserError where that is "onnx"."""
-    made, left = [], []
-    for name in voice.bar(exporters, len(exporters), "export"):
-        try:
-            made.append(exporters[name](net, data.shape, folder, temperature, data.recipe.export.opset))
-        except UserError as mistake:
-            if name == "onnx":
-                raise
-            left.append({"name": name, "why": str(mistake)})
-        except ImportError as error:
-            left.append({"name": name, "why": f"{error.name} is not installed; pip install 'stillwatch[{name}]'"})
-    return made, left
+def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Run) -> str:
+    """What the bundle may and may not be used for, and how well it does, also on people or cameras never met."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-
-def _model(file: Exported, precision: Literal["fp32", "int8"], proof: Proof) -> bundle.Model:
-    return bundle.Model(
-        name=file.path.name,
-        files=(file.path.name, *([file.beside] if file.beside else [])),
-        precision=precision,
-        batch=file.batch,
-        tolerance=TOLERANCE[precision],
-        figures=proof.figures,
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(),  # on for HTML; Markdown stays as it is
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    tested, sizes = None, {file.name: file.stat().st_size for file in files}
+    if predictions.has(run, "test"):
+        test = predictions.read(run, "test")
+        tested = metrics.scores(test.y, test.p, run.recipe.labels, run.recipe.safe) | {
+            "groups": metrics.clusters(test.group)[1],
+            "named": bool((test.group != "").any()),
+            "ci95": metrics.interval(["macro_f1"], test.y, test.p, test.group)["macro_f1"],
+        }
+    return environment.get_template("CARD.md").render(
+        manifest=manifest,
+        run=manifest.run,
+        heat=manifest.temperature,
+        point=manifest.operating,
+        kilobytes={model.name: sum(sizes[name] for name in model.files) / 1000 for model in manifest.models},
+        frames=frames,
+        tested=tested,
     )
 
 
-def _reference(run: Run, net: nets.Classifier, data: Dataset) -> tuple[Reference, dict[str, Any]]:
-    """The lab's net at its temperature, and the manifest's `temperature` and `operating`."""
-    recipe, y = run.recipe, data.y[data.rows["valid"]]
-    safe = [recipe.labels.index(label) for label in recipe.safe]
-    frames, temperature = golden_frames(data.shape, recipe.data.fit), temperature_of(run)
-
-    def logits(x: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return net(torch.from_numpy(x)).logits.numpy()
-
-    valid, drawn = _predict(logits, data), logits(frames)
-    raw, p, golden = (
-        net.probabilities(torch.from_numpy(values / by)).numpy()
-        for values, by in ((valid, 1), (valid, temperature), (drawn, temperature))
-    )
-    calibration = {"value": temperature, "ece_before": metrics.ece(y, raw), "ece_after": metrics.ece(y, p)}
-    point: dict[str, Any] | None = metrics.operating_point(y, p, safe, recipe.export.false_alarms)
-    if point:
-        harmless = int(np.isin(y, safe).sum())
-        point |= {"wanted": recipe.export.false_alarms, "split": "valid", "safe": harmless, "others": len(y) - harmless}
-    reference = Reference(data, p, point["threshold"] if point else None, frames, golden)
-    return reference, {"temperature": calibration | {"split": "valid"}, "operating": point}
+def _without_folders(value: Any) -> Any:
+    """Every absolute path, of weights or of a teacher's run, cut down to its last name."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _predict(fn: Predict, data: Dataset) -> NDArray[np.float32]:
@@ -240,32 +275,3 @@ def golden_frames(shape: tuple[int, ...], fit: Literal["stretch", "letterbox", "
         blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), channels), dtype=np.uint8)
         drawn.append(blocks.repeat(8, 0).repeat(8, 1)[:height, :width])
     return np.stack(drawn).reshape(8, *shape)
-
-
-def _origin(run: Run, recipe: Recipe, int8: Run | None) -> dict[str, Any]:
-    """Where the bundle comes from, without a path of the machine that made it."""
-    resolved = _without_folders(recipe.model_dump(mode="json"))
-    del resolved["data"]["root"]
-    keys = ("id", "kind", "commit", "fingerprint", "parent", "teacher", "cost", "seed")
-    origin = {key: getattr(run.info, key) for key in keys}
-    return origin | {"int8": int8.info.id if int8 else None, "versions": run.info.versions, "recipe": resolved}
-
-
-def _without_folders(value: Any) -> Any:
-    """Every absolute path, of weights or of a teacher's run, cut down to its last name."""
-    if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _test_figures(run: Run, recipe: Recipe) -> dict[str, Any] | None:
-    """Figures of people or cameras never met, where the run was tested."""
-    if not predictions.has(run, "test"):
-        return None
-    test = predictions.read(run, "test")
-    scores = metrics.scores(test.y, test.p, recipe.labels, recipe.safe)
-    ends = metrics.interval(["macro_f1"], test.y, test.p, test.group)["macro_f1"]
-    groups = metrics.clusters(test.group)[1]
-    return scores | {"groups": groups, "named": bool((test.group != "").any()), "ci95": ends}

@@ -66,12 +66,11 @@ def tune(
     fresh: bool = False,
     voice: Progress = NO_PROGRESS,
 ) -> Path:
-    """Search recipe.tune.keys for the best figure on validation, until there have been `trials` of them in all.
+    """Search recipe.tune.keys for the best figure on validation, until there are `trials` in all; returns best.toml.
 
-    Trial 0 is the recipe as it stands; the others are proposed by a tree-structured Parzen estimator (Bergstra et al.
-    2011, Algorithms for Hyper-Parameter Optimization, §4), and stopped after an epoch at which they are below the
-    median of the others (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes a study of the same recipe, data and
-    teacher under `root`, unless `fresh`; trials that were killed run again. Returns the path of best.toml.
+    Trial 0 is the recipe as it stands; a tree-structured Parzen estimator proposes the others (Bergstra et al. 2011,
+    Algorithms for Hyper-Parameter Optimization, §4), the median rule stops them (Golovin et al. 2017, Google Vizier,
+    §3.2.2). Resumes a study of the same recipe, data and teacher, unless `fresh`; killed trials run again.
     Raises UserError, before anything is trained, for a key that cannot be tuned; and where no trial ended.
     """
     # ---- every key is checked before the data are read
@@ -147,10 +146,8 @@ class Key:
         """The value for what the storage holds, with no more digits than a person would write."""
         if self.range is None:
             return self.choices[kept]
-        if isinstance(self.range.low, int):
-            return kept
-        digits = 4 if self.range.step is None else 12
-        return min(max(float(f"{float(kept):.{digits}g}"), self.range.low), self.range.high)
+        low, high, digits = self.range.low, self.range.high, 12 if self.range.step else 4
+        return kept if isinstance(low, int) else min(max(float(f"{float(kept):.{digits}g}"), low), high)
 
 
 def side_of(recipe: Recipe) -> tuple[Net, Fit]:
@@ -250,7 +247,7 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
 
 
 def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, nets.Classifier]]:
-    """The recipe of a trial as it stands, and with every end of every key, one at a time: (place, recipe, its net).
+    """Trials as the recipe stands, and with every end of every key, one at a time: (place, recipe, its net).
 
     Raises UserError for what is known to be wrong without data: all but the losses' options.
     """
@@ -280,9 +277,9 @@ def _placed(place: str) -> Iterator[None]:
 def with_values(
     recipe: Recipe, keys: Sequence[Key], values: Mapping[str, Value], place: str, short: bool = False
 ) -> Recipe:
-    """The recipe with these values in the tuned side's own `fit` and `net`, so that the other side stays as it was.
+    """The recipe with these values (by a key's name) in the tuned side's own `fit` and `net`. Raises UserError.
 
-    values: a key's name -> its value. short: with recipe.tune.fit too, which is what a trial trains. Raises UserError.
+    short: with recipe.tune.fit too, which is what a trial trains.
     """
     raw, side = copy.deepcopy(recipe.model_dump(exclude_unset=True)), recipe.tune.side
     for key in keys:
@@ -344,8 +341,8 @@ class Search:
 
     def own_params(self) -> dict[str, str | int | float]:
         """The recipe's own values as the storage holds them, without those that no trial may have."""
-        kept = {key.name: key.stored(own_value(self.recipe, key)) for key in self.keys}
-        return {name: value for name, value in kept.items() if value is not None}
+        own = self.own()
+        return {key.name: kept for key in self.keys if (kept := key.stored(own[key.name])) is not None}
 
     def values(self, trial: "FrozenTrial | Trial") -> dict[str, Value]:
         """A key's name -> its value in that trial."""
@@ -410,17 +407,18 @@ def _opened(search: Search) -> Iterator["Study"]:
 def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe, Run] | None":
     """Take the next trial and its folder, which this process then holds locked. None where there are enough.
 
-    Proposals are a function of (seed, what has been tried): an interrupted study goes on as it would have. The lock of
-    a trial's folder says whether its process lives, at once and through a suspended machine, as a heartbeat would not.
+    Proposals are a function of (seed, what has been tried), so that a resumed study ends as an unbroken one. A folder's
+    lock says whether its process lives, at once and through a suspended machine, as a heartbeat would not.
     """
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
     with locked(search.home.path / ".turn"):
         for old in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            run = Run.open(search.folder(old.number)) if (search.folder(old.number) / "run.json").is_file() else None
+            folder = search.folder(old.number)
+            run = Run.open(folder) if (folder / "run.json").is_file() else None
             if run is None or run.lock():
-                search.voice.say(f"{search.folder(old.number).name} was cut off and is run again")
+                search.voice.say(f"{folder.name} was cut off and is run again")
                 study.tell(old.number, state=TrialState.FAIL)
                 study.enqueue_trial(old.params, old.user_attrs)
                 if run:
@@ -469,7 +467,7 @@ def _counts(trial: "FrozenTrial") -> bool:
 
 
 def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, run: Run) -> str:
-    """Train and judge one trial as any run, on validation alone, and tell the study. Returns the outcome in words."""
+    """Train and judge one trial, on validation alone, and tell the study. Returns the outcome in words."""
     from optuna.trial import TrialState
 
     data, quiet, metric = search.data, Progress(search.voice.bar), recipe.tune.metric  # bars, but not a line an epoch
@@ -497,8 +495,7 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
         run.finish("stopped" if cut else "done", best=best, epochs=len(run.history()))
         return f"{metric} {best[metric]:.3f}" + (f", stopped after epoch {cut[0]}" if cut else "")
     except BAD as error:
-        reason = " ".join(str(error).split())
-        trial.set_user_attr("error", reason)
+        trial.set_user_attr("error", reason := " ".join(str(error).split()))
         study.tell(trial, state=TrialState.FAIL)
         run.finish("failed", error=str(error))
         return f"failed: {reason}"
@@ -512,11 +509,23 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
 
 def _write(search: Search, study: "Study", trials: int) -> str:
     """trials.csv, best.toml and the study's run.json as things stand. Returns how they stand, in words."""
-    metric = search.recipe.tune.metric
+    metric, names = search.recipe.tune.metric, [key.name for key in search.keys]
     with locked(search.home.path / ".turn"):
         known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
-        header = ("number", "state", "value", *(key.name for key in search.keys), "seconds", "note")
-        search.home.save_csv("trials.csv", header, [_row(search, trial) for trial in known])
+        rows = []
+        for trial in known:
+            values, note = search.values(trial), trial.user_attrs.get("error") or trial.user_attrs.get("note")
+            rows.append(
+                [
+                    trial.number,
+                    _state(trial),
+                    trial.value,
+                    *(json.dumps(v) if isinstance(v, list | dict) else v for v in map(values.get, names)),
+                    round(trial.duration.total_seconds(), 1) if trial.duration else None,
+                    note or ("the recipe as it stands" if "own" in trial.user_attrs else None),
+                ]
+            )
+        search.home.save_csv("trials.csv", ("number", "state", "value", *names, "seconds", "note"), rows)
         running = sum(trial.state.name == "RUNNING" for trial in known)
         ended = sum(_counts(trial) for trial in known) - running
         search.home.note(status="running" if running or ended < trials else "done", trials=ended)
@@ -533,23 +542,8 @@ def _write(search: Search, study: "Study", trials: int) -> str:
 
 
 def _state(trial: "FrozenTrial") -> str:
-    """Its word in trials.csv. "lost": it was killed, and runs again under another number."""
+    """Its word in trials.csv; "lost": it was killed, and runs again under another number."""
     return trial.state.name.lower().replace("fail", "failed") if _counts(trial) else "lost"
-
-
-def _row(search: Search, trial: "FrozenTrial") -> list[Value]:
-    """One line of trials.csv."""
-    values = search.values(trial)
-    shown = [values.get(key.name) for key in search.keys]
-    note = trial.user_attrs.get("error") or trial.user_attrs.get("note")
-    return [
-        trial.number,
-        _state(trial),
-        trial.value,
-        *(v if v is None or isinstance(v, str | int | float) else json.dumps(v) for v in shown),
-        round(trial.duration.total_seconds(), 1) if trial.duration else None,
-        note or ("the recipe as it stands" if "own" in trial.user_attrs else None),
-    ]
 
 
 def _heading(search: Search, known: "Sequence[FrozenTrial]", best: "FrozenTrial") -> str:
