@@ -4,6 +4,7 @@ Imports no run and no data set: what the result is worth is quantise's to judge.
 """
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -54,9 +55,9 @@ def quantise_file(
 ) -> Path:
     """Quantise the weights (per output channel, symmetric) and activations (affine) of source into target.
 
-    rows, frame: the calibration frames. Depthwise convolutions get one activation scale a channel unless the config is
-    plain. Biases absorb the mean error of each layer in turn (Nagel et al. 2019, Data-Free Quantization, §4.2; NNCF's
-    full correction). The front and what follows the last layer stay float. Without control every layer is quantised.
+    rows, frame: the calibration frames. Depthwise convolutions get an activation scale a channel unless config.plain.
+    Biases absorb each layer's mean error (Nagel et al. 2019, Data-Free Quantization, §4.2). Without control every layer
+    but the front and what follows the last is quantised.
     """
     model = onnx.load(source)
     for tensor in _large(model):  # rounded as it will be stored, so that what is calibrated and checked is written
@@ -78,34 +79,28 @@ def quantise_file(
         if control is None:
             made = nncf.quantize(model, calibration, advanced_parameters=advanced, **settings)
         else:
-            check, validation, fetch, max_drop = control
 
             def measure(candidate: onnx.ModelProto, rows: Iterable[int]) -> float:
                 with tempfile.TemporaryDirectory() as folder:
-                    return check(_save(unsigned(_copy(candidate)), Path(folder) / "model.onnx"), list(rows))
+                    file = _save(unsigned(copy.deepcopy(candidate)), Path(folder) / "model.onnx")
+                    return control.check(file, list(rows))
 
             made = nncf.quantize_with_accuracy_control(
                 model,
                 calibration,
-                nncf.Dataset(validation, lambda row: {"frames": fetch(row)}),
+                nncf.Dataset(control.rows, lambda row: {"frames": control.frame(row)}),
                 measure,
-                max_drop=max_drop,
+                max_drop=control.max_drop,
                 drop_type=nncf.DropType.ABSOLUTE,
                 advanced_quantization_parameters=advanced,
                 advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                     max_num_iterations=BACK,
-                    ranking_subset_size=min(RANKING, len(validation)),
+                    ranking_subset_size=min(RANKING, len(control.rows)),
                     num_ranking_workers=1,
                 ),
                 **settings,
             )
     return _save(halved(unsigned(made)), target)
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    return copied
 
 
 def _save(model: onnx.ModelProto, target: Path) -> Path:
@@ -136,37 +131,26 @@ def squeezes(model: onnx.ModelProto) -> list[str]:
     for node in model.graph.node:
         if node.op_type == "Mul":
             for start, gate in (tuple(node.input), tuple(node.input)[::-1]):
-                between = _between(start, gate, makers)
-                if any(inner.op_type in POOLS for inner in between):
-                    found += [node.name, *(inner.name for inner in between)]
+                between, ahead = dict[str, onnx.NodeProto](), [gate]
+                while ahead and len(between) <= SE_MOST:
+                    name = ahead.pop()
+                    if name == "frames" != start:  # the gate also follows from the net's own input
+                        break
+                    maker = None if name == start else makers.get(name)  # None: a constant
+                    if maker is not None and maker.name not in between:
+                        between[maker.name] = maker
+                        ahead += [name for name in maker.input if name]
+                else:
+                    if len(between) <= SE_MOST and any(inner.op_type in POOLS for inner in between.values()):
+                        found += [node.name, *between]
     return list(dict.fromkeys(found))
-
-
-def _between(start: str, end: str, makers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """All nodes on the ways from tensor start to tensor end; [] where end also follows from the net's own input."""
-    between: dict[str, onnx.NodeProto] = {}
-    ahead = [end]
-    while ahead:
-        name = ahead.pop()
-        if name == "frames" != start:
-            return []
-        if name == start or name not in makers:  # a constant
-            continue
-        node = makers[name]
-        if node.name not in between:
-            between[node.name] = node
-            ahead += [name for name in node.input if name]
-        if len(between) > SE_MOST:
-            return []
-    return list(between.values())
 
 
 def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
     """Every activation as uint8, but those with a scale a channel as int8: zero points move by 128, values stay.
 
-    ONNX Runtime runs a convolution in INT8 only where its input and output are of one type, and its x86 kernels want
-    unsigned activations with signed weights. It cannot run one whose input has a scale a channel, yet tries to where
-    the types agree, and fails at the first picture (1.32): so there they must not.
+    ONNX Runtime runs a convolution in INT8 only where input and output are of one type, on x86 unsigned. Where the
+    input has a scale a channel it tries as well, and fails at the first picture (1.32): there the types must differ.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     activations = set[str]()
@@ -187,10 +171,7 @@ def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store weights that stay float as float16, read as float32; runtimes fold the cast away when they load the file.
-
-    It saves a third of MobileNetV3-small's INT8 file: NNCF leaves the convolutions of squeeze-and-excitation float.
-    """
+    """Store float weights as float16 behind a cast, which runtimes fold away: a third of MobileNetV3-small's file."""
     nodes = []
     for tensor in _large(model):
         nodes.append(helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=TensorProto.FLOAT))

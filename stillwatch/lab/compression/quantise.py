@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,18 +110,14 @@ class Evaluator:
         return opened, refused
 
     def check(self, file: Path, rows: Sequence[int]) -> float:
-        """Macro-F1 on all validation rows, in the runtime in which it is worst; on a few, the mean log p of the truth:
-        there macro-F1 would be the same for most layers."""
+        """Macro-F1 on all validation rows, in the worst runtime; on a few, where it hardly moves, the mean log p."""
         y, functions = self.data.y[rows], self.opened(file)[0].values()
         if len(rows) == len(self.data.rows["valid"]):
             return min(metrics.macro_f1(y, self.predict(fn, rows)) for fn in functions)
         return -metrics.loss(y, self.predict(next(iter(functions)), rows))
 
     def judge(self, name: str, file: Path, reference: StageResult | None = None) -> StageResult:
-        """One file in every runtime that reads it. reference: the float file; None where this is it.
-
-        Raises UserError where no runtime reads the file.
-        """
+        """reference: the float file; None where this is it. Raises UserError where no runtime reads the file."""
         recipe, rows = self.data.recipe, self.data.rows["valid"]
         opened, refused = self.opened(file)
         if not opened:
@@ -129,68 +125,62 @@ class Evaluator:
         p = {runtime: self.predict(fn, rows) for runtime, fn in opened.items()}
         scores = {key: metrics.scores(self.data.y[rows], p[key], recipe.labels, recipe.safe) for key in p}
         worst = min(scores, key=lambda runtime: scores[runtime]["macro_f1"])
-        int8, fp32 = self._times(opened, self.opened(reference.file)[0] if reference else {})
-        fastest = min(int8, key=lambda runtime: int8[runtime])
-        runtimes: dict[str, dict[str, float | str]] = {
-            key: {"ms": ms, "fp32_ms": fp32.get(key, ms), "macro_f1": scores[key]["macro_f1"]}
-            for key, ms in int8.items()
+
+        # ---- p50 of one sample by runtime, of both files, all taking turns
+        frame, rival = self.frame(int(self.data.rows["train"][0])), self.opened(reference.file)[0] if reference else {}
+        entrants = {f"int8 {runtime}": partial(fn, frame) for runtime, fn in opened.items()}
+        entrants |= {f"fp32 {runtime}": partial(fn, frame) for runtime, fn in rival.items()}
+        times = {name: 1e3 * float(np.median(seconds)) for name, seconds in timing.race(entrants).items()}
+        fastest = min(opened, key=lambda runtime: times[f"int8 {runtime}"])
+        ms = times[f"int8 {fastest}"]
+        fp32_ms = min((times[f"fp32 {runtime}"] for runtime in rival), default=ms)
+
+        drop, flips, why = 0.0, 0, list[str]()
+        if reference:
+            drop = 100 * (reference.macro_f1 - scores[worst]["macro_f1"])
+            flips = int((p[worst].argmax(1) != reference.p.argmax(1)).sum())
+            if drop > self.max_drop:
+                why.append(f"macro-F1 falls by {drop:.2f} points, above quantise.max_drop = {self.max_drop:g}")
+            if ms >= fp32_ms:
+                why.append(f"{ms:.3f} ms here, no faster than FP32's {fp32_ms:.3f}")
+        rows_by_runtime: dict[str, dict[str, float | str]] = {
+            key: {
+                "ms": times[f"int8 {key}"],
+                "fp32_ms": times.get(f"fp32 {key}", times[f"int8 {key}"]),
+                "macro_f1": scores[key]["macro_f1"],
+            }
+            for key in opened
         }
-        result = StageResult(
+        return StageResult(
             name=name,
             precision="int8" if reference else "fp32",
             **{key: scores[worst][key] for key in FIGURES},
-            drop=100 * (reference.macro_f1 - scores[worst]["macro_f1"]) if reference else 0.0,
-            flips=int((p[worst].argmax(1) != reference.p.argmax(1)).sum()) if reference else 0,
+            drop=drop,
+            flips=flips,
             runtime=fastest,
-            ms=int8[fastest],
-            fp32_ms=min(fp32.values(), default=int8[fastest]),
-            runtimes=runtimes | {runtime: {"why_not": why} for runtime, why in refused.items()},
+            ms=ms,
+            fp32_ms=fp32_ms,
+            runtimes=rows_by_runtime | {runtime: {"why_not": reason} for runtime, reason in refused.items()},
             bytes=file.stat().st_size,
-            why="",
-            kept=True,
+            why="; ".join(why),
+            kept=not why,
             file=file,
             p=p[worst],
         )
-        why = self._why_not(result) if reference else ""
-        return replace(result, why=why, kept=not why)
-
-    def _times(self, int8: dict[str, Predict], fp32: dict[str, Predict]) -> list[dict[str, float]]:
-        """p50 of one sample in ms by runtime, of both files, all taking turns."""
-        frame = self.frame(int(self.data.rows["train"][0]))
-        entrants = {f"int8 {runtime}": partial(fn, frame) for runtime, fn in int8.items()}
-        entrants |= {f"fp32 {runtime}": partial(fn, frame) for runtime, fn in fp32.items()}
-        seconds = timing.race(entrants)
-        return [
-            {runtime: 1e3 * float(np.median(seconds[f"{precision} {runtime}"])) for runtime in opened}
-            for precision, opened in (("int8", int8), ("fp32", fp32))
-        ]
-
-    def _why_not(self, result: StageResult) -> str:
-        why = []
-        if result.drop > self.max_drop:
-            why.append(f"macro-F1 falls by {result.drop:.2f} points, above quantise.max_drop = {self.max_drop:g}")
-        if result.share >= 1:
-            why.append(f"{result.ms:.3f} ms here, no faster than FP32's {result.fp32_ms:.3f}")
-        return "; ".join(why)
 
     def best(self, stages: Sequence[StageResult]) -> StageResult:
-        """The stage to continue with: of those that may leave the most accurate of the fastest, else the least
-        harmful."""
+        """The most accurate of the fastest of those that may leave; else the least harmful."""
         if kept := [stage for stage in stages if stage.kept]:
             least = min(stage.share for stage in kept)
             return max((s for s in kept if s.share <= TIE * least), key=lambda stage: stage.macro_f1)
         return min(stages, key=lambda s: (s.share >= 1, max(s.drop, self.max_drop), s.share))
 
 
-def quantise(
-    run: Run,
-    root: Path | str = "runs",
-    voice: Progress = NO_PROGRESS,
-) -> Run:
+def quantise(run: Run, root: Path | str = "runs", voice: Progress = NO_PROGRESS) -> Run:
     """Bring a finished run's net to INT8 as its recipe's [quantise] says. Returns the new run, finished.
 
-    info.stages has a row for each StageResult. The best one's file is always there; info.kept says whether it may
-    leave, info.why why not. It has the temperature that export gives the run's other files.
+    info.stages has a row for each StageResult. The best one's file is always there, at the temperature of the run's
+    other files; info.kept says whether it may leave, info.why why not.
     Raises UserError for a run that is not finished or has no net, and for data that have changed since.
     """
     require_finished(run, TRAINED, f"one of a net: {', '.join(TRAINED)}")

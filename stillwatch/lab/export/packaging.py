@@ -209,7 +209,10 @@ def _write(
         models=tuple(models),
         left_out=tuple(left),
     )
-    written = {**files, "CARD.md": _card(manifest, files.values(), len(reference.frames), run).encode()}
+    written: dict[str, Path | bytes] = {
+        **files,
+        "CARD.md": _card(manifest, files.values(), len(reference.frames), run).encode(),
+    }
     return bundle.write(out, manifest, written, reference.frames, {f.path.name: p.golden for f, p in proofs.items()})
 
 

@@ -19,7 +19,8 @@ from stillwatch.errors import UserError
 from stillwatch.evaluation.report import tuning as tuning_picture
 from stillwatch.lab.training import pipeline, tuning
 from stillwatch.lab.training.runs import load_net, teacher_of
-from stillwatch.lab.training.tuning import Key, keys_of, own_value, tune, with_values
+from stillwatch.lab.training.search_space import Key, keys_of, own_value, with_values
+from stillwatch.lab.training.tuning import tune
 from stillwatch.predictions import save_predictions
 from stillwatch.recipe import Recipe, check, load
 from stillwatch.run import Progress, Run
