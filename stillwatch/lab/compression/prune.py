@@ -36,7 +36,7 @@ STUDENTS = ("distilled", "alone", "pruned")
 Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
-def prune(parent: Run, desk: RunOptions) -> Run:
+def prune(parent: Run, options: RunOptions) -> Run:
     """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the run, finished.
 
     Channels are ranked by the norm of the group of weights that falls with them (Fang et al. 2023, DepGraph, arXiv
@@ -48,7 +48,7 @@ def prune(parent: Run, desk: RunOptions) -> Run:
     recipe, net = parent.recipe, load_net(parent)
     if net.cut:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
-    data, asked = dataset_of(parent, desk.voice), recipe.prune
+    data, asked = dataset_of(parent, options.voice), recipe.prune
 
     # ---- the most MACs and parameters after each step; all steps are tried on a copy before any fine-tuning
     cost, trial = nets.cost(net, recipe.data.hw, recipe.data.channels), copy.deepcopy(net)
@@ -65,19 +65,19 @@ def prune(parent: Run, desk: RunOptions) -> Run:
 
     # ---- the steps, but for a run that was interrupted between them and its baseline
     run = None
-    for old in matching_runs(recipe, "pruned", parent, data, desk) if asked.narrow else ():
+    for old in matching_runs(recipe, "pruned", parent, data, options) if asked.narrow else ():
         if old.info.status == "done" and not old.info.narrow:
-            desk.voice.say(f"{old.path} is there; its baseline is not")
+            options.voice.say(f"{old.path} is there; its baseline is not")
             run = old
             break
-    run = run or _prune_steps(parent, net, goals, data, desk)
+    run = run or _prune_steps(parent, net, goals, data, options)
     if asked.narrow:
-        run.note(narrow=baseline(parent, run, data, desk).path.name)
+        run.note(narrow=baseline(parent, run, data, options).path.name)
     return run
 
 
 def _prune_steps(
-    parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, desk: RunOptions
+    parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, options: RunOptions
 ) -> Run:
     """The steps: each in a folder of its own, the last in the run itself, so that it looks like any other."""
     recipe, teacher = parent.recipe, teacher_of(parent)
@@ -85,7 +85,7 @@ def _prune_steps(
     accelerator, teacher_net = pipeline.device(plan), load_net(teacher) if teacher else None
     before, widths = nets.cost(net, *size), layer_widths(net)
     name = teacher.path.name if teacher else None
-    run = create_or_resume(recipe, "pruned", parent, data, accelerator, desk, teacher=name)
+    run = create_or_resume(recipe, "pruned", parent, data, accelerator, options, teacher=name)
     steps = list(run.info.steps)
     with recording_failure(run, accelerator):
         for number, goal in enumerate(goals, 1):
@@ -97,23 +97,23 @@ def _prune_steps(
             narrow(net, data, *goal, recipe.prune.round_to)
             cost = nets.cost(net, *size)
             reached = {key: cost[key] / before[key] for key in ("macs", "params")}
-            desk.voice.say(
+            options.voice.say(
                 f"step {number} of {len(goals)}: {reached['macs']:.0%} of the arithmetic, "
                 f"{reached['params']:.0%} of the parameters"
             )
             torch.manual_seed(plan.seed)  # a loss may draw weights of its own
             step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
-            best = pipeline.train(step, data, teacher_net, plan, place, accelerator, desk.voice)
+            best = pipeline.train(step, data, teacher_net, plan, place, accelerator, options.voice)
             steps.append({"step": number, **cost, "epochs": len(place.history()), "valid": best})
             keep = {"asked": recipe.prune.keep, "size": recipe.prune.size, **reached}
             changed = {"before": widths, "after": layer_widths(net)}
             run.note(steps=steps, cost=cost, before=before, keep=keep, widths=changed)
-        save_split_predictions(run, data, predictor(net), desk.voice)
+        save_split_predictions(run, data, predictor(net), options.voice)
         run.finish(best=steps[-1]["valid"], epochs=steps[-1]["epochs"])
     return run
 
 
-def baseline(parent: Run, pruned: Run, data: Dataset, desk: RunOptions) -> Run:
+def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Run:
     """The narrower student that pruning has to beat: at least its arithmetic, as many epochs, the same teacher.
 
     It starts from the strongest channels of the student's first weights. A finished one is taken as it is.
@@ -123,21 +123,21 @@ def baseline(parent: Run, pruned: Run, data: Dataset, desk: RunOptions) -> Run:
     plan = Fit.model_validate(recipe.fit_of("student").model_dump() | {"epochs": epochs})
     accelerator = pipeline.device(plan)
     about = {"teacher": teacher.path.name if teacher else None, "target": target, "planned": epochs}
-    for old in matching_runs(recipe, "narrow", teacher, data, desk, **about):
+    for old in matching_runs(recipe, "narrow", teacher, data, options, **about):
         if old.info.status == "done":
-            desk.voice.say(f"the narrower baseline is there: {old.path}")
+            options.voice.say(f"the narrower baseline is there: {old.path}")
             return old
     torch.manual_seed(plan.seed)
     net = nets.build(recipe.student.net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     width = multiply(net, data, target, recipe.prune.round_to)
-    desk.voice.say(f"the baseline to beat: {width:.0%} of the channels of every layer, {epochs} epochs from the start")
+    options.voice.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
     teacher_net = load_net(teacher) if teacher else None
     step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
-    run = create_or_resume(recipe, "narrow", teacher, data, accelerator, desk, **about, width=width)
+    run = create_or_resume(recipe, "narrow", teacher, data, accelerator, options, **about, width=width)
     with recording_failure(run, accelerator):
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layer_widths(net)})
-        best = pipeline.train(step, data, teacher_net, plan, run, accelerator, desk.voice)
-        save_split_predictions(run, data, predictor(net), desk.voice)
+        best = pipeline.train(step, data, teacher_net, plan, run, accelerator, options.voice)
+        save_split_predictions(run, data, predictor(net), options.voice)
         run.finish(best=best, epochs=len(run.history()))
     return run
 

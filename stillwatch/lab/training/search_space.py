@@ -136,8 +136,7 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
     side, words = recipe.tune.side, name.split(".")
     if words[0] in {"teacher", "student"} - {side}:
         raise UserError(f"{place}: a trial leaves the {words[0]} as it is; set tune.side = {words[0]!r} to tune it")
-    known = ["fit", "net"] if words[0] == side else ["fit", side]
-    words = words[1:] if words[0] == side else words
+    words, known = (words[1:], ("fit", "net")) if words[0] == side else (words, ("fit", side))
     if len(words) < 2 or words[0] not in known:
         hint = nearest(words[0], known) if words and words[0] not in known else ""
         raise UserError(f"{place}: a trial changes keys of fit and of {side}.net alone{hint}")
@@ -162,7 +161,8 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
     if len(words) < 4:
         raise UserError(f"{place}: name what of it may change, such as fit.{table}.{wanted}.OPTION")
     index = names.index(wanted)
-    if table == "loss" and side == "teacher" and getattr(find(losses.LOSSES, specs[index]), "needs_teacher", False):
+    entry = find(losses.LOSSES, specs[index], "fit.loss") if table == "loss" else None
+    if side == "teacher" and getattr(entry, "needs_teacher", False):
         raise UserError(f"{place}: the teacher learns without {wanted!r}, which needs a teacher itself")
     return side, "fit", table, index, *words[3:]
 

@@ -8,7 +8,7 @@ import math
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -131,9 +131,9 @@ class Search:
         return self.home.path / f"trial-{number:03d}"
 
 
-def _home(recipe: Recipe, data: Dataset, teacher: Run | None, kit: RunOptions) -> Run:
+def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOptions) -> Run:
     """The study's folder: the newest whose figures would be the same (recipe, data, teacher), or a new one."""
-    root, parent, fingerprint = Path(kit.root), teacher.path.name if teacher else None, data.store.fingerprint
+    root, parent, fingerprint = Path(options.root), teacher.path.name if teacher else None, data.store.fingerprint
 
     def identity(raw: dict[str, Any], *others: object) -> list[object]:
         tables = ("name", "labels", "safe", "teacher", "student", "fit", "tune")
@@ -142,14 +142,14 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, kit: RunOptions) -
     mine = identity(recipe.model_dump(mode="json"), "tune", parent, fingerprint)
     root.mkdir(parents=True, exist_ok=True)
     with locked(root / f".{recipe.name}-tune"):  # two processes that start together find one folder
-        for old in [] if kit.fresh else reversed(runs(root)):
+        for old in [] if options.fresh else reversed(runs(root)):
             if mine == identity(old.info.recipe, old.info.kind, old.info.parent, old.info.fingerprint):
-                kit.voice.say(f"resuming {old.path} (--fresh starts anew)")
+                options.voice.say(f"resuming {old.path} (--fresh starts anew)")
                 return old
-        run = Run.create(recipe, "tune", root, kit.source, parent=parent, fingerprint=fingerprint)
+        run = Run.create(recipe, "tune", root, options.source, parent=parent, fingerprint=fingerprint)
         write_audit(run, data)
         run.unlock()  # no process owns it: each trial is locked by the process that works on it
-        kit.voice.say(f"run: {run.path}")
+        options.voice.say(f"run: {run.path}")
         return run
 
 
@@ -353,10 +353,8 @@ def _toml(recipe: Recipe) -> str:
     import tomli_w
 
     def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items() if inner is not None}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return str(value) if isinstance(value, Path) else value
+        return [plain(inner) for inner in value] if isinstance(value, list) else value
 
-    return tomli_w.dumps(plain(recipe.model_dump(exclude_unset=True)), indent=2)
+    return tomli_w.dumps(plain(recipe.model_dump(mode="json", exclude_unset=True)), indent=2)
