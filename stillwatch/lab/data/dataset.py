@@ -12,11 +12,11 @@ from torch import Tensor
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment, cache
 from stillwatch.lab.data.reader import Sample, gather
+from stillwatch.lab.data.sources import SPLITS
 from stillwatch.lab.data.splits import assign
 from stillwatch.recipe import Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
-SPLITS = ("train", "valid", "test")
 Rows: TypeAlias = NDArray[np.int64]
 
 

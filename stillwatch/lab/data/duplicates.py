@@ -1,7 +1,4 @@
-"""Duplicates: pictures that are copies of each other: byte for byte, nearly, or mirrored.
-
-Holds a hash and a thumbnail of each picture, never a table of all pairs. Opens no file.
-"""
+"""Duplicates: pictures that are copies of each other, byte for byte, nearly, or mirrored. Opens no file."""
 
 import hashlib
 import tempfile
@@ -63,8 +60,6 @@ class Conflicts(Record):
 
 
 class Duplicates(Record):
-    """What the search found."""
-
     exact: Counts
     near: Counts
     mirrored: Counts
@@ -78,14 +73,20 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
     Returns what was found and the number of distinct pictures, copies and mirrored copies counted once.
     """
     content, thumbs, contrast = fingerprints(clips, progress)
-    unique = _unique(samples, content)
+    split = np.array([SPLITS.index(sample.split) for sample in samples], np.int64)
+    _, label = np.unique([sample.label for sample in samples], return_inverse=True)
+    key = (content * len(SPLITS) + split) * (label.max(initial=0) + 1) + label
+    _, first, inverse, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    last = first.copy()
+    last[inverse] = np.arange(len(samples))
+    unique = Unique(first, last, count, content[first], split[first], label[first])
     limit = np.minimum(LEVELS, CONTRAST * contrast[unique.first])  # (U,)
     rows = np.flatnonzero(contrast[unique.first] >= FLAT)
-    plain = hashes(thumbs, unique.first[rows])
-    flipped = hashes(thumbs, unique.first[rows], mirrored=True)
+    plain = hashes(thumbs, first[rows])
+    flipped = hashes(thumbs, first[rows], mirrored=True)
     candidates = rows[_search(plain, plain, unique.split[rows], progress)]
     candidates = candidates[unique.content[candidates[:, 0]] != unique.content[candidates[:, 1]]]
-    near = candidates[_difference(thumbs, unique.first[candidates]) <= limit[candidates[:, 0]]]
+    near = candidates[_difference(thumbs, first[candidates]) <= limit[candidates[:, 0]]]
     mirrored = _mirrored(unique, thumbs, rows[_search(flipped, plain, unique.split[rows], progress)], limit)
     counts, conflicts = {}, {}
     examples: list[list[str]] = []
@@ -102,10 +103,10 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
 
 
 def fingerprints(clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Ints, Pictures, Floats]:
-    """Read every picture once: (N,) a number for its bytes, (N,32,32) a gray thumbnail of its middle frame, (N,)
-    the thumbnail's contrast (mean absolute deviation).
+    """Of each picture: (N,) a number for its bytes, (N,32,32) a gray thumbnail of its middle frame, (N,) the
+    thumbnail's contrast (mean absolute deviation).
 
-    The thumbnails lie in an unnamed temporary file, so that memory stays flat as N grows.
+    Thumbnails lie in a temporary file, so memory stays flat.
     """
     count = len(clips)
     known: dict[bytes, int] = {}
@@ -124,9 +125,8 @@ def fingerprints(clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Int
 def hashes(thumbs: Pictures, rows: Ints | None = None, mirrored: bool = False) -> Codes:
     """Difference hash, 128 bits as (N,2) uint64: is each of 8×8 cells brighter than its left, its upper neighbour?
 
-    thumbs: uint8 (N,32,32). rows: those to hash, all where None. mirrored: hash them flipped left to right.
-    After N. Krawetz, "Kind of like that" (2013), with vertical differences beside the horizontal ones, and a margin
-    of half a gray level so that noise on an even ground sets few bits.
+    thumbs: uint8 (N,32,32). rows: those to hash, all where None. mirrored: hash them flipped left to right. After
+    N. Krawetz, "Kind of like that" (2013), with a margin of half a gray level against noise.
     """
     rows = np.arange(len(thumbs)) if rows is None else rows
     codes = np.zeros((len(rows), 2), np.uint64)
@@ -152,16 +152,6 @@ class Unique:
     label: Ints  # (U,)
 
 
-def _unique(samples: Sequence[Sample], content: Ints) -> Unique:
-    split = np.array([SPLITS.index(sample.split) for sample in samples], np.int64)
-    _, label = np.unique([sample.label for sample in samples], return_inverse=True)
-    key = (content * len(SPLITS) + split) * (label.max(initial=0) + 1) + label
-    _, first, inverse, count = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
-    last = first.copy()
-    last[inverse] = np.arange(len(samples))
-    return Unique(first, last, count, content[first], split[first], label[first])
-
-
 # ---- pairs of unique pictures, (P,2)
 
 
@@ -178,10 +168,7 @@ def _exact(unique: Unique) -> Ints:
 
 
 def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints, limit: Floats) -> Ints:
-    """Those of the pairs (P,2) that mirror each other: each the other's best mirrored partner, and unlike unmirrored.
-
-    In a recording every frame nearly mirrors the neighbours of its duplicate too; the best partner is the duplicate.
-    """
+    """Those of the pairs that mirror each other: each the other's best mirrored partner, and unlike unmirrored."""
     pairs = pairs[unique.content[pairs[:, 0]] != unique.content[pairs[:, 1]]]
     flipped = _difference(thumbs, unique.first[pairs], mirrored=True)
     alike = flipped <= limit[pairs[:, 0]]
@@ -189,7 +176,7 @@ def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints, limit: Floats) -> I
     upright = _difference(thumbs, unique.first[pairs])
     one_sided = upright > np.maximum(limit[pairs[:, 0]], 2 * flipped)  # a symmetric picture mirrors itself
     pairs, flipped = pairs[one_sided], flipped[one_sided]
-    best = np.full(len(unique.first), np.inf)
+    best = np.full(len(unique.first), np.inf)  # frames nearly mirror the neighbours of their duplicate, too
     np.minimum.at(best, pairs[:, 0], flipped)
     np.minimum.at(best, pairs[:, 1], flipped)
     return pairs[flipped <= best[pairs].min(axis=1) + TIED]
@@ -209,8 +196,7 @@ def _search(queries: Codes, base: Codes, split: Ints, progress: Progress) -> Int
 def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PROGRESS) -> Ints:
     """For each query hash (Q,2) its closest in the base (B,2), at most KEPT within RADIUS: row numbers (P,2).
 
-    exclude: (Q,) the row of the base that a query is not paired with, or -1. Every query meets every hash, about
-    2 ns a pair; memory grows with Q + B only.
+    exclude: (Q,) the row of the base that a query is not paired with, or -1. About 2 ns a pair; memory O(Q + B).
     """
     high, low = np.ascontiguousarray(base.T)
     pairs = [np.zeros((0, 2), np.int64)]

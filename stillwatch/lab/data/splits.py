@@ -1,14 +1,9 @@
-"""Splits: which samples may be learnt from, which choose, and which only measure.
-
-In: samples and the recipe's [data]. Out: the same samples, in the same order, each with its split.
-Called through lab/data.py. It opens no file; a class that a split lacks is the audit's business, not a mistake.
-"""
+"""Splits: which samples may be learnt from, which choose, and which only measure. Opens no file."""
 
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -26,8 +21,7 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
     official: as the source says; valid is taken out of train where the source has none.
     grouped: test is fold `fold` of sklearn's StratifiedGroupKFold; valid is the next fold, or a share of train.
     ratio: the same without groups, so that neighbours may sit on both sides.
-    Negatives (false alarms that the street filed) are always train, and move no other sample.
-    Raises UserError for a split that cannot be made.
+    Negatives are always train, and move no other sample. Raises UserError for a split that cannot be made.
     """
     ordered = sorted((sample for sample in samples if not sample.negative), key=lambda sample: sample.id)
     splits = _official(ordered, data) if data.split == "official" else _folded(ordered, data)
@@ -48,9 +42,9 @@ def _official(samples: Sequence[Sample], data: Data) -> list[str]:
     if "" in splits:
         first = samples[splits.index("")].id
         raise UserError(f"data.split = 'official': {splits.count('')} samples have no split, the first is {first}")
-    if "test" not in splits or "train" not in splits:
-        lacks = "test" if "test" not in splits else "train"
-        raise UserError(f"data.split = 'official': the source has no {lacks} split; set data.split = \"grouped\"")
+    for name in ("test", "train"):
+        if name not in splits:
+            raise UserError(f"data.split = 'official': the source has no {name} split; set data.split = \"grouped\"")
     if "valid" in splits:
         return splits
     share = data.valid if isinstance(data.valid, float) else 1 / data.folds
@@ -63,45 +57,35 @@ def _folded(samples: Sequence[Sample], data: Data) -> list[str]:
         raise UserError(
             'data.folds = 2: valid = "fold" needs 3 folds (train, valid, test); set data.folds = 3, or data.valid = 0.1'
         )
+    bare = [sample.id for sample in samples if not sample.group]
+    if grouped and bare:
+        raise UserError(
+            f"data.split = 'grouped': {len(bare)} samples have no group, the first is {bare[0]}; set data.group to"
+            ' "folder", "column:NAME" or a regex, or data.split = "ratio"'
+        )
+    names = sorted({sample.group for sample in samples})
+    if grouped and len(names) < data.folds:
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        hint = f"set data.folds = {len(names)}" if len(names) > 2 else 'set data.split = "ratio", or find more groups'
+        raise UserError(f"data.folds = {data.folds}: there are only {len(names)} groups ({shown}); {hint}")
     labels = [sample.label for sample in samples]
-    groups = [sample.group for sample in samples]
-    if grouped:
-        _check_groups(samples, data)
-        kind: Any = StratifiedGroupKFold
-    else:
-        kind = StratifiedKFold
-    splitter = kind(n_splits=data.folds, shuffle=True, random_state=data.seed)
+    groups = [sample.group for sample in samples] if grouped else None
+    folds = (StratifiedGroupKFold if grouped else StratifiedKFold)(data.folds, shuffle=True, random_state=data.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with few samples: the audit says so
         try:
-            parts = [part for _, part in splitter.split(labels, labels, groups if grouped else None)]
+            parts = [part for _, part in folds.split(labels, labels, groups)]
         except ValueError as error:
             most = Counter(labels).most_common(1)[0][1]
             raise UserError(
                 f"data.folds = {data.folds}: no class has so many samples; set data.folds = {most} or fewer"
             ) from error
-    splits = ["train"] * len(samples)
-    for place in parts[data.fold]:
-        splits[place] = "test"
+    splits = np.full(len(samples), "train")
+    splits[parts[data.fold]] = "test"
     if data.valid != "fold":
-        return _with_share(samples, splits, data.valid, data.seed, blocks=grouped)
-    for place in parts[(data.fold + 1) % data.folds]:
-        splits[place] = "valid"
-    return splits
-
-
-def _check_groups(samples: Sequence[Sample], data: Data) -> None:
-    bare = [sample.id for sample in samples if not sample.group]
-    if bare:
-        raise UserError(
-            f"data.split = 'grouped': {len(bare)} samples have no group, the first is {bare[0]}; set data.group to"
-            ' "folder", "column:NAME" or a regex, or data.split = "ratio"'
-        )
-    groups = sorted({sample.group for sample in samples})
-    if len(groups) < data.folds:
-        shown = ", ".join(groups[:8]) + (", ..." if len(groups) > 8 else "")
-        hint = f"set data.folds = {len(groups)}" if len(groups) > 2 else 'set data.split = "ratio", or find more groups'
-        raise UserError(f"data.folds = {data.folds}: there are only {len(groups)} groups ({shown}); {hint}")
+        return _with_share(samples, splits.tolist(), data.valid, data.seed, blocks=grouped)
+    splits[parts[(data.fold + 1) % data.folds]] = "valid"
+    return splits.tolist()
 
 
 def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, seed: int, blocks: bool) -> list[str]:
@@ -120,8 +104,7 @@ def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, 
     by_label: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place in training:
         by_label[samples[place].label][unit_of[place]].append(place)
-    for label in sorted(by_label):
-        units = by_label[label]
+    for units in by_label.values():
         short: list[list[int]] = []
         taken: list[int] = []
         for name in sorted(units, key=order.__getitem__):
@@ -129,22 +112,16 @@ def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, 
             length = round(share * len(unit))
             if length < LONG:
                 short.append(unit)
-                continue
-            first = round(start[name] * (len(unit) - length))
-            taken += unit[first : first + length]
-        taken += _whole(short, share, needed=not taken)
-        for place in taken:
+            else:
+                first = round(start[name] * (len(unit) - length))
+                taken += unit[first : first + length]
+        needed, target = not taken, share * sum(map(len, short))
+        whole: list[int] = []
+        for unit in short:  # the first whose sizes come nearest to the share; at least one of several where needed
+            if len(whole) + len(unit) / 2 <= target or (needed and not whole and unit is not short[-1]):
+                whole += unit
+        if needed and not whole:  # one short recording is all there is: cut it
+            whole = short[0][-max(1, round(target)) :] if len(short[0]) > 1 else []
+        for place in taken + whole:
             out[place] = "valid"
     return out
-
-
-def _whole(units: list[list[int]], share: float, needed: bool) -> list[int]:
-    """The first units whose sizes come nearest to the share of them all; at least one of several where needed."""
-    target = share * sum(map(len, units))
-    taken: list[int] = []
-    for number, unit in enumerate(units):
-        if len(taken) + len(unit) / 2 <= target or (needed and not taken and number < len(units) - 1):
-            taken += unit
-    if needed and not taken and units and len(units[0]) > 1:  # one short recording is all there is: cut it
-        taken = units[0][-max(1, round(target)) :]
-    return taken
