@@ -1,9 +1,38 @@
 """Every test has a cache of its own and no weights: nothing of this machine's owner is read or written."""
 
+import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+LAB = ("torch", "stillwatch.lab", "benchmarks")
+SLOW = {"test_wheel", "test_page", "test_camera", "test_outbox"}  # processes, a browser, clocks that really run
+
+
+@cache
+def needs_lab(path: Path) -> bool:
+    """Whether a test module imports torch or the lab, itself or through a helper in tests/."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    helpers = (Path(__file__).with_name(f"{name.partition('.')[0]}.py") for name in names)
+    return any(f"{name}.".startswith(f"{lab}.") for name in names for lab in LAB) or any(
+        needs_lab(helper) for helper in helpers if helper.is_file()
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `make fast` leaves out."""
+    for item in items:
+        if "lab" in item.path.parts or needs_lab(item.path):
+            item.add_marker("torch")
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,8 @@ app = typer.Typer(
     epilog="Start with: stillwatch demo. Errors are one line; --debug shows where they come from.",
 )
 
+EXTRAS = {"pyarrow": "parquet", "openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn", "apprise": "apprise"}
+
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's file, or a shipped one's name")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="keys of the recipe, such as fit.epochs=5")
@@ -591,5 +593,6 @@ def _explained(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("stillwatch"):
-        return f"{error.name} is not installed; this command needs the lab: pip install 'stillwatch[lab]'"
+        package = str(error.name).partition(".")[0]
+        return f"{package} is not installed; pip install 'stillwatch[{EXTRAS.get(package, 'lab')}]' brings it"
     return f"{type(error).__name__}: {error} (--debug shows where)"
