@@ -1,4 +1,4 @@
-# The one door: make demo test lint bench. Everything lives in .venv; nothing is installed by hand.
+# The one door: make demo test fast lint bench. Everything lives in .venv; nothing is installed by hand.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/
@@ -9,7 +9,7 @@ PROGRAMS := chromium mosquitto gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.
             gstreamer1.0-plugins-ugly
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench real programs clean
+.PHONY: help demo test fast lint format bench real programs clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: $(READY)   ## drawn drivers: from the data to a live page (4 to 6 minutes 
 
 test: $(READY)   ## the whole suite (6 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2
+
+fast: $(READY)   ## what needs no torch and does not wait (under 40 s)
+	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 -m 'not real and not torch and not slow'
 
 lint: $(READY)   ## ruff and mypy
 	@$(RUN)ruff check .

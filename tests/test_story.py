@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from stillwatch.run import Run
+
+pytestmark = pytest.mark.torch
 
 SMALL = (
     "data.source={name='toy',people=10,pictures=3}", "data.size=32", "data.folds=5", "fit.epochs=3", "fit.views=2",
