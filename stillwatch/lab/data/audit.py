@@ -45,8 +45,6 @@ class Groups(Record):
 
 
 class Negatives(Record):
-    """The false alarms that the cameras filed."""
-
     count: int
     cameras: int
     labels: dict[str, int]
@@ -71,7 +69,7 @@ class NoPixels(Record):
 
 
 class AuditReport(Record):
-    """audit.json. A figure that cannot be had is None."""
+    """audit.json."""
 
     samples: int
     split: str
@@ -175,10 +173,9 @@ def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> Majority | No
 
 
 def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | str:
-    """What is scored on test without looking at a picture: the label of the nearest training frame in time.
+    """What test samples score with the label of the nearest training frame in time, or else train's majority label.
 
-    A test sample takes it from its own sequence (of two as near, the earlier), or else the majority label of train.
-    Returns the reason, a str, where there is no such figure.
+    Of two as near, the earlier counts. Returns the reason, a str, where there is no such figure.
     """
     majority = _majority(samples, labels)
     if majority is None:
@@ -225,7 +222,6 @@ def _scores(true: Sequence[str], guesses: Sequence[str], labels: Sequence[str]) 
 
 
 def _leaks(report: AuditReport) -> list[str]:
-    """What one split knows of another, and pictures that are there twice."""
     out, baseline, majority, groups = [], report.no_pixels, report.majority, report.groups
     tests = report.splits["test"]["total"]
     cure = 'Use data.split = "grouped".' if groups.count else 'Set data.group and use data.split = "grouped".'
@@ -275,7 +271,6 @@ def _leaks(report: AuditReport) -> list[str]:
 
 
 def _contents(report: AuditReport, labels: Sequence[str]) -> list[str]:
-    """Classes and groups that a split lacks, samples of which too little is known, and what was skipped."""
     out, splits, groups, skipped = [], report.splits, report.groups, report.skipped
     for split in SPLITS:
         absent = [label for label in labels if not splits[split][label]]
@@ -374,7 +369,7 @@ def summary(report: AuditReport) -> str:
 
 
 def _table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """An empty line, and columns in line: the first to the left, figures to the right; a long first column is cut."""
+    """An empty line, then columns in line; a long first column is cut."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
     first = min(first, WIDTH - sum(widths) - 2 * len(widths))

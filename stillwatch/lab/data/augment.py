@@ -1,7 +1,4 @@
-"""Augmentation on the batch, a pure function of (seed, sample, view): what was drawn once can be drawn again.
-
-Keeps no state and asks no global generator.
-"""
+"""Augmentation on the batch, a pure function of (seed, sample, view). Asks no global generator."""
 
 import math
 import zlib
@@ -25,15 +22,12 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 def number(name: str) -> int:
-    """A sample's id -> the 64-bit number its draws are made from; the same on every machine and in every fold."""
+    """A sample's id -> the 64-bit number its draws are made from, the same on every machine."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
 def draws(seed: int, samples: NDArray[np.uint64], view: int, salt: str, count: int) -> Draws:
-    """Uniform numbers in [0, 1), (B, count), from a counter-based generator (splitmix64, Steele et al. 2014).
-
-    A function of its arguments alone: neither the order of the samples nor their company in a batch matters.
-    """
+    """Uniform numbers in [0, 1), (B, count), from a counter-based generator (splitmix64, Steele et al. 2014)."""
     with np.errstate(over="ignore"):  # wrapping round 2**64 is the method
         start = np.uint64(zlib.crc32(f"{seed}/{view}/{salt}".encode()))
         state = _mix(samples.astype(np.uint64) ^ (start * np.uint64(0x9E3779B97F4A7C15)))
@@ -52,7 +46,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def crop(x: Tensor, u: Tensor, scale: Annotated[float, Field(ge=0.05, le=1)] = 0.7, ratio: float = 0.1) -> Tensor:
-    """Keep a window of `scale`..1 of the area, its aspect off by up to `ratio`, and stretch it back (Szegedy 2014)."""
+    """Keep a window of `scale`..1 of the area, its aspect off by up to `ratio`, and stretch it (Szegedy 2014)."""
     area = scale + (1 - scale) * u[:, 0]
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log1p(ratio))
     wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
@@ -127,20 +121,20 @@ _NOISE = np.random.Generator(np.random.Philox(20250922)).standard_normal(1 << 18
 
 @dataclass(frozen=True)
 class Op:
-    """One op of the list: `p` is the share of samples it touches, `salt` keeps its draws apart from the others'."""
+    """One op of the list."""
 
-    salt: str
+    salt: str  # keeps its draws apart from the others'
     apply: Callable[[Tensor, Tensor], Tensor]
-    p: float
+    p: float  # share of samples that it touches
 
 
 @dataclass(frozen=True)
 class Augment:
-    """The recipe's list of ops, ready to be applied. `mixup` is its alpha, 0 for none."""
+    """The recipe's list of ops."""
 
     steps: tuple[Op, ...]
     seed: int
-    mixup: float = 0.0
+    mixup: float = 0.0  # its alpha; 0: none
 
     def __bool__(self) -> bool:
         return bool(self.steps or self.mixup)
@@ -148,7 +142,7 @@ class Augment:
     def __call__(self, x: Tensor, samples: NDArray[np.uint64], view: int) -> Tensor:
         """x: uint8 (B,T,H,W,C); samples: (B,) from number(); view: which of a sample's looks. Returns the same shape.
 
-        The frames of one sample share one draw: a clip is shaken as a whole.
+        The frames of a clip share one draw.
         """
         if not self.steps:
             return x
@@ -165,9 +159,8 @@ class Augment:
         return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
     def partners(self, samples: NDArray[np.uint64], view: int, among: int) -> tuple[NDArray[np.int64], Draws]:
-        """mixup (Zhang et al. 2017): each sample's partner, a row of the `among` training rows, and its own share.
-
-        Returns rows (B,) and shares (B,) in [0.5, 1]: a sample keeps at least half of itself.
+        """mixup (Zhang et al. 2017): each sample's partner, one of `among` training rows (B,), and its own share (B,)
+        in [0.5, 1].
         """
         from scipy.special import betaincinv
 
@@ -183,7 +176,7 @@ def mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
 
 def mixup(alpha: Annotated[float, Field(gt=0)] = 0.2) -> float:
-    """Blend with another sample of train; no op of its own, as it needs two: see Augment.partners and mix."""
+    """Blend with another training sample: see Augment.partners and mix."""
     return alpha
 
 

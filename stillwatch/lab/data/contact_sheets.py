@@ -31,10 +31,9 @@ def contact_sheets(
     per_class: int = 24,
     seed: int = 0,
 ) -> list[Path]:
-    """One PNG a class: up to per_class tiles, spread over groups and splits, each captioned `group split`.
+    """One PNG a class that has samples: up to per_class tiles, spread over groups and splits. Returns their paths.
 
-    clips: uint8 (N,T,H,W,C) RGB or gray, aligned with samples; the middle frame is shown. Returns the files' paths in
-    the labels' order; a class without samples has none.
+    clips: uint8 (N,T,H,W,C) RGB or gray, aligned with samples.
     """
     paths = []
     for number, label in enumerate(labels):
@@ -50,26 +49,26 @@ def contact_sheets(
             turns[:per_class],
             key=lambda i: (natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id),
         )
-        sheet = _sheet([samples[row] for row in rows], clips[rows], f"{label}: {len(rows)} of {len(members):,}")
+        picture = sheet([samples[row] for row in rows], clips[rows], f"{label}: {len(rows)} of {len(members):,}")
         path = folder / f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', label)}.png"
         with atomic(path) as draft:
-            draft.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+            draft.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
         paths.append(path)
     return paths
 
 
-def _sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """uint8 (H,W,3) BGR."""
+def sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
+    """Tiles of the samples' middle frames under a title: uint8 (H,W,3) BGR."""
     _, frames, height, width, _ = clips.shape
     tile = max(1, round(TILE * height / width))
     columns, lines = min(COLUMNS, len(samples)), -(-len(samples) // COLUMNS)
-    sheet = np.full((TITLE + lines * (tile + CAPTION), max(columns, 3) * TILE, 3), 255, np.uint8)
+    out = np.full((TITLE + lines * (tile + CAPTION), max(columns, 3) * TILE, 3), 255, np.uint8)
     texts = [(title, 6, TITLE - 9, 0.5)]
     for place, (sample, clip) in enumerate(zip(samples, clips, strict=True)):
         top, left = TITLE + place // COLUMNS * (tile + CAPTION), place % COLUMNS * TILE
         picture = image.fit(np.ascontiguousarray(clip[frames // 2]), (tile, TILE), "stretch", 3)
-        sheet[top : top + tile, left : left + TILE] = picture[:, :, ::-1]
+        out[top : top + tile, left : left + TILE] = picture[:, :, ::-1]
         texts.append((f"{sample.group[-18:] or '?'} {sample.split}", left + 3, top + tile + 13, 0.38))
     for text, left, bottom, scale in texts:
-        cv2.putText(sheet, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
-    return sheet
+        cv2.putText(out, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    return out

@@ -42,7 +42,7 @@ class Record(BaseModel):
 
 
 class Counts(Record):
-    """Samples that have a duplicate of one kind; each counts once, however many it has."""
+    """Samples that have a duplicate of one kind, each counted once."""
 
     within: int  # in their own split
     across: int  # in another split
@@ -67,10 +67,9 @@ class Duplicates(Record):
 
 
 def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Duplicates, int]:
-    """Search all samples for duplicates; near and mirrored ones are sought on the middle frame.
+    """Search samples (N, with their splits) for duplicates; near and mirrored ones on the middle frame.
 
-    samples: N, each with its split. clips: uint8 (N,T,H,W,C), aligned with them; a memory map will do.
-    Returns what was found and the number of distinct pictures, copies and mirrored copies counted once.
+    clips: uint8 (N,T,H,W,C). Returns the duplicates and the number of distinct pictures, mirrored copies counted once.
     """
     content, thumbs, contrast = fingerprints(clips, progress)
     split = np.array([SPLITS.index(sample.split) for sample in samples], np.int64)
@@ -88,9 +87,17 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
     candidates = candidates[unique.content[candidates[:, 0]] != unique.content[candidates[:, 1]]]
     near = candidates[_difference(thumbs, first[candidates]) <= limit[candidates[:, 0]]]
     mirrored = _mirrored(unique, thumbs, rows[_search(flipped, plain, unique.split[rows], progress)], limit)
+    # Unique pictures of one content with each other, and one of several members with itself
+    exact = [np.flatnonzero(count > 1)[:, None].repeat(2, axis=1)]
+    order = np.argsort(unique.content, kind="stable")
+    for step in range(1, len(order)):
+        same = unique.content[order[step:]] == unique.content[order[:-step]]
+        if not same.any():
+            break
+        exact.append(np.stack([order[:-step][same], order[step:][same]], axis=1))
     counts, conflicts = {}, {}
     examples: list[list[str]] = []
-    for kind, pairs in (("exact", _exact(unique)), ("near", near), ("mirrored", mirrored)):
+    for kind, pairs in (("exact", np.concatenate(exact)), ("near", near), ("mirrored", mirrored)):
         counts[kind], conflicts[kind], shown = _count(samples, unique, pairs)
         examples += shown
     number = int(content.max(initial=-1)) + 1
@@ -155,20 +162,8 @@ class Unique:
 # ---- pairs of unique pictures, (P,2)
 
 
-def _exact(unique: Unique) -> Ints:
-    """Unique pictures of one content with each other, and one of several members with itself."""
-    pairs = [np.flatnonzero(unique.count > 1)[:, None].repeat(2, axis=1)]
-    order = np.argsort(unique.content, kind="stable")
-    for step in range(1, len(order)):
-        same = unique.content[order[step:]] == unique.content[order[:-step]]
-        if not same.any():
-            break
-        pairs.append(np.stack([order[:-step][same], order[step:][same]], axis=1))
-    return np.concatenate(pairs)
-
-
 def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints, limit: Floats) -> Ints:
-    """Those of the pairs that mirror each other: each the other's best mirrored partner, and unlike unmirrored."""
+    """The pairs that mirror each other: each the other's best mirrored partner, and unlike unmirrored."""
     pairs = pairs[unique.content[pairs[:, 0]] != unique.content[pairs[:, 1]]]
     flipped = _difference(thumbs, unique.first[pairs], mirrored=True)
     alike = flipped <= limit[pairs[:, 0]]
@@ -183,7 +178,7 @@ def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints, limit: Floats) -> I
 
 
 def _search(queries: Codes, base: Codes, split: Ints, progress: Progress) -> Ints:
-    """Rows (P,2) whose hashes are close, sought for each split in the split itself and in the others."""
+    """Rows (P,2) of close hashes, sought for each split in itself and in the others."""
     pairs = [np.zeros((0, 2), np.int64)]
     for here in np.unique(split):
         own, others = np.flatnonzero(split == here), np.flatnonzero(split != here)
@@ -212,7 +207,7 @@ def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PR
 
 
 def _difference(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
-    """Mean absolute difference of the two thumbnails of each pair (P,2), in gray levels; the first flipped or not."""
+    """Mean absolute difference, in gray levels, of each pair's thumbnails, the first flipped or not."""
     out = np.zeros(len(pairs))
     for start in range(0, len(pairs), BLOCK):
         first, second = (thumbs[rows] for rows in pairs[start : start + BLOCK].T)
@@ -225,7 +220,7 @@ def _difference(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats
 
 
 def _count(samples: Sequence[Sample], unique: Unique, pairs: Ints) -> tuple[Counts, int, list[list[str]]]:
-    """Pairs -> counts of samples, how many of them have a duplicate of another label, and examples of those."""
+    """Pairs -> counts, how many samples have a duplicate of another label, and examples of those."""
     a, b = np.concatenate([pairs, pairs[:, ::-1]]).T
     same = unique.split[a] == unique.split[b]
     leak = (unique.split[a] == SPLITS.index("test")) & (unique.split[b] == SPLITS.index("train"))

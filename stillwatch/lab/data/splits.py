@@ -24,7 +24,19 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
     Negatives are always train, and move no other sample. Raises UserError for a split that cannot be made.
     """
     ordered = sorted((sample for sample in samples if not sample.negative), key=lambda sample: sample.id)
-    splits = _official(ordered, data) if data.split == "official" else _folded(ordered, data)
+    splits = [sample.split for sample in ordered]
+    if data.split != "official":
+        splits = _folded(ordered, data)
+    elif not any(splits):
+        raise UserError("data.split = 'official': this source has no official split; set data.split = \"grouped\"")
+    elif "" in splits:
+        first = ordered[splits.index("")].id
+        raise UserError(f"data.split = 'official': {splits.count('')} samples have no split, the first is {first}")
+    elif lacking := [name for name in ("test", "train") if name not in splits]:
+        raise UserError(f"data.split = 'official': the source has no {lacking[0]} split; set data.split = \"grouped\"")
+    elif "valid" not in splits:
+        share = data.valid if isinstance(data.valid, float) else 1 / data.folds
+        splits = _with_share(ordered, splits, share, data.seed, blocks=True)
     for name in ("train", "valid", "test"):
         if name not in splits:
             raise UserError(
@@ -33,22 +45,6 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
             )
     by_id = {sample.id: split for sample, split in zip(ordered, splits, strict=True)}
     return [replace(sample, split=by_id.get(sample.id, "train")) for sample in samples]
-
-
-def _official(samples: Sequence[Sample], data: Data) -> list[str]:
-    splits = [sample.split for sample in samples]
-    if not any(splits):
-        raise UserError("data.split = 'official': this source has no official split; set data.split = \"grouped\"")
-    if "" in splits:
-        first = samples[splits.index("")].id
-        raise UserError(f"data.split = 'official': {splits.count('')} samples have no split, the first is {first}")
-    for name in ("test", "train"):
-        if name not in splits:
-            raise UserError(f"data.split = 'official': the source has no {name} split; set data.split = \"grouped\"")
-    if "valid" in splits:
-        return splits
-    share = data.valid if isinstance(data.valid, float) else 1 / data.folds
-    return _with_share(samples, splits, share, data.seed, blocks=True)
 
 
 def _folded(samples: Sequence[Sample], data: Data) -> list[str]:
@@ -89,10 +85,9 @@ def _folded(samples: Sequence[Sample], data: Data) -> list[str]:
 
 
 def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, seed: int, blocks: bool) -> list[str]:
-    """Move about `share` of each label's training samples to valid; samples come sorted by id.
+    """Move about `share` of each label's training samples, which come sorted by id, to valid.
 
-    blocks: neighbours in time stay together. A long recording gives one block of time, at the same relative place
-    for each of its labels; short recordings and single pictures go whole, in one random order for all labels.
+    blocks: a long recording gives one block of time, at the same relative place for each label; others go whole.
     """
     chance = np.random.default_rng(seed)
     out = list(splits)
