@@ -230,7 +230,8 @@ def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
     sinks = []
     for sink in config.sink:
         if isinstance(sink.to, dict):
-            names = getattr(SINKS.get(str(sink.to.get("name"))), "files", ())  # a wrong name is reported by open_sink()
+            # Options of a sink from another package that name files are called so
+            names = getattr(SINKS.get(str(sink.to.get("name"))), "files", ("path", "file"))
             files = {key: resolve(v) for key, v in sink.to.items() if key in names and isinstance(v, str)}
             sink = sink.model_copy(update={"to": sink.to | files})
         sinks.append(sink)

@@ -49,6 +49,11 @@ def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     text += '[[sink]]\nname="l"\nto={name="jsonl",path="told.jsonl"}\n[[sink]]\nname="s"\nto="sound"\n'
     plan = config.load(written(tmp_path, text)).config
     assert [sink.to for sink in plan.sink] == [{"name": "jsonl", "path": str(tmp_path / "told.jsonl")}, "sound"]
+    text += '[[sink]]\nname="p"\nto={name="mypackage.sinks:Book",path="told.txt",file="/a",title="b"}\n'
+    plan = config.load(written(tmp_path, text)).config
+    assert plan.sink[2].to == {
+        "name": "mypackage.sinks:Book", "path": str(tmp_path / "told.txt"), "file": "/a", "title": "b",
+    }  # fmt: skip
     assert plan.bundle == tmp_path / "b"
     assert plan.keep.folder == tmp_path / "watch"
     assert [camera.source for camera in plan.camera] == ["toy://driver", str(tmp_path / "clips/a.mp4"), "$URL"]

@@ -6,7 +6,7 @@ Imports no thread and knows no media file.
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +16,7 @@ from stillwatch.errors import UserError, nearest
 from stillwatch.rules.alarm import LEVELS, Event
 
 NAME = "events.db"
+FILES = ("", "-wal", "-shm")  # what its files' names end in
 
 # Each entry brings a database from its number to the next one
 MIGRATIONS = (
@@ -96,10 +97,10 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
         db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
 
 
-def set_aside(folder: Path) -> str:
+def set_aside(folder: Path, suffixes: Sequence[str] = FILES) -> str:
     """Rename a broken database, so that a new one can take its place. Returns its new name."""
     name = f"{NAME}.broken-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in suffixes:
         with suppress(FileNotFoundError):
             (folder / f"{NAME}{suffix}").rename(folder / f"{name}{suffix}")
     return name

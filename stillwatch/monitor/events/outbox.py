@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from stillwatch.monitor.config import Sink
@@ -24,6 +25,7 @@ POLL = 2.0  # seconds after which the outbox is looked at, even if nobody said t
 CLIP = 60.0  # seconds after an event's end in which its clip is waited for
 NOTED = 1.0  # seconds in which a message that was sent is noted on disk, before the next is sent all the same
 HOUR = 3600.0
+REMEMBERED = 20_000  # decisions of a sink, on disk or not
 
 WAITING = """
 SELECT o.event, o.change, o.number FROM outbox o
@@ -77,7 +79,7 @@ class SinkWorker:
         self._cameras = [name for name in cameras if not sink.cameras or name in sink.cameras] or list(sink.cameras)
         self._store, self._stop, self._say = store, stop, say
         self._sender: sinks.Sender | None = None
-        self._decided: dict[tuple[str, str], DeliveryState] = {}  # (event, change), perhaps not on disk yet
+        self._decided: dict[tuple[str, str], DeliveryState] = {}  # (event, change), the newest REMEMBERED
         self._sent: dict[str, Sent] = {}  # events of the last hour
         self._seeded = False  # with what was sent before this start
         self._held = 0  # events held back since the last one that was sent
@@ -126,15 +128,14 @@ class SinkWorker:
         busy = self._deliver_from_memory(last) if self._store.stuck else False
         if self.failed > failed:
             return busy
-        if not self._store.rows_waiting:  # before looking: then everything decided is on disk
-            self._decided.clear()
+        noted = not self._store.rows_waiting  # before looking: then what was to be noted is on disk
         with closing(connect(self._store.folder)) as db:
             if not self._seeded:
                 self._seed(db)
             for row in db.execute(WAITING, (self.sink.name,)).fetchall():
                 if self._over(last):
                     break
-                if (row["event"], row["change"]) not in self._decided:
+                if noted or (row["event"], row["change"]) not in self._decided:
                     busy |= self._deliver_from_disk(db, row)
                 if self.failed > failed:
                     break
@@ -154,8 +155,7 @@ class SinkWorker:
             state = self._deliver(event, fresh[-1], earlier)
             if state == "waiting":
                 break
-            for change in fresh:
-                self._decide(event.id, change, state)
+            self._decided |= {(event.id, change): state for change in fresh}  # noted when the disk takes it
             busy = True
         return busy
 
@@ -171,13 +171,14 @@ class SinkWorker:
         if clipless and (event.end is None or 0 <= time.time() - event.updated <= CLIP):
             return False
         earlier = dict(db.execute(EARLIER, (self.sink.name, id, row["number"])).fetchall())
-        state = self._deliver(event, change, earlier.values())
+        state = self._decided.get((id, change)) or self._deliver(event, change, earlier.values())
         if state == "waiting":
-            self._store.set_delivery_state(self.sink.name, id, change, state, self.error)
+            if not self._store.stuck:  # nothing takes the room in memory that events need
+                self._store.set_delivery_state(self.sink.name, id, change, state, self.error)
             return False
         for older, older_state in earlier.items():  # the newest has told what they had to tell
-            if older_state == "waiting" and (id, older) not in self._decided:
-                self._decide(id, older, "passed" if state == "sent" else state)
+            if older_state == "waiting":
+                self._decide(id, older, self._decided.get((id, older), "passed" if state == "sent" else state))
         self._decide(id, change, state)
         return True
 
@@ -222,9 +223,14 @@ class SinkWorker:
         self._seeded = True
 
     def _decide(self, id: str, change: str, state: DeliveryState) -> None:
+        """Note it on disk. What could not be noted is found waiting there later, and noted without a second sending."""
         self._decided[id, change] = state
+        for key in list(islice(self._decided, max(0, len(self._decided) - REMEMBERED))):
+            del self._decided[key]
+        if self._store.stuck:
+            return
         written = self._store.set_delivery_state(self.sink.name, id, change, state)
-        if state == "sent" and not self._store.stuck:  # a kill must not repeat more than one message
+        if state == "sent":  # a kill must not repeat more than one message
             written.wait(NOTED)
 
 

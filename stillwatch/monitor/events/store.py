@@ -1,4 +1,4 @@
-"""Remembers events: one writer thread takes them from memory to SQLite, with what each sink is to be told of them.
+"""Keeps events: one writer thread moves them, with each sink's messages, from memory to SQLite.
 
 No method waits for the disk. Knows no camera.
 """
@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 from types import EllipsisType
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from stillwatch.atomic import FileLock
 from stillwatch.errors import UserError
@@ -27,8 +28,10 @@ from stillwatch.rules.alarm import LEVELS, Event
 
 MAX_JOBS = 20_000  # rows that wait in memory while the disk takes none; more are counted as lost
 MAX_BYTES = 32 * 2**20  # of pictures that wait in memory
+BATCH = 500  # rows of one transaction: an fsync for each row would hold up a burst
 PAUSE, LONGEST = 0.1, 5.0  # seconds between two tries at a disk that takes nothing; doubling
 SWEEP = 60.0  # seconds between two looks at what is too old or too much
+WATCH = 2.0  # seconds between two looks whether the database is still the file that was opened
 START, JUMP = 3600.0, 86400.0  # seconds for which a clock is not trusted after a start, and after it jumped
 ID = re.compile(r"(?!\.)[\w.+@-]{1,200}")  # an event's id is a file's name too
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -38,15 +41,14 @@ DeliveryState = Literal["waiting", "sent", "held", "passed"]  # passed: a newer 
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One write: its name in an error, what to do in a transaction, and of a picture its bytes."""
 
     what: str
     write: Callable[[sqlite3.Connection], object]
     event: Event | None = None
     size: int = 0
-    written: threading.Event = field(default_factory=threading.Event)
+    written: threading.Event | None = None
 
 
 class Store:
@@ -69,6 +71,8 @@ class Store:
         self._bytes = 0  # of the pictures
         self._end: float | None = None  # time.monotonic() by which the writer leaves
         self._faults: list[str] = []  # what stays true until the next start
+        self._open_events: dict[str, Event] = {}  # are written again where the database is removed
+        self._file = (0, 0, 0)  # device, inode and size of the open database
         self._removed: list[str] = []  # files that made room and that rows may still mention
         self._lock = FileLock(self.folder / ".lock")
         self._recovered = False
@@ -103,7 +107,15 @@ class Store:
 
     def put(self, event: Event) -> None:
         """An event in epoch seconds: its row and its messages to the sinks, in one transaction."""
-        self._enqueue(Job("event", lambda db: _write_event(db, event, self._sinks), event))
+        with self._changed:
+            if event.state == "closed":
+                self._open_events.pop(event.id, None)
+            else:
+                self._open_events[event.id] = event
+        self._enqueue(self._event_job(event))
+
+    def _event_job(self, event: Event) -> Job:
+        return Job("event", lambda db: _write_event(db, event, self._sinks), event)
 
     def pending_in_memory(self, sink: Sink) -> list[tuple[Event, list[str]]]:
         """(event, changes) for a sink that are not on disk yet: alarms do not wait for a full disk."""
@@ -140,11 +152,11 @@ class Store:
     ) -> threading.Event:
         """Note a message's state; "waiting": after one more try. Returns what is set when it is on disk."""
         values = (state, storable(error), int(state == "waiting"), time.time(), sink, event_id, change)
-        job = Job("outbox", lambda db: db.execute(
+        written = threading.Event()
+        self._enqueue(Job("outbox", lambda db: db.execute(
             "UPDATE outbox SET state = ?, error = ?, tries = tries + ?, settled = ?"
-            " WHERE sink = ? AND event = ? AND change = ?", values))  # fmt: skip
-        self._enqueue(job)
-        return job.written
+            " WHERE sink = ? AND event = ? AND change = ?", values), written=written))  # fmt: skip
+        return written
 
     def wait_for_news(self, version: int, seconds: float) -> None:
         """Wait until `version` is another one, at most so long."""
@@ -192,6 +204,7 @@ class Store:
         db = connect(self.folder, write=True)
         try:
             database.migrate(db, self.folder / database.NAME)
+            self._file = _identity(self.folder)
             if not self._recovered:
                 with transaction(db):
                     media_files.recover_orphans(db, self.folder, self._before)
@@ -211,8 +224,10 @@ class Store:
         db, self._db = self._db, None
         pause, due = 0.0 if db else PAUSE, time.monotonic() + SWEEP
         try:
-            while self._wait(pause, due):
+            while self._wait(pause):
                 try:
+                    if db is not None and not self._is_same_file():
+                        db = self._replace(db)
                     db = db or self._open()
                     self._write_next(db)
                     if time.monotonic() >= due:
@@ -230,11 +245,11 @@ class Store:
                     db.close()
             self._lock.release()
 
-    def _wait(self, pause: float, due: float) -> bool:
+    def _wait(self, pause: float) -> bool:
         """Sleep until there is something to do; False: leave."""
         with self._changed:
             if not pause:
-                self._changed.wait_for(lambda: self._end is not None or self.waiting, max(0.0, due - time.monotonic()))
+                self._changed.wait_for(lambda: self._end is not None or self.waiting, WATCH)
             elif self._end is not None:
                 self._changed.wait(min(pause, 0.05))
             else:
@@ -247,28 +262,59 @@ class Store:
                 self._report(self.trouble)
             return bool(self.waiting) and not late
 
+    def _is_same_file(self) -> bool:
+        """Whether the path still names the open database: SQLite goes on writing to a file that was removed."""
+        file = _identity(self.folder)
+        same = file[:2] == self._file[:2] and file[2] >= self._file[2]  # it never shrinks by itself
+        self._file = file if same else self._file
+        return same
+
+    def _replace(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Begin again after the database was removed, replaced or cut short, with the events that are open."""
+        db.close()
+        self._lock.release()  # its file may be gone with the folder
+        replaced = _identity(self.folder)[:2] != self._file[:2]  # or else cut short
+        database.set_aside(self.folder, ("-wal", "-shm") if replaced else database.FILES)  # the old file's log
+        fault = "events.db was removed or replaced while running: open events were written again, older ones are gone"
+        self._faults = [*self._faults, fault][-3:]
+        with self._changed:
+            self._rows.extendleft(self._event_job(event) for event in self._open_events.values())
+        return self._open()
+
     def _write_next(self, db: sqlite3.Connection) -> None:
-        """One job, a row before a picture. A job that nothing can write is counted as lost and stops no other."""
+        """The rows that wait, or else one picture."""
         if self._removed:
             with transaction(db):
                 media_files.forget(db, self._removed)
             self._removed = []
-        queue = self._rows or self._pictures
-        if not queue:
-            return
+        with self._changed:
+            jobs = list(islice(self._rows, BATCH)) or list(islice(self._pictures, 1))
+        if jobs:
+            self._write(db, jobs)
+            self.wake_listeners()
+
+    def _write(self, db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+        """Write jobs in one transaction, or one by one where one of them is at fault; that one counts as lost."""
         try:
             with transaction(db):
-                queue[0].write(db)
+                for job in jobs:
+                    job.write(db)
         except Exception as error:
             if error_code(error) in TRANSIENT | BROKEN or getattr(error, "errno", None) in DISK_ERRORS:
                 raise
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._write(db, [job])
+                return
             self.lost += 1
-            self._faults = [*self._faults, f"{queue[0].what} cannot be written: {error}"][-3:]
+            self._faults = [*self._faults, f"{jobs[0].what} cannot be written: {error}"][-3:]
         with self._changed:
-            job = queue.popleft()
-            self._bytes -= job.size
-        job.written.set()
-        self.wake_listeners()
+            for job in jobs:
+                (self._pictures if job.size else self._rows).popleft()
+                self._bytes -= job.size
+        for job in jobs:
+            if job.written:
+                job.written.set()
 
     def _after_failure(self, db: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
         """Make room on a full disk. Returns the connection where it can still be used."""
@@ -311,6 +357,15 @@ class Store:
         return more
 
 
+def _identity(folder: Path) -> tuple[int, int, int]:
+    """Device, inode and size of the database; zeros where it is missing."""
+    try:
+        status = (folder / database.NAME).stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_dev, status.st_ino, status.st_size
+
+
 def storable(value: Value) -> Value:
     """What SQLite and JSON can hold: no half of a surrogate pair, no NaN."""
     if isinstance(value, str):
@@ -344,7 +399,8 @@ def changes(sink: Sink, event: Event) -> list[str]:
 
 
 def _write_event(db: sqlite3.Connection, event: Event, sinks: Sequence[Sink]) -> None:
-    row = storable_event(event).as_dict()
+    checked(event.id)
+    row = {name: storable(value) for name, value in event.as_dict().items()}
     columns = [f'"{name}"' for name in row]
     updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
     db.execute(

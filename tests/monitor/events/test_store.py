@@ -226,6 +226,52 @@ def test_what_a_kill_cut_off_is_ended_and_said(tmp_path: Path) -> None:
     assert told == [("log", "reached"), ("ends", "warn"), ("ha", "reached"), ("ends", "closed"), ("ha", "closed")]
 
 
+def test_a_burst_is_few_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, real = [], stores.transaction
+    monkeypatch.setattr(stores, "transaction", lambda db: count.append(1) or real(db))  # type: ignore[func-returns-value]
+    with kept(tmp_path, LOG) as store:
+        with contextlib.closing(database.connect(tmp_path, write=True)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            for n in range(600):
+                store.put(replace(EVENT, id=f"e{n}"))
+            db.execute("ROLLBACK")
+        until(lambda: not store.waiting)
+    assert len(database.events(tmp_path, limit=1000)) == 600
+    assert len(count) < 20
+
+
+@pytest.mark.parametrize("harm", ["file", "folder", "replaced", "cut short", "emptied"])
+def test_a_database_that_goes_away_is_begun_anew_with_what_is_open(tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "kept"
+    with kept(folder, LOG) as store:
+        store.put(replace(EVENT, id="over", state="closed", end=NOW + 9))
+        store.put(replace(EVENT, id="open"))
+        until(lambda: not store.waiting)
+        path = folder / "events.db"
+        if harm == "folder":
+            shutil.rmtree(folder)
+        elif harm == "replaced":
+            with contextlib.closing(sqlite3.connect(tmp_path / "other")) as other:
+                other.execute("CREATE TABLE strange (x)")
+            shutil.move(tmp_path / "other", path)
+        elif harm == "file":
+            path.unlink()
+        else:
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute("PRAGMA wal_checkpoint")
+            until(lambda: store._file[2] > 5000)
+            os.truncate(path, 5000 if harm == "cut short" else 0)
+        until(lambda: store.trouble)
+        assert "removed or replaced while running" in str(store.trouble)
+        store.put(replace(EVENT, id="new"))
+        until(lambda: not store.waiting)
+        assert {"open", "new"} <= {row.id for row in database.events(folder)}
+        assert [event for event, _, _ in outbox(folder)] == ["open", "new"]
+        assert store.lost == 0
+        with pytest.raises(UserError, match="another watch"):
+            Store(Keep(folder=folder))
+
+
 # --- a real disk that is full
 
 
