@@ -34,7 +34,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], place: Callable[[tuple[Any, ...]], str], prefix: str = ""
+    error: ValidationError,
+    model: type[BaseModel],
+    place: Callable[[tuple[Any, ...]], str],
+    prefix: str = "",
+    show: Callable[[str, object], str] | None = None,
 ) -> str:
     """Pydantic's errors for people, one line a key: place, key, value, the nearest right word.
 
@@ -43,20 +47,20 @@ def explain(
     by_key: dict[str, str] = {}
     for one in error.errors():  # where a key may be of two types, pydantic complains once for each
         where = place(tuple(one["loc"]))
-        line = _line(where, one, model, prefix)
+        line = _line(where, one, model, prefix, show or (lambda key, value: repr(value)))
         key = re.split(r" = |: ", line.removeprefix(f"{where}: "))[0]
         by_key[key] = f"{by_key[key]}; or: {line.rpartition(': ')[2]}" if key in by_key else line
     return "\n".join(by_key.values())
 
 
-def _line(place: str, error: Any, model: type[BaseModel], prefix: str) -> str:
+def _line(place: str, error: Any, model: type[BaseModel], prefix: str, show: Callable[[str, object], str]) -> str:
     """One pydantic error as one line for a person."""
     # pydantic adds the tried types of a union to the place; a key is a name or a list index
     where = [str(step) for step in error["loc"] if not re.search(r"[\[\]()]|^(str|int|float|bool|dict)$", str(step))]
     key = prefix + ".".join(where)
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        return f"{place}: {key} = {value!r}: unknown key{nearest(where[-1], _keys(model, where[:-1]))}"
+        return f"{place}: {key} = {show('', value)}: unknown key{nearest(where[-1], _keys(model, where[:-1]))}"
     if error["type"] == "missing":
         return f"{place}: {key}: missing, and it has no default"
     reason = error["msg"].removeprefix("Value error, ")
@@ -67,7 +71,7 @@ def _line(place: str, error: Any, model: type[BaseModel], prefix: str) -> str:
     if error["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, re.findall(r"'([^']*)'", str(allowed)))
         reason = "not allowed"
-    return f"{place}: {key} = {value!r}: {reason}{hint}"
+    return f"{place}: {key} = {show(where[-1], value)}: {reason}{hint}"
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

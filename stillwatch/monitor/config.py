@@ -1,4 +1,4 @@
-"""watch.toml: bundle, cameras, sinks, page and rule as frozen models; errors name key and line.
+"""watch.toml as frozen models; errors name key and line and mask what may be secret.
 
 Imports errors, recipe, registry and rules.presets alone.
 """
@@ -112,7 +112,7 @@ def single(bundle: Path, source: str, **keys: Any) -> LoadedConfig:
     try:
         camera = CameraConfig(name=camera_name(source), source=source, **keys)
     except ValidationError as error:
-        raise UserError(explain(error, CameraConfig, lambda _: "--source")) from None
+        raise UserError(explain(error, CameraConfig, lambda _: "--source", show=_masked)) from None
     return LoadedConfig(WatchConfig(bundle=bundle, camera=(camera,), sink=(log,)), {}, {})
 
 
@@ -126,13 +126,12 @@ def camera_name(source: str) -> str:
 
 
 def load(path: Path) -> LoadedConfig:
-    """Read watch.toml. Relative paths in it start at its own folder.
+    """Read watch.toml. Relative paths start at its folder; a wrong camera or sink is left out and named.
 
-    A wrong camera or sink is left out and named, so that it does not keep the others from starting.
     Raises UserError, one line a fault with key and line, for everything else, and where no camera is left.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors add a byte order mark
         raw = tomllib.loads(text)
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
@@ -150,12 +149,12 @@ def load(path: Path) -> LoadedConfig:
     try:
         config = WatchConfig.model_validate(raw | {"camera": cameras, "sink": sinks})
     except ValidationError as error:
-        raise UserError(explain(error, WatchConfig, lines)) from None
+        raise UserError(explain(error, WatchConfig, lines, show=_masked)) from None
     return LoadedConfig(_resolve_paths(config, path.parent), bad_cameras, bad_sinks)
 
 
 def secret(value: Any) -> Any:
-    """Replace "$NAME" by the environment's value, anywhere in lists and tables. Raises UserError where it is unset."""
+    """Replace each "$NAME" by the environment's value. Raises UserError where it is unset."""
     if isinstance(value, dict):
         return {key: secret(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -168,7 +167,7 @@ def secret(value: Any) -> Any:
 
 
 class Lines:
-    """Where a key stands in a TOML text: its path -> "FILE: line N"."""
+    """The place of a key in a TOML text: its path -> "FILE: line N"."""
 
     def __init__(self, path: Path, text: str):
         self.path = path
@@ -177,7 +176,7 @@ class Lines:
         entries: dict[KeyPath, int] = {}  # an array of tables -> index of its newest entry
         for number, line in enumerate(text.splitlines(), 1):
             if header := re.match(r"\s*(\[\[?)\s*([\w.\"' -]+?)\s*\]", line):
-                names, table = _split_key(header[2]), ()
+                names, table = self._split(header[2]), ()
                 for depth, name in enumerate(names, 1):
                     table = (*table, name)
                     if header[1] == "[[" and depth == len(names):
@@ -185,7 +184,11 @@ class Lines:
                     table = (*table, entries[table]) if table in entries else table
                 self._numbers.setdefault(table, number)
             elif key := re.match(r"""\s*([\w."'-]+)\s*=""", line):
-                self._numbers.setdefault((*table, *_split_key(key[1])), number)
+                self._numbers.setdefault((*table, *self._split(key[1])), number)
+
+    @staticmethod
+    def _split(dotted: str) -> list[str]:
+        return [name.strip().strip("\"'") for name in dotted.split(".")]
 
     def __call__(self, key: KeyPath) -> str:
         """The line of this key, or of the nearest table that holds it."""
@@ -194,8 +197,11 @@ class Lines:
         return f"{self.path}: line {number}" if number else str(self.path)
 
 
-def _split_key(dotted: str) -> list[str]:
-    return [name.strip().strip("\"'") for name in dotted.split(".")]
+def _masked(key: str, value: object) -> str:
+    """A value for an error message. key: "" where unknown: then even a plain word may be a password."""
+    if isinstance(value, str) and (key in ("", "source", "to", "token") or re.search(r"[@:/$]", value)):
+        return "***"
+    return repr(value) if isinstance(value, str | bool | int | float) else f"a {type(value).__name__}"
 
 
 def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines) -> tuple[list[Part], dict[str, str]]:
@@ -206,7 +212,9 @@ def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines)
     good: dict[str, Part] = {}
     bad: dict[str, str] = {}
     for number, table in enumerate(tables):
-        name = str(table.get("name", f"{key}-{number + 1}"))
+        name = str(table.get("name"))
+        if not re.fullmatch(NAME, name) or "name" not in table:
+            name = f"{key}-{number + 1}"
         if name in good or name in bad:
             place = lines((key, number, "name"))
             bad[f"{name}-{number + 1}"] = f"{place}: {key}.name = {name!r}: there is one already"
@@ -214,12 +222,12 @@ def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines)
         try:
             good[name] = model.model_validate(table)
         except ValidationError as error:
-            bad[name] = explain(error, model, lambda inner, at=number: lines((key, at, *inner)), f"{key}.")  # type: ignore[misc]
+            bad[name] = explain(error, model, lambda inner, at=number: lines((key, at, *inner)), f"{key}.", _masked)  # type: ignore[misc]
     return list(good.values()), bad
 
 
 def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
-    """Relative paths start at the file's own folder: bundle, keep.folder, sources that are files, files of sinks."""
+    """Let relative paths start at the file's folder: bundle, keep.folder, film sources, files of sinks."""
     from stillwatch.monitor.events.sinks import SINKS  # it imports this module
 
     def resolve(text: str) -> str:

@@ -129,3 +129,29 @@ def test_secrets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_a_single_cameras_name_has_nothing_secret_in_it(source: str, name: str) -> None:
     assert config.single(Path("b"), source).config.camera[0].name == name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "url = 'rtsp://admin:hunter2@cam/'",
+        "pasword = 'hunter2'",
+        "source = ['rtsp://admin:hunter2@cam/']",
+        "stall = 'rtsp://admin:hunter2@cam/'",
+        "name = 'admin:hunter2@cam'",
+        "transport = 'admin:hunter2@cam'",
+    ],
+)
+def test_no_error_shows_what_may_be_a_password(tmp_path: Path, line: str) -> None:
+    key = line.partition(" ")[0]
+    rest = {"name": "name = 'yard'", "source": "source = '0'", key: line}
+    loaded = config.load(written(tmp_path, GOOD + "[[camera]]\n" + "\n".join(rest.values())))
+    ((name, reason),) = loaded.bad_cameras.items()
+    assert f"camera.{key} = " in reason
+    assert "hunter2" not in name + reason
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "watch.toml"
+    path.write_text(GOOD, encoding="utf-8-sig")
+    assert config.load(path).config.camera[0].name == "cab"

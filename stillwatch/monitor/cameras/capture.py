@@ -1,6 +1,6 @@
-"""The child process of one camera: opens and decodes it, sends the newest frame when asked, keeps the last packets.
+"""The child process of one camera, `python -m …capture FD`: decodes, sends the newest frame, keeps the last packets.
 
-Started by Camera as `python -m stillwatch.monitor.cameras.capture FD`. One source; no net, no rule.
+Imports no net and no rule.
 """
 
 import contextlib
@@ -32,19 +32,17 @@ from stillwatch.monitor.config import CameraConfig, Keep
 
 Fit = Literal["stretch", "letterbox", "crop"]
 PULSE = 0.5  # seconds between two signs of life
-STEADY = 5.0  # seconds of pictures after which a stream is held to be well again
+STEADY = 5.0  # seconds of pictures after which the back-off begins anew
 PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG quality
 
 
 class FrameSender:
-    """Sends one frame at a time, the newest, made ready only when it is wanted; and pictures for people.
+    """Sends the newest frame when the last one is acknowledged; and pictures for people.
 
-    Two threads call it: the one that decodes offers, the one that listens acknowledges.
+    The decoding thread offers, the listening thread acknowledges.
     """
 
-    def __init__(
-        self, process: "CaptureProcess", shape: tuple[int, int, int], fit: Literal["stretch", "letterbox", "crop"]
-    ):
+    def __init__(self, process: "CaptureProcess", shape: tuple[int, int, int], fit: Fit):
         self.dropped = 0
         self._process, self._shape, self._fit = process, shape, fit
         self._health = PictureHealth(process.live)
@@ -56,8 +54,8 @@ class FrameSender:
         self._preview: RateLimiter | None = None
 
     def offer(self, index: int, frame: VideoFrame, wait: bool) -> bool:
-        """Live: it goes now if the last one was seen, else it waits, and a newer one takes its place.
-        wait (a file): it waits until it can go. False: told to stop meanwhile."""
+        """Send it now if the last one was seen, else keep it until a newer one comes.
+        wait (a file): block until it can go. False: told to stop meanwhile."""
         with self._changed:
             self._newest = frame
             self._send_thumbnails()
@@ -75,12 +73,12 @@ class FrameSender:
         return True
 
     def forget(self) -> None:
-        """The stream broke off: what waits is too old to be looked at."""
+        """The stream broke: the waiting frame is too old."""
         with self._changed:
             self._waiting = None
 
     def handle(self, *message: Any) -> bool:
-        """A message of the parent; whether it was for this class."""
+        """Handle a message of the parent; False where it is not for this class."""
         with self._changed:
             match message:
                 case ("seen",):
@@ -116,14 +114,13 @@ class FrameSender:
 
 
 class CaptureProcess:
-    """Its main thread reads the source; a second one listens to the parent, so that no hanging stream can keep a clip
-    from being closed."""
+    """The main thread reads the source, another one the parent, so that a hanging stream cannot keep a clip open."""
 
     def __init__(
         self, channel: Channel, config: CameraConfig, keep: Keep, shape: tuple[int, int, int], fit: Fit,
         position: tuple[int, float],
     ):  # fmt: skip
-        """position: frames seen of a file, and their last second, where an earlier process was killed."""
+        """position: frames and last second of a file that a killed process has shown."""
         self.config = config
         self.stop = threading.Event()
         self.live = source.is_live(config.source)
@@ -143,7 +140,7 @@ class CaptureProcess:
         self._bytes = self._reconnects = 0
         self._trouble = ""
 
-    # --- what it says and hears
+    # --- messages
 
     def send(self, *message: object) -> None:
         try:
@@ -152,21 +149,21 @@ class CaptureProcess:
             self.leave()
 
     def pulse(self) -> None:
-        """A sign of life of the thread that reads, with what was counted."""
+        """Send the reading thread's sign of life, with its counters."""
         now = time.monotonic()
         if now - self._pulsed >= PULSE:
             self._pulsed = now
             self.send("pulse", self._sender.dropped, self._reconnects, self._bytes)
 
     def public(self, frame: VideoFrame) -> Picture:
-        """What people may see of it; made once."""
+        """The frame as people may see it; made once."""
         with self._blurring:
             if self._public is None or self._public[0] is not frame:
                 self._public = (frame, self._blur(frame.rgb(), frame.time))
             return self._public[1]
 
     def leave(self) -> None:
-        """Close the clips and end the process, whatever its other thread hangs in."""
+        """Close the clips and end the process, even while another thread hangs."""
         self.stop.set()
         with contextlib.suppress(Exception):
             if self._buffer:
@@ -174,7 +171,7 @@ class CaptureProcess:
         os._exit(0)
 
     def listen(self) -> None:
-        """Handle messages until the parent says stop, or is no more."""
+        """Handle messages until the parent says stop or ends."""
         while True:
             try:
                 messages = self._channel.read()
@@ -201,21 +198,20 @@ class CaptureProcess:
             self._trouble = words
             self.send("trouble", words)
 
-    # --- what it sees
+    # --- frames
 
     def watch(self) -> None:
         """Read the source to its end, or for ever."""
-        what = source.kind(self.config.source)
         if self.live:
             self._watch_stream()
-        elif what == "file":
+        elif source.kind(self.config.source) == "file":
             self._watch_file()
         else:
-            self._watch_drawn(what)
+            self._watch_drawn()
         self.send("ended", "read to its end")
 
     def _watch_stream(self) -> None:
-        """Open, decode, and open again: paced, jittered, without end."""
+        """Open, decode and reopen with back-off, without end."""
         waits, lost = source.backoff(*self.config.backoff), False
         while not self.stop.is_set():
             self.pulse()
@@ -232,19 +228,19 @@ class CaptureProcess:
                 words, stalled = str(error), True
             except source.TIMED_OUT:
                 words, stalled = f"no picture for {self.config.stall:g} s", True
-            except Exception as error:  # FFmpeg's errors have no ancestor in common below this one
-                words = source.redacted_error(error, self.config.source)
+            except Exception as error:  # FFmpeg's errors have no other common ancestor
+                words = source.open_error(error, self.config.source)
             if self._buffer:
                 self._buffer.cut()
             self._sender.forget()
             self.send("lost", words, stalled)
             lost = True
-            # An attempt that hung has already waited
+            # A hung attempt has already waited
             spent = time.monotonic() - began if seen is None else 0.0
             self.stop.wait(max(0.0, next(waits) - spent))
 
     def _decode_stream(self, container: InputContainer) -> Iterator[float]:
-        """Decode a live stream; yields time.monotonic() of each good frame. Raises Stalled where there are none."""
+        """Decode a live stream; yields time.monotonic() of each good frame. Raises Stalled where none comes."""
         stream = container.streams.video[0]
         self._open_remux(stream)
         intra = stream.codec_context.name in source.INTRA
@@ -268,7 +264,7 @@ class CaptureProcess:
             arrivals[packet.pts] = now
             if intra and not self._limiter.due(now):
                 continue
-            # Before the first keyframe nothing can be decoded, and nothing is wrong
+            # Errors before the first keyframe are normal
             for raw in packet_frames(packet, self._warn if started else lambda words: None):
                 good, started = arrivals.get(raw.pts, now), True
                 if intra or self._limiter.due(good):
@@ -285,7 +281,7 @@ class CaptureProcess:
                 raise Stalled(f"nothing that can be decoded for {self.config.stall:g} s")
 
     def _watch_file(self) -> None:
-        """Every frame that is due, in its time. Where it cannot be opened, it has failed."""
+        """Show every frame that is due, in its time. Raises where the file cannot be read."""
         clock, to_rgb = PlaybackClock(self.config.speed), ToRgb()
         start, again = 0.0, True
         while again:
@@ -307,19 +303,20 @@ class CaptureProcess:
                     raise ValueError("there is no picture in it")
                 start, again = frame_clock.last + frame_clock.step, self.config.loop
 
-    def _watch_drawn(self, what: source.Kind) -> None:
+    def _watch_drawn(self) -> None:
         clock, offset = PlaybackClock(self.config.speed), 0.0
-        if what == "toy" and self._position[0]:  # not drawn again up to there: that could take hours
+        folder = source.kind(self.config.source) == "folder"
+        if not folder and self._position[0]:  # drawing again up to there could take hours
             offset, self._index = self._position[1] + 1 / self.config.fps, self._position[0]
             self._position = (0, 0.0)
         for seconds, image in source.drawn(self.config.source, self.config.fps, self._warn, self.config.loop):
             frame = VideoFrame(image, offset + seconds, 0.0)
-            if (what == "folder" or self._limiter.due(frame.time)) and not self._show(frame, clock):
+            if (folder or self._limiter.due(frame.time)) and not self._show(frame, clock):
                 return
             self.pulse()
 
     def _show(self, frame: VideoFrame, clock: PlaybackClock) -> bool:
-        """One moment of what was filmed. False: told to stop."""
+        """Record and offer a frame of a file, folder or toy in its time. False: told to stop."""
         index, self._index = self._index, self._index + 1
         self._record(frame)
         if index < self._position[0]:  # an earlier process has shown it
@@ -330,7 +327,7 @@ class CaptureProcess:
         return self._sender.offer(index, frame, wait=True)
 
     def _hold(self, clock: PlaybackClock, seconds: float) -> bool:
-        """Wait until the moment at `seconds` of the film is due. False: told to stop."""
+        """Wait until the frame at `seconds` of the recording is due. False: told to stop."""
         while (left := clock.wait(seconds, time.monotonic())) > 0:
             if self.stop.wait(min(left, PULSE)):
                 return False
@@ -342,13 +339,13 @@ class CaptureProcess:
             self._encode.push(self.public(frame), frame.time)
 
     def _open_remux(self, stream: VideoStream) -> None:
-        """Keep the stream's own packets, where a clip can hold them and people may see them."""
+        """Keep the stream's own packets where MP4 can hold them and people may see them."""
         own = self.config.blur == "none" and stream.codec_context.name in REMUXED
         self._remux = Remux(self._buffer, stream) if own and self._buffer else None
 
 
 class Stalled(Exception):
-    """Packets come, or not even these, but no picture."""
+    """No picture came for too long."""
 
 
 def jpeg(image: Picture, side: int, quality: int) -> bytes:
@@ -362,9 +359,9 @@ def jpeg(image: Picture, side: int, quality: int) -> bytes:
 
 
 def main() -> None:
-    """Ends when its parent does, and ignores the terminal's signals: the parent tells it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Run until the parent says stop or ends; the terminal's signals are ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     av.logging.set_level(None)  # FFmpeg would quote the URL with its password on the terminal
     av.logging.set_libav_level(av.logging.PANIC)
@@ -382,7 +379,7 @@ def main() -> None:
         process.watch()
     except Exception as error:
         process.send("failed", source.redacted_error(error, process.config.source))
-    while True:  # clips and thumbnails may still be asked for; the listener ends the process
+    while True:  # clips and thumbnails may still be wanted; the listener ends the process
         time.sleep(1)
 
 

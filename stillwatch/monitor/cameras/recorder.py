@@ -1,8 +1,9 @@
-"""The last seconds of packets, and clips cut from them: from before an event to after it, without re-encoding.
+"""Keeps the last seconds of packets and cuts clips from them, from before an event to after it, without re-encoding.
 
-Called from two threads. It knows no camera, no event but its name, and no clock but the packets' own.
+Imports errors and media alone.
 """
 
+import contextlib
 import io
 import threading
 from collections import deque
@@ -33,10 +34,10 @@ ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 class BufferedPacket(NamedTuple):
-    """One packet. Times in seconds; clock: the Alarm's; dts and pts: of this buffer, dts always rising.
+    """One packet. clock: seconds of the Alarm; dts, pts: seconds of this buffer, dts always rising.
 
-    header: what a decoder must know first, as a NUT file of one packet: codec, size, extradata. It outlives its
-    stream. Packets whose headers are not the same object are never in one clip.
+    header: codec, size and extradata as a NUT file of one packet, which outlives its stream. A clip holds packets of
+    one header object only.
     """
 
     data: bytes
@@ -48,7 +49,7 @@ class BufferedPacket(NamedTuple):
 
 
 class Clip:
-    """One file that is being written, as <path>.part until it is closed."""
+    """A file that is written as <path>.part until it is closed."""
 
     def __init__(self, event: str, path: Path, until: float | None):
         self.event, self.path, self.until = event, path, until
@@ -63,8 +64,13 @@ class Clip:
         if self._container is None:
             if not item.keyframe:
                 return
-            self._open(item)
-            assert self._container is not None
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            options = {"movflags": FLAGS, "frag_duration": str(FRAGMENT), "flush_packets": "1"}
+            self._container = av.open(str(self.part), "w", format="mp4", container_options=options)
+            with av.open(io.BytesIO(item.header), format="nut") as template:
+                self._stream = self._container.add_stream_from_template(template.streams.video[0], opaque=True)
+                self._container.start_encoding()
+            self.started, self.start, self._zero = True, item.clock, item.dts
         packet = av.Packet(item.data)
         packet.stream, packet.time_base = self._stream, Fraction(1, TICKS)
         self._dts = max(self._dts + 1, round((item.dts - self._zero) * TICKS))
@@ -73,25 +79,13 @@ class Clip:
         self.last = item.clock
         self._container.mux(packet)
 
-    def _open(self, item: BufferedPacket) -> None:
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        options = {"movflags": FLAGS, "frag_duration": str(FRAGMENT), "flush_packets": "1"}
-        self._container = av.open(str(self.part), "w", format="mp4", container_options=options)
-        with av.open(io.BytesIO(item.header), format="nut") as template:
-            self._stream = _add_stream_like(self._container, template.streams.video[0])
-            self._container.start_encoding()
-        self.started, self.start, self._zero = True, item.clock, item.dts
-
     def close(self) -> bool:
-        """Finalise it; False where nothing was written, and then there is no file."""
+        """Finalise it. False: nothing was written and there is no file."""
         if self._container is None:
             return False
-        try:
-            self._container.close()
-        except (OSError, ValueError):  # no room for the index: the fragments are there all the same
-            pass
-        finally:
-            self._container = None
+        container, self._container = self._container, None
+        with contextlib.suppress(OSError, ValueError):  # no room for the index: the fragments are there all the same
+            container.close()
         if not self.part.is_file() or not self.part.stat().st_size:
             self.part.unlink(missing_ok=True)
             return False
@@ -100,11 +94,11 @@ class Clip:
 
 
 class PacketBuffer:
-    """A ring of packets and the clips that grow from it. Any thread may call it."""
+    """A ring of packets and the clips cut from it. Thread-safe."""
 
     def __init__(self, pre: float, mebibytes: int, longest: float, report: Callable[..., None]):
-        """pre: seconds before an event. longest: seconds of a clip. report: called with ("clip", event, seconds,
-        whole), ("missed", event) where there is no clip, or ("trouble", words)."""
+        """pre: seconds before an event. longest: seconds of a clip. report: takes ("clip", event, seconds, whole),
+        ("missed", event) where there is no clip, or ("trouble", words)."""
         self.pre, self.bytes, self.longest = pre, mebibytes << 20, longest
         self._report = report
         self._ring: deque[BufferedPacket] = deque()
@@ -122,10 +116,17 @@ class PacketBuffer:
             self._size += len(item.data)
             for clip in list(self._clips.values()):
                 self._feed(clip, item)
-            self._trim()
+            # Drop whole groups of pictures that are too old for any event, or for which there is no room
+            edge = item.clock - self.pre - REACH
+            while len(self._ring) > 1 and (self._ring[0].clock < edge or self._size > self.bytes):
+                second = next((n for n in range(1, len(self._ring)) if self._ring[n].keyframe), len(self._ring) - 1)
+                if self._size <= self.bytes and self._ring[second].clock >= edge:
+                    return
+                for _ in range(second):
+                    self._size -= len(self._ring.popleft().data)
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:
-        """Begin a clip with the last keyframe before `since`, or the first that is still known."""
+        """Begin a clip at the last keyframe before `since`, or at the oldest one kept."""
         with self._lock:
             if event in self._clips:
                 return
@@ -138,7 +139,7 @@ class PacketBuffer:
                         self._feed(clip, item)
 
     def finish(self, event: str, until: float) -> None:
-        """The clip ends at that second of the clock; at once where it has passed."""
+        """End the clip at that second of the clock, or at once where it has passed."""
         with self._lock:
             if clip := self._clips.get(event):
                 clip.until = until
@@ -146,12 +147,10 @@ class PacketBuffer:
                     self._end(clip, whole=True)
 
     def cut(self) -> None:
-        """The stream broke off: what is being written ends here. The ring stays: an event may still want it, and a
-        clip that has not begun waits for the stream to come back."""
+        """The stream broke: end the clips that have begun. The ring stays for events to come."""
         with self._lock:
-            for clip in list(self._clips.values()):
-                if clip.started:
-                    self._end(clip, whole=False)
+            for clip in [clip for clip in self._clips.values() if clip.started]:
+                self._end(clip, whole=False)
 
     def close(self) -> None:
         """Finalise everything."""
@@ -184,16 +183,6 @@ class PacketBuffer:
         else:
             self._report("missed", clip.event)
 
-    def _trim(self) -> None:
-        """Drop whole groups of pictures that nobody can ask for any more, or for which there is no room."""
-        edge = self._ring[-1].clock - self.pre - REACH
-        while len(self._ring) > 1 and (self._ring[0].clock < edge or self._size > self.bytes):
-            second = next((n for n in range(1, len(self._ring)) if self._ring[n].keyframe), len(self._ring) - 1)
-            if self._size <= self.bytes and self._ring[second].clock >= edge:
-                return
-            for _ in range(second):
-                self._size -= len(self._ring.popleft().data)
-
 
 class Remux:
     """A stream's own packets -> the buffer."""
@@ -206,7 +195,7 @@ class Remux:
         self._timeline = Timeline()
 
     def push(self, packet: Packet, clock: float) -> None:
-        """After the packet was decoded: only then does the stream know a new size."""
+        """Call it after decoding the packet: only then does the stream know a new size."""
         if not packet.size:
             return
         data, keyframe = bytes(packet), bool(packet.is_keyframe)
@@ -222,15 +211,15 @@ class Remux:
         self._buffer.push(BufferedPacket(data, keyframe, clock, dts, dts + ahead, self._header))
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
-        copy, now = _add_stream_like(container, self._stream), self._stream.codec_context
+        copy, codec = container.add_stream_from_template(self._stream, opaque=True), self._stream.codec_context
         if self._sets:
             copy.codec_context.extradata = self._sets
-        copy.codec_context.width, copy.codec_context.height = now.width, now.height
+        copy.codec_context.width, copy.codec_context.height = codec.width, codec.height
         return copy
 
 
 class Encode:
-    """Pictures -> H.264 in the buffer, for sources whose packets no clip can hold, and for what must be blurred."""
+    """Pictures -> H.264 in the buffer, for codecs that MP4 cannot hold and for blurred cameras."""
 
     def __init__(self, buffer: PacketBuffer, fps: float):
         self._buffer, self._fps = buffer, max(1, round(fps))
@@ -264,7 +253,7 @@ class Encode:
             self._buffer.push(item)
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
-        """An encoder of the same settings: a container takes nothing else's word for them."""
+        """A stream of the same settings."""
         stream: VideoStream = container.add_stream(ENCODER, rate=self._fps)  # type: ignore[assignment]
         self._configure(stream.codec_context)
         return stream
@@ -280,7 +269,7 @@ class Encode:
 
 
 class Timeline:
-    """Seconds that always rise and keep step with the clock, whatever a stream's own time stamps do."""
+    """Rising seconds that keep step with the clock, whatever a stream's own time stamps do."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -298,7 +287,7 @@ class Timeline:
 
 
 def parameter_sets(data: bytes, codec: str) -> bytes:
-    """The parameter sets that stand before a keyframe in an H.264 or HEVC byte stream (Annex B), else b"".
+    """The parameter sets before a keyframe of an H.264 or HEVC byte stream (Annex B), else b"".
 
     H.264: NAL types 7 and 8 (ITU-T H.264, table 7-1); HEVC: 32, 33, 34 (ITU-T H.265, table 7-1).
     """
@@ -315,7 +304,7 @@ def parameter_sets(data: bytes, codec: str) -> bytes:
 
 
 def _nut(data: bytes, add_stream: Callable[[OutputContainer], VideoStream]) -> bytes:
-    """A NUT file of one stream and one packet: without a packet it cannot be read."""
+    """A NUT file of one stream and one packet: it cannot be read without one."""
     file = io.BytesIO()
     with av.open(file, "w", format="nut") as container:
         stream = add_stream(container)
@@ -325,9 +314,3 @@ def _nut(data: bytes, add_stream: Callable[[OutputContainer], VideoStream]) -> b
         packet.pts, packet.dts, packet.is_keyframe = 0, 0, True
         container.mux(packet)
     return file.getvalue()
-
-
-def _add_stream_like(container: OutputContainer, stream: VideoStream) -> VideoStream:
-    if hasattr(container, "add_stream_from_template"):  # PyAV from 14 on
-        return container.add_stream_from_template(stream, opaque=True)
-    return container.add_stream(template=stream)  # type: ignore[call-overload]

@@ -1,6 +1,6 @@
-"""What a camera may be (device, stream, file, folder, toy), how it is opened, and its name without secrets.
+"""A camera's source (device, stream, file, folder, toy): its kind, its name without secrets, opening and pacing it.
 
-Imports errors and media alone: it knows no net, no rule and no process.
+Imports errors and media alone.
 """
 
 import math
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import av
 import numpy as np
@@ -47,43 +47,34 @@ DIVIDERS = re.compile(r"[/?&;#@:=]")
 
 
 def redact(source: str) -> str:
-    """The source as it may stand in a log, a page, an event or an error.
+    """The source without secrets: scheme, host, harmless path, small numbers of known query keys.
 
-    It keeps scheme, host, harmless path and small numbers of known query keys. Where an @ might belong to a password
-    or to a path, neither is shown.
+    Where an @ may belong to a password or to a path, neither is shown.
     """
     scheme, found, rest = source.partition("://")
     if not found:
         return "***" if re.search(r":.*@", source) or SECRET.search(source) else source
-    at, end = rest.rfind("@"), _first(rest, "/?#")
+    at, end = rest.rfind("@"), len(re.split("[/?#]", rest, maxsplit=1)[0])
     if at > end:
         return f"{scheme}://***"
     user, host = ("***@" if at >= 0 else ""), rest[at + 1 : end]
     if not re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\])?(:\d*)?", host):
         host = "***"
     path, question, query = rest[end:].partition("#")[0].partition("?")
-    path = "/".join(_redact_segment(segment) for segment in path.split("/"))
-    pairs = []
+    segments, pairs = [], []
+    for segment in path.split("/"):
+        while (plain := unquote(segment)) != segment:  # however often it was encoded
+            segment = plain
+        shown, *hidden = re.split("[/?#@&;]", segment, maxsplit=1)
+        segments.append(RANDOM.sub("***", SECRET.sub("***", shown)) + ("***" if hidden else ""))
     for pair in re.split("[&;]", query):
         key, _, value = pair.partition("=")
         pairs.append(pair if key in SHOWN and re.fullmatch(r"\d{1,4}([x.]\d{1,4})?", value) else "***")
-    return f"{scheme}://{user}{host}{path}" + ("?" + "&".join(dict.fromkeys(pairs)) if question else "")
-
-
-def _first(text: str, marks: str) -> int:
-    """Where the first of these characters stands; the text's length where none does."""
-    return min((place for mark in marks if (place := text.find(mark)) >= 0), default=len(text))
-
-
-def _redact_segment(segment: str) -> str:
-    while (plain := unquote(segment)) != segment:  # however often it was encoded
-        segment = plain
-    end = _first(segment, "/?#@&;")
-    return RANDOM.sub("***", SECRET.sub("***", segment[:end])) + ("***" if end < len(segment) else "")
+    return f"{scheme}://{user}{host}{'/'.join(segments)}" + ("?" + "&".join(dict.fromkeys(pairs)) if question else "")
 
 
 def redacted_error(error: BaseException, source: str) -> str:
-    """Why it failed, in one line without secrets: FFmpeg and the system may quote the URL."""
+    """The error in one line without secrets: FFmpeg and the system may quote the URL."""
     shown = redact(source)
     rest = source.partition("://")[2] or source
     pieces = {rest, rest.rpartition("@")[0], rest.partition("?")[2], *DIVIDERS.split(rest)}
@@ -93,11 +84,25 @@ def redacted_error(error: BaseException, source: str) -> str:
     return one_line(error, hide=[piece for piece in pieces if len(piece) > 2 and piece not in shown])
 
 
-# ---- what it is
+def open_error(error: BaseException, source: str) -> str:
+    """Why a camera cannot be opened and what to do, in one line without secrets."""
+    what, reason = kind(source), redacted_error(error, source)
+    if what == "device" and isinstance(error, FileNotFoundError):
+        devices = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*")))
+        return f"no such webcam; this machine has {devices or 'none'}"
+    if what == "stream" and isinstance(error, av.error.InvalidDataError):
+        reason += "; this is no video stream, perhaps a web page: give the address of the stream itself"
+    login, at, _ = source.partition("://")[2].rpartition("@")
+    if what == "stream" and at and re.search(r"[^\w.~%:-]", login):
+        reason += "; percent-encode the password: @ is %40, # is %23, / is %2F, ? is %3F, ! is %21"
+    return reason
+
+
+# ---- kinds
 
 
 def kind(source: str) -> Kind:
-    """What a source is. Raises UserError for a missing file, an unknown scheme, a toy that cannot be drawn."""
+    """The kind of a source. Raises UserError for a missing file, an unknown scheme, a toy that cannot be drawn."""
     if source.isdigit() or source.startswith("/dev/video"):
         return "device"
     place = f"source = {redact(source)}"
@@ -110,27 +115,27 @@ def kind(source: str) -> Kind:
     if found:
         return "stream"
     path = Path(source)
-    if path.is_dir():
-        if not _pictures(path):
-            raise UserError(f"{place}: a folder without pictures ({', '.join(decode.PICTURES)})")
-        return "folder"
-    if not path.is_file():
-        raise UserError(f"{place}: no such file or folder; a camera is 0, rtsp://…, http://… or toy://driver")
-    return "file"
+    try:
+        if path.is_dir():
+            if not _pictures(path):
+                raise UserError(f"{place}: a folder without pictures ({', '.join(decode.PICTURES)})")
+            return "folder"
+        if path.is_file():
+            return "file"
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+        raise UserError(f"{place[:100]}: cannot be read: {redacted_error(error, source)}") from None
+    raise UserError(f"{place}: no such file or folder; a camera is 0, rtsp://…, http://… or toy://driver")
 
 
 def is_live(source: str) -> bool:
-    """Whether what is not looked at is lost: a device or a stream."""
+    """Whether frames that are not read are lost."""
     return kind(source) in ("device", "stream")
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of their numbers: 2.jpg before 10.jpg."""
-
-    def order(path: Path) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
-
-    return sorted((p for p in folder.iterdir() if p.suffix.lower() in decode.PICTURES), key=order)
+    """A folder's pictures in the order of their numbers: 2.jpg before 10.jpg."""
+    pictures = [path for path in folder.iterdir() if path.suffix.lower() in decode.PICTURES]
+    return sorted(pictures, key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
 
 
 class Toy(NamedTuple):
@@ -145,11 +150,12 @@ class Toy(NamedTuple):
     @classmethod
     def parse(cls, source: str) -> "Toy":
         """Raises UserError that names the wrong part."""
-        url, place = urlsplit(source), f"source = {redact(source)}"
-        if url.netloc not in TOYS:
-            raise UserError(f"{place}: no such toy{nearest(url.netloc, TOYS)}")
-        toy, keys = cls(TOYS[url.netloc]), cls._fields[1:]
-        for key, value in parse_qsl(url.query, keep_blank_values=True):
+        place = f"source = {redact(source)}"
+        name, _, query = source.removeprefix("toy://").partition("?")
+        if (name := name.rstrip("/")) not in TOYS:
+            raise UserError(f"{place}: no such toy{nearest(name, TOYS)}")
+        toy, keys = cls(TOYS[name]), cls._fields[1:]
+        for key, value in parse_qsl(query, keep_blank_values=True):
             if key not in keys:
                 raise UserError(f"{place}: {key}: unknown{nearest(key, keys)}")
             try:
@@ -166,16 +172,16 @@ class Toy(NamedTuple):
 
 
 class VideoFrame:
-    """One moment: seconds on the Alarm's clock, time.monotonic() at capture, and a picture that becomes RGB late."""
+    """A frame, its seconds on the Alarm's clock and time.monotonic() at capture; converted to RGB only when asked."""
 
-    _converting = threading.Lock()  # two threads may want pictures, and a converter has room for one
+    _converting = threading.Lock()  # two threads may ask, and a converter has room for one
 
     def __init__(self, raw: Picture | av.VideoFrame, time: float, captured: float, to_rgb: ToRgb | None = None):
         self.raw, self.time, self.captured = raw, time, captured
         self._to_rgb = to_rgb
 
     def rgb(self) -> Picture:
-        """uint8 (H,W,3), converted on the first call; nobody may write into it."""
+        """uint8 (H,W,3), read-only."""
         with self._converting:
             if isinstance(self.raw, av.VideoFrame):
                 assert self._to_rgb is not None
@@ -183,7 +189,7 @@ class VideoFrame:
             return self.raw
 
     def luma(self) -> Picture:
-        """A coarse grid of brightness, uint8 (h,w), read where the decoder left it."""
+        """A coarse grid of brightness, uint8 (h,w), without conversion where the decoder's format allows."""
         raw = self.raw
         if isinstance(raw, av.VideoFrame) and raw.format.name in LUMA:
             plane = raw.planes[0]
@@ -195,11 +201,11 @@ class VideoFrame:
 
 
 class RateLimiter:
-    """Lets at most `fps` moments a second through; a moment that comes late does not cost the next one its turn."""
+    """At most `fps` frames a second; a late frame does not cost the next one its turn."""
 
     def __init__(self, fps: float | None):
         self.every = 1 / fps if fps else 0.0
-        self._slack = 0.9 * self.every  # by which a network may jitter
+        self._slack = 0.9 * self.every  # a network's jitter
         self._due = -math.inf
 
     def due(self, time: float) -> bool:
@@ -210,8 +216,7 @@ class RateLimiter:
 
 
 def backoff(first: float, longest: float, chance: random.Random | None = None) -> Iterator[float]:
-    """Waits between attempts, without end: doubling from first to longest, each shortened by chance to half at most,
-    so that many cameras do not come back in step."""
+    """Endless waits in seconds, doubling from first to longest, each jittered down to half at most."""
     chance, wait = chance or random.Random(), first
     while True:
         yield min(wait, longest) * chance.uniform(0.5, 1.0)
@@ -219,30 +224,27 @@ def backoff(first: float, longest: float, chance: random.Random | None = None) -
 
 
 class PlaybackClock:
-    """How long to hold back what was filmed until its time has come. speed 0: never.
-
-    longest: seconds that it may have to wait; a stream's time stamps may leap, and then it counts from there.
-    """
+    """Paces a recording. speed: 0 never waits. longest: seconds of one wait; beyond, the time stamps have leapt."""
 
     def __init__(self, speed: float, longest: float = math.inf):
         self.speed, self.longest = speed, longest
         self._start: float | None = None
 
     def wait(self, seconds: float, now: float) -> float:
-        """Seconds from now until the moment at `seconds` of the film is due."""
+        """Seconds from now until the frame at `seconds` of the recording is due."""
         if not self.speed:
             return 0.0
         if self._start is None:
             self._start = now - seconds / self.speed
         late = now - self._start - seconds / self.speed
-        if late > 1 or -late > self.longest:  # the machine slept or is too slow: do not run to catch up
+        if late > 1 or -late > self.longest:  # the machine slept or is too slow: no catching up
             self._start += late
             late = 0.0
         return max(0.0, -late)
 
 
 class FileClock:
-    """Seconds of a file's frames or packets from `start` on; they never go back."""
+    """Seconds of a file's frames or packets, from `start` on and never falling."""
 
     def __init__(self, stream: VideoStream, start: float = 0.0):
         self.start = self.last = start
@@ -266,23 +268,21 @@ class FileClock:
 
 
 def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> InputContainer:
-    """An av container of a device, stream or file, its decoder set to one thread without delay.
+    """Open a device, stream or file; its decoder has one thread and no delay.
 
-    stall: seconds after which opening, and each read of a stream, gives up with one of TIMED_OUT. Raises other
-    av.FFmpegError for what FFmpeg cannot do, and ValueError where there is no picture in it.
+    stall: seconds after which opening or one read gives up. Raises TIMED_OUT, av.FFmpegError, and ValueError where
+    there is no video.
     """
     what = kind(source)
     options: dict[str, str] = {}
-    address, form = source, None
-    if what == "device":
-        address, form = (f"/dev/video{source}" if source.isdigit() else source), "v4l2"
-    elif what == "stream":
-        # A stream has to show quickly what it is: a camera that comes back must be seen at once
+    address = f"/dev/video{source}" if source.isdigit() else source
+    if what == "stream":  # a camera that comes back must be seen at once
         options = {"probesize": PROBE, "analyzeduration": PROBE, "fpsprobesize": "0"}
         if source.startswith("rtsp"):
             options |= {"rtsp_transport": transport, "max_delay": "300000", "reorder_queue_size": "64"}
             options |= {"allowed_media_types": "video"}
-    timeout = None if what == "file" else (stall, 0.95 * stall)  # FFmpeg looks at its watch ten times a second
+    timeout = None if what == "file" else (stall, 0.95 * stall)  # FFmpeg checks ten times a second
+    form = "v4l2" if what == "device" else None
     container = decode.open_film(address, format=form, options=options, timeout=timeout)
     try:
         if not container.streams.video:
@@ -290,7 +290,7 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
         codec = container.streams.video[0].codec_context
         if codec is None:
             raise ValueError("its codec is unknown")
-        codec.thread_count, codec.thread_type = 1, "SLICE"  # threads of frames would each add a frame of delay
+        codec.thread_count, codec.thread_type = 1, "SLICE"  # each frame thread would add a frame of delay
         if what != "file":
             codec.flags |= LOW_DELAY
     except BaseException:
@@ -300,7 +300,7 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
 
 
 def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> Iterator[tuple[float, Picture]]:
-    """The moments of a toy or of a folder of pictures: (seconds, uint8 (H,W,3) RGB). warn: of pictures left out."""
+    """The frames of a toy or a folder of pictures: (seconds, RGB uint8 (H,W,3)). warn: of pictures left out."""
     if kind(source) == "toy":
         toy, start = Toy.parse(source), 0.0
         while True:
@@ -325,12 +325,13 @@ def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> I
 
 
 def frames(source: str, fps: float | None = None) -> Iterator[tuple[float, Picture]]:
-    """Every moment of a file, a folder or a toy, as a watch on it sees them: (seconds, RGB uint8 (H,W,3)).
+    """The frames that a watch on a file, folder or toy sees: (seconds, RGB uint8 (H,W,3)).
 
-    fps: at most so many a second of a film or toy; of a folder it is their pace (10 if None). An endless toy gives
-    60 s. Raises UserError for a live source and for a film that cannot be read.
+    fps: the most of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. Raises UserError for a
+    live source and for a film that cannot be read.
     """
-    what, limiter = kind(source), RateLimiter(fps)
+    what = kind(source)
+    limiter = RateLimiter(None if what == "folder" else fps)
     if what in ("device", "stream"):
         raise UserError(f"source = {redact(source)}: is live; a file, a folder or toy://driver is wanted here")
     if what in ("folder", "toy"):
@@ -338,7 +339,7 @@ def frames(source: str, fps: float | None = None) -> Iterator[tuple[float, Pictu
         for seconds, image in drawn(source, fps or 10.0, lambda _: None, loop=False):
             if seconds >= end:
                 return
-            if what == "folder" or limiter.due(seconds):
+            if limiter.due(seconds):
                 yield seconds, image
         return
     to_rgb = ToRgb()

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -189,3 +190,25 @@ def test_a_metronome_keeps_time_and_does_not_run_to_catch_up() -> None:
     assert PlaybackClock(0).wait(99, 0) == 0
     leaping = PlaybackClock(1, longest=3)
     assert [leaping.wait(0, 10), leaping.wait(2, 10), leaping.wait(5000, 12), leaping.wait(5001, 12)] == [0, 2, 0, 1]
+
+
+@pytest.mark.parametrize("wrong", ["toy://[x", "x" * 300, "a\0b"])
+def test_a_source_that_breaks_the_systems_calls_is_an_error_of_one_line(wrong: str) -> None:
+    with pytest.raises(UserError, match=r"\Asource = [^\n]{1,250}\Z"):
+        source.kind(wrong)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "words"),
+    [
+        ("/dev/video87", FileNotFoundError(2, "No such file or directory"), "no such webcam; this machine has"),
+        ("http://h/index.html", av.error.InvalidDataError(1, "Invalid data"), "perhaps a web page"),
+        ("rtsp://admin:hun#ter2@h/", OSError(5, "Input/output error"), "percent-encode the password"),
+        ("rtsp://admin:hun@ter2@h/", OSError(5, "Input/output error"), "percent-encode the password"),
+    ],
+)
+def test_a_source_that_does_not_open_says_what_to_do(address: str, error: OSError, words: str) -> None:
+    reason = source.open_error(error, address)
+    assert words in reason
+    assert "ter2" not in reason
+    assert "percent" not in source.open_error(error, "rtsp://admin:hun%40ter2@h/")
