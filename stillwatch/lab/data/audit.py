@@ -1,4 +1,4 @@
-"""Audit: what is wrong with a data set, before anything is learnt from it. Changes nothing and knows no net."""
+"""Audit: what is wrong with a data set. Changes nothing and knows no net."""
 
 import textwrap
 from bisect import bisect_left
@@ -51,7 +51,7 @@ class Negatives(Record):
 
 
 class Majority(Record):
-    """How well the most frequent training label does on test."""
+    """What the most frequent training label scores on test."""
 
     label: str
     accuracy: float
@@ -88,7 +88,7 @@ class AuditReport(Record):
 def cached_audit(
     store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str, progress: Progress = NO_PROGRESS
 ) -> AuditReport:
-    """audit() of a store's pictures, done once for the same pictures, splits, groups and labels."""
+    """audit() of a store, done once for the same pictures, splits, groups and labels."""
     key = [store.key, split, *labels]
     key += [f"{s.id}\t{s.label}\t{s.group}\t{s.split}\t{s.sequence}\t{s.time}\t{s.negative}" for s in samples]
     key += [f"{bad.file}\t{bad.reason}" for bad in store.skipped]
@@ -107,8 +107,8 @@ def audit(
 ) -> AuditReport:
     """Look for leaks, duplicates, imbalance and bad files.
 
-    samples: N, each with its split. clips: uint8 (N,T,H,W,C), aligned with them. split: the recipe's data.split, for
-    the wording. Raises ValueError where clips and samples differ in number.
+    samples: N, with their splits. clips: uint8 (N,T,H,W,C). split: the recipe's data.split. Raises ValueError where
+    clips and samples differ in number.
     """
     if len(samples) != len(clips):
         raise ValueError(f"{len(samples)} samples but {len(clips)} pictures")
@@ -173,9 +173,9 @@ def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> Majority | No
 
 
 def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | str:
-    """What test samples score with the label of the nearest training frame in time, or else train's majority label.
+    """What the label of the nearest training frame in time, or else train's majority label, scores on test.
 
-    Of two as near, the earlier counts. Returns the reason, a str, where there is no such figure.
+    Returns the reason, a str, where there is no such figure.
     """
     majority = _majority(samples, labels)
     if majority is None:
@@ -199,6 +199,7 @@ def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | st
         rows = train.get(sample.sequence, [])
         after = bisect_left(rows, sample.time, key=itemgetter(0))
         near = [(abs(time - sample.time), label) for time, label in rows[max(after - 1, 0) : after + 1]]
+        # Of two as near, the earlier
         gap, label = min(near, key=itemgetter(0), default=(None, majority.label))
         gaps += [gap] if gap is not None else []
         guesses.append(label)
@@ -213,7 +214,7 @@ def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | st
 
 
 def _scores(true: Sequence[str], guesses: Sequence[str], labels: Sequence[str]) -> tuple[float, float]:
-    """Accuracy and macro-F1."""
+    """Accuracy, macro-F1."""
     y, p = np.array([labels.index(label) for label in true]), np.eye(len(labels))[list(map(labels.index, guesses))]
     return metrics.accuracy(y, p), metrics.macro_f1(y, p)
 

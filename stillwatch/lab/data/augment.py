@@ -22,7 +22,7 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 def number(name: str) -> int:
-    """A sample's id -> the 64-bit number its draws are made from, the same on every machine."""
+    """A sample's id -> the 64-bit number its draws are made from."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
@@ -46,7 +46,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def crop(x: Tensor, u: Tensor, scale: Annotated[float, Field(ge=0.05, le=1)] = 0.7, ratio: float = 0.1) -> Tensor:
-    """Keep a window of `scale`..1 of the area, its aspect off by up to `ratio`, and stretch it (Szegedy 2014)."""
+    """Stretch a window of `scale`..1 of the area, its aspect off by up to `ratio` (Szegedy 2014)."""
     area = scale + (1 - scale) * u[:, 0]
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log1p(ratio))
     wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
@@ -58,7 +58,7 @@ def crop(x: Tensor, u: Tensor, scale: Annotated[float, Field(ge=0.05, le=1)] = 0
 
 
 def flip(x: Tensor, u: Tensor) -> Tensor:
-    """Mirror left and right. Only for tasks where both sides mean the same."""
+    """Mirror left and right, where both sides mean the same."""
     return x.flip(-1)
 
 
@@ -92,13 +92,13 @@ def noise(x: Tensor, u: Tensor, std: float = 8.0) -> Tensor:
 
 
 def blur(x: Tensor, u: Tensor) -> Tensor:
-    """Blend with the mean of the 3×3 neighbours: a lens a little out of focus."""
+    """Blend with the mean of the 3×3 neighbours."""
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return torch.lerp(x, soft, u[:, 0].view(-1, 1, 1, 1).to(x.dtype))
 
 
 def erase(x: Tensor, u: Tensor, area: Share = 0.15) -> Tensor:
-    """Paint one rectangle of up to `area` of the picture in one grey (Zhong et al. 2017)."""
+    """Paint a rectangle of up to `area` of the picture grey (Zhong et al. 2017)."""
     high, wide = x.shape[-2:]
     share = area * (0.2 + 0.8 * u[:, 0])
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log(3))
@@ -140,10 +140,7 @@ class Augment:
         return bool(self.steps or self.mixup)
 
     def __call__(self, x: Tensor, samples: NDArray[np.uint64], view: int) -> Tensor:
-        """x: uint8 (B,T,H,W,C); samples: (B,) from number(); view: which of a sample's looks. Returns the same shape.
-
-        The frames of a clip share one draw.
-        """
+        """x: uint8 (B,T,H,W,C), a clip's frames augmented alike; samples: (B,) from number(); view: of each sample."""
         if not self.steps:
             return x
         b, t, h, w, c = x.shape
@@ -159,9 +156,7 @@ class Augment:
         return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
     def partners(self, samples: NDArray[np.uint64], view: int, among: int) -> tuple[NDArray[np.int64], Draws]:
-        """mixup (Zhang et al. 2017): each sample's partner, one of `among` training rows (B,), and its own share (B,)
-        in [0.5, 1].
-        """
+        """mixup (Zhang et al. 2017): each sample's partner (B,) of `among` rows, and its own share (B,) in [0.5, 1]."""
         from scipy.special import betaincinv
 
         u = draws(self.seed, samples, view, "mixup", 2)

@@ -1,7 +1,4 @@
-"""What is computed once and kept on disk, keyed by all that went into it: pictures, teachers' outputs, records.
-
-An entry is written under a draft's name and renamed when whole, so a kill leaves none behind. Knows no loss.
-"""
+"""Cache: what is computed once and kept on disk, whole or not at all, keyed by all that went into it."""
 
 import hashlib
 import json
@@ -54,9 +51,9 @@ class Store:
 
 
 def pictures(found: Found, data: Data, workers: int | None = None, voice: Progress = NO_PROGRESS) -> Store:
-    """Decode every sample once to the recipe's size, keyed by the files' content.
+    """Decode every sample once, keyed by the files' content, in little memory.
 
-    Memory does not grow with the data. Raises UserError where more than data.max_bad of the samples cannot be used.
+    Raises UserError where more than data.max_bad of the samples cannot be used.
     """
     workers = workers or min(8, len(os.sched_getaffinity(0)))
     paths = sorted({sample.path for sample in found.samples})
@@ -86,11 +83,12 @@ def pictures(found: Found, data: Data, workers: int | None = None, voice: Progre
 
 
 def _decode_all(samples: list[Sample], data: Data, size: int, draft: Path, workers: int, progress: Progress) -> None:
-    """Write each sample's `size` bytes in its row of pixels.u8, by threads: OpenCV and FFmpeg release the GIL."""
+    """Write each sample's `size` bytes in its row of pixels.u8."""
     by_file = [list(group) for _, group in groupby(samples, key=lambda sample: sample.path)]
     starts = np.cumsum([0, *map(len, by_file)]).tolist()
     ids: list[str | None] = [None] * len(samples)  # by row; None: bad
     skipped: list[tuple[str, str]] = []
+    # OpenCV and FFmpeg release the GIL
     with (draft / "pixels.u8").open("w+b") as file, ThreadPoolExecutor(workers) as pool:
         number = file.fileno()
 
@@ -131,10 +129,9 @@ def outputs(
     what: str = "teacher",
     batch: int = 64,
 ) -> dict[str, NDArray[np.floating]]:
-    """compute(rows, view) -> tensors (B,...) by name, done once: name -> (V,N,...) memory-mapped.
+    """compute(rows, view) -> tensors (B,...) by name, done once: name -> (V,N,...), memory-mapped fp16.
 
-    key: whatever the values depend on (weights, data, augmentation, seed). Arrays are fp16, or fp32 where a value is
-    beyond its range.
+    key: all that the values depend on. Arrays with a value beyond fp16's range are fp32.
     """
     folder = home() / what / short([str(FORMAT), str(count), str(views), *key])
     if not folder.is_dir():
@@ -161,7 +158,7 @@ def outputs(
 
 
 def record(what: str, key: Sequence[str], model: type[M], compute: Callable[[], M]) -> M:
-    """compute(), done once for a key and kept as JSON; an entry that cannot be read as `model` is computed again."""
+    """compute(), done once for a key and kept as JSON, and again where that is not a `model`."""
     path = home() / what / f"{short([str(FORMAT), *key])}.json"
     try:
         return model.model_validate_json(path.read_bytes())
@@ -173,7 +170,7 @@ def record(what: str, key: Sequence[str], model: type[M], compute: Callable[[], 
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """A short name for a state dict's content: equal weights, equal name."""
+    """A short name for a state dict's content."""
     state = blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         state.update(name.encode())
@@ -198,7 +195,7 @@ def _file_digest(path: Path) -> str:
 
 @contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` when the body ends well. Drafts of dead processes are swept away."""
+    """A folder to fill, which becomes `folder` when the body ends well. Removes drafts of dead processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob(f".{folder.name}.*"):
         if not alive(int(old.name.rpartition(".")[2])):

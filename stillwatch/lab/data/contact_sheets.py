@@ -1,4 +1,4 @@
-"""Contact sheets: a picture for people, a class, of what a data set holds. Knows no net."""
+"""Contact sheets: what a data set holds, one picture a class. Knows no net."""
 
 import re
 from collections import defaultdict
@@ -58,7 +58,7 @@ def contact_sheets(
 
 
 def sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """Tiles of the samples' middle frames under a title: uint8 (H,W,3) BGR."""
+    """Tiles of the middle frames: uint8 (H,W,3) BGR."""
     _, frames, height, width, _ = clips.shape
     tile = max(1, round(TILE * height / width))
     columns, lines = min(COLUMNS, len(samples)), -(-len(samples) // COLUMNS)

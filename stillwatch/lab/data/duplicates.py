@@ -110,10 +110,8 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
 
 
 def fingerprints(clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Ints, Pictures, Floats]:
-    """Of each picture: (N,) a number for its bytes, (N,32,32) a gray thumbnail of its middle frame, (N,) the
-    thumbnail's contrast (mean absolute deviation).
-
-    Thumbnails lie in a temporary file, so memory stays flat.
+    """Of each picture: a number for its bytes (N,), its middle frame's gray thumbnail (N,32,32), in a temporary file,
+    and its contrast (N,), the mean absolute deviation.
     """
     count = len(clips)
     known: dict[bytes, int] = {}
@@ -132,8 +130,8 @@ def fingerprints(clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Int
 def hashes(thumbs: Pictures, rows: Ints | None = None, mirrored: bool = False) -> Codes:
     """Difference hash, 128 bits as (N,2) uint64: is each of 8×8 cells brighter than its left, its upper neighbour?
 
-    thumbs: uint8 (N,32,32). rows: those to hash, all where None. mirrored: hash them flipped left to right. After
-    N. Krawetz, "Kind of like that" (2013), with a margin of half a gray level against noise.
+    thumbs: uint8 (N,32,32). rows: those to hash. mirrored: left to right. After N. Krawetz, "Kind of like that"
+    (2013), with a margin of half a gray level against noise.
     """
     rows = np.arange(len(thumbs)) if rows is None else rows
     codes = np.zeros((len(rows), 2), np.uint64)
@@ -149,7 +147,7 @@ def hashes(thumbs: Pictures, rows: Ints | None = None, mirrored: bool = False) -
 
 @dataclass(frozen=True)
 class Unique:
-    """Samples with the same bytes, split and label, as one: a thousand black frames are a single row (U)."""
+    """Samples with the same bytes, split and label, as one (U)."""
 
     first: Ints  # (U,) a member
     last: Ints  # (U,) another member where there are several
@@ -163,7 +161,7 @@ class Unique:
 
 
 def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints, limit: Floats) -> Ints:
-    """The pairs that mirror each other: each the other's best mirrored partner, and unlike unmirrored."""
+    """Pairs that are each other's best mirrored partner, and unlike unmirrored."""
     pairs = pairs[unique.content[pairs[:, 0]] != unique.content[pairs[:, 1]]]
     flipped = _difference(thumbs, unique.first[pairs], mirrored=True)
     alike = flipped <= limit[pairs[:, 0]]
@@ -191,7 +189,7 @@ def _search(queries: Codes, base: Codes, split: Ints, progress: Progress) -> Int
 def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PROGRESS) -> Ints:
     """For each query hash (Q,2) its closest in the base (B,2), at most KEPT within RADIUS: row numbers (P,2).
 
-    exclude: (Q,) the row of the base that a query is not paired with, or -1. About 2 ns a pair; memory O(Q + B).
+    exclude: (Q,) the row of the base that a query is not paired with, or -1. Memory O(Q + B).
     """
     high, low = np.ascontiguousarray(base.T)
     pairs = [np.zeros((0, 2), np.int64)]
@@ -207,7 +205,7 @@ def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PR
 
 
 def _difference(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
-    """Mean absolute difference, in gray levels, of each pair's thumbnails, the first flipped or not."""
+    """Mean absolute difference, in gray levels, of each pair's thumbnails."""
     out = np.zeros(len(pairs))
     for start in range(0, len(pairs), BLOCK):
         first, second = (thumbs[rows] for rows in pairs[start : start + BLOCK].T)
@@ -220,7 +218,7 @@ def _difference(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats
 
 
 def _count(samples: Sequence[Sample], unique: Unique, pairs: Ints) -> tuple[Counts, int, list[list[str]]]:
-    """Pairs -> counts, how many samples have a duplicate of another label, and examples of those."""
+    """Counts, samples with a duplicate of another label, and examples of those."""
     a, b = np.concatenate([pairs, pairs[:, ::-1]]).T
     same = unique.split[a] == unique.split[b]
     leak = (unique.split[a] == SPLITS.index("test")) & (unique.split[b] == SPLITS.index("train"))

@@ -1,4 +1,4 @@
-"""Reader: gathers the samples of a recipe's data, and decodes them. Writes nothing, and knows no net."""
+"""Reader: gathers the samples of a recipe's data, and decodes them. Writes nothing."""
 
 import re
 from collections import defaultdict
@@ -20,10 +20,10 @@ __all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather"]
 
 
 def gather(recipe: Recipe) -> Found:
-    """All samples of the recipe's data, each with its group, and what was skipped with the reason.
+    """All samples of the recipe's data with their groups, and what was skipped.
 
-    Raises UserError for a missing root, an unknown source or option, a group that no file has, labels that do not
-    agree with the recipe's, and for nothing found at all.
+    Raises UserError for a missing root, an unknown source or option, a group that no file has, labels other than the
+    recipe's, and nothing found.
     """
     data, labels = recipe.data, recipe.labels
     source = bind(SOURCES, data.source, 2, "data.source", "data.source")
@@ -63,7 +63,7 @@ def _check_folder(key: str, path: Path) -> None:
 
 
 def _give_groups(found: Found, rule: str) -> None:
-    """Skip samples without a group. A rule that is a regex is looked for in the file's own name, then in its path."""
+    """Skip samples without a group. A regex is looked for in the file's name, then in its path."""
     if rule != "folder" and not rule.startswith("column:"):
         advice = 'else it is "folder" or "column:NAME"'
         try:
@@ -86,10 +86,7 @@ def _give_groups(found: Found, rule: str) -> None:
 
 
 def _negatives(root: Path, labels: tuple[str, ...]) -> Found:
-    """root/LABEL/CAMERA/*.jpg, false alarms as the cameras filed them: LABEL is what the pictures truly show.
-
-    All are for training, each camera a group.
-    """
+    """root/LABEL/CAMERA/*.jpg, filed false alarms: LABEL is what they truly show."""
     _check_folder("data.negatives", root)
     for folder in subfolders(root):
         if folder.name not in labels:
@@ -103,10 +100,9 @@ def _negatives(root: Path, labels: tuple[str, ...]) -> Found:
 
 
 def decode(samples: Sequence[Sample], data: Data) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
-    """The pixels of samples that share one file, which is opened once.
+    """The pixels of samples that share one file: uint8 (T,h,w,C) of data.hw and data.channels, or the reason, a str.
 
-    Yields each sample with uint8 (T,h,w,C) RGB or gray, of data.hw and data.channels, or with the reason, a str, why
-    it cannot be read. Raises nothing for a bad file.
+    Opens the file once, and raises nothing for a bad one.
     """
 
     def fit(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

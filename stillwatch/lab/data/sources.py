@@ -99,7 +99,7 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
 
 
 def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None]:
-    """One line of `_annotations.txt` -> file, label and box; or file, the reason why not, and None."""
+    """One line -> file, label and box; or file, the reason why not, and None."""
     match = ANNOTATION.fullmatch(line)
     if not match:
         lone = line.lower().endswith(PICTURES)  # the name may hold spaces
@@ -141,7 +141,7 @@ def folders(data: Data, labels: tuple[str, ...]) -> Found:
 
 
 def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: list[Skipped]) -> list[Sample]:
-    """The files of class folders, in order of name, with official splits where split folders are there."""
+    """The files of class folders, and of split folders where there are any."""
     tops = [top for top in subfolders(data.root) if top.name in SPLIT_NAMES and top.name not in labels]
     places = [(SPLIT_NAMES[top.name], folder) for top in tops for folder in subfolders(top)]
     rows = []
@@ -188,7 +188,7 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count
 def idx(data: Data, labels: tuple[str, ...]) -> Found:
     """The IDX pairs of MNIST (`train-images-idx3-ubyte[.gz]`, `t10k-...` or `test-...`), LeCun et al. 1998.
 
-    The label is the number as text. Raises UserError for a file that is none, or counts otherwise than its partner.
+    The label is the number as text. Raises UserError for a bad file, and partners that differ in number.
     """
     found, pairs = Found(), 0
     names = sorted(path.name for path in data.root.iterdir() if path.is_file())
@@ -254,7 +254,7 @@ def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Fou
 
 
 def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: list[Skipped]) -> list[Sample]:
-    """The rows of a CSV whose column `key` names a file. Raises UserError for a table that is none, or mostly wrong."""
+    """The rows of a CSV whose column `key` names a file. Raises UserError for one that is none, or mostly wrong."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle, restval="")
@@ -289,7 +289,7 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
 
 
 def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) -> Sample | Skipped:
-    """One row of a CSV, checked: the file is there and inside root, and every cell can be understood."""
+    """One row of a CSV, or what is wrong with it."""
     root = Path(os.path.abspath(data.root))  # noqa: PTH100  links inside root may lead elsewhere: that is the owner's wish
     full = Path(os.path.normpath(os.path.join(os.path.abspath(table.parent), name)))  # noqa: PTH100, PTH118
     if not name or "\0" in name:
@@ -361,7 +361,7 @@ def drawn(
 
 
 def _once(rows: Iterable[Sample], skipped: list[Skipped]) -> list[Sample]:
-    """Rows whose file is named once; a second naming is skipped, and so is a file that has two labels."""
+    """Each file once: skips a second naming, and a file with two labels."""
     by_file: dict[str, list[Sample]] = defaultdict(list)
     for row in rows:
         by_file[row.id].append(row)
@@ -381,7 +381,7 @@ def subfolders(root: Path) -> Iterator[Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text table, stripped; bytes that are no UTF-8 match nothing. Raises UserError."""
+    """The stripped lines of a text table; bytes that are no UTF-8 match nothing."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n")
     except OSError as error:

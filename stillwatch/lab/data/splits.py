@@ -16,12 +16,11 @@ LONG = 8  # a recording whose share is at least so many samples gives a block of
 
 
 def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
-    """Give each sample its split, the same one for the same samples and data.seed in whatever order they come.
+    """Give each sample its split, whatever their order; negatives are always train, and move no other sample.
 
     official: as the source says; valid is taken out of train where the source has none.
-    grouped: test is fold `fold` of sklearn's StratifiedGroupKFold; valid is the next fold, or a share of train.
-    ratio: the same without groups, so that neighbours may sit on both sides.
-    Negatives are always train, and move no other sample. Raises UserError for a split that cannot be made.
+    grouped: test is fold `fold` of StratifiedGroupKFold; valid is the next fold, or a share of train.
+    ratio: the same without groups. Raises UserError for a split that cannot be made.
     """
     ordered = sorted((sample for sample in samples if not sample.negative), key=lambda sample: sample.id)
     splits = [sample.split for sample in ordered]
