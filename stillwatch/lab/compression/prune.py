@@ -1,4 +1,4 @@
-"""Prune: a student made narrower where that hurts least, fine-tuned under its own teacher between the steps.
+"""Prune: makes a student narrower where that hurts least, and fine-tunes it under its own teacher between the steps.
 
 Makes a run of kind "pruned", and the baseline to beat, of kind "narrow": the net at one width multiplier.
 """
@@ -14,18 +14,8 @@ from torch import nn
 from stillwatch.errors import UserError, one_line
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import pipeline
-from stillwatch.lab.training.runs import (
-    RunOptions,
-    create_or_resume,
-    load_net,
-    matching_runs,
-    predictor,
-    recording_failure,
-    require_finished,
-    save_split_predictions,
-    teacher_of,
-)
+from stillwatch.lab.training import pipeline, runs
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.recipe import Fit
 from stillwatch.run import Run
 
@@ -39,13 +29,13 @@ Layer: TypeAlias = nn.Conv2d | nn.Linear
 def prune(parent: Run, options: RunOptions) -> Run:
     """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the run, finished.
 
-    Channels are ranked by the norm of the group of weights that falls with them (Fang et al. 2023, DepGraph, arXiv
-    2301.12900), among layers that are wired alike (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616), and removed
-    in recipe.prune.steps equal steps, each fine-tuned under the parent's losses and teacher. Resumes an interrupted
-    run. Raises UserError, and makes nothing, for no finished student, changed data, or a prune.keep out of reach.
+    Ranks channels by the norm of the weights that fall with them (Fang et al. 2023, DepGraph, arXiv 2301.12900) among
+    layers wired alike (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616), in recipe.prune.steps equal steps, each
+    fine-tuned. Resumes an interrupted run. Raises UserError, and makes nothing, for no finished student, for changed
+    data, or where prune.keep is out of reach.
     """
-    require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
-    recipe, net = parent.recipe, load_net(parent)
+    runs.require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
+    recipe, net = parent.recipe, runs.load_net(parent)
     if net.cut:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
     data, asked = dataset_of(parent, options.voice), recipe.prune
@@ -65,7 +55,7 @@ def prune(parent: Run, options: RunOptions) -> Run:
 
     # ---- the steps, but for a run that was interrupted between them and its baseline
     run = None
-    for old in matching_runs(recipe, "pruned", parent, data, options) if asked.narrow else ():
+    for old in runs.matching_runs(recipe, "pruned", parent, data, options) if asked.narrow else ():
         if old.info.status == "done" and not old.info.narrow:
             options.voice.say(f"{old.path} is there; its baseline is not")
             run = old
@@ -79,20 +69,20 @@ def prune(parent: Run, options: RunOptions) -> Run:
 def _prune_steps(
     parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, options: RunOptions
 ) -> Run:
-    """The steps: each in a folder of its own, the last in the run itself, so that it looks like any other."""
-    recipe, teacher = parent.recipe, teacher_of(parent)
+    """Run the steps: each in a folder of its own, the last in the run itself, so that it looks like any other."""
+    recipe, teacher = parent.recipe, runs.teacher_of(parent)
     plan, size = recipe.fit_in("prune"), (recipe.data.hw, recipe.data.channels)
-    accelerator, teacher_net = pipeline.device(plan), load_net(teacher) if teacher else None
+    accelerator, teacher_net = pipeline.device(plan), runs.load_net(teacher) if teacher else None
     before, widths = nets.cost(net, *size), layer_widths(net)
     name = teacher.path.name if teacher else None
-    run = create_or_resume(recipe, "pruned", parent, data, accelerator, options, teacher=name)
+    run = runs.create_or_resume(recipe, "pruned", parent, data, accelerator, options, teacher=name)
     steps = list(run.info.steps)
-    with recording_failure(run, accelerator):
+    with runs.recording_failure(run, accelerator):
         for number, goal in enumerate(goals, 1):
             place = run if number == len(goals) else Run(run.path / f"step-{number}", run.info)
             place.path.mkdir(exist_ok=True)
             if number <= len(steps):  # trained before the run was interrupted
-                net = load_net(place)
+                net = runs.load_net(place)
                 continue
             narrow(net, data, *goal, recipe.prune.round_to)
             cost = nets.cost(net, *size)
@@ -108,22 +98,22 @@ def _prune_steps(
             keep = {"asked": recipe.prune.keep, "size": recipe.prune.size, **reached}
             changed = {"before": widths, "after": layer_widths(net)}
             run.note(steps=steps, cost=cost, before=before, keep=keep, widths=changed)
-        save_split_predictions(run, data, predictor(net), options.voice)
+        runs.save_split_predictions(run, data, runs.predictor(net), options.voice)
         run.finish(best=steps[-1]["valid"], epochs=steps[-1]["epochs"])
     return run
 
 
 def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Run:
-    """The narrower student that pruning has to beat: at least its arithmetic, as many epochs, the same teacher.
+    """The narrower student that pruning has to beat: as much arithmetic, as many epochs, the same teacher.
 
-    It starts from the strongest channels of the student's first weights. A finished one is taken as it is.
+    Starts from the strongest channels of the student's first weights. A finished one is reused.
     """
-    recipe, teacher = parent.recipe, teacher_of(parent)
+    recipe, teacher = parent.recipe, runs.teacher_of(parent)
     target, epochs = pruned.info.cost["macs"], epochs_in_all(pruned)
     plan = Fit.model_validate(recipe.fit_of("student").model_dump() | {"epochs": epochs})
     accelerator = pipeline.device(plan)
     about = {"teacher": teacher.path.name if teacher else None, "target": target, "planned": epochs}
-    for old in matching_runs(recipe, "narrow", teacher, data, options, **about):
+    for old in runs.matching_runs(recipe, "narrow", teacher, data, options, **about):
         if old.info.status == "done":
             options.voice.say(f"the narrower baseline is there: {old.path}")
             return old
@@ -131,19 +121,19 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
     net = nets.build(recipe.student.net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     width = multiply(net, data, target, recipe.prune.round_to)
     options.voice.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
-    teacher_net = load_net(teacher) if teacher else None
+    teacher_net = runs.load_net(teacher) if teacher else None
     step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
-    run = create_or_resume(recipe, "narrow", teacher, data, accelerator, options, **about, width=width)
-    with recording_failure(run, accelerator):
+    run = runs.create_or_resume(recipe, "narrow", teacher, data, accelerator, options, **about, width=width)
+    with runs.recording_failure(run, accelerator):
         run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layer_widths(net)})
         best = pipeline.train(step, data, teacher_net, plan, run, accelerator, options.voice)
-        save_split_predictions(run, data, predictor(net), options.voice)
+        runs.save_split_predictions(run, data, runs.predictor(net), options.voice)
         run.finish(best=best, epochs=len(run.history()))
     return run
 
 
 def epochs_in_all(run: Run) -> int:
-    """Epochs of a student, of each step of its pruning, and of the pruned runs that it came from."""
+    """Epochs of a student: of its steps, and of the pruned runs that it came from."""
     own = len(run.history()) + sum(len(Run(part).history()) for part in run.path.glob("step-*"))
     return own + (epochs_in_all(Run.open(run.path.parent / f"{run.info.parent}")) if run.info.kind == "pruned" else 0)
 
@@ -160,8 +150,7 @@ def _layers(net: nn.Module) -> dict[str, Layer]:
 def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, round_to: int) -> None:
     """Remove the least important channels until the net, now on the CPU, needs at most so many MACs and parameters.
 
-    Parameters still too many go from layers that give vectors (the last 1×1 convolution, squeeze-and-excitation),
-    which cost next to no arithmetic. Raises UserError where either cannot be reached.
+    Raises UserError where either cannot be reached.
     """
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
     places = dict.fromkeys(_layers(net.cpu()).values(), 0)  # in one picture: 1 where the layer gives a vector
@@ -180,6 +169,7 @@ def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, roun
         return {"macs": macs, "params": sum(p.numel() for p in net.parameters())}
 
     other_macs = nets.cost(net, hw, channels)["macs"] - count()["macs"]
+    # Parameters go from layers that give vectors (the last 1×1 convolution, squeeze-and-excitation): next to no MACs
     maps = [layer for layer, number in places.items() if number > 1]
     for key, target, kept in (("macs", macs - other_macs, []), ("params", params, maps)):
         if (left := count()[key]) > target:
@@ -196,7 +186,7 @@ def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, roun
 
 
 def _removals(net: nets.Classifier, pruner: Any, deepest: float) -> Iterator[None]:
-    """Remove the next channels, one group after the other, but never more than this share of a layer."""
+    """Remove the next channels, but never more than this share of a layer."""
     floor: dict[nn.Module, float] = {layer: (1 - deepest) * len(layer.weight) for layer in _layers(net).values()}
     for _ in range(GRAIN):
         for group in pruner.step(interactive=True):
@@ -207,11 +197,7 @@ def _removals(net: nets.Classifier, pruner: Any, deepest: float) -> Iterator[Non
 
 
 def multiply(net: nets.Classifier, data: Dataset, target: float, round_to: int) -> float:
-    """Bring every layer to one share of its width, the smallest that still needs `target` MACs; returns that share.
-
-    Widths are rounded to a multiple of round_to, to the nearest as MobileNets do or down, whichever comes nearer to the
-    target: V3-small 0.75 misses 0.6 of its arithmetic by an eighth to the nearest, by 3 % down.
-    """
+    """Bring every layer to one share of its width, the smallest that still needs `target` MACs; returns that share."""
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
 
     def at(width: float, half: float) -> nets.Classifier:
@@ -225,6 +211,8 @@ def multiply(net: nets.Classifier, data: Dataset, target: float, round_to: int) 
         nets.settle_norms(trial, hw, channels)
         return trial
 
+    # Rounded to the nearest as MobileNets do or down, whichever comes nearer: V3-small 0.75 misses 0.6 of its
+    # arithmetic by an eighth to the nearest, by 3 % down
     least, chosen, before = nets.cost(net, hw, channels)["macs"], net, layer_widths(net)
     for half in (0.5, 0.0):
         low, high = 0.0, 1.0
@@ -252,7 +240,7 @@ def _pruner(
     round_to: int,
     kept: Sequence[nn.Module],
 ) -> Any:
-    """share: what goes of each layer, or of all, then ranked as one. kept: layers whose outputs stay, as the head's."""
+    """share: what goes of each layer, or of all, then ranked as one. kept: layers whose outputs stay."""
     ranked = not isinstance(share, dict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what torch deprecates, and names parameters without a layer

@@ -1,6 +1,6 @@
 """Post-training quantisation: a float ONNX graph -> the same graph with INT8 weights and activations, by NNCF.
 
-Imports no run and no data set: what the result is worth is quantise's to judge.
+Imports no run and no data set: quantise judges the result.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -42,7 +41,7 @@ class QuantConfig(NamedTuple):
 
 
 class Control(NamedTuple):
-    """Accuracy-aware: layers go back to float, the most harmful first, until check falls by at most max_drop."""
+    """Accuracy-aware: the most harmful layers go back to float until check falls by at most max_drop."""
 
     check: Check
     rows: Sequence[int]  # of the validation split
@@ -56,14 +55,19 @@ def quantise_file(
     """Quantise the weights (per output channel, symmetric) and activations (affine) of source into target.
 
     rows, frame: the calibration frames. Depthwise convolutions get an activation scale a channel unless config.plain.
-    Biases absorb each layer's mean error (Nagel et al. 2019, Data-Free Quantization, §4.2). Without control every layer
-    but the front and what follows the last is quantised.
+    Biases absorb each layer's mean error (Nagel et al. 2019, Data-Free Quantization, §4.2).
     """
     model = onnx.load(source)
     for tensor in _large(model):  # rounded as it will be stored, so that what is calibrated and checked is written
         values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    with _nncf() as nncf:
+    with telemetry.refused(), contextlib.redirect_stdout(io.StringIO()):  # no progress bars, and nobody is told
+        # NNCF imports torch's compiler of extensions, which remarks on a machine without CUDA
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        import nncf
+        from nncf.quantization.advanced_parameters import QuantizationParameters
+
+        nncf.set_log_level(logging.ERROR)
         settings = {
             "preset": nncf.QuantizationPreset.MIXED,
             "subset_size": len(rows),
@@ -73,8 +77,6 @@ def quantise_file(
         calibration = nncf.Dataset(rows, lambda row: {"frames": frame(row)})
         advanced = nncf.AdvancedQuantizationParameters()
         if config.plain:
-            from nncf.quantization.advanced_parameters import QuantizationParameters
-
             advanced.activations_quantization_params = QuantizationParameters(per_channel=False)
         if control is None:
             made = nncf.quantize(model, calibration, advanced_parameters=advanced, **settings)
@@ -110,7 +112,7 @@ def _save(model: onnx.ModelProto, target: Path) -> Path:
 
 
 def ignored(model: onnx.ModelProto, config: QuantConfig) -> list[str]:
-    """Names of the nodes that stay float: the front, what follows the last layer, and what the config says."""
+    """Names of the nodes that stay float: before the first layer, after the last, and what config says."""
     nodes = list(model.graph.node)
     heavy = [number for number, node in enumerate(nodes) if node.op_type in HEAVY]
     names = [node.name for node in (*nodes[: heavy[0]], *nodes[heavy[-1] + 1 :])]
@@ -124,7 +126,7 @@ def ignored(model: onnx.ModelProto, config: QuantConfig) -> list[str]:
 def squeezes(model: onnx.ModelProto) -> list[str]:
     """The nodes of all squeeze-and-excitation blocks (Hu et al. 2018), pool and product included.
 
-    A block is the product of a map and of what follows, through a pool, from that very map and constants.
+    A block is the product of a map and of what follows, through a pool, from that map and constants alone.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     found: list[str] = []
@@ -147,11 +149,7 @@ def squeezes(model: onnx.ModelProto) -> list[str]:
 
 
 def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every activation as uint8, but those with a scale a channel as int8: zero points move by 128, values stay.
-
-    ONNX Runtime runs a convolution in INT8 only where input and output are of one type, on x86 unsigned. Where the
-    input has a scale a channel it tries as well, and fails at the first picture (1.32): there the types must differ.
-    """
+    """Every activation as uint8, but those with a scale a channel as int8: zero points move by 128, values stay."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     activations = set[str]()
     added: dict[str, TensorProto] = {}
@@ -161,6 +159,8 @@ def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
         elif node.op_type != "DequantizeLinear" or node.input[0] not in activations:
             continue
         zero = numpy_helper.to_array(constants[node.input[2]])
+        # ONNX Runtime runs a convolution in INT8 only where input and output are of one type, on x86 unsigned. Where
+        # the input has a scale a channel it tries too, and fails at the first picture (1.32): there the types differ
         wanted, move = (np.int8, -128) if zero.size > 1 else (np.uint8, 128)
         if zero.dtype != wanted:
             name = f"{node.input[2]}_moved"
@@ -171,7 +171,7 @@ def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store float weights as float16 behind a cast, which runtimes fold away: a third of MobileNetV3-small's file."""
+    """Store float weights as float16 behind a cast, which runtimes fold: a third of MobileNetV3-small's file."""
     nodes = []
     for tensor in _large(model):
         nodes.append(helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=TensorProto.FLOAT))
@@ -184,20 +184,8 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _large(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Float weights worth storing in half that half can hold; biases, which NNCF corrects, are not among them."""
+    """Float weights that are worth storing in half and fit; biases, which NNCF corrects, do not count."""
     for tensor in model.graph.initializer:
         large = len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
         if tensor.data_type == TensorProto.FLOAT and large and np.abs(numpy_helper.to_array(tensor)).max() < HALF:
             yield tensor
-
-
-@contextlib.contextmanager
-def _nncf() -> Iterator[ModuleType]:
-    """NNCF without progress bars and log lines on stdout, and without telemetry."""
-    with telemetry.refused(), contextlib.redirect_stdout(io.StringIO()):
-        # NNCF imports torch's compiler of extensions, which remarks on a machine without CUDA
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        import nncf
-
-        nncf.set_log_level(logging.ERROR)
-        yield nncf

@@ -37,8 +37,7 @@ def learn(
 ) -> None:
     """Fine-tune net under fake quantisation, in place, its batch norms folded first as INT8 will have them.
 
-    teacher: a float net; without it, only the losses that need none are used. config: what stays float. run: holds the
-    training's state, from which it resumes.
+    teacher: float; None leaves the losses that need one out. run: holds the state that training resumes from.
     Jacob et al. 2018, Quantization and Training of Neural Networks, §3 (arXiv 1712.05877), with a scale a channel.
     """
     torch.manual_seed(plan.seed)
@@ -52,9 +51,9 @@ def learn(
 
 @torch.no_grad()
 def fold(net: Classifier, example: Tensor) -> None:
-    """Fold every batch norm into the convolution whose output it takes, in place; the norm's own activation stays.
+    """Fold every batch norm into the convolution before it, in place; the norm's own activation stays.
 
-    example: uint8 (B,H,W,C), which goes through. Raises UserError where the folded net gives other answers.
+    example: uint8 (B,H,W,C). Raises UserError where the folded net gives other answers.
     """
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept, so that no other gets its id
     pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
@@ -86,7 +85,7 @@ def fold(net: Classifier, example: Tensor) -> None:
 
 
 class WeightQuantizer(nn.Module):
-    """A weight (outputs,…) on the INT8 grid, symmetric, one scale an output; its gradient goes straight through."""
+    """A weight on the INT8 grid, symmetric, one scale an output; straight-through gradient."""
 
     def forward(self, weight: Tensor) -> Tensor:
         top = weight.detach().abs().flatten(1).amax(1).clamp_min(LEAST)
@@ -126,7 +125,7 @@ class ActivationQuantizer(nn.Module):
 
 
 def insert_fake_quant(net: Classifier, config: QuantConfig) -> Hooks:
-    """Put fake quantisation before and into every layer that INT8 will take; returns what undoes it."""
+    """Put fake quantisation before and into every layer that INT8 takes; returns what undoes it."""
     hooks: Hooks = []
     for layer in quantised_layers(net, config):
         channels = layer.groups if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels else 1
@@ -147,7 +146,7 @@ def remove_fake_quant(hooks: Hooks) -> None:
 
 
 def quantised_layers(net: Classifier, config: QuantConfig) -> Iterator[Layer]:
-    """Convolutions and linear layers in order, but frozen ones, squeeze-and-excitation's, and what stays float."""
+    """Convolutions and linear layers in order, but those frozen, in squeeze-and-excitation, or kept float."""
     squeezes = tuple(
         f"{name}."
         for name, module in net.named_modules()

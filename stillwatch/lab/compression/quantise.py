@@ -25,18 +25,8 @@ from stillwatch.lab.compression.ptq import Control, QuantConfig
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export import exporters
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import pipeline
-from stillwatch.lab.training.runs import (
-    TRAINED,
-    Predict,
-    RunOptions,
-    create_or_resume,
-    load_net,
-    recording_failure,
-    require_finished,
-    save_split_predictions,
-    teacher_of,
-)
+from stillwatch.lab.training import pipeline, runs
+from stillwatch.lab.training.runs import Predict, RunOptions
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 RUNTIMES = ("onnxruntime", "openvino")  # those that read ONNX, by the name of their module
@@ -46,7 +36,7 @@ FIGURES = ("macro_f1", "accuracy", "balanced_accuracy", "loss", "ece")
 
 @dataclass(frozen=True)
 class StageResult:
-    """One file that was tried: a row of run.json's `stages`, and what it gives on validation."""
+    """One file that was tried: a row of run.json's `stages`, and its validation probabilities."""
 
     name: str
     precision: str
@@ -69,7 +59,7 @@ class StageResult:
 
     @property
     def share(self) -> float:
-        """Its time as a share of the float file's in the same race: what can be compared between races."""
+        """Its time as a share of the float file's, which can be compared between races."""
         return self.ms / self.fp32_ms
 
     def row(self) -> dict[str, Any]:
@@ -85,7 +75,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Judges every stage: on the validation split, and in a race with the float file."""
+    """Judges every stage on validation, and in a race with the float file."""
 
     data: Dataset
     max_drop: float  # points of macro-F1
@@ -98,7 +88,7 @@ class Evaluator:
         return np.concatenate([fn(self.frame(row)) for row in rows])
 
     def opened(self, file: Path) -> tuple[dict[str, Predict], dict[str, str]]:
-        """The file in each installed runtime that reads it, and why the others do not."""
+        """The file in each installed runtime that reads it, and why others do not."""
         opened: dict[str, Predict] = {}
         refused: dict[str, str] = {}
         for runtime in RUNTIMES:
@@ -177,17 +167,16 @@ class Evaluator:
 
 
 def quantise(run: Run, root: Path | str = "runs", voice: Progress = NO_PROGRESS) -> Run:
-    """Bring a finished run's net to INT8 as its recipe's [quantise] says. Returns the new run, finished.
+    """Bring a finished run's net to INT8 as its recipe's [quantise] says; returns the new run, finished.
 
-    info.stages has a row for each StageResult. The best one's file is always there, at the temperature of the run's
-    other files; info.kept says whether it may leave, info.why why not.
-    Raises UserError for a run that is not finished or has no net, and for data that have changed since.
+    info.stages has a row for each StageResult. The best file is always there; info.kept and info.why say whether it may
+    leave. Raises UserError for a run that is not finished or has no net, and for changed data.
     """
-    require_finished(run, TRAINED, f"one of a net: {', '.join(TRAINED)}")
+    runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
     recipe, data = run.recipe, dataset_of(run, voice)
     evaluator = Evaluator(data, recipe.quantise.max_drop)
-    teacher, accelerator = teacher_of(run), pipeline.device(recipe.fit_in("quantise"))
-    made = create_or_resume(
+    teacher, accelerator = runs.teacher_of(run), pipeline.device(recipe.fit_in("quantise"))
+    made = runs.create_or_resume(
         recipe,
         "quantised",
         run,
@@ -197,14 +186,14 @@ def quantise(run: Run, root: Path | str = "runs", voice: Progress = NO_PROGRESS)
         teacher=teacher.path.name if teacher else None,
         temperature=exporters.temperature_of(run),
     )
-    with recording_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
+    with runs.recording_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
         calibration = spread(data, recipe.quantise.frames)
-        reference = evaluator.judge("fp32", _export_float(load_net(run), run, data, Path(scratch) / "fp32.onnx"))
+        reference = evaluator.judge("fp32", _export_float(runs.load_net(run), run, data, Path(scratch) / "fp32.onnx"))
         stages = _stages(evaluator, reference, calibration, run, made, voice)
         best = evaluator.best(stages)
         made.save(INT8, partial(shutil.copyfile, best.file))
         fn = runtimes.open(made.path / INT8, best.runtime, data.shape)
-        save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), voice)
+        runs.save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), voice)
         voice.say(f"{made.path}: {best.name}" + ("" if best.kept else f", left out of a bundle: {best.why}"))
         made.finish(
             stages=[stage.row() for stage in (reference, *stages)],
@@ -223,7 +212,7 @@ def _export_float(net: nets.Classifier, run: Run, data: Dataset, path: Path) -> 
 
 
 def spread(data: Dataset, frames: int) -> list[int]:
-    """So many training rows (all, where there are fewer), evenly over groups, their classes, and their time."""
+    """At most so many training rows, evenly over groups, their classes, and their time."""
     order = sorted(
         data.rows["train"], key=lambda row: (data.samples[row].group, int(data.y[row]), data.samples[row].id)
     )
@@ -269,8 +258,8 @@ def _stages(
     # ---- quantisation-aware training under the float teacher, then the same again
     from stillwatch.lab.compression import qat  # only a net that needs it is trained again
 
-    teacher, place = teacher_of(run), Run(made.path / "qat")
-    net, teacher_net = load_net(run), load_net(teacher) if teacher else None
+    teacher, place = runs.teacher_of(run), Run(made.path / "qat")
+    net, teacher_net = runs.load_net(run), runs.load_net(teacher) if teacher else None
     place.path.mkdir(exist_ok=True)
     qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, voice)
     source = _export_float(net, run, evaluator.data, folder / "qat.onnx")

@@ -28,6 +28,7 @@ from stillwatch.run import Run
 
 LEGACY = 13  # the newest opset that TensorRT 8.0 to 8.4 read whole (JetPack 4 stops at 8.2)
 NATIVE = 18  # the oldest that torch writes; asked for an older one it may write this one, silently
+# Since 13, HardSwish was added (x · HardSigmoid(x / 6 + 1/2)), and reductions took their axes as an input
 NEWER = {"allowzero": 0, "antialias": 0, "keep_aspect_ratio_policy": b"stretch"}  # attributes since 14, their defaults
 REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2")  # ReduceSum has had its axes as an input since 13
 
@@ -42,7 +43,7 @@ class Exported(NamedTuple):
 
 
 class Facade(nn.Module):
-    """(B,H,W,C) or (B,T,H,W,C) pixels -> probabilities (B,K): all that a camera needs of a Classifier."""
+    """Pixels (B,H,W,C) or (B,T,H,W,C) -> probabilities (B,K): all that a camera needs."""
 
     def __init__(self, net: Classifier):
         super().__init__()
@@ -54,7 +55,7 @@ class Facade(nn.Module):
 
 @torch.no_grad()
 def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) -> Facade:
-    """A copy of the net with its head divided by the temperature, and gray kept as one channel. shape: of a sample."""
+    """A copy with its head divided by the temperature, and gray kept as one channel. shape: of a sample."""
     ready = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     ready.to(memory_format=torch.contiguous_format)
     for weights in ready.head.parameters():  # softmax and sigmoid both take logits / temperature: exact and free
@@ -72,7 +73,7 @@ def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) ->
 
 @torch.no_grad()
 def fold_gray(net: Classifier) -> None:
-    """Make the first convolution take one gray channel instead of three equal ones, in place, with the same output."""
+    """Have the first convolution take one gray channel for three equal ones, in place, with the same output."""
     first = next((m for m in net.net.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
         return
@@ -92,14 +93,14 @@ def fold_gray(net: Classifier) -> None:
 
 
 def temperature_of(run: Run) -> float:
-    """The temperature of a run's files, fitted on its validation predictions. Raises UserError where there are none."""
+    """The temperature of a run's files, from its validation predictions. Raises UserError without them."""
     recipe, valid = run.recipe, predictions.read(run, "valid")
     side = recipe.teacher if run.info.kind == "teacher" else recipe.student
     return metrics.temperature(valid.y, valid.p, side.net.head)
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a graph, without the constants that no node reads. Raises UserError where it is not valid ONNX."""
+    """Write a graph without constants that no node reads. Raises UserError where it is not valid ONNX."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -124,8 +125,8 @@ def to_onnx(
 ) -> Path:
     """Write "frames" dtype (batch,*shape) -> "probabilities" float32 (batch,K).
 
-    shape: (H,W,C) or (T,H,W,C). batch: a fixed number, or None for a free dimension named "batch".
-    Raises UserError where torch cannot export the net at this opset, or where the result is not valid ONNX.
+    shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. Raises UserError where torch cannot export the net at
+    this opset, or the result is not valid ONNX.
     """
     # Laid out so that NCHW is contiguous, as the weights are: torch writes the pooling of channels_last maps as a
     # gather over as_strided
@@ -165,7 +166,7 @@ def to_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Converters print their own progress on both streams and as warnings; real failures are exceptions."""
+    """Silence converters, which print progress on both streams; real failures are exceptions."""
     output = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         warnings.simplefilter("ignore")
@@ -173,11 +174,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _downgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A graph of opset 18 as one of 13 to 17; onnx's own converter cannot go back for most of these ops.
-
-    Since 13, HardSwish was added (x · HardSigmoid(x / 6 + 1/2)), reductions took their axes as an input, and Reshape
-    and Resize an attribute whose default is the older behaviour. The checker finds the rest.
-    """
+    """A graph of opset 18 as one of 13 to 17; onnx's own converter cannot go back for most of these ops."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -206,7 +203,7 @@ def write_onnx(net: Classifier, shape: tuple[int, ...], folder: Path, temperatur
 
 
 def write_legacy(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
-    """For TensorRT 8 on old Jetsons: one picture, opset 13, pixels 0..255 as float32, no uint8 and no HardSwish."""
+    """For TensorRT 8 on old Jetsons: one picture, opset 13, float32 pixels 0..255, no HardSwish."""
     path = to_onnx(net, shape, folder / "model-legacy.onnx", temperature, 1, LEGACY, torch.float32)
     return Exported(path, "onnxruntime", batch=1)
 
@@ -243,7 +240,7 @@ def write_ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperatur
 
 
 def rival(name: str, classes: int, shape: tuple[int, ...], folder: Path) -> tuple[Path, int]:
-    """A net of NETS or timm with random weights as ONNX, to be raced against, and its number of parameters."""
+    """A net of NETS or timm with random weights as ONNX, to race against, and its number of parameters."""
     net = build(Net(name=name, weights="scratch"), classes, (shape[-3], shape[-2]), shape[-1]).eval()
     return to_onnx(net, shape, folder / f"{name}.onnx"), sum(p.numel() for p in net.parameters())
 

@@ -33,7 +33,7 @@ TOLERANCE = {"fp32": 1e-3, "int8": 0.15}
 
 
 class Proof(NamedTuple):
-    """What one file gives: why it may not leave ("" where it may), its figures, and its golden probabilities (8,K)."""
+    """What one file gives, and why it may not leave ("" where it may)."""
 
     why: str
     golden: NDArray[np.float32]
@@ -42,7 +42,7 @@ class Proof(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """What the lab's net gives for the validation split and the golden frames, at its temperature."""
+    """What the lab's net gives, at its temperature."""
 
     data: Dataset
     p: NDArray[np.float32]  # (N,K)
@@ -79,7 +79,7 @@ class Reference:
         return cls(data, p, frames, golden, calibration, point)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
-        """max_drop: points of macro-F1 that an INT8 file may lose; None: a float file, which may lose nothing."""
+        """max_drop: points of macro-F1 that an INT8 file may lose; None for a float file."""
         try:
             fn = runtimes.open(made.path, made.runtime, self.data.shape)
             p, golden = _predict(fn, self.data), fn(self.frames)
@@ -126,12 +126,11 @@ def export(
     formats: Sequence[str] = (),
     voice: Progress = NO_PROGRESS,
 ) -> bundle.Bundle:
-    """Write the bundle of a finished run. formats: of EXPORTERS, besides "onnx" and the recipe's.
+    """Write the bundle of a finished run. int8: its quantised run. formats: besides "onnx" and the recipe's.
 
-    int8: what `quantise` made of this run. A file that is not faithful stays out, its reason in the manifest: float
-    within export.max_difference of PyTorch and of the same class unless the call was that close, INT8 within
-    quantise.max_drop. Raises UserError, and leaves what was there, where that file is model.onnx, the run is not
-    finished, int8 is another run's, or the data have changed since.
+    An unfaithful file stays out, its reason in the manifest: float beyond export.max_difference of PyTorch or of
+    another class in no close call, INT8 beyond quantise.max_drop. Raises UserError, and leaves what was there, where
+    that file is model.onnx, the run is not finished, int8 is another run's, or the data have changed.
     """
     require_finished(run, TRAINED, "run with a net")
     if int8:
@@ -217,7 +216,7 @@ def _write(
 
 
 def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Run) -> str:
-    """What the bundle may and may not be used for, and how well it does, also on people or cameras never met."""
+    """CARD.md: what the bundle may be used for, and how well it does, also on people or cameras never met."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -248,7 +247,7 @@ def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Ru
 
 
 def _without_folders(value: Any) -> Any:
-    """Every absolute path, of weights or of a teacher's run, cut down to its last name."""
+    """Every absolute path cut down to its last name."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -36,7 +36,7 @@ HELD = {  # keys of [fit] that no trial may change
 
 @dataclass(frozen=True)
 class Key:
-    """One key of [tune]: where its value stands in the recipe, and what it may be."""
+    """One key of [tune]: its place in the recipe, and what it may be."""
 
     name: str  # as it is written there
     path: tuple[str | int, ...]  # a loss is addressed by its place in the list
@@ -50,7 +50,7 @@ class Key:
         return self.range or CategoricalDistribution(list(self.choices))
 
     def ends(self) -> list[Value]:
-        """All choices, or both ends: the values that have to be possible before a study starts."""
+        """All choices, or both ends: what has to be possible before a study starts."""
         return [self.range.low, self.range.high] if self.range else list(self.choices.values())
 
     def stored(self, value: Value) -> str | int | float | None:
@@ -64,7 +64,7 @@ class Key:
         return value if abs(away - round(away)) < 1e-8 else None
 
     def value(self, kept: str | int | float) -> Value:
-        """The value for what the storage holds, with no more digits than a person would write."""
+        """The value for what the storage holds, in as few digits as a person would write."""
         if self.range is None:
             return self.choices[kept]
         low, high, digits = self.range.low, self.range.high, 12 if self.range.step else 4
@@ -132,7 +132,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
-    """ "fit.loss.kd.weight" -> ("student", "fit", "loss", 1, "weight"). Other words are left for pydantic to check."""
+    """ "fit.loss.kd.weight" -> ("student", "fit", "loss", 1, "weight"); pydantic checks the other words."""
     side, words = recipe.tune.side, name.split(".")
     if words[0] in {"teacher", "student"} - {side}:
         raise UserError(f"{place}: a trial leaves the {words[0]} as it is; set tune.side = {words[0]!r} to tune it")
@@ -168,9 +168,9 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
 
 
 def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, nets.Classifier]]:
-    """Trials as the recipe stands, and with every end of every key, one at a time: (place, recipe, its net).
+    """The recipe as it stands, and with every end of every key, one at a time: (place, recipe, its net).
 
-    Raises UserError for what is known to be wrong without data: all but the losses' options.
+    Raises UserError for what is wrong without data: all but the losses' options.
     """
     found, built = [], dict[str, nets.Classifier]()
     wanted: list[tuple[str, dict[str, Value]]] = [(recipe.name, {})]
@@ -188,7 +188,7 @@ def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, nets.
 
 @contextmanager
 def placed(place: str) -> Iterator[None]:
-    """Say in a UserError from inside where it comes from."""
+    """Put the place before a UserError from inside."""
     try:
         yield
     except UserError as mistake:
@@ -198,9 +198,9 @@ def placed(place: str) -> Iterator[None]:
 def with_values(
     recipe: Recipe, keys: Sequence[Key], values: Mapping[str, Value], place: str, short: bool = False
 ) -> Recipe:
-    """The recipe with these values (by a key's name) in the tuned side's own `fit` and `net`. Raises UserError.
+    """The recipe with these values in the tuned side's own `fit` and `net`. Raises UserError.
 
-    short: with recipe.tune.fit too, which is what a trial trains.
+    values: by a key's name. short: with recipe.tune.fit too, as a trial trains.
     """
     raw, side = copy.deepcopy(recipe.model_dump(exclude_unset=True)), recipe.tune.side
     for key in keys:
@@ -223,7 +223,7 @@ def with_values(
 
 
 def own_value(recipe: Recipe, key: Key) -> Value:
-    """What the recipe as it stands has for this key, be it by default; None where only a net of timm's knows."""
+    """What the recipe has for this key, be it by default; None where only timm knows."""
     net = side_of(recipe)[0]
     table: Any = {"fit": recipe.fit_in("tune").model_dump(), "net": net.model_dump()}
     for step in key.path[1:-1]:

@@ -1,4 +1,4 @@
-"""Tuning: short trainings of one side of a recipe with other values for the keys of [tune], shared between processes.
+"""Tuning: short trainings of one side of a recipe with other values for the keys of [tune], shared by processes.
 
 Never reads the test split.
 """
@@ -55,10 +55,10 @@ def tune(
 ) -> Path:
     """Search recipe.tune.keys for the best figure on validation, until there are `trials` in all; returns best.toml.
 
-    Trial 0 is the recipe as it stands; a tree-structured Parzen estimator proposes the others (Bergstra et al. 2011,
-    Algorithms for Hyper-Parameter Optimization, §4), the median rule stops them (Golovin et al. 2017, Google Vizier,
-    §3.2.2). Resumes a study of the same recipe, data and teacher, unless `fresh`; killed trials run again.
-    Raises UserError, before anything is trained, for a key that cannot be tuned; and where no trial ended.
+    Trial 0 is the recipe as it stands; TPE proposes the others (Bergstra et al. 2011, Algorithms for Hyper-Parameter
+    Optimization, §4), the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes a study of the
+    same recipe, data and teacher, unless `fresh`. Raises UserError, before any training, for a key that cannot be
+    tuned; and where no trial ended.
     """
     # ---- every key is checked before the data are read
     if trials < 1:
@@ -130,9 +130,28 @@ class Search:
     def folder(self, number: int) -> Path:
         return self.home.path / f"trial-{number:03d}"
 
+    def begin(self, trial: "Trial") -> tuple[Recipe, Run]:
+        """A trial's recipe, and its folder: a run like any other."""
+        folder, values = self.folder(trial.number), self.values(trial)
+        changed = {} if "own" in trial.user_attrs else values
+        recipe = with_values(self.recipe, self.keys, changed, folder.name, short=True)
+        run = Run.create(
+            recipe,
+            "teacher" if recipe.tune.side == "teacher" else "distilled" if self.teacher else "alone",
+            self.home.path,
+            _toml(recipe),
+            parent=os.path.relpath(self.teacher.path, self.home.path) if self.teacher else None,
+            fingerprint=self.data.store.fingerprint,
+            seed=side_of(recipe)[1].seed,
+            values=values,
+        )
+        run.path = run.path.rename(folder)
+        run.note(id=folder.name)
+        return recipe, run
+
 
 def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOptions) -> Run:
-    """The study's folder: the newest whose figures would be the same (recipe, data, teacher), or a new one."""
+    """The study's folder: the newest of the same recipe, data and teacher, or a new one."""
     root, parent, fingerprint = Path(options.root), teacher.path.name if teacher else None, data.store.fingerprint
 
     def identity(raw: dict[str, Any], *others: object) -> list[object]:
@@ -155,7 +174,7 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOption
 
 @contextmanager
 def _opened(search: Search) -> Iterator["Study"]:
-    """The study in home/study.sqlite. A new one starts with the recipe as it stands."""
+    """The study in home/study.sqlite; a new one starts with the recipe as it stands."""
     import optuna
 
     home, verbosity = search.home.path, optuna.logging.get_verbosity()
@@ -182,15 +201,12 @@ def _opened(search: Search) -> Iterator["Study"]:
 
 
 def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe, Run] | None":
-    """Take the next trial and its folder, which this process then holds locked. None where there are enough.
-
-    Proposals are a function of (seed, what has been tried), so that a resumed study ends as an unbroken one. A folder's
-    lock says whether its process lives, at once and through a suspended machine, as a heartbeat would not.
-    """
+    """Take the next trial and its folder, which this process then holds locked. None where there are enough."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
     with locked(search.home.path / ".turn"):
+        # A folder's lock says that its process lives at once, and through a suspended machine; a heartbeat would not
         for old in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             folder = search.folder(old.number)
             run = Run.open(folder) if (folder / "run.json").is_file() else None
@@ -204,6 +220,7 @@ def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe,
             known = study.get_trials(deepcopy=False)
             if sum(_counts(trial) for trial in known) >= trials:
                 return None
+            # Proposals follow from (seed, what has been tried): a resumed study ends as an unbroken one
             seed = np.random.SeedSequence((side_of(search.recipe)[1].seed, len(known))).generate_state(1)[0]
             study.sampler = TPESampler(seed=int(seed), multivariate=True)
             queued = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -212,39 +229,18 @@ def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe,
             trial = study.ask({key.name: key.distribution for key in search.keys if key.name in names})
             twin = next((t for t in known if t.state == TrialState.COMPLETE and t.params == trial.params), None)
             if stands or twin is None:
-                return trial, *_begin(search, trial)
+                return trial, *search.begin(trial)
             trial.set_user_attr("note", f"as trial {twin.number}")  # all is seeded, so the figure would be the same
             study.tell(trial, twin.value)
 
 
-def _begin(search: Search, trial: "Trial") -> tuple[Recipe, Run]:
-    """A trial's recipe and its folder: a run like any other, inside the study's."""
-    home, folder, values = search.home.path, search.folder(trial.number), search.values(trial)
-    changed = {} if "own" in trial.user_attrs else values
-    recipe = with_values(search.recipe, search.keys, changed, folder.name, short=True)
-    kind = "teacher" if recipe.tune.side == "teacher" else "distilled" if search.teacher else "alone"
-    run = Run.create(
-        recipe,
-        kind,
-        home,
-        _toml(recipe),
-        parent=os.path.relpath(search.teacher.path, home) if search.teacher else None,
-        fingerprint=search.data.store.fingerprint,
-        seed=side_of(recipe)[1].seed,
-        values=values,
-    )
-    run.path = run.path.rename(folder)
-    run.note(id=folder.name)
-    return recipe, run
-
-
 def _counts(trial: "FrozenTrial") -> bool:
-    """Finished, stopped early, failed by its own values, or being worked on; not one that was killed."""
+    """Ended, failed by its own values, or being worked on; not killed."""
     return trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") or "error" in trial.user_attrs
 
 
 def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, run: Run) -> str:
-    """Train and judge one trial, on validation alone, and tell the study. Returns the outcome in words."""
+    """Train and judge one trial, and tell the study. Returns the outcome in words."""
     from optuna.trial import TrialState
 
     data, quiet, metric = search.data, Progress(search.voice.bar), recipe.tune.metric  # bars, but not a line an epoch
@@ -285,7 +281,7 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
 
 
 def _write(search: Search, study: "Study", trials: int) -> str:
-    """trials.csv, best.toml and the study's run.json as things stand. Returns how they stand, in words."""
+    """Write trials.csv, best.toml and run.json as things stand; returns how they stand, in words."""
     metric, names = search.recipe.tune.metric, [key.name for key in search.keys]
     with locked(search.home.path / ".turn"):
         known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
@@ -349,7 +345,7 @@ def _heading(search: Search, known: "Sequence[FrozenTrial]", best: "FrozenTrial"
 
 
 def _toml(recipe: Recipe) -> str:
-    """The keys that the recipe sets, as TOML that loads as the same recipe; None, which TOML lacks, is left out."""
+    """The keys that the recipe sets, without None, which TOML lacks."""
     import tomli_w
 
     def plain(value: Any) -> Any:
