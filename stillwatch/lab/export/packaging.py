@@ -145,10 +145,10 @@ def export(
     reference = Reference.of(run, net, data)
     made, left = list[Exported](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
-        asked = (net, data.shape, Path(scratch), reference.temperature["value"], recipe.export.opset)
+        arguments = (net, data.shape, Path(scratch), reference.temperature["value"], recipe.export.opset)
         for name in voice.bar(exporters, len(exporters), "export"):
             try:
-                made.append(exporters[name](*asked))
+                made.append(exporters[name](*arguments))
             except UserError as error:
                 if name == "onnx":
                     raise

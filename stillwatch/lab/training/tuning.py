@@ -22,19 +22,12 @@ from stillwatch.atomic import locked
 from stillwatch.errors import UserError
 from stillwatch.lab.data.dataset import Dataset, load_dataset
 from stillwatch.lab.models import nets
-from stillwatch.lab.training import pipeline
-from stillwatch.lab.training.runs import (
-    RunOptions,
-    check_teacher,
-    load_net,
-    newest_teacher,
-    predictor,
-    save_split_predictions,
-    write_audit,
-)
+from stillwatch.lab.training import pipeline, runs
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.lab.training.search_space import Key, Value, keys_of, own_value, placed, probes, side_of, with_values
 from stillwatch.recipe import Recipe
-from stillwatch.run import NO_PROGRESS, Progress, Run, runs
+from stillwatch.run import NO_PROGRESS, Progress, Run
+from stillwatch.run import runs as runs_in
 
 if TYPE_CHECKING:  # optuna takes most of a second to import
     from optuna import Study, Trial
@@ -71,11 +64,11 @@ def tune(
     # ---- teacher and data, and the losses with them
     specs = [spec for _, trial, _ in checked for spec in side_of(trial)[1].loss]
     taught = recipe.tune.side == "student" and any(pipeline.needs_teacher(spec) for spec in specs)
-    teacher = newest_teacher(recipe, root) if taught else None
-    teacher_net = load_net(teacher) if teacher else None
+    teacher = runs.newest_teacher(recipe, root) if taught else None
+    teacher_net = runs.load_net(teacher) if teacher else None
     data = load_dataset(recipe, voice)
     if teacher:
-        check_teacher(teacher, data)
+        runs.check_teacher(teacher, data)
     for place, trial, net in checked:
         with placed(place):
             pipeline.build_step(net, data, teacher_net, pipeline.specs_of(side_of(trial)[1], taught))
@@ -113,7 +106,6 @@ class Search:
     voice: Progress
 
     def own(self) -> dict[str, Value]:
-        """The recipe's own values."""
         return {key.name: own_value(self.recipe, key) for key in self.keys}
 
     def own_params(self) -> dict[str, str | int | float]:
@@ -161,12 +153,12 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOption
     mine = identity(recipe.model_dump(mode="json"), "tune", parent, fingerprint)
     root.mkdir(parents=True, exist_ok=True)
     with locked(root / f".{recipe.name}-tune"):  # two processes that start together find one folder
-        for old in [] if options.fresh else reversed(runs(root)):
+        for old in [] if options.fresh else reversed(runs_in(root)):
             if mine == identity(old.info.recipe, old.info.kind, old.info.parent, old.info.fingerprint):
                 options.voice.say(f"resuming {old.path} (--fresh starts anew)")
                 return old
         run = Run.create(recipe, "tune", root, options.source, parent=parent, fingerprint=fingerprint)
-        write_audit(run, data)
+        runs.write_audit(run, data)
         run.unlock()  # no process owns it: each trial is locked by the process that works on it
         options.voice.say(f"run: {run.path}")
         return run
@@ -261,7 +253,7 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
         best = pipeline.train(step, data, search.teacher_net, plan, run, pipeline.device(plan), quiet, report)
         if not math.isfinite(best[metric]):
             raise UserError(f"{metric} on validation is {best[metric]}")
-        save_split_predictions(run, data, predictor(net), quiet, ["valid"])
+        runs.save_split_predictions(run, data, runs.predictor(net), quiet, ["valid"])
         trial.set_user_attr("figures", best)
         study.tell(trial, None if cut else best[metric], TrialState.PRUNED if cut else TrialState.COMPLETE)
         (run.path / "last.pt").unlink(missing_ok=True)  # two thirds of what a trial leaves; nobody resumes it
@@ -320,7 +312,6 @@ def _state(trial: "FrozenTrial") -> str:
 
 
 def _heading(search: Search, known: "Sequence[FrozenTrial]", best: "FrozenTrial") -> str:
-    """The comment above best.toml."""
     tune, states, before = search.recipe.tune, [_state(trial) for trial in known], search.own()
     first = next((trial for trial in known if "own" in trial.user_attrs and _counts(trial)), None)
     stood = first.user_attrs.get("error", "not known yet") if first else "not known"
