@@ -50,7 +50,7 @@ class Store:
     key: str
 
 
-def pictures(found: Found, data: Data, workers: int | None = None, voice: Progress = NO_PROGRESS) -> Store:
+def pictures(found: Found, data: Data, workers: int | None = None, progress: Progress = NO_PROGRESS) -> Store:
     """Decode every sample once, keyed by the files' content, in little memory.
 
     Raises UserError where more than data.max_bad of the samples cannot be used.
@@ -66,7 +66,7 @@ def pictures(found: Found, data: Data, workers: int | None = None, voice: Progre
     shape = (data.frames, *data.hw, data.channels)
     if not folder.is_dir():
         with _draft(folder) as draft:
-            _decode_all(found.samples, data, int(np.prod(shape)), draft, workers, voice)
+            _decode_all(found.samples, data, int(np.prod(shape)), draft, workers, progress)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     skipped = [*found.skipped, *(Skipped(file, reason) for file, reason in index["skipped"])]
     by_id = {sample.id: sample for sample in found.samples}
@@ -125,7 +125,7 @@ def outputs(
     count: int,
     views: int,
     key: Sequence[str],
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
     what: str = "teacher",
     batch: int = 64,
 ) -> dict[str, NDArray[np.floating]]:
@@ -138,7 +138,7 @@ def outputs(
         with _draft(folder) as draft:
             arrays: dict[str, np.memmap] = {}
             steps = [(view, start) for view in range(views) for start in range(0, count, batch)]
-            for view, start in voice.bar(steps, len(steps), f"{what}, once"):
+            for view, start in progress.bar(steps, len(steps), f"{what}, once"):
                 rows = np.arange(start, min(start + batch, count))
                 with torch.inference_mode():
                     values = compute(rows, view)

@@ -57,7 +57,7 @@ class Dataset:
 
 def load_dataset(recipe: Recipe, voice: Progress = NO_PROGRESS) -> Dataset:
     """Gather, decode once and split. Raises UserError where that leaves nothing to learn from."""
-    store = cache.pictures(gather(recipe), recipe.data, voice=voice)
+    store = cache.pictures(gather(recipe), recipe.data, progress=voice)
     samples = assign(store.samples, recipe.data)
     place = {label: number for number, label in enumerate(recipe.labels)}
     y = np.array([place[sample.label] for sample in samples], np.int64)

@@ -44,7 +44,7 @@ DATA = Data(source="folders", size=8, max_bad=0.5)
 
 
 class Counting:
-    """A voice that counts how often something was computed."""
+    """Counts how often something was computed."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -53,14 +53,14 @@ class Counting:
         self.seen.append(what)
         return things
 
-    def voice(self) -> Progress:
+    def progress(self) -> Progress:
         return Progress(self.bar)
 
 
 def test_pictures_are_decoded_once_and_belong_to_their_samples(tmp_path: Path) -> None:
     found, counting = drawn(tmp_path / "x", 20), Counting()
-    store = cache.pictures(found, DATA, voice=counting.voice())
-    again = cache.pictures(found, DATA, voice=counting.voice())
+    store = cache.pictures(found, DATA, progress=counting.progress())
+    again = cache.pictures(found, DATA, progress=counting.progress())
     assert counting.seen == ["decoding"]
     assert store.key == again.key
     assert isinstance(store.pixels, np.memmap)
@@ -115,7 +115,7 @@ def test_an_interrupted_decode_leaves_nothing_behind(tmp_path: Path, shelf: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.pictures(drawn(tmp_path / "x", 5), DATA, voice=Progress(stop))
+        cache.pictures(drawn(tmp_path / "x", 5), DATA, progress=Progress(stop))
     assert os.listdir(shelf / "pictures") == []  # noqa: PTH208
 
 
@@ -134,7 +134,7 @@ def kill(things, count, what):
         yield thing
 root = Path({str(tmp_path / "x")!r})
 samples = [Sample(f"{{i}}.png", root / f"{{i}}.png", "a" if i % 2 else "b") for i in range(5)]
-cache.pictures(Found(samples, []), Data(source="folders", size=8, max_bad=0.5), voice=Progress(kill))
+cache.pictures(Found(samples, []), Data(source="folders", size=8, max_bad=0.5), progress=Progress(kill))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert len(os.listdir(shelf / "pictures")) == 1  # noqa: PTH208  the dead process's draft
