@@ -1,15 +1,20 @@
 """The command: exit statuses, one-line errors, help with an example. Nothing is trained here."""
 
+import io
 import re
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fabricated import three
 
-from stillwatch.cli import main
+from stillwatch.cli import console, deploy, main
 from stillwatch.lab.training import pipeline
+from stillwatch.run import Run
 
 COMMANDS = (
     "audit", "teach", "distil", "compare", "judge", "prune", "quantise", "export", "bench", "tune", "doctor", "ls",
@@ -115,7 +120,7 @@ def test_ctrl_c_says_how_to_go_on(say: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(pipeline, "teach", stop)
     code, _, err = say("teach", "toy")
     assert code == 130
-    assert "goes on from the last finished epoch" in err
+    assert "resumes from the last finished epoch" in err
 
 
 def test_ls_of_nothing_says_what_to_do(say: Any) -> None:
@@ -126,6 +131,8 @@ def test_the_street_s_help_needs_no_lab() -> None:
     """`--help` and `ls` in a process where the lab's libraries cannot be imported, as on a board."""
     code = """
 import sys
+import time
+from datetime import datetime
 for name in ("torch", "timm", "accelerate", "sklearn", "matplotlib", "av", "scipy", "safetensors"):
     sys.modules[name] = None
 sys.argv = ["stillwatch", *sys.argv[1:]]
@@ -139,3 +146,67 @@ main()
     assert done.returncode == 1
     assert "stillwatch[lab]" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_h_is_help(say: Any) -> None:
+    assert say("prune", "-h") == say("prune", "--help")
+
+
+@pytest.mark.parametrize(("command", "table"), [("prune", "prune"), ("quantise", "quantise"), ("export", "export")])
+def test_help_names_keys_that_the_command_takes(say: Any, command: str, table: str) -> None:
+    _, out, _ = say(command, "--help")
+    assert f"such as {table}." in " ".join(out.split())
+
+
+def test_compare_passes_over_an_audit_run(say: Any, here: Path) -> None:
+    runs = [*three(here / "runs", 1.5, 1), Run.create(Run.open("runs/toy-teacher-001").recipe, "audit", here / "runs")]
+    code, out, _ = say("compare", *(str(run.path) for run in sorted(runs, key=lambda run: run.path)), "--out", "report")
+    assert code == 0
+    assert "toy-audit-001: passed over" in out
+    assert Path("report/report.html").is_file()
+    code, _, err = say("compare", str(runs[-1].path))
+    assert (code, "an audit run has nothing to compare" in err) == (1, True)
+
+
+def test_since_takes_a_length_of_time_or_a_date() -> None:
+    for text in ("1h", "-1h", "1H", "60m", "-3600s"):
+        assert deploy._since(text) == pytest.approx(time.time() - 3600, abs=5)
+    assert deploy._since("2026-01-31T10:00") == datetime(2026, 1, 31, 10).timestamp()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_a_terminal_without_the_minus_sign_gets_a_plain_one(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+    console.print_anything()
+    print("−1.8 to +5.0 → kept ☃")
+    console.table([["−1", "×"]])
+    assert raw.getvalue().startswith(b"-1.8 to +5.0 -> kept ?\n-1 ")
+    monkeypatch.undo()
+
+
+def test_a_table_keeps_to_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["runs/driving-teacher-001", "done"], ["[bold]x", "1"]]
+    console.table(rows, ["run", "status"])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "runs/driving-teacher-001  done  ",
+        "[bold]x                   1     ",
+    ]
+    monkeypatch.setenv("COLUMNS", "20")
+    console.table(rows)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 20
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("pyarrow.parquet", "parquet"), ("openvino", "openvino"), ("torch", "lab")]
+)
+def test_a_missing_library_names_the_extra_that_brings_it(
+    say: Any, monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+) -> None:
+    def missing(*_: Any) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(pipeline, "teach", missing)
+    code, _, err = say("teach", "toy")
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"'stillwatch[{extra}]'" in err

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -127,6 +128,12 @@ def over_budget(report: Mapping[str, Any], budget_ms: float) -> str | None:
 
 def _words(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def open_resizing(path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> runtimes.Predict:
+    """A rival whose pictures have another size than the bundle's: it answers for as many of its own."""
+    predict, x = runtimes.open(path, runtime, shape, threads, batch), np.full((batch, *shape), 100, np.uint8)
+    return lambda given: predict(np.resize(x, (len(given), *shape)))
 
 
 # ---- one thread count

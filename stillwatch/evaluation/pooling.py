@@ -215,6 +215,11 @@ def comparison_set(run: Run, split: str) -> list[Run]:
 # ---- runs -> models
 
 
+def comparable(run: Run) -> bool:
+    """Whether it is of a kind that has predictions; an audit run has none."""
+    return run.info.kind in KINDS or run.info.runtime is not None
+
+
 def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     """Open the predictions of finished runs of one and the same split.
 
@@ -224,7 +229,7 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     entries: list[Entry] = []
     for run in {run.path.resolve(): run for run in runs}.values():
         info = run.info
-        if info.kind not in KINDS and info.runtime is None:
+        if not comparable(run):
             raise UserError(f"{run.path}: an {info.kind} run has nothing to compare; give {', '.join(KINDS)} runs")
         if info.status != "done":
             how = "finish it with the command that made it, or leave it out"

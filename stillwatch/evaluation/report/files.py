@@ -25,7 +25,8 @@ def save(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        progress.say(f"{folder / picture[0]}: left out: matplotlib is not installed; pip install 'stillwatch[lab]' draws it")
+        why = "matplotlib is not installed; pip install 'stillwatch[lab]' draws it"
+        progress.say(f"{folder / picture[0]}: left out: {why}")
     written = []
     for name, content in files.items():
         try:

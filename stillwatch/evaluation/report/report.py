@@ -19,7 +19,7 @@ from stillwatch.evaluation import compression, pooling, verdict
 from stillwatch.evaluation.pooling import DISTILLATION, Model, ModelKey
 from stillwatch.run import Run
 
-Album: TypeAlias = Callable[[Sequence[str]], dict[str, NDArray[np.uint8] | None]]
+Album: TypeAlias = Callable[[Sequence[str]], Mapping[str, NDArray[np.uint8] | None]]
 MISTAKES = 24  # the most confident ones that are shown
 
 

@@ -1,0 +1,89 @@
+"""What the commands share: their arguments, progress, aligned tables. Imports no floor above the ground."""
+
+import codecs
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from stillwatch.run import Progress, Run, runs
+
+T = TypeVar("T")
+PLAIN = str.maketrans({"−": "-", "–": "-", "…": "...", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "µ": "u"})
+
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="folder of runs")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start a new run instead of resuming an interrupted one")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a bundle folder")]
+Split = Annotated[str, typer.Option("--split", help="test or valid")]
+
+
+def commands() -> typer.Typer:
+    return typer.Typer(rich_markup_mode=None)  # "[tune]" in a help text is no markup
+
+
+def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> None:
+    """Print rows in columns; right: the columns of numbers. Wraps at the terminal's width, or COLUMNS."""
+    grid = Table(box=None, pad_edge=False, show_header=bool(header))
+    rows = list(rows)
+    for column in range(max(map(len, [header, *rows]))):
+        name = header[column] if header else ""
+        grid.add_column(name, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    free = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    Console(width=free, markup=False, highlight=False, emoji=False, color_system=None).print(grid)
+
+
+def latest(folder: Path, *kinds: str) -> list[Path]:
+    """The newest finished run of each of these kinds."""
+    found = {run.info.kind: run.path for run in runs(folder) if run.info.status == "done"}
+    return [found[kind] for kind in kinds]
+
+
+def print_run(run: Run) -> None:
+    best, cost = run.info.best, run.info.cost
+    print(
+        f"{run.path}: kept epoch {best['epoch']}: validation accuracy {100 * best['accuracy']:.1f} %, "
+        f"macro-F1 {best['macro_f1']:.3f}; {cost['params']:,} parameters, {cost['macs'] / 1e6:.1f} M MACs"
+    )
+
+
+def progress() -> Progress:
+    """Bars on a terminal; elsewhere a plain line every 30 s."""
+    return Progress(_bar if sys.stderr.isatty() else _lines, lambda line: print(line, flush=True))
+
+
+def _bar(things: Iterable[T], count: int, what: str) -> Iterable[T]:
+    return track(things, what, count, transient=True, console=Console(stderr=True))
+
+
+def _lines(things: Iterable[T], count: int, what: str) -> Iterable[T]:
+    started = reported = time.monotonic()
+    for number, thing in enumerate(things):
+        yield thing
+        if time.monotonic() - reported > 30:
+            reported = time.monotonic()
+            print(f"{what}: {number + 1} of {count}, {reported - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def print_anything() -> None:
+    """A character that the terminal's encoding lacks (cp1252 has no minus sign) becomes a plain one, not an error."""
+
+    def plainer(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        text = error.object[error.start : error.end].translate(PLAIN)
+        return text.encode("ascii", "replace").decode(), error.end
+
+    codecs.register_error("plainer", plainer)
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="plainer")

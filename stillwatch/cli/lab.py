@@ -1,0 +1,246 @@
+"""Commands of the lab: from the data to a bundle. Floors are imported inside the functions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stillwatch.cli.console import Fresh, RecipeFile, RunFolder, RunsFolder, Split, commands, print_run, progress, table
+from stillwatch.recipe import find
+from stillwatch.recipe import load as read_recipe
+from stillwatch.run import Run
+from stillwatch.run import runs as all_runs
+
+if TYPE_CHECKING:
+    from stillwatch.bundle import Bundle
+    from stillwatch.evaluation.report.report import Album
+
+app = commands()
+
+
+def keys(example: str) -> Any:
+    """The argument KEY=VALUE..., with an example that the command takes."""
+    return typer.Argument(metavar="[KEY=VALUE]...", help=f"recipe keys to change, such as {example}")
+
+
+Overrides = Annotated[list[str] | None, keys("fit.epochs=5")]
+
+
+@app.command(epilog="Example: stillwatch audit driving data.root=data/driver-inattention")
+def audit(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
+    """Check the data before training: leaks, duplicates, unreadable files, and what guessing would reach."""
+    from stillwatch.lab.data.audit import AuditReport, summary
+    from stillwatch.lab.data.contact_sheets import contact_sheets
+    from stillwatch.lab.training.pipeline import inspect
+
+    plan = read_recipe(recipe, overrides or ())
+    run, data = inspect(plan, runs, _text(recipe), progress())
+    sheets = contact_sheets(data.samples, data.store.pixels, plan.labels, run.path)
+    print(summary(AuditReport.model_validate(run.read_json("audit.json"))))
+    print(f"\nwritten: {run.path}/audit.json, split.csv and {len(sheets)} contact sheets")
+
+
+@app.command(epilog="Example: stillwatch teach driving data.root=data/driver-inattention data.fold=0")
+def teach(
+    recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Path("runs"), fresh: Fresh = False
+) -> None:
+    """Train the recipe's teacher. Resumes an interrupted run."""
+    from stillwatch.lab.training import pipeline
+
+    print_run(pipeline.teach(read_recipe(recipe, overrides or ()), runs, _text(recipe), fresh, progress()))
+
+
+@app.command(epilog="Example: stillwatch distil driving --alone, then the same without --alone, then compare.")
+def distil(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    alone: Annotated[bool, typer.Option("--alone", help="the control: same student, epochs, data; no teacher")] = False,
+    runs: RunsFolder = Path("runs"),
+    fresh: Fresh = False,
+) -> None:
+    """Train the recipe's student under the newest matching teacher, or under teacher.init=RUN."""
+    from stillwatch.lab.training import pipeline
+
+    print_run(pipeline.distil(read_recipe(recipe, overrides or ()), alone, runs, _text(recipe), fresh, progress()))
+
+
+@app.command(epilog="Example: stillwatch compare runs/driving-* --out report")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="runs of any kind, seed and fold")],
+    out: Annotated[Path | None, typer.Option("--out", help="report folder; by default report/ in the last run")] = None,
+    split: Split = "test",
+) -> None:
+    """Did distillation help, by how much, and how sure is that? Writes report.html and report.json."""
+    from stillwatch.evaluation import pooling
+    from stillwatch.evaluation.report.report import compare as write
+
+    opened = [Run.open(path) for path in runs]
+    chosen = [run for run in opened if pooling.comparable(run)] or opened
+    for run in opened:
+        if run not in chosen:
+            print(f"{run.path}: passed over: an {run.info.kind} run has nothing to compare")
+    folder = out or chosen[-1].path / "report"
+    _print_report(write(chosen, folder, _album(chosen[-1]), split), folder)
+
+
+@app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
+def judge(
+    run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="a run folder or a bundle folder")],
+    split: Split = "test",
+    runs: RunsFolder = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="report folder of a bundle")] = None,
+) -> None:
+    """Report on one run, or on a bundle's files beside the run that they were exported from."""
+    if not (run / "bundle.json").is_file():
+        from stillwatch.evaluation.pooling import comparison_set
+
+        return compare([each.path for each in comparison_set(Run.open(run), split)], out or run / "report", split)
+    from stillwatch import bundle
+    from stillwatch.evaluation.bundle_eval import judge_bundle
+    from stillwatch.lab.data.dataset import load_dataset
+
+    opened = bundle.load(run)
+    origin = Run.open(runs / str(opened.manifest.run["id"]))
+    arrays = load_dataset(origin.recipe, progress()).eval_arrays(split)
+    folder = out or Path(f"{run}-report")
+    _print_report(judge_bundle(opened, origin, arrays, folder, split, _album(origin), progress()), folder)
+
+
+@app.command(epilog="Example: stillwatch prune runs/driving-distilled-001 --keep 0.6")
+def prune(
+    run: RunFolder,
+    overrides: Annotated[list[str] | None, keys("prune.steps=3 or prune.fit={epochs=5}")] = None,
+    keep: Annotated[float | None, typer.Option("--keep", help="share of the arithmetic to keep (prune.keep)")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Remove the channels that matter least and fine-tune; also trains the narrower student that it must beat."""
+    from stillwatch.lab.compression.prune import prune as work
+    from stillwatch.lab.training.runs import RunOptions
+
+    changes = [*(overrides or ()), *([f"prune.keep={keep}"] if keep is not None else [])]
+    parent = Run.open(run).amended(changes, ("prune",))
+    print_run(work(parent, RunOptions(run.parent, parent.text, fresh, progress())))
+
+
+@app.command(epilog="Example: stillwatch quantise runs/driving-pruned-001")
+def quantise(
+    run: RunFolder,
+    overrides: Annotated[list[str] | None, keys("quantise.frames=256 or quantise.fit={epochs=2}")] = None,
+) -> None:
+    """INT8: post-training, then in training if too much is lost. Every stage is judged and timed."""
+    from stillwatch.lab.compression.quantise import quantise as work
+
+    made = work(Run.open(run).amended(overrides or (), ("quantise",)), run.parent, progress())
+    table(
+        (
+            [
+                row["name"], f"{row['macro_f1']:.3f}", "–" if row.get("drop") is None else f"{row['drop']:+.2f}",
+                f"{row['ms']:.3f}", f"{row['bytes'] / 1000:.0f}", row["why"],
+            ]
+            for row in made.info.stages
+        ),
+        ["stage", "macro-F1", "drop", "ms", "kB", ""],
+        (1, 2, 3, 4),
+    )  # fmt: skip
+    kept = "goes into a bundle" if made.info.kept else f"stays out of a bundle: {made.info.why}"
+    print(f"{made.path}: {made.info.stage}: {kept}")
+
+
+@app.command(epilog="Example: stillwatch export runs/driving-pruned-001 --int8 runs/driving-quantised-001")
+def export(
+    run: RunFolder,
+    overrides: Annotated[list[str] | None, keys("export.false_alarms=0.02 or rule.cooldown=30")] = None,
+    int8: Annotated[Path | None, typer.Option("--int8", metavar="RUN", help="the quantised run of this run")] = None,
+    out: Annotated[Path, typer.Option("--out", help="bundle folder; an older bundle is replaced")] = Path("bundle"),
+    form: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx-legacy, openvino or ncnn, besides onnx; repeatable")
+    ] = None,
+) -> None:
+    """Make the bundle, the only folder that leaves the lab: files that answer as the trained net does, or an error."""
+    from stillwatch.lab.export.packaging import export as work
+
+    origin = Run.open(run).amended(overrides or (), ("export", "rule"))
+    _print_bundle(work(origin, Run.open(int8) if int8 else None, out, form or (), progress()))
+
+
+@app.command(epilog="Example: stillwatch tune driving --trials 40; again, or in a second terminal, it goes on.")
+def tune(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="in all, earlier calls included")] = 20,
+    runs: RunsFolder = Path("runs"),
+    fresh: Fresh = False,
+) -> None:
+    """Search the keys of the recipe's [tune] for the best validation figure; writes the best recipe."""
+    from stillwatch.evaluation.report.tuning import picture
+    from stillwatch.lab.training.tuning import tune as search
+
+    plan = read_recipe(recipe, overrides or ())
+    best = search(plan, trials, runs, _text(recipe), fresh, progress())
+    (best.parent / "tuning.png").write_bytes(picture(best.parent / "trials.csv", plan.tune.metric))
+    print(f"written: {best}, and beside it trials.csv and tuning.png")
+
+
+@app.command(epilog="Example: stillwatch ls --runs runs")
+def ls(runs: RunsFolder = Path("runs")) -> None:
+    """List the runs with their validation figures."""
+    rows = []
+    for run in all_runs(runs):
+        best = run.info.best
+        figures = [f"accuracy {100 * best['accuracy']:.1f} %", f"macro-F1 {best['macro_f1']:.3f}"] if best else []
+        rows.append([str(run.path), run.info.status, run.info.started[:16], *figures])
+    if not rows:
+        return print(f"{runs}: no runs yet; `stillwatch teach RECIPE` makes one")
+    table(rows, right=(3,))
+
+
+def _print_bundle(bundle: "Bundle") -> None:
+    """What is in it, and why something is not."""
+    manifest, rows = bundle.manifest, []
+    for model in manifest.models:
+        valid, parity = model.figures["valid"], model.figures["parity"]
+        size = sum(manifest.files[name].bytes for name in model.files) / 1000
+        figures = [f"{size:.0f}", f"{valid['macro_f1']:.3f}", f"{parity['max_difference']:.1e}"]
+        rows.append([model.name, model.precision, *figures, f"{1 - parity['top1_agreement']:.2%}"])
+    table(rows, ["file", "", "kB", "macro-F1", "largest difference from PyTorch", "other class"], (2, 3, 4, 5))
+    for missing in manifest.left_out:
+        print(f"left out: {missing['name']}: {missing['why']}")
+    if heat := manifest.temperature:
+        print(f"temperature {heat['value']:.2f}: ECE {heat['ece_before']:.3f} -> {heat['ece_after']:.3f} on validation")
+    if point := manifest.operating:
+        print(
+            f"threshold {point['threshold']:.4f}: {point['false_alarm_rate']:.2%} of safe validation frames alarm, "
+            f"{point['recall']:.0%} of the others"
+        )
+    whole = sum(entry.bytes for entry in manifest.files.values()) + (bundle.path / "bundle.json").stat().st_size
+    print(f"bundle: {bundle.path}, {whole / 1e6:.2f} MB")
+
+
+def _print_report(report: dict[str, Any], folder: Path) -> None:
+    rows = []
+    for name, model in report["models"].items():
+        ends = (model.get("ci95") or {}).get("macro_f1")
+        figures = [f"{100 * model['accuracy']:.1f} %", f"{model['macro_f1']:.3f}"]
+        figures += [f"({ends[0]:.3f} to {ends[1]:.3f})" if ends else "", f"{model['ece']:.3f}"]
+        rows.append([name, *figures, f"{model['params'] or 0:,}"])
+    table(rows, ["model", "accuracy", "macro-F1", "95 % interval", "ECE", "parameters"], (1, 2, 4, 5))
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
+    if report.get("verdict"):
+        print(f"\n{report['verdict']['sentence']}")
+    for row in report["compression"]:
+        if row["about"] != "narrow":
+            print(f"\n{row['question']}\n  {row['sentence']}")
+    print(f"\nreport: {folder / 'report.html'}")
+
+
+def _album(run: Run) -> "Album | None":
+    try:
+        from stillwatch.lab.data.dataset import image_lookup
+    except ImportError:  # without the lab a report has no pictures
+        return None
+    return image_lookup(run)
+
+
+def _text(recipe: str) -> str:
+    return find(recipe).read_text(encoding="utf-8")
