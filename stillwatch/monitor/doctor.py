@@ -1,6 +1,6 @@
-"""Does this watch.toml work on this machine? Bundle, rules, cameras, sinks, page and disk are tried, one line each.
+"""Tries a watch.toml on this machine: bundle, rules, cameras, sinks, page and disk, one line each.
 
-Nothing is sent, and nothing is kept of what a camera shows.
+It sends nothing and keeps no picture.
 """
 
 import shutil
@@ -14,6 +14,7 @@ from stillwatch.errors import UserError
 from stillwatch.inference.detector import Detector
 from stillwatch.inference.film import rule_of, threshold_of
 from stillwatch.monitor.cameras.camera import Camera, Frame
+from stillwatch.monitor.cameras.source import redacted_error
 from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, Web, secret
 from stillwatch.monitor.events.sinks import open_sink
 from stillwatch.monitor.web import auth
@@ -32,7 +33,7 @@ class Finding(NamedTuple):
 
 
 def examine(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Try everything that the file names, one after another."""
+    """Try everything in the file, one after another."""
     config = loaded.config
     for name, words in (*loaded.bad_cameras.items(), *loaded.bad_sinks.items()):
         yield Finding(False, name, words)
@@ -49,6 +50,8 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
             yield from _examine_camera(camera, config, made)
         except UserError as error:
             yield Finding(False, camera.name, str(error))
+        except Exception as error:  # one camera's failure is not the others'
+            yield Finding(False, camera.name, f"cannot be opened: {redacted_error(error, camera.source)}")
     for sink in config.sink:
         try:
             open_sink(sink).close()
@@ -60,7 +63,7 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
 
 
 def _examine_camera(config: CameraConfig, watch: WatchConfig, made: bundle.Bundle) -> Iterator[Finding]:
-    """How long its first frame takes, and its rule in words. Raises UserError where it can never open."""
+    """Time to the first frame, and the rule in words. Raises UserError where it can never open."""
     manifest = made.manifest
     rule = presets.words(rule_of(made, config.rule or watch.rule), manifest.labels, manifest.safe, threshold_of(made))
     config = config.model_copy(update={"source": secret(config.source)})
@@ -102,7 +105,6 @@ def _examine_page(web: Web) -> Finding:
 
 
 def _examine_disk(keep: Keep) -> Finding:
-    """Whether the folder can be written, and has room."""
     try:
         keep.folder.mkdir(parents=True, exist_ok=True)
         probe = keep.folder / ".checkup"

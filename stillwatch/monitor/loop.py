@@ -1,6 +1,6 @@
 """The watch loop: newest frame of each camera, one forward for all, Alarm.step, publish.
 
-Nothing in it waits for a disk, a sink or a viewer. It knows no codec, no SQL and no HTML.
+It never waits for a disk, a sink or a viewer, and imports no codec, SQL or HTML.
 """
 
 import threading
@@ -18,7 +18,7 @@ from stillwatch.errors import UserError
 from stillwatch.inference import film
 from stillwatch.inference.detector import Detector
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
-from stillwatch.monitor.cameras.source import redact
+from stillwatch.monitor.cameras.source import redact, redacted_error
 from stillwatch.monitor.config import CameraConfig, WatchConfig, secret
 from stillwatch.monitor.events.store import Store
 from stillwatch.monitor.state import Board, Gauges
@@ -30,10 +30,10 @@ PREVIEW = 8.0  # pictures a second for viewers
 
 
 class CameraSlot:
-    """One camera in the loop: its frames, its Alarm, and on which clock they run."""
+    """One camera in the loop: its frames, its Alarm and their clock."""
 
     def __init__(self, camera: Camera, alarm: Alarm, frames: int):
-        """frames: T that the net looks at."""
+        """frames: T of the net's input."""
         self.camera, self.alarm = camera, alarm
         self.name = alarm.camera
         self.pending: deque[Frame] = deque()  # arrived and not looked at; the camera's one credit keeps it short
@@ -45,7 +45,7 @@ class CameraSlot:
         self._offsets: dict[str, float] = {}  # to epoch seconds, one for the whole life of an event
 
     def advance(self) -> bool:
-        """Go to the frame that is to be looked at, live the newest, of a file the next; whether there is one."""
+        """Take the newest live frame, or a file's next one; False where there is none."""
         if not self.pending:
             return False
         if self.camera.live:
@@ -65,11 +65,11 @@ class CameraSlot:
         return np.stack(self._window) if len(self._window) == self._window.maxlen else None
 
     def clear_window(self) -> None:
-        """A gap: a net of clips must not see pictures from before and after it as one."""
+        """After a gap: a clip must not span it."""
         self._window.clear()
 
     def in_epoch(self, event: Event) -> Event:
-        """The event in epoch seconds. Its clock is read once, so a jump of the wall clock tears nothing apart."""
+        """The event in epoch seconds; the wall clock is read once an event, so that its jumps do no harm."""
         offset = self._offsets.setdefault(event.id, time.time() - event.updated)
         if event.state == "closed":
             del self._offsets[event.id]
@@ -77,20 +77,21 @@ class CameraSlot:
 
 
 class Watch:
-    """Cameras, detector, alarms, store, board: opened together, closed together. Use it as a context."""
+    """Cameras, detector, alarms, store and board as one context."""
 
     def __init__(
         self,
         config: WatchConfig,
         bad_cameras: Mapping[str, str] | None = None,
         log: Callable[[str], None] = lambda line: None,
+        stop: threading.Event | None = None,
     ):
-        """A camera that cannot be opened is shown as failed and keeps no other from it.
+        """stop: ends the loop. A camera that cannot be opened fails alone.
 
-        Raises UserError where the bundle does not load, the rule is wrong, or no camera at all is left.
+        Raises UserError where the bundle does not load, the rule is wrong, or no camera is left.
         """
         self.config, self.log = config, log
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         self.bundle = bundle.load(config.bundle)
         self.failed = dict(bad_cameras or {})
         names = [camera.name for camera in config.camera] + list(self.failed)
@@ -104,6 +105,8 @@ class Watch:
                 self.slots.append(self._open(camera))
             except UserError as error:
                 self.failed[camera.name] = str(error)
+            except Exception as error:  # whatever it is, the other cameras start
+                self.failed[camera.name] = f"cannot be opened: {redacted_error(error, camera.source)}"
         if not self.slots:
             raise UserError("\n".join(self.failed.values()))
         for name, words in self.failed.items():
@@ -136,7 +139,7 @@ class Watch:
         self.close()
 
     def end(self, within: float = 1.5) -> None:
-        """Close events, finalise clips and end the cameras' processes, at the latest after `within` seconds."""
+        """Close events, finalise clips and end the cameras' processes within `within` seconds."""
         if self._ended:
             return
         self._ended = True
@@ -147,7 +150,7 @@ class Watch:
             self._receive(slot)
 
     def close(self, within: float = 2.0) -> None:
-        """end(), and everything is written."""
+        """end(), then write everything."""
         start = time.monotonic()
         self.end(0.7 * within)
         self.store.close(max(0.2, start + within - time.monotonic()))
@@ -165,10 +168,10 @@ class Watch:
                 if all(slot.camera.state in ("ended", "failed") and not slot.pending for slot in self.slots):
                     return
 
-    # --- the parts of the loop, in its order
+    # --- the steps of the loop
 
     def receive(self, timeout: float) -> list[CameraSlot]:
-        """Wait for something to arrive; the slots that have a frame to look at."""
+        """Wait for messages; returns the slots with a new frame."""
         ends = [slot.camera.connection.fileno() for slot in self.slots if slot.camera.connection is not None]
         if any(slot.pending for slot in self.slots):
             timeout = 0.0
@@ -181,14 +184,14 @@ class Watch:
         return [slot for slot in self.slots if slot.advance()]
 
     def predict(self, slots: Sequence[CameraSlot]) -> list[NDArray[np.float32] | None]:
-        """One forward for all of them; None where a net of clips has not seen enough yet."""
+        """One forward for all; None where a net of clips has too few frames yet."""
         pictures = [slot.picture() for slot in slots]
         known = [picture for picture in pictures if picture is not None]
         p = iter(self.detector.predict(np.stack(known)) if known else ())
         return [None if picture is None else next(p) for picture in pictures]
 
     def decide(self, slot: CameraSlot, p: NDArray[np.float32] | None) -> None:
-        """One camera's probabilities -> its Alarm -> what is published."""
+        """One camera's probabilities -> its Alarm -> published events."""
         frame = slot.newest
         assert frame is not None
         self._publish(slot, slot.alarm.step(frame.time, p, frame.status))
@@ -205,7 +208,7 @@ class Watch:
         self.board.update(slot.name, status=frame.status, gauge=gauge, age_ms=1e3 * age, seen=time.time())
 
     def tick(self) -> None:
-        """What is done a few times a second, whether frames come or not."""
+        """Watchdogs, viewers and board, a few times a second."""
         now = time.monotonic()
         for slot in self.slots:
             camera = slot.camera
@@ -239,7 +242,6 @@ class Watch:
                 self._handle(slot, item)
 
     def _handle(self, slot: CameraSlot, note: Note) -> None:
-        """What a camera says besides its frames."""
         match note:
             case Note(what="jpeg", fields={"jpeg": jpeg}):
                 self.board.show(slot.name, jpeg)
@@ -260,7 +262,7 @@ class Watch:
                 self.log(f"{slot.name}: {words}")
 
     def _publish(self, slot: CameraSlot, events: Sequence[Event]) -> None:
-        """Store, announce and record events that are still on the Alarm's clock."""
+        """Store, announce and record events of the Alarm's clock."""
         for event in events:
             dated = slot.in_epoch(event)
             self.store.put(dated)
@@ -273,10 +275,8 @@ class Watch:
                 continue
             keep = self.config.keep
             if event.state == "opened":
-                day = datetime.fromtimestamp(dated.opened).strftime("%Y-%m-%d")
-                slot.camera.record(
-                    event.id, keep.folder / "clips" / day / f"{event.id}.mp4", event.start - keep.pre, None
-                )
+                folder = keep.folder / "clips" / f"{datetime.fromtimestamp(dated.opened):%Y-%m-%d}"
+                slot.camera.record(event.id, folder / f"{event.id}.mp4", event.start - keep.pre, None)
             elif event.state == "closed":
                 slot.camera.finish(event.id, (event.updated if event.end is None else event.end) + keep.post)
 

@@ -1,7 +1,4 @@
-"""A watch with its page and its sinks, from the start to a signal: what `stillwatch watch` runs.
-
-It decides nothing about pictures.
-"""
+"""Runs a watch with its page and its sinks until a signal: `stillwatch watch`."""
 
 import signal
 import threading
@@ -10,23 +7,27 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+from stillwatch.errors import UserError
 from stillwatch.monitor.config import LoadedConfig
 from stillwatch.monitor.events.outbox import Dispatcher
 from stillwatch.monitor.loop import Watch
 
-FLUSH = 0.3  # seconds in which what the end had to say reaches the outbox
+FLUSH = 0.3  # seconds for the last events to reach the outbox
 
 
 def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | None = None) -> None:
-    """Run until SIGTERM, SIGINT, for `seconds`, or until every file has ended; then close everything within 3 s.
+    """Run until SIGTERM, SIGINT, SIGHUP, for `seconds`, or until every file has ended; then close within 3 s.
 
-    Raises UserError where it cannot start: the bundle, the page's address, no camera, no token.
+    Raises UserError where it cannot start (bundle, page's address, cameras, token) and where no camera ever gave a
+    frame, unless a signal ended it first.
     """
     config = loaded.config
     for words in (*loaded.bad_cameras.values(), *loaded.bad_sinks.values()):
         log(f"left out: {words}")
+    stop, signalled = threading.Event(), threading.Event()
     with ExitStack() as stack:
-        watch = stack.enter_context(Watch(config, loaded.bad_cameras, log))
+        stack.enter_context(_signals(stop, signalled))  # first: a signal during the start must not be lost
+        watch = stack.enter_context(Watch(config, loaded.bad_cameras, log, stop))
         names = [slot.name for slot in watch.slots]
         dispatcher = Dispatcher(watch.store, config.sink, log, names)
         dispatcher.start()
@@ -42,9 +43,8 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
             log(f"{name}: {watch.failed[name]}")
         choice = watch.detector.choice
         log(f"watching {', '.join(names)}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a forward")
-        stack.enter_context(_signals(watch.stop))
         if seconds is not None:
-            timer = threading.Timer(seconds, watch.stop.set)
+            timer = threading.Timer(seconds, stop.set)
             timer.daemon = True
             timer.start()
             stack.callback(timer.cancel)
@@ -53,19 +53,24 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
         end = time.monotonic() + FLUSH
         while watch.store.waiting and time.monotonic() < end:  # so that the sinks hear it now, not at the next start
             time.sleep(0.01)
+        if not signalled.is_set() and all(slot.decided is None for slot in watch.slots):
+            reasons = "; ".join(f"{slot.name}: {slot.camera.words}" for slot in watch.slots)
+            raise UserError(f"no camera gave a frame: {reasons}")
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the loop; a second Ctrl-C ends it at once."""
+def _signals(stop: threading.Event, signalled: threading.Event) -> Iterator[None]:
+    """SIGTERM, SIGHUP and Ctrl-C end the loop; a second Ctrl-C ends it at once."""
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        signalled.set()
         stop.set()
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT) if main}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if main else ()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

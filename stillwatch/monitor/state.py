@@ -1,6 +1,6 @@
-"""What is going on right now: Board for the page, Gauges for Prometheus. The loop writes, the web reads.
+"""The current state: Board for the page, Gauges for Prometheus; thread-safe, no method waits.
 
-Every method returns at once and may be called from any thread. Imports nothing of ours.
+Imports nothing of ours.
 """
 
 import threading
@@ -28,7 +28,7 @@ COUNTERS = {
 
 
 class Board:
-    """The newest of each camera's fields and pictures, and the last MESSAGES messages: it cannot grow."""
+    """Each camera's newest fields and picture, and the last MESSAGES messages: it cannot grow."""
 
     def __init__(self, labels: tuple[str, ...], safe: tuple[str, ...], cameras: tuple[str, ...]):
         self.labels, self.safe = labels, safe
@@ -53,7 +53,7 @@ class Board:
             known |= fields
 
     def cameras(self) -> list[dict[str, Any]]:
-        """A copy of every camera's fields, in the order of watch.toml."""
+        """Every camera's fields, in the order of watch.toml."""
         with self._lock:
             return [dict(fields) for fields in self._cameras.values()]
 
@@ -63,12 +63,12 @@ class Board:
             self._pictures[camera] = (self._pictures[camera][0] + 1, jpeg)
 
     def picture(self, camera: str) -> tuple[int, bytes]:
-        """(number, JPEG) of the newest picture; (0, b"") where there is none yet. KeyError: no such camera."""
+        """(number, JPEG) of the newest picture; (0, b"") before the first. Raises KeyError for an unknown camera."""
         return self._pictures[camera]
 
     @contextmanager
     def viewing(self, camera: str) -> Iterator[None]:
-        """Count a viewer: pictures are encoded only while there is one."""
+        """Count a viewer: without one no picture is encoded."""
         with self._lock:
             self._viewers[camera] += 1
         try:
@@ -81,19 +81,19 @@ class Board:
         return self._viewers[camera]
 
     def publish(self, what: str, **fields: Any) -> None:
-        """A message for every listener: what = "event", "camera", "trouble"."""
+        """Tell every listener. what: "event", "camera", "trouble"."""
         with self._lock:
             self._count += 1
             self._messages.append((self._count, {"what": what, **fields}))
 
     def messages(self, after: int) -> tuple[int, list[Mapping[str, Any]]]:
-        """(number of the newest message, the kept ones after `after`). To be polled; 0 gives all that are kept."""
+        """(number of the newest message, the kept ones after number `after`)."""
         with self._lock:
             return self._count, [message for number, message in self._messages if number > after]
 
 
 class Gauges:
-    """Latencies, counts, events and levels as Prometheus text, in a registry of their own."""
+    """Latencies, counts, events and levels in a Prometheus registry."""
 
     def __init__(self, cameras: Sequence[str] = ()):
         self._registry = registry = CollectorRegistry()
@@ -109,22 +109,22 @@ class Gauges:
         self._lock = threading.Lock()
         # A rate needs its series from the start
         self._totals: dict[str, dict[str, float]] = {name: dict.fromkeys(cameras, 0.0) for name in COUNTERS}
-        registry.register(self)  # collect() is all that is asked of it
+        registry.register(self)
         ProcessCollector(registry=registry)
         for camera in cameras:
             self._latency.labels(camera)
 
     def latency(self, camera: str, seconds: float) -> None:
-        """One decision: seconds from capture to the Alarm's answer."""
+        """Observe the seconds from capture to the Alarm's answer."""
         self._latency.labels(camera).observe(max(0.0, seconds))
 
     def count(self, camera: str, name: str, total: float) -> None:
-        """A camera's total since the start: one of COUNTERS."""
+        """Set a camera's total since the start; name: one of COUNTERS."""
         with self._lock:
             self._totals.setdefault(name, {})[camera] = total
 
     def event(self, camera: str, kind: str, level: str) -> None:
-        """An event opened at this level, or was raised to it."""
+        """Count an event that opened at this level, or was raised to it."""
         self._events.labels(camera, kind, level).inc()
 
     def level(self, name: str, help: str, value: float, **labels: str) -> None:
@@ -140,7 +140,7 @@ class Gauges:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """The totals, for prometheus_client at every reading."""
+        """The totals, for prometheus_client."""
         with self._lock:
             totals = {name: dict(cameras) for name, cameras in self._totals.items()}
         for name, cameras in totals.items():

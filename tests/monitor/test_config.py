@@ -47,16 +47,16 @@ def test_the_examples_in_its_comments_are_right_too(tmp_path: Path) -> None:
 def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     text = GOOD + '[[camera]]\nname="film"\nsource="clips/a.mp4"\n[[camera]]\nname="secret"\nsource="$URL"\n'
     text += '[[sink]]\nname="l"\nto={name="jsonl",path="told.jsonl"}\n[[sink]]\nname="s"\nto="sound"\n'
-    plan = config.load(written(tmp_path, text)).config
-    assert [sink.to for sink in plan.sink] == [{"name": "jsonl", "path": str(tmp_path / "told.jsonl")}, "sound"]
+    watch = config.load(written(tmp_path, text)).config
+    assert [sink.to for sink in watch.sink] == [{"name": "jsonl", "path": str(tmp_path / "told.jsonl")}, "sound"]
     text += '[[sink]]\nname="p"\nto={name="mypackage.sinks:Book",path="told.txt",file="/a",title="b"}\n'
-    plan = config.load(written(tmp_path, text)).config
-    assert plan.sink[2].to == {
+    watch = config.load(written(tmp_path, text)).config
+    assert watch.sink[2].to == {
         "name": "mypackage.sinks:Book", "path": str(tmp_path / "told.txt"), "file": "/a", "title": "b",
     }  # fmt: skip
-    assert plan.bundle == tmp_path / "b"
-    assert plan.keep.folder == tmp_path / "watch"
-    assert [camera.source for camera in plan.camera] == ["toy://driver", str(tmp_path / "clips/a.mp4"), "$URL"]
+    assert watch.bundle == tmp_path / "b"
+    assert watch.keep.folder == tmp_path / "watch"
+    assert [camera.source for camera in watch.camera] == ["toy://driver", str(tmp_path / "clips/a.mp4"), "$URL"]
 
 
 @pytest.mark.parametrize(

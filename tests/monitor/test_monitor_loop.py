@@ -29,15 +29,17 @@ class Fake:
 
     live = True
 
-    def __init__(self, plan: CameraConfig, keep: Keep, shape: tuple[int, ...], how: str):
-        if plan.source == "bad":
+    def __init__(self, camera: CameraConfig, keep: Keep, shape: tuple[int, ...], how: str):
+        if camera.source == "bad":
             raise UserError("bad: cannot be opened")
-        self.config, self.state, self.words, self.index = plan, "starting", "", 0
+        if camera.source == "broken":
+            raise ValueError("nobody foresaw this")
+        self.config, self.state, self.words, self.index = camera, "starting", "", 0
         self.counters = {"frames": 0, "dropped": 0, "stalls": 0, "reconnects": 0, "respawns": 0}
         self.connection, self._far = Pipe(duplex=False)
         self._held: deque[Any] = deque()
         self.asked: list[tuple[Any, ...]] = []
-        self.live = not plan.source.endswith(".mp4")
+        self.live = not camera.source.endswith(".mp4")
 
     def start(self) -> None:
         self.asked.append(("start",))
@@ -89,7 +91,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "Camera", Fake)
 
 
-def plan(folder: Path, *sources: str, **more: Any) -> WatchConfig:
+def watch_config(folder: Path, *sources: str, **more: Any) -> WatchConfig:
     path = folder / "bundle-toy"
     if not path.exists():
         made(folder, {"model.onnx": onnx_net(folder / "m.onnx")})
@@ -114,7 +116,7 @@ def film(watch: loop.Watch, camera: Any, image: Any, start: float, end: float, f
 
 
 def test_a_fight_is_one_event_with_picture_and_clip_and_it_ends(tmp_path: Path) -> None:
-    with loop.Watch(plan(tmp_path, "rtsp://x/")) as watch:
+    with loop.Watch(watch_config(tmp_path, "rtsp://x/")) as watch:
         (slot,) = watch.slots
         camera: Any = slot.camera
         base = time.monotonic()
@@ -141,7 +143,7 @@ def test_a_fight_is_one_event_with_picture_and_clip_and_it_ends(tmp_path: Path) 
 
 
 def test_the_wall_clock_jumps_and_the_event_stays_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with loop.Watch(plan(tmp_path, "rtsp://x/")) as watch:
+    with loop.Watch(watch_config(tmp_path, "rtsp://x/")) as watch:
         camera: Any = watch.slots[0].camera
         base, wall = time.monotonic(), time.time()
         film(watch, camera, DANGER, base, base + 5)
@@ -154,7 +156,7 @@ def test_the_wall_clock_jumps_and_the_event_stays_in_one_piece(tmp_path: Path, m
 
 
 def test_all_cameras_go_through_the_net_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with loop.Watch(plan(tmp_path, "a", "b", "c")) as watch:
+    with loop.Watch(watch_config(tmp_path, "a", "b", "c")) as watch:
         calls: list[int] = []
         real = watch.detector.predict
         monkeypatch.setattr(watch.detector, "predict", lambda x: calls.append(len(x)) or real(x))  # type: ignore[func-returns-value]
@@ -169,18 +171,20 @@ def test_all_cameras_go_through_the_net_together(tmp_path: Path, monkeypatch: py
 
 
 def test_a_camera_that_cannot_be_opened_is_shown_and_the_others_watch(tmp_path: Path) -> None:
-    with loop.Watch(plan(tmp_path, "bad", "a"), {"yard": "watch.toml: line 7: camera.fsp: unknown key"}) as watch:
+    bad = {"yard": "watch.toml: line 7: camera.fsp: unknown key"}
+    with loop.Watch(watch_config(tmp_path, "bad", "a", "broken"), bad) as watch:
         assert [slot.name for slot in watch.slots] == ["c1"]
+        assert watch.failed["c2"] == "cannot be opened: nobody foresaw this"
         fields = {camera["name"]: camera for camera in watch.board.cameras()}
         assert (fields["c0"]["state"], fields["c0"]["words"]) == ("failed", "bad: cannot be opened")
         assert fields["yard"]["words"].startswith("watch.toml: line 7")
     with pytest.raises(UserError, match="bad: cannot be opened"):
-        loop.Watch(plan(tmp_path, "bad"))
+        loop.Watch(watch_config(tmp_path, "bad"))
 
 
 def test_a_lost_stream_is_no_frame_and_accuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SILENCE", 0.0)
-    with loop.Watch(plan(tmp_path, "rtsp://x/")) as watch:
+    with loop.Watch(watch_config(tmp_path, "rtsp://x/")) as watch:
         slot = watch.slots[0]
         steps: list[tuple[Any, str]] = []
         real = slot.alarm.step
@@ -196,7 +200,7 @@ def test_a_lost_stream_is_no_frame_and_accuses_nobody(tmp_path: Path, monkeypatc
 
 
 def test_a_file_that_ends_closes_its_event_and_ends_the_watch(tmp_path: Path) -> None:
-    watch = loop.Watch(plan(tmp_path, "film.mp4"))
+    watch = loop.Watch(watch_config(tmp_path, "film.mp4"))
     camera: Any = watch.slots[0].camera
 
     def play() -> None:
@@ -216,7 +220,7 @@ def test_a_file_that_ends_closes_its_event_and_ends_the_watch(tmp_path: Path) ->
 
 
 def test_pictures_are_asked_for_only_while_somebody_looks(tmp_path: Path) -> None:
-    with loop.Watch(plan(tmp_path, "a")) as watch:
+    with loop.Watch(watch_config(tmp_path, "a")) as watch:
         camera: Any = watch.slots[0].camera
         watch.tick()
         with watch.board.viewing("c0"):
@@ -230,8 +234,8 @@ def test_pictures_are_asked_for_only_while_somebody_looks(tmp_path: Path) -> Non
 
 def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> None:
     clips = np.random.default_rng(0).integers(0, 256, (4, 3, *SHAPE), dtype=np.uint8)
-    it = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx", shape=(3, *SHAPE))}, frames=clips, name="clips")
-    asked = plan(tmp_path, "a").model_copy(update={"bundle": it.path})
+    toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx", shape=(3, *SHAPE))}, frames=clips, name="clips")
+    asked = watch_config(tmp_path, "a").model_copy(update={"bundle": toy.path})
     with loop.Watch(asked) as watch:
         camera: Any = watch.slots[0].camera
         for number in range(3):
@@ -242,13 +246,13 @@ def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> 
         camera.give(SAFE, 100.3)
         slots = watch.receive(0.2)
         assert watch.predict(slots) == [None]
-    found = list(films.steps(Detector(it), [(n / 10, SAFE) for n in range(5)], batch=2))
+    found = list(films.steps(Detector(toy), [(n / 10, SAFE) for n in range(5)], batch=2))
     assert [p is None for _, p in found] == [True, True, False, False, False]
 
 
 def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: Path) -> None:
     said: list[str] = []
-    with loop.Watch(plan(tmp_path, "a"), log=said.append) as watch:
+    with loop.Watch(watch_config(tmp_path, "a"), log=said.append) as watch:
         camera: Any = watch.slots[0].camera
         camera.put(Note("c0", "state", {"state": "lost", "words": "connection refused"}))
         turn(watch)
@@ -264,8 +268,8 @@ def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: P
 
 
 def test_steps_gives_every_frame_its_answer_in_order(tmp_path: Path) -> None:
-    it = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
+    toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
     pictures = [SAFE, DANGER, SAFE, DANGER, DANGER]
-    found = list(films.steps(Detector(it), [(n / 10, x) for n, x in enumerate(pictures)], batch=3))
+    found = list(films.steps(Detector(toy), [(n / 10, x) for n, x in enumerate(pictures)], batch=3))
     assert [time for time, _ in found] == [0, 0.1, 0.2, 0.3, 0.4]
     assert [int(p.argmax()) for _, p in found if p is not None] == [0, 1, 0, 1, 1]

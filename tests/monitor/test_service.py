@@ -19,6 +19,8 @@ import pytest
 from bundles import made, onnx_net
 from event_toys import until
 
+from stillwatch.inference.detector import Detector
+from stillwatch.monitor import config, loop, service
 from stillwatch.monitor.events import database
 
 RED, GREEN = (255, 120, 120), (60, 255, 60)  # the toy net finds red safe, and green a danger
@@ -97,15 +99,15 @@ def plays(path: Path) -> float:
 
 def test_a_film_is_watched_to_its_end_and_its_event_told_kept_and_cut_out(tmp_path: Path, bundle: Path) -> None:
     source = film(tmp_path / "night.mp4", (RED, 4), (GREEN, 6), (RED, 14))
-    plan = tmp_path / "watch.toml"
-    plan.write_text(
+    path = tmp_path / "watch.toml"
+    path.write_text(
         f'bundle = "{bundle.name}"\n[rule]\nprofile = "cctv"\n[web]\non = false\n'
         f'[keep]\npre = 1\npost = 1\n[[camera]]\nname = "yard"\nsource = "{source.name}"\nspeed = 0\n'
         '[[camera]]\nname = "gone"\nsource = "no-such-film.mp4"\n'
         '[[sink]]\nname = "lines"\nto = { name = "jsonl", path = "' + str(tmp_path / "told.jsonl") + '" }\n'
         'level = "notice"\n'
     )
-    with watching(plan) as process:
+    with watching(path) as process:
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
     assert "gone: " in out
@@ -116,8 +118,8 @@ def test_a_film_is_watched_to_its_end_and_its_event_told_kept_and_cut_out(tmp_pa
     clip = tmp_path / "watch" / event.clip
     assert plays(clip) > event.end - event.start
     assert (tmp_path / "watch" / event.thumbnail).stat().st_size > 100
-    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
-    assert [one["id"] for one in told] == [event.id]
+    sent = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in sent] == [event.id]
     said = subprocess.run(
         [sys.executable, "-m", "stillwatch", "events", "--in", str(tmp_path / "watch"), "--json", "--since", "1h"],
         capture_output=True, text=True, check=True,
@@ -143,6 +145,33 @@ def test_sigterm_closes_the_clip_and_ends_it(tmp_path: Path, bundle: Path) -> No
     assert event.state == "closed"
     assert plays(tmp_path / "kept" / event.clip) > 1
     assert not list((tmp_path / "kept").rglob("*.part"))
+
+
+def test_sighup_ends_it_as_sigterm_does(tmp_path: Path, bundle: Path) -> None:
+    with watching(bundle, "--source", "toy://street", "--port", 0, "--out", tmp_path / "kept") as process:
+        page(process)
+        process.send_signal(signal.SIGHUP)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, out
+
+
+def test_a_signal_during_the_start_is_not_lost(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Detector:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Detector(*arguments, **options)
+
+    monkeypatch.setattr(loop, "Detector", interrupted)
+    loaded = config.single(bundle, "toy://street")
+    lines: list[str] = []
+    service.serve(loaded._replace(config=loaded.config.amended(folder=bundle.parent / "kept", on=False)), lines.append)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_watch_that_never_saw_a_frame_fails(tmp_path: Path, bundle: Path) -> None:
+    with watching(bundle, "--source", "/dev/video87", "--no-page", "--for", 1.5, "--out", tmp_path / "kept") as process:
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 1, out
+    assert "no camera gave a frame: video87: no such webcam; this machine has" in " ".join(out.split())
 
 
 def test_a_killed_camera_process_is_started_again(tmp_path: Path, bundle: Path) -> None:
@@ -194,8 +223,8 @@ def resident(pid: int) -> float:
 def test_memory_stays_flat(tmp_path: Path, bundle: Path) -> None:
     """A film of 18 s in a loop, as fast as it goes: events, clips and thumbnails again and again."""
     source = film(tmp_path / "night.mp4", (RED, 12), (GREEN, 6))
-    plan = tmp_path / "watch.toml"
-    plan.write_text(
+    path = tmp_path / "watch.toml"
+    path.write_text(
         f'bundle = "{bundle.name}"\n[rule]\nprofile = "cctv"\ncooldown = 0\n[web]\nport = 0\n'
         f'[[camera]]\nname = "yard"\nsource = "{source.name}"\nspeed = 0\nloop = true\n'
     )
@@ -203,7 +232,7 @@ def test_memory_stays_flat(tmp_path: Path, bundle: Path) -> None:
     def frames(address: str) -> float:
         return camera(address)["counters"].get("frames", 0)
 
-    with watching(plan) as process:
+    with watching(path) as process:
         address = page(process)
         until(lambda: frames(address) > 2_000, 60)
         pids = [process.pid, *children(process.pid)]

@@ -1,4 +1,4 @@
-"""What people are shown has unrecognisable faces, or none. Never what the net sees.
+"""Makes faces unrecognisable in what people see, never in what the net sees.
 
 Imports media alone.
 """
@@ -17,16 +17,16 @@ FACE_BLOCKS, PICTURE_BLOCKS = 6, 16  # across a face, across a whole picture
 
 
 class Blur:
-    """What makes a camera's pictures fit to be shown. Called in the order of time."""
+    """Blurs one camera's pictures, in the order of time."""
 
     def __init__(self, how: Literal["none", "faces", "all"], find: Callable[[Picture], list[Box]] | None = None):
-        """find: what finds faces; YuNet where None. Raises UserError where its weights are missing."""
+        """find: the face detector; YuNet where None. Raises UserError where its weights are missing."""
         self.how = how
         self._find = (find or YuNet()) if how == "faces" else None
         self._held: list[tuple[float, Box]] = []
 
     def __call__(self, image: Picture, seconds: float) -> Picture:
-        """image: uint8 (H,W,3) RGB, left as it is -> the same size; the same array where nothing is blurred."""
+        """uint8 (H,W,3) RGB -> a blurred copy; the same array where nothing is blurred."""
         if self.how == "none":
             return image
         height, width = image.shape[:2]

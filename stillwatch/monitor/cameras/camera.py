@@ -1,6 +1,6 @@
-"""The parent's handle of one camera: its source is watched by a child process that may hang or be killed alone.
+"""The parent's handle of one camera, whose child process (cameras.capture) may hang or die alone.
 
-No method waits, but for stop(). The child is monitor.cameras.capture; nothing here decodes.
+Decodes nothing; only stop() waits.
 """
 
 import os
@@ -30,7 +30,7 @@ QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX"
 
 
 class Frame(NamedTuple):
-    """One picture that the net is to look at."""
+    """One picture for the net."""
 
     camera: str
     index: int  # type: ignore[assignment]  # counts what the source gave, from 0 on; a gap is what was dropped
@@ -41,7 +41,7 @@ class Frame(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What a camera says besides. what, fields: state {state, words}; jpeg {jpeg}; thumbnail {event, jpeg};
+    """Any other message. Fields: state {state, words}; jpeg {jpeg}; thumbnail {event, jpeg};
     clip {event, path, seconds, whole}; trouble {words}."""
 
     camera: str
@@ -50,10 +50,10 @@ class Note(NamedTuple):
 
 
 class Camera:
-    """One thread at a time may call it."""
+    """Not thread-safe."""
 
     def __init__(self, config: CameraConfig, keep: Keep, shape: tuple[int, int, int], fit: str):
-        """shape: (height, width, channels) of the net; fit: how pictures come to it. Raises UserError where it can
+        """shape: (height, width, channels) of the net; fit: how pictures are resized. Raises UserError where it can
         never open."""
         self.config = config
         self.live = source.is_live(config.source)
@@ -81,13 +81,13 @@ class Camera:
             self._spawn()
 
     def take(self) -> list[Frame | Note]:
-        """Everything that arrived. Each frame is acknowledged, so that the child may send its newest."""
+        """Everything that arrived since the last call."""
         self._receive()
         inbox, self._inbox = self._inbox, []
         return inbox
 
     def tick(self, now: float) -> None:
-        """The watchdog, to be called a few times a second with time.monotonic()."""
+        """The watchdog. Call it a few times a second with time.monotonic()."""
         if self._child is None and not self._stopping and self._respawn is not None and now >= self._respawn:
             self.counters["respawns"] += 1
             self._spawn()
@@ -95,7 +95,7 @@ class Camera:
         self._receive()
         if self._child is None:
             return
-        # The child reports a stall itself where it can: this is for one that cannot
+        # For a child that cannot report its stall itself
         if self.live and self.state == "live" and now - self._seen >= self.config.stall + 1 / self.config.fps:
             self.counters["stalls"] += 1
             self._set("lost", f"no picture for {self.config.stall:g} s")
@@ -104,7 +104,7 @@ class Camera:
             self._end_child(f"its process gave no sign of life for {patience:g} s")
 
     def preview(self, fps: float) -> None:
-        """Ask for JPEG notes for viewers, at most fps a second; 0: none are encoded."""
+        """Ask for at most fps JPEG notes a second; 0: none are encoded."""
         if fps != self._preview_fps:
             self._preview_fps = fps
             self._send("preview", fps)
@@ -114,7 +114,7 @@ class Camera:
         self._send("snap", event)
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:
-        """Write a clip from `since` on (as far as it is remembered) to `until`, or till finish. Clock of Frame.time."""
+        """Write a clip from `since` (as far as remembered) to `until` or finish(), on the clock of Frame.time."""
         self._clips[event] = path
         self._send("record", event, str(path), since, until)
 
@@ -122,7 +122,7 @@ class Camera:
         self._send("finish", event, until)
 
     def stop(self, within: float) -> None:
-        """End the child, its clips finalised; after `within` seconds it is killed. take() gives its last words."""
+        """End the child and finalise its clips; after `within` seconds kill it. take() gives its last messages."""
         self._stopping = True
         end = time.monotonic() + within
         self._send("stop")
@@ -181,7 +181,7 @@ class Camera:
             self._end_child(words)
 
     def _handle(self, *message: Any) -> None:
-        """One message of the child. Raises EOFError for what a sane child never says."""
+        """Handle a message of the child. Raises EOFError for an unknown one."""
         match message:
             case ("frame", index, seconds, image, status, captured):
                 self._send("seen")
@@ -222,7 +222,7 @@ class Camera:
             self._note("state", state=state, words=words)
 
     def _end_child(self, words: str) -> None:
-        """Reap or kill the child, keep what it had written, and set a time for the next one."""
+        """Kill or reap the child, keep its unfinished clips, and schedule the next one."""
         child, self._child = self._child, None
         if child is None:
             return

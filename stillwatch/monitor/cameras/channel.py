@@ -1,6 +1,6 @@
 """Python objects over a socket pair, between a camera's parent and its child process.
 
-Imports nothing of ours. What the child says is unpickled as plain values only.
+Imports nothing of ours. The child's messages are unpickled as plain values only.
 """
 
 import io
@@ -14,10 +14,10 @@ SIZE = 4  # bytes that say how long a message is
 
 
 class Channel:
-    """One end of a socket pair. Non-blocking (the parent's end), it never waits in either direction."""
+    """One end of a socket pair."""
 
     def __init__(self, end: socket.socket, blocking: bool, load: Callable[[bytes | bytearray], Any] = pickle.loads):
-        """load: what makes a message of its bytes; what it raises ends the connection as the other side's end does."""
+        """blocking: False for the parent, who never waits. load: bytes -> message; EOFError ends the connection."""
         end.setblocking(blocking)
         self._end, self._blocking, self._load = end, blocking, load
         self._buffer = bytearray()
@@ -33,7 +33,7 @@ class Channel:
             self._end.sendall(len(data).to_bytes(SIZE, "big") + data)
 
     def read(self) -> list[tuple[Any, ...]]:
-        """The messages that arrived; blocking: at least one. Raises EOFError where the other side has ended."""
+        """The messages that arrived; blocking: at least one. Raises EOFError at the other side's end."""
         messages: list[tuple[Any, ...]] = []
         while not (messages and self._blocking):
             try:
@@ -57,8 +57,7 @@ class Channel:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Numbers, text, bytes, lists, tables and arrays of numbers, and nothing that could run: a child decodes whatever
-    a stranger's stream sends, so it is not trusted with more."""
+    """Numbers, text, bytes, lists, tables and arrays only: a child decodes strangers' streams and is not trusted."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "_frombuffer", "ndarray", "dtype"):
@@ -67,7 +66,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain(data: bytes | bytearray) -> Any:
-    """A message of the child. Raises EOFError where it is none: a child that says such things is ended."""
+    """A message of the child. Raises EOFError where it is none, which ends that child."""
     try:
         return PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a broken pickle can raise almost anything

@@ -1,4 +1,4 @@
-"""Whether a camera's picture shows anything: black or covered, frozen, or well. Pure.
+"""The status of a camera's picture: ok, black (or covered), frozen. Pure.
 
 Imports cameras.source and rules alone.
 """
@@ -12,7 +12,7 @@ from stillwatch.monitor.cameras.source import RateLimiter, VideoFrame
 from stillwatch.rules.alarm import Status
 
 FROZEN, BLACK = 5.0, 2.0  # seconds without any change; seconds of one dark or even shade
-CHECKS = 2.0  # times a second that it is asked whether a picture shows anything
+CHECKS = 2.0  # checks a second
 NOISE = 1  # levels by which a picture may differ from itself: a sensor's noise is more
 DARK, EVEN = 40, 3  # of 255: nearly the brightest of a black picture; standard deviation of a covered lens
 
@@ -20,9 +20,9 @@ DARK, EVEN = 40, 3  # of 255: nearly the brightest of a black picture; standard 
 class PictureHealth:
     """Seconds and brightness in, status out.
 
-    Frozen: for FROZEN seconds each picture is one of the last few again, as it cannot be while a sensor adds its noise.
-    Against several, because an encoder paints the same picture a little differently at each place of a group; and over
-    two keyframes, because between them it may leave a quiet scene as it is.
+    Frozen: for FROZEN seconds and two keyframes each picture equals one of the last few; a sensor's noise rules that
+    out. One of several, because an encoder varies a still picture within a group; two keyframes, because between them
+    it may leave a quiet scene as it is.
     """
 
     def __init__(self, live: bool):
