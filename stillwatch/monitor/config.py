@@ -38,7 +38,7 @@ class CameraConfig(Strict):
 
 
 class Keep(Strict):
-    """What is remembered, and for how long."""
+    """Retention."""
 
     folder: Path = Path("watch")  # events.db, clips/, thumbnails/, negatives/
     pre: float = Field(5.0, ge=0, le=60)  # seconds of clip before an event
@@ -51,7 +51,7 @@ class Keep(Strict):
 
 
 class Sink(Strict):
-    """Who is told about events."""
+    """One receiver of events."""
 
     name: str = Field(pattern=NAME)
     to: Spec  # one of SINKS: "log", {name="webhook", url="https://…", secret="$HOOK_SECRET"}
@@ -81,7 +81,7 @@ class Web(Strict):
 
 
 class WatchConfig(Strict):
-    """The whole of watch.toml."""
+    """watch.toml."""
 
     bundle: Path
     camera: tuple[CameraConfig, ...] = Field(min_length=1)
@@ -99,7 +99,7 @@ class WatchConfig(Strict):
 
 
 class LoadedConfig(NamedTuple):
-    """A config that can be started, and what had to be left out of it: {camera's or sink's name: one line}."""
+    """A valid config, and what was left out of it: {name of a camera or sink: reason}."""
 
     config: WatchConfig
     bad_cameras: dict[str, str]
@@ -107,7 +107,7 @@ class LoadedConfig(NamedTuple):
 
 
 def single(bundle: Path, source: str, **keys: Any) -> LoadedConfig:
-    """One camera, the page, and the log: what `stillwatch watch BUNDLE --source X` means."""
+    """One camera, the page and the log: `stillwatch watch BUNDLE --source X`."""
     log = Sink(name="log", to="log", level="notice", updates=True)
     try:
         camera = CameraConfig(name=camera_name(source), source=source, **keys)
@@ -117,7 +117,7 @@ def single(bundle: Path, source: str, **keys: Any) -> LoadedConfig:
 
 
 def camera_name(source: str) -> str:
-    """A name for a camera, made from its source without user, password or query."""
+    """A camera's name from its source, without user, password or query."""
     scheme, separator, rest = source.partition("://")
     host = re.split(r"[/?#]", rest)[0].rpartition("@")[2]
     address = (f"toy-{host}" if scheme == "toy" else host) if separator else Path(source).stem

@@ -15,7 +15,7 @@ from stillwatch.inference.detector import Detector
 from stillwatch.inference.film import rule_of, threshold_of
 from stillwatch.monitor.cameras.camera import Camera, Frame
 from stillwatch.monitor.cameras.source import redacted_error
-from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, Web, secret
+from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, secret
 from stillwatch.monitor.events.sinks import open_sink
 from stillwatch.monitor.web import auth
 from stillwatch.rules import presets
@@ -58,7 +58,12 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
             yield Finding(True, sink.name, "can be opened; `stillwatch test-sinks` sends it a test")
         except UserError as error:
             yield Finding(False, sink.name, str(error))
-    yield _examine_page(config.web)
+    try:
+        token = auth.token_of(config.web) if config.web.on else None
+        words = f"{config.web.host}:{config.web.port}{', with a token' if token else ''}" if config.web.on else "off"
+        yield Finding(True, "page", words)
+    except UserError as error:
+        yield Finding(False, "page", str(error))
     yield _examine_disk(config.keep)
 
 
@@ -89,19 +94,6 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, made: bundle.Bundl
         yield Finding(frame.status == "ok", config.name, f"first frame after {took:.1f} s{status}")
     for words in rule:
         yield Finding(True, config.name, words)
-
-
-def _examine_page(web: Web) -> Finding:
-    if not web.on:
-        return Finding(True, "page", "off")
-    local = auth.loopback(web.host)
-    if not local and web.token is None:
-        return Finding(False, "page", f'{web.host} needs a token: token = "$STILLWATCH_TOKEN"')
-    try:
-        auth.token_of(web)
-    except UserError as error:
-        return Finding(False, "page", str(error))
-    return Finding(True, "page", f"{web.host}:{web.port}{'' if local else ', with a token'}")
 
 
 def _examine_disk(keep: Keep) -> Finding:

@@ -236,30 +236,26 @@ class Watch:
 
     def _receive(self, slot: CameraSlot) -> None:
         for item in slot.camera.take():
-            if isinstance(item, Frame):
-                slot.pending.append(item)
-            else:
-                self._handle(slot, item)
-
-    def _handle(self, slot: CameraSlot, note: Note) -> None:
-        match note:
-            case Note(what="jpeg", fields={"jpeg": jpeg}):
-                self.board.show(slot.name, jpeg)
-            case Note(what="thumbnail", fields={"event": event, "jpeg": jpeg}):
-                self.store.attach(event, thumbnail=jpeg)
-                self.board.publish("event", id=event)
-            case Note(what="clip", fields={"event": event, "path": path}):
-                self.store.attach(event, clip=path)
-                self.board.publish("event", id=event)
-            case Note(what="state", fields={"state": state, "words": words}):
-                self.board.update(slot.name, state=state, words=words)
-                if state != "live":
-                    slot.clear_window()
-                self.board.publish("camera", camera=slot.name, state=state, words=words)
-                self.log(f"{slot.name}: {state}: {words}" if state != words else f"{slot.name}: {state}")
-            case Note(what="trouble", fields={"words": words}):
-                self.board.publish("trouble", camera=slot.name, words=words)
-                self.log(f"{slot.name}: {words}")
+            match item:
+                case Frame():
+                    slot.pending.append(item)
+                case Note(what="jpeg", fields={"jpeg": jpeg}):
+                    self.board.show(slot.name, jpeg)
+                case Note(what="thumbnail", fields={"event": event, "jpeg": jpeg}):
+                    self.store.attach(event, thumbnail=jpeg)
+                    self.board.publish("event", id=event)
+                case Note(what="clip", fields={"event": event, "path": path}):
+                    self.store.attach(event, clip=path)
+                    self.board.publish("event", id=event)
+                case Note(what="state", fields={"state": state, "words": words}):
+                    self.board.update(slot.name, state=state, words=words)
+                    if state != "live":
+                        slot.clear_window()
+                    self.board.publish("camera", camera=slot.name, state=state, words=words)
+                    self.log(f"{slot.name}: {state}: {words}" if state != words else f"{slot.name}: {state}")
+                case Note(what="trouble", fields={"words": words}):
+                    self.board.publish("trouble", camera=slot.name, words=words)
+                    self.log(f"{slot.name}: {words}")
 
     def _publish(self, slot: CameraSlot, events: Sequence[Event]) -> None:
         """Store, announce and record events of the Alarm's clock."""
@@ -271,9 +267,9 @@ class Watch:
                 slot.camera.snap(event.id)
             if event.state != "closed":
                 self.gauges.event(slot.name, event.kind, event.level)
+            keep = self.config.keep
             if not slot.camera.config.clips or event.kind == "camera":
                 continue
-            keep = self.config.keep
             if event.state == "opened":
                 folder = keep.folder / "clips" / f"{datetime.fromtimestamp(dated.opened):%Y-%m-%d}"
                 slot.camera.record(event.id, folder / f"{event.id}.mp4", event.start - keep.pre, None)

@@ -15,8 +15,8 @@ def read(folder: Path, *cameras: CameraConfig, **keys: Any) -> LoadedConfig:
     if not (folder / "bundle-toy").exists():
         made(folder, {"model.onnx": onnx_net(folder / "m.onnx")})
     keep = keys.pop("keep", Keep(folder=folder / "kept", gigabytes=0.001, free=0))
-    plan = WatchConfig(bundle=folder / "bundle-toy", camera=cameras, keep=keep, rule=Rule(profile="cctv"), **keys)
-    return LoadedConfig(plan, {}, {})
+    config = WatchConfig(bundle=folder / "bundle-toy", camera=cameras, keep=keep, rule=Rule(profile="cctv"), **keys)
+    return LoadedConfig(config, {}, {})
 
 
 def found(asked: LoadedConfig) -> dict[str, list[doctor.Finding]]:
@@ -59,11 +59,11 @@ def test_what_does_not_is_named_and_the_rest_is_tried_all_the_same(
     assert words["deaf"].startswith("no frame within 1 s")
     assert "hunter2" not in str(by)
     assert "$NO_SUCH: not set" in words["secret"] + words["hook"]
-    assert "needs a token" in words["page"]
+    assert "add token" in words["page"]
     assert by["good"][0].good
 
 
 def test_without_its_bundle_nothing_else_is_tried(tmp_path: Path) -> None:
-    plan = WatchConfig(bundle=tmp_path / "none", camera=(CameraConfig(name="yard", source="toy://street"),))
-    (finding,) = doctor.examine(LoadedConfig(plan, {}, {}))
+    config = WatchConfig(bundle=tmp_path / "none", camera=(CameraConfig(name="yard", source="toy://street"),))
+    (finding,) = doctor.examine(LoadedConfig(config, {}, {}))
     assert str(finding).startswith("!!  bundle: ")
