@@ -111,18 +111,17 @@ def replay(
 ) -> None:
     """Run a film through detector and rule: events and, against a truth, misses, false alarms, seconds to detect."""
     from stillwatch.evaluation import replay as judged
-    from stillwatch.inference import film
-    from stillwatch.inference.detector import Detector
+    from stillwatch.inference.detector import Detector, alarm_of, steps
     from stillwatch.monitor.cameras import source
     from stillwatch.monitor.config import camera_name
     from stillwatch.recipe import amended_rule
 
     detector, name = Detector(bundle), camera_name(video)
     rule = amended_rule(detector.bundle.manifest.rule, overrides or ())
-    alarm = film.alarm_of(detector.bundle, name, rule)
+    alarm = alarm_of(detector.bundle, name, rule)
     known = judged.read_truth(truth, detector.labels) if truth else None
-    steps = film.steps(detector, source.frames(video))
-    report = judged.replay(steps, alarm, known, detector.labels, detector.safe)
+    answers = steps(detector, source.frames(video))
+    report = judged.replay(answers, alarm, known, detector.labels, detector.safe)
     print(judged.words(report))
     print(
         "\nwritten: " + ", ".join(str(path) for path in judged.save(report, out or Path(f"{name}-replay"), progress()))

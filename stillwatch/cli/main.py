@@ -7,7 +7,7 @@ import typer
 from stillwatch.cli import demo, deploy, lab
 from stillwatch.cli.console import print_anything
 from stillwatch.errors import UserError
-from stillwatch.inference import telemetry
+from stillwatch.inference import runtimes
 
 EXTRAS = {"pyarrow": "parquet", "openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn", "apprise": "apprise"}
 
@@ -26,7 +26,7 @@ for group in (lab.app, deploy.app, demo.app):
 
 def main() -> None:
     """Run the command; every failure is one line, unless --debug is among the arguments."""
-    telemetry.off()
+    runtimes.telemetry_off()
     print_anything()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1

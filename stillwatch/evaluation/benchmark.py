@@ -1,7 +1,4 @@
-"""Bench: how fast, how heavy and how quick to start each file of a bundle is on this machine, beside its rivals.
-
-In: a bundle, rivals as functions. Out: a report, one plain dict; track shows it. Must not import torch.
-"""
+"""How fast, how heavy and how quick to start each file of a bundle is on this machine. Must not import torch."""
 
 import os
 import platform

@@ -1,8 +1,4 @@
-"""Fresh: what a model costs a process that does nothing else: peak memory, and the time to its first answer.
-
-In: a picklable function that opens a model, one picture. Out: four figures, or why there are none.
-Called by the bench. The fresh process imports this file, so it imports next to nothing itself.
-"""
+"""Peak memory and time to the first answer, measured in a fresh process, which imports this file: keep it light."""
 
 import builtins
 import importlib

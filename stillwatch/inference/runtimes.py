@@ -1,11 +1,10 @@
-"""Runtimes: a model's file -> Predict, by whichever library runs it here; RUNTIMES at the foot is the whole list.
-
-In: a file, the shape of one picture or clip, how many threads. Out: uint8 (n,*shape) -> probabilities float32 (n,K).
-Called by the detector; the CLI hands open() to the lab and the judge. It knows no bundle, no label and no torch.
-"""
+"""A model file as a function Predict, by each installed runtime; RUNTIMES at the foot. Must not import torch."""
 
 import importlib.util
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,21 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError, nearest
-from stillwatch.inference import telemetry
 
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Shape: TypeAlias = tuple[int, ...]
 
 
 class Session(NamedTuple):
-    """A file that is open: how many pictures one call of `run` takes (None: any), and what it gives for them."""
+    """An open file: `run` takes so many pictures a call (None: any)."""
 
     run: Callable[[NDArray[np.uint8]], NDArray[Any]]
     takes: int | None
 
 
 class Runtime(NamedTuple):
-    """One library: the suffixes it reads, the module it needs, and how it opens a file."""
+    """One library: the suffixes it reads, the module it needs, how it opens a file."""
 
     formats: tuple[str, ...]
     needs: str
@@ -35,12 +33,11 @@ class Runtime(NamedTuple):
 
 
 def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 1) -> Predict:
-    """The file as a function: uint8 (n,*shape) -> float32 (n,K), any n. It is for one thread at a time.
+    """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time.
 
-    runtime: a name of RUNTIMES. shape: (H,W,C) or (T,H,W,C). threads: exactly so many compute one answer. batch: what a
-    file with a free batch is tuned for; other numbers are split and padded to it.
-    Raises UserError for an unknown runtime, one that is not installed, or a file that it cannot read or that takes
-    another shape; the function raises ValueError for pictures that are not uint8 (n,*shape).
+    runtime: of RUNTIMES. shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: that a file of free batch is
+    tuned for; others are split and padded. Raises UserError for an unknown or missing runtime and an unreadable file or
+    one of another shape; the function raises ValueError for other pictures.
     """
     if runtime not in RUNTIMES:
         raise UserError(f"runtime = {runtime!r}: unknown{nearest(runtime, RUNTIMES)}")
@@ -62,8 +59,29 @@ def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 
         raise UserError(f"{path}: {runtime} cannot read it: {' '.join(str(error).split())[:300]}") from error
 
 
+def telemetry_off() -> None:
+    """Official builds of ONNX Runtime send usage to Microsoft unless this is set before its import (its Privacy.md)."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+@contextmanager
+def no_telemetry() -> Iterator[None]:
+    """Keeps OpenVINO and NNCF from reporting too: their imports and converters send events to Google Analytics wherever
+    openvino_telemetry can be imported, and have a stub for where it cannot. Afterwards it can be."""
+    telemetry_off()
+    missing, reporter = object(), "openvino_telemetry"
+    before: object = sys.modules.get(reporter, missing)
+    sys.modules[reporter] = None  # type: ignore[assignment]  # an import of it now fails
+    try:
+        yield
+    finally:
+        sys.modules.pop(reporter, None)
+        if before is not missing:
+            sys.modules[reporter] = before  # type: ignore[assignment]
+
+
 def installed(runtime: str) -> bool:
-    """Whether the library is there; it is not imported for that."""
+    """Whether the library can be imported; does not import it."""
     return importlib.util.find_spec(RUNTIMES[runtime].needs) is not None
 
 
@@ -73,7 +91,6 @@ def readers(path: Path) -> list[str]:
 
 
 def _whole(session: Session, shape: Shape) -> Predict:
-    """A session that takes so many pictures at once -> a function that takes any number of them."""
     run, takes = session
     step = takes or 1
     classes = _checked(run(np.zeros((step, *shape), np.uint8)), step).shape[1]
@@ -111,7 +128,7 @@ def _checked(p: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def _fitting(found: list[Any], shape: Shape) -> int | None:
-    """The batch that the file's input (batch,*shape) takes, None: any. A side that is no number is free."""
+    """The batch of the file's input (batch,*shape), None: any."""
     sides = [side if isinstance(side, int) and side > 0 else None for side in found]
     if len(sides) != len(shape) + 1 or any(s not in (None, t) for s, t in zip(sides[1:], shape, strict=True)):
         raise UserError(f"the file takes (batch,{','.join(map(str, found[1:]))}), not (n,{','.join(map(str, shape))})")
@@ -119,7 +136,7 @@ def _fitting(found: list[Any], shape: Shape) -> int | None:
 
 
 def _onnxruntime(path: Path, shape: Shape, threads: int, batch: int) -> Session:
-    telemetry.off()
+    telemetry_off()
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -142,7 +159,8 @@ def _onnxruntime(path: Path, shape: Shape, threads: int, batch: int) -> Session:
 
 
 def _openvino(path: Path, shape: Shape, threads: int, batch: int) -> Session:
-    core = _import_openvino().Core()
+    with no_telemetry():
+        core = importlib.import_module("openvino").Core()
     model = core.read_model(path)
     entrance, _ = _only(model.inputs, "input"), _only(model.outputs, "output")
     sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
@@ -164,12 +182,6 @@ def _openvino(path: Path, shape: Shape, threads: int, batch: int) -> Session:
         return np.array(request.get_output_tensor(0).data)  # a copy: the next call writes into the same tensor
 
     return Session(run, takes)
-
-
-def _import_openvino() -> Any:
-    """openvino by itself, without the reports that its import would send."""
-    with telemetry.refused():
-        return importlib.import_module("openvino")
 
 
 def _ncnn(path: Path, shape: Shape, threads: int, batch: int) -> Session:

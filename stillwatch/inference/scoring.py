@@ -1,8 +1,6 @@
-"""Score: an archive of pictures and films -> a table with one row a frame, as fast as the cores allow.
+"""An archive of pictures and films as a table of scores, on all cores; finished shards survive a kill.
 
-In: a bundle, a folder. Out: .parquet or .csv, written whole; finished shards beside it, so that a killed run goes on.
-Called by the CLI. Pixels come the lab's way (media.decode, media.image): the same numbers as `judge`.
-It knows no camera, no rule and no torch.
+Pixels come the lab's way (media.decode, media.image), so the numbers are those of `judge`. Must not import torch.
 """
 
 import csv
@@ -28,8 +26,10 @@ from numpy.typing import NDArray
 from stillwatch import bundle as bundles
 from stillwatch.atomic import atomic, locked
 from stillwatch.errors import UserError
-from stillwatch.inference import film, runtimes, table
-from stillwatch.inference.detector import Detector, cores
+from stillwatch.inference import runtimes, table
+from stillwatch.inference.detector import Detector
+from stillwatch.inference.detector import rate as trained_rate
+from stillwatch.inference.timing import cores
 from stillwatch.media import decode
 from stillwatch.media import image as pixels
 from stillwatch.run import NO_PROGRESS, Progress
@@ -93,7 +93,9 @@ def score(
         raise UserError(f"{folder}: no {wanted} in it; read are {' '.join(_kinds(clips))}")
     parts = out.with_name(f"{out.name}.parts")
     with locked(parts / ".lock", busy=f"{parts}: another `stillwatch score` writes there; choose another -o"):
-        task = _task(it, folder, parts, _rate(it, rate), voice)
+        if rate is None and clips:
+            rate = trained_rate(it.manifest)
+        task = _task(it, folder, parts, rate, voice)
         shards = cut(found)
         open_ = [shard for shard in shards if not _place(task, shard).is_file()]
         kept = len(found) - sum(map(len, open_))
@@ -180,13 +182,6 @@ def _check(folder: Path, out: Path, rate: float | None, workers: int | None) -> 
 
 def _kinds(clips: bool) -> tuple[str, ...]:
     return decode.VIDEOS if clips else (*decode.PICTURES, *decode.VIDEOS)
-
-
-def _rate(it: bundles.Bundle, rate: float | None) -> float | None:
-    """Of a net of clips, where none is asked: the rate of the frames that it learnt from."""
-    if rate is not None or len(it.manifest.input.shape) == 3:
-        return rate
-    return film.rate(it.manifest)
 
 
 def _task(it: bundles.Bundle, folder: Path, parts: Path, rate: float | None, voice: Progress) -> Task:

@@ -1,8 +1,4 @@
-"""Table: rows of scores -> a .parquet or .csv file, a part at a time, so that memory does not grow with the archive.
-
-In: paths, seconds, frame numbers, probabilities (n,K). Out: path, time_s, frame, label, p_<label>…, in that order.
-Called by score. It knows no picture, no net, and not where the numbers come from.
-"""
+"""Rows of scores as .csv or .parquet, written a part at a time, so that memory does not grow with the archive."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence

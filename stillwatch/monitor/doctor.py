@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from stillwatch import bundle
 from stillwatch.errors import UserError
-from stillwatch.inference.detector import Detector
-from stillwatch.inference.film import rule_of, threshold_of
+from stillwatch.inference.detector import Detector, rule_of, threshold_of
 from stillwatch.monitor.cameras.camera import Camera, Frame
 from stillwatch.monitor.cameras.source import redacted_error
 from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, secret

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillwatch import bundle
 from stillwatch.errors import UserError
-from stillwatch.inference import film
+from stillwatch.inference import detector
 from stillwatch.inference.detector import Detector
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redact, redacted_error
@@ -123,8 +123,8 @@ class Watch:
     def _open(self, config: CameraConfig) -> CameraSlot:
         manifest = self.bundle.manifest
         *frames, height, width, channels = manifest.input.shape
-        rate = film.rate(manifest) if frames and frames[0] > 1 else None
-        alarm = film.alarm_of(self.bundle, config.name, config.rule or self.config.rule)
+        rate = detector.rate(manifest) if frames and frames[0] > 1 else None
+        alarm = detector.alarm_of(self.bundle, config.name, config.rule or self.config.rule)
         changes = {"source": secret(config.source), "fps": min(config.fps, rate or config.fps)}
         config = config.model_copy(update=changes)
         camera = Camera(config, self.config.keep, (height, width, channels), manifest.input.fit)

@@ -12,8 +12,7 @@ import pytest
 from bundles import SHAPE, made, onnx_net
 
 from stillwatch.errors import UserError
-from stillwatch.inference import film as films
-from stillwatch.inference.detector import Detector
+from stillwatch.inference.detector import Detector, steps
 from stillwatch.monitor import loop
 from stillwatch.monitor.cameras.camera import Frame, Note
 from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig
@@ -246,7 +245,7 @@ def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> 
         camera.give(SAFE, 100.3)
         slots = watch.receive(0.2)
         assert watch.predict(slots) == [None]
-    found = list(films.steps(Detector(toy), [(n / 10, SAFE) for n in range(5)], batch=2))
+    found = list(steps(Detector(toy), [(n / 10, SAFE) for n in range(5)], batch=2))
     assert [p is None for _, p in found] == [True, True, False, False, False]
 
 
@@ -270,6 +269,6 @@ def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: P
 def test_steps_gives_every_frame_its_answer_in_order(tmp_path: Path) -> None:
     toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
     pictures = [SAFE, DANGER, SAFE, DANGER, DANGER]
-    found = list(films.steps(Detector(toy), [(n / 10, x) for n, x in enumerate(pictures)], batch=3))
+    found = list(steps(Detector(toy), [(n / 10, x) for n, x in enumerate(pictures)], batch=3))
     assert [time for time, _ in found] == [0, 0.1, 0.2, 0.3, 0.4]
     assert [int(p.argmax()) for _, p in found if p is not None] == [0, 1, 0, 1, 1]

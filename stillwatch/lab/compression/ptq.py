@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from stillwatch.inference import telemetry
+from stillwatch.inference import runtimes
 from stillwatch.lab.export.exporters import save_onnx
 
 Frame: TypeAlias = Callable[[int], NDArray[np.uint8]]  # row -> (1,*shape)
@@ -61,7 +61,7 @@ def quantise_file(
     for tensor in _large(model):  # rounded as it will be stored, so that what is calibrated and checked is written
         values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    with telemetry.refused(), contextlib.redirect_stdout(io.StringIO()):  # no progress bars, and nobody is told
+    with runtimes.no_telemetry(), contextlib.redirect_stdout(io.StringIO()):  # no progress bars, and nobody is told
         # NNCF imports torch's compiler of extensions, which remarks on a machine without CUDA
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         import nncf

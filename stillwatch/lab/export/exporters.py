@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stillwatch import metrics, predictions
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError, one_line
-from stillwatch.inference import telemetry
+from stillwatch.inference import runtimes
 from stillwatch.lab.models.nets import Classifier, build
 from stillwatch.recipe import Net
 from stillwatch.run import Run
@@ -209,7 +209,7 @@ def write_legacy(net: Classifier, shape: tuple[int, ...], folder: Path, temperat
 
 
 def write_openvino(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
-    with tempfile.TemporaryDirectory() as scratch, telemetry.refused(), _quiet():
+    with tempfile.TemporaryDirectory() as scratch, runtimes.no_telemetry(), _quiet():
         import openvino
 
         source = to_onnx(net, shape, Path(scratch) / "model.onnx", temperature, None, opset)
