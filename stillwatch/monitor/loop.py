@@ -33,7 +33,6 @@ class CameraSlot:
     """One camera in the loop: its frames, its Alarm and their clock."""
 
     def __init__(self, camera: Camera, alarm: Alarm, frames: int):
-        """frames: T of the net's input."""
         self.camera, self.alarm = camera, alarm
         self.name = alarm.camera
         self.pending: deque[Frame] = deque()  # arrived and not looked at; the camera's one credit keeps it short
@@ -156,7 +155,6 @@ class Watch:
         self.store.close(max(0.2, start + within - time.monotonic()))
 
     def run(self) -> None:
-        """The loop, until stop is set or every file has ended."""
         ticked = 0.0
         while not self.stop.is_set():
             slots = self.receive(TICK)
@@ -208,7 +206,6 @@ class Watch:
         self.board.update(slot.name, status=frame.status, gauge=gauge, age_ms=1e3 * age, seen=time.time())
 
     def tick(self) -> None:
-        """Watchdogs, viewers and board, a few times a second."""
         now = time.monotonic()
         for slot in self.slots:
             camera = slot.camera

@@ -53,12 +53,10 @@ class Board:
             known |= fields
 
     def cameras(self) -> list[dict[str, Any]]:
-        """Every camera's fields, in the order of watch.toml."""
         with self._lock:
             return [dict(fields) for fields in self._cameras.values()]
 
     def show(self, camera: str, jpeg: bytes) -> None:
-        """Replace the newest picture of a camera."""
         with self._lock:
             self._pictures[camera] = (self._pictures[camera][0] + 1, jpeg)
 
@@ -124,7 +122,6 @@ class Gauges:
             self._totals.setdefault(name, {})[camera] = total
 
     def event(self, camera: str, kind: str, level: str) -> None:
-        """Count an event that opened at this level, or was raised to it."""
         self._events.labels(camera, kind, level).inc()
 
     def level(self, name: str, help: str, value: float, **labels: str) -> None:
@@ -136,11 +133,9 @@ class Gauges:
         (gauge.labels(**labels) if labels else gauge).set(value)
 
     def text(self) -> bytes:
-        """The body of GET /metrics."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """The totals, for prometheus_client."""
         with self._lock:
             totals = {name: dict(cameras) for name, cameras in self._totals.items()}
         for name, cameras in totals.items():

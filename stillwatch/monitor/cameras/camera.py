@@ -76,7 +76,6 @@ class Camera:
         self._stopping = False
 
     def start(self) -> None:
-        """Spawn the child and return."""
         if self._child is None and not self._stopping:
             self._spawn()
 
@@ -110,7 +109,6 @@ class Camera:
             self._send("preview", fps)
 
     def snap(self, event: str) -> None:
-        """Ask for the newest picture as a thumbnail note."""
         self._send("snap", event)
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:

@@ -73,9 +73,8 @@ class FrameSender:
         return True
 
     def forget(self) -> None:
-        """The stream broke: the waiting frame is too old."""
         with self._changed:
-            self._waiting = None
+            self._waiting = None  # too old to be looked at
 
     def handle(self, *message: Any) -> bool:
         """Handle a message of the parent; False where it is not for this class."""
@@ -171,7 +170,6 @@ class CaptureProcess:
         os._exit(0)
 
     def listen(self) -> None:
-        """Handle messages until the parent says stop or ends."""
         while True:
             try:
                 messages = self._channel.read()
@@ -201,7 +199,6 @@ class CaptureProcess:
     # --- frames
 
     def watch(self) -> None:
-        """Read the source to its end, or for ever."""
         if self.live:
             self._watch_stream()
         elif source.kind(self.config.source) == "file":
@@ -211,7 +208,6 @@ class CaptureProcess:
         self.send("ended", "read to its end")
 
     def _watch_stream(self) -> None:
-        """Open, decode and reopen with back-off, without end."""
         waits, lost = source.backoff(*self.config.backoff), False
         while not self.stop.is_set():
             self.pulse()
@@ -316,7 +312,7 @@ class CaptureProcess:
             self.pulse()
 
     def _show(self, frame: VideoFrame, clock: PlaybackClock) -> bool:
-        """Record and offer a frame of a file, folder or toy in its time. False: told to stop."""
+        """Record and offer a frame in its time. False: told to stop."""
         index, self._index = self._index, self._index + 1
         self._record(frame)
         if index < self._position[0]:  # an earlier process has shown it
@@ -327,7 +323,7 @@ class CaptureProcess:
         return self._sender.offer(index, frame, wait=True)
 
     def _hold(self, clock: PlaybackClock, seconds: float) -> bool:
-        """Wait until the frame at `seconds` of the recording is due. False: told to stop."""
+        """Wait until the frame at `seconds` is due. False: told to stop."""
         while (left := clock.wait(seconds, time.monotonic())) > 0:
             if self.stop.wait(min(left, PULSE)):
                 return False
@@ -339,7 +335,6 @@ class CaptureProcess:
             self._encode.push(self.public(frame), frame.time)
 
     def _open_remux(self, stream: VideoStream) -> None:
-        """Keep the stream's own packets where MP4 can hold them and people may see them."""
         own = self.config.blur == "none" and stream.codec_context.name in REMUXED
         self._remux = Remux(self._buffer, stream) if own and self._buffer else None
 

@@ -153,7 +153,6 @@ class PacketBuffer:
                 self._end(clip, whole=False)
 
     def close(self) -> None:
-        """Finalise everything."""
         with self._lock:
             for clip in list(self._clips.values()):
                 self._end(clip, whole=False)
@@ -253,7 +252,6 @@ class Encode:
             self._buffer.push(item)
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
-        """A stream of the same settings."""
         stream: VideoStream = container.add_stream(ENCODER, rate=self._fps)  # type: ignore[assignment]
         self._configure(stream.codec_context)
         return stream

@@ -128,7 +128,6 @@ def kind(source: str) -> Kind:
 
 
 def is_live(source: str) -> bool:
-    """Whether frames that are not read are lost."""
     return kind(source) in ("device", "stream")
 
 
