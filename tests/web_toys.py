@@ -16,6 +16,7 @@ from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig, Web
 from stillwatch.monitor.events import database, store
 from stillwatch.monitor.state import Board, Gauges
 from stillwatch.monitor.web import app
+from stillwatch.monitor.web.server import Server
 from stillwatch.rules.alarm import Event
 
 JPEG = b"\xff\xd8 a picture \xff\xd9"
@@ -25,7 +26,7 @@ class Street(NamedTuple):
     board: Board
     folder: Path
     store: Any
-    server: app.Server
+    server: Server
     port: int
 
     def ask(
@@ -68,7 +69,7 @@ def opened(
     board = Board(("Safe", "Bad"), ("Safe",), cameras)
     book = store.Store(plan.keep)
     page = app.app(board, plan.keep.folder, plan, book, post, Gauges(cameras))
-    server = app.Server(page, "127.0.0.1", 0)
+    server = Server(page, "127.0.0.1", 0)
     port = int(server.start().rstrip("/").rpartition(":")[2])
     try:
         yield Street(board, plan.keep.folder, book, server, port)

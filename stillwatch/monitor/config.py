@@ -71,6 +71,7 @@ class Web(Strict):
     port: int = Field(8756, ge=0, le=65535)  # 0: a free one
     token: str | None = None  # "$NAME": from the environment
     on: bool = True
+    proxies: tuple[str, ...] = ()  # addresses of reverse proxies whose X-Forwarded-For and -Proto are believed
 
     @field_validator("token")
     @classmethod

@@ -1,10 +1,12 @@
 """Runs a watch with its page and its sinks until a signal: `stillwatch watch`."""
 
+import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 from stillwatch.errors import UserError
@@ -12,6 +14,7 @@ from stillwatch.monitor.config import LoadedConfig
 from stillwatch.monitor.events.outbox import Dispatcher
 from stillwatch.monitor.loop import Watch
 
+DESCRIPTORS = 8192  # wanted, where the hard limit allows it
 FLUSH = 0.3  # seconds for the last events to reach the outbox
 
 
@@ -26,6 +29,8 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
         log(f"left out: {words}")
     stop, signalled = threading.Event(), threading.Event()
     with ExitStack() as stack:
+        _raise_descriptor_limit()
+        stack.callback(os.umask, os.umask(0o077))  # events and clips are this user's alone
         stack.enter_context(_signals(stop, signalled))  # first: a signal during the start must not be lost
         watch = stack.enter_context(Watch(config, loaded.bad_cameras, log, stop))
         names = [slot.name for slot in watch.slots]
@@ -33,7 +38,8 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
         dispatcher.start()
         stack.callback(dispatcher.close, 0.5)
         if config.web.on:
-            from stillwatch.monitor.web.app import Server, app
+            from stillwatch.monitor.web.app import app
+            from stillwatch.monitor.web.server import Server
 
             page = app(watch.board, config.keep.folder, config, watch.store, dispatcher, watch.gauges)
             server = Server(page, config.web.host, config.web.port)
@@ -56,6 +62,15 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
         if not signalled.is_set() and all(slot.decided is None for slot in watch.slots):
             reasons = "; ".join(f"{slot.name}: {slot.camera.words}" for slot in watch.slots)
             raise UserError(f"no camera gave a frame: {reasons}")
+
+
+def _raise_descriptor_limit() -> None:
+    """Cameras, the store and the sinks need descriptors beside the page's connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager

@@ -243,3 +243,33 @@ def test_memory_stays_flat(tmp_path: Path, bundle: Path) -> None:
     grown = [b - a for a, b in zip(before, after, strict=True)]
     assert max(grown) < 15, f"MB: {before} -> {after}"
     assert len(database.events(tmp_path / "watch", limit=500)) > 20
+
+
+def test_what_is_kept_is_its_user_s_alone_and_there_are_descriptors_enough(tmp_path: Path, bundle: Path) -> None:
+    source = film(tmp_path / "night.mp4", (RED, 2), (GREEN, 4))
+    code = (
+        "import os, resource, runpy, sys\nos.umask(0o022)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "from stillwatch.monitor import service\n"
+        "def loop(self): print('soft', resource.getrlimit(resource.RLIMIT_NOFILE)[0]); return run(self)\n"
+        "run, service.Watch.run = service.Watch.run, loop\nrunpy.run_module('stillwatch', run_name='__main__')\n"
+    )
+    kept = tmp_path / "kept"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "watch",
+        str(bundle),
+        "--source",
+        str(source),
+        "--no-page",
+        "--out",
+        str(kept),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (soft := re.search(r"soft (\d+)", done.stdout)), done.stderr
+    assert int(soft[1]) >= 1024
+    files = [path for path in kept.rglob("*") if path.is_file() and path.suffix in (".db", ".mp4", ".jpg")]
+    assert {path.suffix for path in files} == {".db", ".mp4", ".jpg"}
+    assert {path.stat().st_mode & 0o077 for path in (kept, *files)} == {0}

@@ -1,21 +1,17 @@
-"""Web: the page and /api/v1: live pictures, states, events, marks; health and figures for machines.
+"""The page and /api/v1: live pictures, states, events, marks; health and figures for machines.
 
-In: the board (what is now), the events' folder (what was), requests. Out: HTML, JSON, MJPEG, server-sent events, clips.
-Called by serve, in a thread of its own. It decides nothing about pictures, and changes nothing but marks on events.
+Decides nothing about pictures, and changes nothing but marks on events.
 """
 
 import asyncio
 import logging
-import socket
-import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -39,8 +35,8 @@ from stillwatch.monitor.web.schemas import (
     Marks,
     Ready,
     Status,
+    plain,
 )
-from stillwatch.monitor.web.schemas import plain as in_words
 from stillwatch.monitor.web.streams import MJPEG, POLL, LiveStream, StreamHub, messages, pictures
 from stillwatch.rules.alarm import Level
 
@@ -49,19 +45,13 @@ if TYPE_CHECKING:  # the page is told of the sinks; it starts none
     from stillwatch.monitor.events.store import Store
 
 PAGE = Path(__file__).parent / "static"
-
-
+DONE: dict[str, Any] = {
+    "status_code": 204, "response_class": Response, "responses": {204: {"description": "Done"}},
+}  # fmt: skip
 router = APIRouter(
     responses={"default": {"model": Error, "description": "Why not, in one line"}},
     generate_unique_id_function=lambda route: route.name,
 )
-DONE: dict[str, Any] = {
-    "status_code": 204, "response_class": Response, "responses": {204: {"description": "Done"}},
-}  # fmt: skip
-
-
-def page_file(name: str) -> Callable[[Request], Response]:
-    return lambda request: FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
 
 
 def answers(media_type: str) -> dict[str, Any]:
@@ -88,13 +78,12 @@ async def healthz() -> Alive:
 
 @router.get("/readyz", responses={200: {"model": Ready}, 503: {"model": Ready}})
 async def readyz(hub: Hub) -> Response:
-    """200 once every camera has been looked at or has failed; 503 until then, and why."""
-    fields = hub.board.cameras()
-    waiting = sum(camera["state"] == "starting" for camera in fields)
-    ready = Ready(ready=hub.board.ready)
-    if not ready.ready:
-        ready.why = f"{waiting} of {len(fields)} cameras have not been looked at yet" if waiting else "starting"
-    return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
+    """200 once every camera has been looked at or has failed; 503 until then, and why. Trouble with events is said."""
+    waiting = sum(camera["state"] == "starting" for camera in hub.board.cameras())
+    why = hub.store.trouble if hub.store else None
+    if not hub.board.ready:
+        why = f"{waiting} of {len(hub.names)} cameras have not been looked at yet" if waiting else "starting"
+    return JSONResponse(Ready(ready=hub.board.ready, why=why).model_dump(), 200 if hub.board.ready else 503)
 
 
 @router.get("/metrics", **answers("text/plain"))
@@ -103,7 +92,7 @@ def metrics(hub: Hub) -> Response:
     level = hub.gauges.level
     for camera in hub.board.cameras():
         name = camera["name"]
-        level("camera_watching", "1: pictures come and can be judged", in_words(camera)[0] == "watching", camera=name)
+        level("camera_watching", "1: pictures come and can be judged", plain(camera)[0] == "watching", camera=name)
         level("viewers", "Who looks at its pictures now", hub.board.viewers(name), camera=name)
     level("ready", "1: every camera has been looked at, or has failed", hub.board.ready)
     if hub.store:
@@ -129,8 +118,10 @@ async def login(given: Login, request: Request, hub: Hub) -> Response:
 
 
 @router.post("/api/v1/logout", **DONE)
-async def logout(request: Request) -> Response:
-    """Forget the cookie."""
+def logout(request: Request, hub: Hub) -> Response:
+    """End the session: its cookie is admitted no more."""
+    if hub.keys is not None:
+        hub.keys.log_out(auth.session_cookie(request.scope, request.headers), time.time())
     answer = Response(status_code=204)
     answer.delete_cookie(auth.cookie_name(request.scope), httponly=True, samesite="strict")
     return answer
@@ -156,22 +147,20 @@ def cameras(hub: Hub) -> Cameras:
 @router.get("/api/v1/cameras/{name}")
 def camera(name: str, hub: Hub) -> Camera:
     """One camera, now."""
-    for fields in hub.board.cameras():
-        if fields["name"] == name:
-            return Camera.model_validate(hub.camera(fields))
-    raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(hub.names)}")
+    hub.known([name])
+    return Camera.model_validate(hub.camera(name))
 
 
 @router.get("/api/v1/cameras/{name}/live.mjpg", **answers(MJPEG))
 async def live(name: str, hub: Hub) -> Response:
     """One camera's pictures as MJPEG, as browsers and players show it. Encoded once, however many look."""
-    return LiveStream(pictures(hub, _known(hub, [name])), MJPEG)
+    return LiveStream(pictures(hub, hub.known([name])), MJPEG)
 
 
 @router.get("/api/v1/cameras/{name}/picture.jpg", **answers("image/jpeg"))
 async def picture(name: str, hub: Hub) -> Response:
     """One picture, taken now. 503 where none comes."""
-    _known(hub, [name])
+    hub.known([name])
     with hub.board.viewing(name):
         before, end = hub.board.picture(name)[0], time.monotonic() + 3
         while time.monotonic() < end and not hub.closing.is_set():
@@ -185,14 +174,7 @@ async def picture(name: str, hub: Hub) -> Response:
 @router.get("/api/v1/pictures", **answers(MJPEG))
 async def together(hub: Hub, camera: Annotated[list[str], Query(description="Which; none: all")] = []) -> Response:  # noqa: B006
     """Several cameras' pictures in one answer, each with an X-Camera header: a browser has six connections."""
-    return LiveStream(pictures(hub, _known(hub, list(dict.fromkeys(camera)) or hub.names)), MJPEG)
-
-
-def _known(hub: StreamHub, names: list[str]) -> list[str]:
-    for name in names:
-        if name not in hub.names:
-            raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(hub.names)}")
-    return names
+    return LiveStream(pictures(hub, hub.known(list(dict.fromkeys(camera)) or hub.names)), MJPEG)
 
 
 @router.get("/api/v1/stream", **answers("text/event-stream"))
@@ -235,13 +217,13 @@ def event(id: str, hub: Hub) -> Event:
 @router.get("/api/v1/events/{id}/clip", **answers("video/mp4"))
 def clip(id: str, hub: Hub) -> Response:
     """An event's clip, MP4. Ranges are answered."""
-    return _file(hub, id, "clip", (".mp4",))
+    return media_response(hub, id, "clip")
 
 
 @router.get("/api/v1/events/{id}/thumbnail", **answers("image/jpeg"))
 def thumbnail(id: str, hub: Hub) -> Response:
     """An event's picture, JPEG."""
-    return _file(hub, id, "thumbnail", (".jpg", ".jpeg"))
+    return media_response(hub, id, "thumbnail")
 
 
 def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
@@ -254,12 +236,12 @@ def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
     return path if path.is_relative_to(root) and path.is_file() and path.suffix.lower() in suffixes else None
 
 
-def _file(hub: StreamHub, id: str, key: str, suffixes: Sequence[str]) -> Response:
+def media_response(hub: StreamHub, id: str, key: Literal["clip", "thumbnail"]) -> Response:
     relative = getattr(hub.find(id), key)
+    suffixes, kind = ((".mp4",), "video/mp4") if key == "clip" else ((".jpg", ".jpeg"), "image/jpeg")
     path = inside(hub.folder, relative, suffixes) if relative else None
     if path is None:
         raise HTTPException(404, f"event {id!r} has no {key}" + (": it was deleted" if relative else ""))
-    kind = "video/mp4" if key == "clip" else "image/jpeg"
     return FileResponse(path, media_type=kind, headers={"cache-control": "private, max-age=86400"})
 
 
@@ -304,22 +286,27 @@ def app(
     Raises UserError where plan.web asks for an address that others can reach, without a token.
     """
     token = auth.token_of(plan.web)
-    keys, patience = auth.TokenAuth(token) if token else None, auth.LoginThrottle()
+    keys = auth.TokenAuth(token, folder / ".logouts") if token else None
+    patience = auth.LoginThrottle(auth.WAIT, free=auth.FREE)
     api = FastAPI(
         title="Stillwatch", version=__version__, description="Cameras that are watched: what is, and what was.",
         openapi_url="/api/v1/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     api.state.hub = StreamHub(board, folder, store, post, gauges, keys, patience)
+    api.state.proxies = plan.web.proxies
     api.include_router(router)
-    for name in ("", "page.css", "page.js", "icon.svg"):  # a mount at / would answer 404 for a wrong method elsewhere
-        api.add_route(f"/{name}", page_file(name or "index.html"))
+    for path in ("", "page.css", "page.js", "icon.svg"):  # a mount at / would answer 404 for a wrong method elsewhere
+        api.add_route(f"/{path}", _page_file)
     api.add_exception_handler(AnyHTTPException, _refused)
     api.add_exception_handler(RequestValidationError, _invalid)
-    api.add_exception_handler(auth.Refusal, _guarded)
-    api.add_exception_handler(UserError, _mistaken)
+    api.add_exception_handler(UserError, lambda _, error: JSONResponse({"error": str(error)}, 503))
     api.add_exception_handler(Exception, _broken)
     api.add_middleware(auth.AuthMiddleware, keys=keys, patience=patience)
     return api
+
+
+async def _page_file(request: Request) -> Response:
+    return FileResponse(PAGE / (request.url.path[1:] or "index.html"), headers={"cache-control": "no-cache"})
 
 
 async def _refused(_: Request, error: Any) -> Response:
@@ -334,92 +321,9 @@ async def _invalid(_: Request, error: Any) -> Response:
     return JSONResponse({"error": f"{place or 'body'}: {fault['msg']}"}, 422)
 
 
-async def _guarded(_: Request, error: Any) -> Response:
-    return JSONResponse({"error": error.words}, error.status, error.headers)
-
-
-async def _mistaken(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 503)
-
-
 async def _broken(request: Request, error: Exception) -> Response:
-    """Whatever went wrong: its kind and its place for the log. Its text stays here: it may hold an address."""
+    """Log the error's kind and place; its text may hold an address."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
     logging.getLogger(__name__).error("web: %s %r: %s", request.method, request.url.path, what)
     return JSONResponse({"error": f"this could not be answered ({type(error).__name__})"}, 500)
-
-
-class Cut(uvicorn.Server):
-    """uvicorn, but that it hangs up on who is still there when the time is over: a full socket would stay for ever."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):
-            if transport := getattr(connection, "transport", None):
-                transport.abort()
-        await asyncio.sleep(0)
-
-
-class Server:
-    """uvicorn in a thread. A viewer who does not let go is let go of."""
-
-    def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0):
-        """Raises UserError for an address that others can reach where the app asks for no token."""
-        if not auth.loopback(host) and app.state.hub.keys is None:
-            raise UserError(f'web.host = "{host}": anybody on the network could look; give [web] a token')
-        self._app, self._host, self._port = app, host.strip("[]"), port
-        self._server: Cut | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> str:
-        """Bind and answer; the page's address. Raises UserError where it cannot be had."""
-        listener = _bound(self._host, self._port)
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            self._app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, log_level="critical",
-            access_log=False, server_header=False, limit_concurrency=256, timeout_keep_alive=10,
-        )  # fmt: skip
-        self._server = Cut(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listener]}, name="web", daemon=True
-        )
-        self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
-                listener.close()
-                raise UserError(f"web.port = {port}: the page could not start")
-            time.sleep(0.005)
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{port}/"
-
-    def close(self, within: float = 2.0) -> None:
-        """End every stream and stop listening, at the latest after about `within` seconds."""
-        if self._server is None or self._thread is None:
-            return
-        self._app.state.hub.closing.set()
-        self._server.config.timeout_graceful_shutdown = 0.6 * within  # type: ignore[assignment]
-        self._server.should_exit = True
-        self._thread.join(within + 1)
-        self._thread = None
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError."""
-    try:
-        family, kind, proto, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise UserError(f'web.host = "{host}": no such address: {error.strerror}') from None
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise UserError(
-            f"web.port = {port} on {host}: {error.strerror}; free it, or give another (0: any free one)"
-        ) from None
-    return listener

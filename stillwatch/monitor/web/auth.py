@@ -1,33 +1,36 @@
-"""Guard: who may come in: the token, wrong tokens slowed, foreign sites kept out, and headers that bind the browser.
+"""Access to the page: its token, logins, waits after wrong tokens, no foreign sites, headers that bind the browser.
 
-In: every request, before the web sees it. Out: the request, or one line of JSON that says why not.
-Called by the web. It knows no camera and no event.
+Knows no camera and no event.
 """
 
 import hashlib
 import hmac
 import ipaddress
-import json
 import math
+import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from http.cookies import CookieError, SimpleCookie
-from typing import Any
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from stillwatch.errors import UserError
-from stillwatch.monitor import config as plans
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from stillwatch.atomic import atomic
+from stillwatch.errors import UserError
+from stillwatch.monitor.config import Web, secret
 
 OPEN = {"/", "/page.css", "/page.js", "/icon.svg", "/healthz", "/readyz", "/api/v1/login"}  # they tell nothing
 LARGEST = 64 * 1024  # bytes of a POST
 SHORTEST = 8  # characters of a token
 SESSION = 30 * 86400.0  # seconds that a login lasts
-WAIT = (1.0, 10.0)  # seconds after the first wrong token of an address, doubled by each, and the longest
+WAIT = (1.0, 10.0)  # seconds after a wrong token of an address, doubled by each, and the longest
+FREE = 3  # wrong tokens of an address before it must wait: one typing error locks nobody out
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,15 +40,16 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
+    "cache-control": "no-store",
 }
 
 
-class Refusal(Exception):
-    """(status, one line for a person, more headers)"""
+class Refusal(HTTPException):
+    """A request that is not let in."""
 
     def __init__(self, status: int, words: str, headers: Mapping[str, str] | None = None):
-        super().__init__(words)
-        self.status, self.words, self.headers = status, words, dict(headers or {})
+        super().__init__(status, words, headers)
+        self.status, self.words = status, words
 
 
 def loopback(host: str) -> bool:
@@ -56,7 +60,7 @@ def loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def token_of(web: plans.Web) -> str | None:
+def token_of(web: Web) -> str | None:
     """The page's token out of the environment. Raises UserError where it is missing or too short."""
     if web.token is None:
         if not loopback(web.host):
@@ -65,7 +69,7 @@ def token_of(web: plans.Web) -> str | None:
                 'add token = "$STILLWATCH_TOKEN" under [web], or leave host at 127.0.0.1'
             )
         return None
-    token = str(plans.secret(web.token))
+    token = str(secret(web.token))
     if len(token) < SHORTEST:
         raise UserError(
             f"web.token = {web.token}: has fewer than {SHORTEST} characters; `openssl rand -hex 16` makes one"
@@ -74,34 +78,50 @@ def token_of(web: plans.Web) -> str | None:
 
 
 class TokenAuth:
-    """The token, and the cookies that stand for it: when it ends, and a MAC. They outlive a restart, not the token."""
+    """The token and its session cookies END-NONCE.MAC, valid across a restart until their end, a logout or a new token.
 
-    def __init__(self, token: str):
-        self._token = token.encode()
+    logouts: the file that keeps the cookies which were logged out.
+    """
+
+    def __init__(self, token: str, logouts: Path | None = None):
+        self._token, self._logouts = token.encode(), logouts
         self._key = hashlib.pbkdf2_hmac("sha256", self._token, b"stillwatch session", 100_000)
+        self._ended: set[str] = set()
+        if logouts:
+            with suppress(OSError, UnicodeDecodeError):
+                self._ended.update(logouts.read_text().split())
 
     def right(self, token: str) -> bool:
         """Compared in constant time."""
         return hmac.compare_digest(token.encode(), self._token)
 
     def cookie(self, now: float) -> str:
-        end = str(int(now + SESSION))
-        return f"{end}.{self._mac(end)}"
+        session = f"{int(now + SESSION)}-{secrets.token_hex(8)}"
+        return f"{session}.{self._mac(session)}"
 
     def admits(self, cookie: str, now: float) -> bool:
-        end, _, mac = cookie.partition(".")
-        right = hmac.compare_digest(mac.encode(), self._mac(end).encode())
-        return right and end.isdecimal() and now < int(end)
+        session, _, mac = cookie.partition(".")
+        end = session.partition("-")[0]
+        right = hmac.compare_digest(mac.encode(), self._mac(session).encode())
+        return right and end.isdecimal() and now < int(end) and session not in self._ended
+
+    def log_out(self, cookie: str, now: float) -> None:
+        if self.admits(cookie, now):
+            self._ended = {session for session in self._ended if now < int(session.partition("-")[0])}
+            self._ended.add(cookie.partition(".")[0])
+            if self._logouts:
+                with suppress(OSError), atomic(self._logouts) as draft:
+                    draft.write_text("\n".join(self._ended))
 
     def _mac(self, text: str) -> str:
         return hmac.new(self._key, text.encode(), "sha256").hexdigest()
 
 
 class LoginThrottle:
-    """Wrong tokens, by address: each makes the next guess from there wait longer, whether it is right or not."""
+    """Wrong tokens by address: after the `free` first, each makes the next guess from there wait longer."""
 
-    def __init__(self, wait: tuple[float, float] = WAIT, most: int = 1024):
-        self.wait, self._most = wait, most
+    def __init__(self, wait: tuple[float, float] = WAIT, most: int = 1024, free: int = 0):
+        self.wait, self._most, self._free = wait, most, free
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def left(self, address: str, now: float) -> float:
@@ -113,7 +133,8 @@ class LoginThrottle:
         count, until = self._wrong.pop(place, (0, 0.0))
         if now - until > 60 * self.wait[1]:  # long ago
             count = 0
-        self._wrong[place] = (count + 1, now + min(self.wait[1], self.wait[0] * 2.0 ** min(count, 30)))
+        wait = 0.0 if count < self._free else min(self.wait[1], self.wait[0] * 2.0 ** min(count - self._free, 30))
+        self._wrong[place] = (count + 1, now + wait)
         while len(self._wrong) > self._most:
             self._wrong.popitem(last=False)
 
@@ -121,48 +142,48 @@ class LoginThrottle:
 class AuthMiddleware:
     """An ASGI app around another. keys: None where no token is asked for: then only localhost is answered."""
 
-    def __init__(self, app: Any, keys: TokenAuth | None, patience: LoginThrottle):
+    def __init__(self, app: ASGIApp, keys: TokenAuth | None, patience: LoginThrottle):
         self.app, self.keys, self.patience = app, keys, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
 
-        async def out(message: MutableMapping[str, Any]) -> None:
+        async def send_bound(message: Message) -> None:
             if message["type"] == "http.response.start":
-                there = {key.lower() for key, _ in message["headers"]}
-                more = {**HEADERS, "cache-control": "no-store"}
-                message["headers"] = [
-                    *message["headers"],
-                    *((k.encode(), v.encode()) for k, v in more.items() if k.encode() not in there),
-                ]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
-            self.check(scope, headers)
+            self.check(scope, Headers(scope=scope))
         except Refusal as refusal:
-            await refuse(refusal, out)
+            answer = JSONResponse({"error": refusal.words}, refusal.status, refusal.headers)
+            await answer(scope, receive, send_bound)
             return
-        await self.app(scope, receive, out)
+        await self.app(scope, receive, send_bound)
 
     def check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        """Raises Refusal. Nothing in it waits, so that a flood of guesses costs a lookup each."""
-        if self.keys is None and not loopback(_hostname(headers.get("host", ""))):
+        """Raises Refusal. Nothing in it waits: a flood of guesses costs a lookup each."""
+        host = headers.get("host", "")
+        try:
+            hostname = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            hostname = ""
+        if self.keys is None and not loopback(hostname):
             raise Refusal(421, "this page answers to localhost only; give [web] a token to reach it by another name")
         _same_site(scope, headers)
         if scope["method"] not in ("GET", "HEAD"):
             _small_json(headers)
-        if self.keys is not None and scope["path"] not in OPEN:
-            self._admit(self.keys, scope, headers)
-
-    def _admit(self, keys: TokenAuth, scope: Scope, headers: Mapping[str, str]) -> None:
-        if admitted(keys, scope, headers):
+        if self.keys is None or scope["path"] in OPEN:
+            return
+        if self.keys.admits(session_cookie(scope, headers), time.time()):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise Refusal(401, "a token is needed: Authorization: Bearer …, or log in", {"www-authenticate": "Bearer"})
-        try_token(keys, self.patience, token.strip(), address(scope))
+        try_token(self.keys, self.patience, token.strip(), address(scope))
 
 
 def try_token(keys: TokenAuth, patience: LoginThrottle, token: str, address: str) -> None:
@@ -177,30 +198,17 @@ def try_token(keys: TokenAuth, patience: LoginThrottle, token: str, address: str
         raise Refusal(401, "wrong token", {"www-authenticate": "Bearer"})
 
 
-def admitted(keys: TokenAuth, scope: Scope, headers: Mapping[str, str]) -> bool:
-    """Whether this request carries the cookie of a login."""
-    try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(cookie_name(scope))
-    except CookieError:
-        return False
-    return morsel is not None and keys.admits(morsel.value, time.time())
-
-
 def cookie_name(scope: Scope) -> str:
     """Cookies know no ports: two watches on one machine must not log each other out."""
     return f"stillwatch-{(scope.get('server') or ('', 0))[1]}"
 
 
+def session_cookie(scope: Scope, headers: Mapping[str, str]) -> str:
+    return cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), "")
+
+
 def address(scope: Scope) -> str:
     return str((scope.get("client") or ("",))[0])
-
-
-async def refuse(refusal: Refusal, send: Send) -> None:
-    body = json.dumps({"error": refusal.words}).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-    pairs = [(key.encode(), value.encode()) for key, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _same_site(scope: Scope, headers: Mapping[str, str]) -> None:
@@ -225,14 +233,6 @@ def _small_json(headers: Mapping[str, str]) -> None:
         raise Refusal(411, "Content-Length is missing")
     if int(length) > LARGEST:
         raise Refusal(413, f"the body is larger than {LARGEST} bytes")
-
-
-def _hostname(host: str) -> str:
-    """The name in a Host header, without its port; "" where it is none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _network(address: str) -> str:

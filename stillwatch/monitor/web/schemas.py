@@ -1,8 +1,4 @@
-"""Answers: the shapes of what the web says, as OpenAPI describes them, and a camera's state in plain words.
-
-In: fields of the board and of events' rows. Out: models, and one line for a person. Times are seconds since 1970.
-Called by the web. It knows no request and no file.
-"""
+"""The shapes of the API's answers, and a camera's state in plain words. Times are seconds since 1970."""
 
 import math
 from collections.abc import Mapping
@@ -28,10 +24,10 @@ Condition = Literal["starting", "watching", "lost", "frozen", "black", "ended", 
 
 @dataclass(frozen=True)
 class Event(StoredEvent):
-    """Something a person should know of; its id stays the same through its life. Times are seconds since 1970.
+    """kind: the indicator, such as phone, microsleep, violence, camera; label: the class that it is about.
 
-    kind: the indicator, such as phone, microsleep, violence, camera. label: the class that it is about. start: when
-    the behaviour began; end: null while it goes on. peak: the highest probability so far. clip, thumbnail: addresses.
+    start: when the behaviour began; end: null while it goes on; peak: the highest probability so far. clip, thumbnail:
+    addresses, relative to the page.
     """
 
 
@@ -128,7 +124,7 @@ class Error(BaseModel):
 
 
 def plain(fields: Mapping[str, Any]) -> tuple[Condition, str]:
-    """A camera's state and its picture's status -> one word, and a line for a person."""
+    """A camera's state and its picture's status in one word, and in a line for a person."""
     state, status, words = fields.get("state", "starting"), fields.get("status"), fields.get("words")
     if state != "live":
         condition: Condition = state if state in CONDITIONS else "starting"

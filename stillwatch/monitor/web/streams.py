@@ -1,7 +1,6 @@
-"""Desk: what every request may look at, and the streams that go on until their reader leaves.
+"""What every request may look at, and the streams that go on until their reader leaves.
 
-In: the board, the events' folder. Out: states and rows as the answers have them; pictures and messages.
-Called by the web. It opens no camera and holds up nobody: however many look, each picture and state is made once.
+Opens no camera. However many look, each picture and state is made once.
 """
 
 import asyncio
@@ -12,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fastapi import HTTPException
@@ -38,7 +37,7 @@ MJPEG = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
 
 
 class StreamHub:
-    """Everything a request may look at, and the one thing that it may change: a person's marks on events."""
+    """The board, the events' folder and the access rules. Requests change nothing but marks on events."""
 
     def __init__(
         self, board: Board, folder: Path, store: "Store | None", post: "Dispatcher | None", gauges: Gauges,
@@ -50,18 +49,19 @@ class StreamHub:
         self.names = [camera["name"] for camera in board.cameras()]
         self._shared: tuple[float, bytes] = (-math.inf, b"")
 
-    def cameras(self) -> dict[str, Any]:
-        """As the model Cameras has it."""
+    def cameras(self) -> dict[str, object]:
+        """The fields of the model Cameras."""
         return {
             "now": time.time(),
             "ready": self.board.ready,
             "trouble": self.store.trouble if self.store else None,
             "waiting": self.store.waiting if self.store else 0,
-            "cameras": [self.camera(fields) for fields in self.board.cameras()],
+            "cameras": [self.camera(name) for name in self.names],
         }
 
-    def camera(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """A camera's fields on the board -> as the model Camera has it. What is not seen now is not shown as now."""
+    def camera(self, name: str) -> dict[str, object]:
+        """The fields of the model Camera. What is not seen now is not shown as now."""
+        fields = next(fields for fields in self.board.cameras() if fields["name"] == name)
         condition, says = plain(fields)
         seen = condition in ("watching", "frozen", "black")
         p = fields.get("p") if seen else None
@@ -75,22 +75,14 @@ class StreamHub:
             "p": dict(zip(self.board.labels, map(finite, p), strict=False)) if p else None,
             "counters": fields.get("counters") or {},
             "open": [self.event(StoredEvent(**event)).as_dict() for event in fields.get("open") or []],
-            "viewers": self.board.viewers(fields["name"]),
+            "viewers": self.board.viewers(name),
         }
 
     def event(self, row: StoredEvent) -> Event:
-        """An event as the API shows it, with addresses in place of paths."""
-        at = f"/api/v1/events/{quote(row.id, safe='')}"
+        """An event with addresses in place of paths, relative to the page: it may lie behind a proxy's prefix."""
+        at = f"api/v1/events/{quote(row.id, safe='')}"
         clip, thumbnail = (f"{at}/{key}" if getattr(row, key) else None for key in ("clip", "thumbnail"))
-        fields = row.as_dict() | {"clip": clip, "thumbnail": thumbnail, "peak": finite(row.peak) or 0.0}
-        return Event(**fields)
-
-    def shared(self) -> bytes:
-        """The cameras as one server-sent event, rendered once for all listeners of the same moment."""
-        now = time.monotonic()
-        if now - self._shared[0] > SHARED:
-            self._shared = (now, said("cameras", self.cameras()))
-        return self._shared[1]
+        return Event(**row.as_dict() | {"clip": clip, "thumbnail": thumbnail, "peak": finite(row.peak) or 0.0})
 
     def find(self, id: str) -> StoredEvent:
         row = database.event(self.folder, id)
@@ -98,14 +90,25 @@ class StreamHub:
             raise HTTPException(404, f"there is no event {id!r}")
         return row
 
+    def known(self, names: list[str]) -> list[str]:
+        """These cameras. Raises HTTPException 404 for one that is not there."""
+        for name in names:
+            if name not in self.names:
+                raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(self.names)}")
+        return names
 
-def said(what: str, fields: Any, id: str | None = None) -> bytes:
+    def shared(self) -> bytes:
+        """The cameras as one server-sent event, rendered once for all listeners of the same moment."""
+        now = time.monotonic()
+        if now - self._shared[0] > SHARED:
+            self._shared = (now, sse("cameras", self.cameras()))
+        return self._shared[1]
+
+
+def sse(name: str, fields: Mapping[str, object], id: str | None = None) -> bytes:
     """One server-sent event."""
     lines = [f"id: {id}"] if id else []
-    return "\n".join([*lines, f"event: {what}", f"data: {json.dumps(fields, allow_nan=False)}", "", ""]).encode()
-
-
-# --- what goes on until somebody leaves -------------------------------------------------------------------------------
+    return "\n".join([*lines, f"event: {name}", f"data: {json.dumps(fields, allow_nan=False)}", "", ""]).encode()
 
 
 class LiveStream(StreamingResponse):
@@ -122,10 +125,7 @@ class LiveStream(StreamingResponse):
 
 
 async def pictures(hub: StreamHub, names: Sequence[str]) -> AsyncGenerator[bytes, None]:
-    """Multipart JPEGs of these cameras. A picture from before anybody looked is old: it is not sent.
-
-    A slow reader holds up nothing: when it is ready again it gets the newest picture.
-    """
+    """Multipart JPEGs of these cameras, from now on. A slow reader gets the newest picture when it is ready again."""
     with ExitStack() as looking:
         for name in names:
             looking.enter_context(hub.board.viewing(name))
@@ -142,9 +142,9 @@ async def pictures(hub: StreamHub, names: Sequence[str]) -> AsyncGenerator[bytes
 
 
 async def messages(hub: StreamHub, last: str | None) -> AsyncGenerator[bytes, None]:
-    """Server-sent events: "cameras" whenever it changed, and whatever the board says after the listener's last id.
+    """Server-sent events: "cameras" whenever it changed, and the board's messages after the listener's last id.
 
-    ids are START-NUMBER. Of another start, or too long ago: "missed", and the listener is to ask for the list again.
+    ids are START-NUMBER. Of another start, or too long ago: "missed", and the listener asks for the list again.
     """
     start = format(int(1000 * hub.board.started), "x")
     newest, _ = hub.board.messages(0)
@@ -154,27 +154,22 @@ async def messages(hub: StreamHub, last: str | None) -> AsyncGenerator[bytes, No
     if not newest - MESSAGES <= after <= newest or after < 0:
         after = newest
         if last:
-            yield said("missed", {}, f"{start}-{newest}")
-    told, at = b"", -math.inf
+            yield sse("missed", {}, f"{start}-{newest}")
+    shown, at = b"", -math.inf
     while not hub.closing.is_set():
         newest, fresh = hub.board.messages(after)
         for count, message in enumerate(fresh, newest - len(fresh) + 1):
-            yield said(str(message["what"]), message_of(hub, message), f"{start}-{count}")
+            fields = {key: value for key, value in message.items() if key != "what"}
+            if isinstance(event := fields.get("event"), dict):  # the rule's: it knows no files and no marks
+                shape = hub.event(StoredEvent(**event)).as_dict()
+                fields["event"] = {key: shape[key] for key in event}
+            yield sse(str(message["what"]), fields, f"{start}-{count}")
         after = newest
         now, state = time.monotonic(), hub.shared()
-        if state != told:
-            told, at = state, now
+        if state != shown:
+            shown, at = state, now
             yield state
         elif now - at > BREATH:
             at = now
-            yield said("still", {})
+            yield sse("still", {})
         await asyncio.sleep(LISTEN)
-
-
-def message_of(hub: StreamHub, message: Mapping[str, Any]) -> dict[str, Any]:
-    """What the board says. The event that it carries is the rule's: it knows no files and no marks."""
-    fields = {key: value for key, value in message.items() if key != "what"}
-    if isinstance(fields.get("event"), dict):
-        event = hub.event(StoredEvent(**fields["event"])).as_dict()
-        fields["event"] = {key: event[key] for key in fields["event"]}
-    return fields

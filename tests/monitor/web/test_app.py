@@ -20,6 +20,7 @@ from stillwatch.monitor.events import database
 from stillwatch.monitor.events.outbox import SinkStatus
 from stillwatch.monitor.state import Board, Gauges
 from stillwatch.monitor.web import app, auth
+from stillwatch.monitor.web.server import Server
 
 
 @pytest.fixture
@@ -58,6 +59,8 @@ def test_health_and_readiness(street: Street) -> None:
     )
     street.board.ready = True
     assert street.json("/readyz") == {"ready": True, "why": None}
+    street.store.trouble = "events.db was removed"
+    assert street.json("/readyz") == {"ready": True, "why": "events.db was removed"}
 
 
 def test_metrics_are_prometheus_text(street: Street) -> None:
@@ -129,16 +132,16 @@ def test_clip_and_thumbnail_are_served_in_ranges(street: Street) -> None:
     remember(street, happened())
     clip = keep_files(street, "cab-s-1")
     event = street.json("/api/v1/events/cab-s-1")
-    assert (event["clip"], event["thumbnail"]) == ("/api/v1/events/cab-s-1/clip", "/api/v1/events/cab-s-1/thumbnail")
-    status, headers, body = street.ask(event["clip"])
+    assert (event["clip"], event["thumbnail"]) == ("api/v1/events/cab-s-1/clip", "api/v1/events/cab-s-1/thumbnail")
+    status, headers, body = street.ask("/" + event["clip"])
     assert (status, headers["content-type"], headers["accept-ranges"], body) == (200, "video/mp4", "bytes", clip)
-    status, headers, body = street.ask(event["clip"], range="bytes=100-199")
+    status, headers, body = street.ask("/" + event["clip"], range="bytes=100-199")
     assert (status, headers["content-range"], body) == (206, f"bytes 100-199/{len(clip)}", clip[100:200])
-    assert street.ask(event["clip"], range="bytes=-50")[2] == clip[-50:]
-    assert street.ask(event["clip"], range=f"bytes={len(clip)}-")[0] == 416
-    assert street.ask(event["thumbnail"])[2] == JPEG
+    assert street.ask("/" + event["clip"], range="bytes=-50")[2] == clip[-50:]
+    assert street.ask("/" + event["clip"], range=f"bytes={len(clip)}-")[0] == 416
+    assert street.ask("/" + event["thumbnail"])[2] == JPEG
     (street.folder / database.event(street.folder, "cab-s-1").clip).unlink()  # type: ignore[union-attr, operator]
-    assert street.error(event["clip"]) == (404, "event 'cab-s-1' has no clip: it was deleted")
+    assert street.error("/" + event["clip"]) == (404, "event 'cab-s-1' has no clip: it was deleted")
 
 
 STEPS = st.sampled_from(["..", ".", "", "in.mp4", "clips", "link", "out.mp4", "~", "/etc", "\\"])
@@ -291,13 +294,31 @@ def test_the_token_opens_and_wrong_ones_wait(tmp_path: Path, monkeypatch: pytest
         assert "a long token" not in cookie
         session = cookie.partition(";")[0]
         assert street.json("/api/v1/status", cookie=session)["guarded"] is True
+        for _ in range(auth.FREE):  # a typing error does not lock out the right token
+            assert street.error("/api/v1/login", {"token": "a wrong token"}) == (401, "wrong token")
+            assert street.json("/api/v1/status", authorization="Bearer a long token")["guarded"] is True
         assert street.error("/api/v1/login", {"token": "a wrong token"}) == (401, "wrong token")
         status, headers, _ = street.ask("/api/v1/login", {"token": "a long token"})
         assert (status, headers["retry-after"]) == (429, "1")
         assert street.error("/api/v1/cameras", authorization="Bearer a long token")[0] == 429
         assert street.ask("/api/v1/cameras", cookie=session)[0] == 200
         until(lambda: street.ask("/api/v1/login", {"token": "a long token"})[0] == 204)
-        assert "expires=" in street.ask("/api/v1/logout", {}, cookie=session)[1]["set-cookie"].lower()
+
+
+def test_a_logout_ends_the_session_also_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOOR", "a long token")
+    with opened(tmp_path, token="$DOOR") as street:
+        one, two = (
+            street.ask("/api/v1/login", {"token": "a long token"})[1]["set-cookie"].partition(";")[0] for _ in range(2)
+        )
+        assert street.ask("/api/v1/logout", {})[0] == 401
+        gone = street.ask("/api/v1/logout", {}, cookie=one)[1]["set-cookie"]
+        assert "expires=" in gone.lower()
+        assert [street.ask("/api/v1/status", cookie=cookie)[0] for cookie in (one, two)] == [401, 200]
+    with opened(tmp_path, token="$DOOR") as street:
+        cookies = [cookie.partition("=")[2] for cookie in (one, two)]
+        name = f"stillwatch-{street.port}"
+        assert [street.ask("/api/v1/status", cookie=f"{name}={c}")[0] for c in cookies] == [401, 200]
 
 
 def test_another_address_without_a_token_is_a_mistake(tmp_path: Path) -> None:
@@ -307,7 +328,7 @@ def test_another_address_without_a_token_is_a_mistake(tmp_path: Path) -> None:
         app.app(board, tmp_path, plan, None, None, Gauges())
     page = app.app(board, tmp_path, plan.amended(host="127.0.0.1"), None, None, Gauges())
     with pytest.raises(UserError, match="anybody on the network"):
-        app.Server(page, "0.0.0.0", 0)
+        Server(page, "0.0.0.0", 0)
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
@@ -316,10 +337,10 @@ def test_another_address_without_a_token_is_a_mistake(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_named(street: Street, tmp_path: Path) -> None:
     page = street.server._app
     with pytest.raises(UserError, match=rf"web.port = {street.port} on 127.0.0.1: .*in use"):
-        app.Server(page, "127.0.0.1", street.port).start()
+        Server(page, "127.0.0.1", street.port).start()
     with pytest.raises(UserError, match=r'web.host = "no.such.host.invalid": no such address'):
         page.state.hub.keys = auth.TokenAuth("a long token")
-        app.Server(page, "no.such.host.invalid", 0).start()
+        Server(page, "no.such.host.invalid", 0).start()
 
 
 def test_it_closes_in_time_with_viewers_and_listeners_who_stay(tmp_path: Path) -> None:
@@ -353,6 +374,6 @@ def test_the_same_port_can_be_had_again_at_once(tmp_path: Path) -> None:
         port = street.port
         street.json("/healthz")
     with opened(tmp_path / "two") as street:
-        again = app.Server(street.server._app, "127.0.0.1", port)
+        again = Server(street.server._app, "127.0.0.1", port)
         assert again.start() == f"http://127.0.0.1:{port}/"
         again.close(1)

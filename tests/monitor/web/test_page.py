@@ -1,7 +1,11 @@
 """The page in a real Chromium: what an operator sees, clicks and hears of, wide and at 360 pixels."""
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from event_toys import until
-from web_toys import Street, happened, opened, remember
+from web_toys import Street, happened, keep_files, opened, remember
 
 from stillwatch.media import synthetic
 from stillwatch.monitor.events import database
@@ -119,6 +123,59 @@ def test_live_pictures_bars_and_gauge(chromium: Any, street: Street) -> None:
     until(lambda: street.board.viewers("cab") == 0)
 
 
+class StripProxy(BaseHTTPRequestHandler):
+    """A reverse proxy that shows the page under /cams/ and knows nothing else."""
+
+    upstream = 0
+
+    def do_GET(self) -> None:
+        path = self.path.removeprefix("/cams")
+        if path == self.path:
+            self.send_error(404)
+            return
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        connection = HTTPConnection("127.0.0.1", self.upstream)
+        connection.request(self.command, path, body, dict(self.headers))
+        answer = connection.getresponse()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding"):
+                self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(OSError), contextlib.closing(connection):
+            while part := answer.read1(65536):
+                self.wfile.write(part)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+def test_it_works_behind_a_proxy_that_strips_a_prefix(
+    chromium: Any, street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StripProxy, "upstream", street.port)
+    remember(street, happened())
+    keep_files(street, "cab-s-1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), StripProxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{proxy.server_port}/cams/"
+        page = chromium.new_page()
+        answers: dict[str, int] = {}
+        page.on("response", lambda answer: answers.update({answer.url: answer.status}))
+        page.goto(at)
+        until(lambda: street.board.viewers("cab") == 1)
+        shade(street, "cab", 200)
+        until(lambda: abs(gray(page, "cab") - 200) < 4)
+        page.get_by_text("a phone in the hand").first.wait_for()
+        page.wait_for_timeout(500)
+        assert answers[f"{at}api/v1/events/cab-s-1/thumbnail"] == 200
+        assert {url: status for url, status in answers.items() if status >= 400 or not url.startswith(at)} == {}
+        page.close()
+        proxy.shutdown()
+
+
 def test_what_is_not_live_is_gray_and_says_since_when(chromium: Any, street: Street) -> None:
     with Page(chromium, street, timezone_id="UTC") as page:
         until(lambda: street.board.viewers("cab") == 1)
@@ -159,7 +216,7 @@ def test_a_picture_that_stops_is_not_shown_as_live(chromium: Any, street: Street
 
 
 def test_a_server_that_is_gone_is_unmistakable_and_comes_back(chromium: Any, street: Street) -> None:
-    from stillwatch.monitor.web.app import Server
+    from stillwatch.monitor.web.server import Server
 
     with Page(chromium, street) as page:
         until(lambda: street.board.viewers("cab") == 1)

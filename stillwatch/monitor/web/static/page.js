@@ -2,7 +2,7 @@
 // Nothing from outside is ever markup: every text goes in through textContent. Nothing old is ever shown as now.
 "use strict";
 
-const API = "/api/v1";
+const API = "api/v1"; // relative: the page may lie behind a proxy's prefix
 const LEVELS = ["notice", "warn", "alarm"];
 const SILENT = 6000; // ms without a word from the server: the connection is lost
 const BROKEN = 1500; // ms after the browser said that it broke
