@@ -27,10 +27,7 @@ LIBRARIES = ("numpy", "onnxruntime", "openvino", "ncnn", "torch")
 
 
 class Contender(NamedTuple):
-    """Somebody who runs: open(threads, batch) gives the function that is timed on uint8 (n,*shape).
-
-    `open` must be picklable (a module's function, or a partial of one): a fresh process opens it once more.
-    """
+    """open(threads, batch), picklable for a fresh process, gives the function that is timed on uint8 (n,*shape)."""
 
     name: str
     open: Callable[[int, int], Callable[..., Any]]
@@ -43,44 +40,35 @@ class Contender(NamedTuple):
 
 
 class BenchPlan(NamedTuple):
-    """How long and how wide."""
-
     threads: tuple[int, ...] = ()  # none named: one, and as many as this process has cores
     rounds: int = 200  # timed calls of each
     warmup: int = 20
     batch: int = 8  # pictures a call for the throughput; a tenth of the rounds
 
 
-ASKED = BenchPlan()
-
-
 def bench(
-    it: Bundle,
+    bundle: Bundle,
     others: Sequence[Contender] = (),
-    plan: BenchPlan = ASKED,
-    voice: Progress = NO_PROGRESS,
+    plan: BenchPlan = BenchPlan(),  # noqa: B008  an immutable tuple
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
-    """Every file of the bundle in every runtime that suits it, and the others, at every thread count -> the report.
+    """Time each file of the bundle in each runtime, and the others, at each thread count -> what bench.json holds.
 
-    others: the detector and rivals; they run in the same races, on the same pictures.
-    report: {"format", "stillwatch", "made", "bundle", "machine", "plan", "rows": one for each entrant and thread count,
-    "warnings"}. A row always has the same keys (_row): latency_ms of one picture {"p50", "p95", "p99", "min"},
-    throughput in pictures a second, what fresh.first_answer says of a fresh process, bytes, whether it is faithful to
-    its golden probabilities, figures. None: not known; why_not says why something did not run.
-    Raises UserError for a plan that cannot be run and for names that come twice.
+    others: the detector and rivals, in the same races on the same pictures. A row always has all keys of _row; None:
+    not known; why_not: why it did not run. Raises UserError for an impossible plan and a name that comes twice.
     """
     here = machine()
     counts = tuple(sorted(set(plan.threads or (1, here.cores))))
     if min(*counts, plan.rounds, plan.batch, plan.warmup + 1) < 1:
         raise UserError(f"bench: {plan}: threads, rounds and batch are at least 1")
-    entrants = [*_files(it), *others]
+    entrants = [*_files(bundle), *others]
     names = [(entrant.name, entrant.runtime) for entrant in entrants]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"bench: {' in '.join(filter(None, twice))}: comes twice; name it once")
     before, rows = _load(), list[dict[str, Any]]()
     for threads in reversed(counts):  # widest first: opened on one core, OpenVINO keeps threads there for good
         with pinned(threads):
-            rows += _heat(it, entrants, threads, plan, voice)
+            rows += _rows(bundle, entrants, threads, plan, progress)
     for row in rows:
         row["fastest"] = row is fastest(rows, row["threads"])
         row["overhead"] = _overhead(row, rows)
@@ -88,7 +76,7 @@ def bench(
     about = {"system": platform.platform(), "python": platform.python_version()}
     versions = {name: getattr(sys.modules[name], "__version__", "?") for name in LIBRARIES if name in sys.modules}
     load = {"load_before": before, "load_after": _load()}
-    manifest = it.manifest
+    manifest = bundle.manifest
     return {
         "format": FORMAT,
         "stillwatch": stillwatch.__version__,
@@ -102,16 +90,13 @@ def bench(
 
 
 def fastest(rows: Sequence[dict[str, Any]], threads: int) -> dict[str, Any] | None:
-    """Of the bundle's files that are faithful, the row with the lowest median at this thread count."""
+    """The row of the faithful file with the lowest median at this thread count."""
     fit = [row for row in rows if row["threads"] == threads and row["faithful"] and row["latency_ms"]]
     return min(fit, key=lambda row: row["latency_ms"]["p50"], default=None)
 
 
 def over_budget(report: Mapping[str, Any], budget_ms: float) -> str | None:
-    """One line where the fastest faithful file, at the most threads raced, has its p95 over the budget; otherwise None.
-
-    A bundle without a faithful file is over every budget.
-    """
+    """One line if p95 of the fastest faithful file, at the most threads raced, is over the budget, or there is none."""
     threads = max(report["plan"]["threads"])
     best, name = fastest(report["rows"], threads), report["bundle"]["name"]
     if best is None:
@@ -128,7 +113,7 @@ def _words(threads: int) -> str:
 
 
 def open_resizing(path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> runtimes.Predict:
-    """A rival whose pictures have another size than the bundle's: it answers for as many of its own."""
+    """A rival of another picture size: answers with as many pictures of its own."""
     predict, x = runtimes.open(path, runtime, shape, threads, batch), np.full((batch, *shape), 100, np.uint8)
     return lambda given: predict(np.resize(x, (len(given), *shape)))
 
@@ -136,27 +121,27 @@ def open_resizing(path: Path, runtime: str, shape: tuple[int, ...], threads: int
 # ---- one thread count
 
 
-def _files(it: Bundle) -> Iterator[Contender]:
-    manifest = it.manifest
+def _files(bundle: Bundle) -> Iterator[Contender]:
+    manifest = bundle.manifest
     for model in manifest.models:
-        path, size = it.path / model.name, sum(manifest.files[name].bytes for name in model.files)
+        path, size = bundle.path / model.name, sum(manifest.files[name].bytes for name in model.files)
         for runtime in runtimes.readers(path):
             opens = partial(runtimes.open, path, runtime, manifest.input.shape)
             yield Contender(model.name, opens, "file", runtime, model.precision, size, figures=model.figures)
 
 
-def _heat(
-    it: Bundle, entrants: Sequence[Contender], threads: int, plan: BenchPlan, voice: Progress
+def _rows(
+    bundle: Bundle, entrants: Sequence[Contender], threads: int, plan: BenchPlan, progress: Progress
 ) -> list[dict[str, Any]]:
-    """The rows of one thread count: latency in one race, throughput in another, then each alone in a fresh process."""
-    frames, golden = it.golden()
+    """One thread count: latency in one race, throughput in another, then each alone in a fresh process."""
+    frames, golden = bundle.golden()
     one, many = frames[:1], np.resize(frames, (plan.batch, *frames.shape[1:]))
     rows = [_row(entrant, threads) for entrant in entrants]
 
     def ready(row: dict[str, Any], entrant: Contender) -> Callable[[], Any]:
         predict = entrant.open(threads, 1)
         if entrant.kind == "file":
-            row |= _compared(predict(frames), golden[entrant.name], it.model(entrant.name).tolerance)
+            row |= _compared(predict(frames), golden[entrant.name], bundle.model(entrant.name).tolerance)
         if choice := getattr(predict, "choice", None):  # a detector says which file it chose
             row["runs"] = {key: choice[key] for key in ("file", "runtime")}
         return partial(predict, one)
@@ -164,13 +149,15 @@ def _heat(
     def ready_for_many(row: dict[str, Any], entrant: Contender) -> Callable[[], Any]:
         return partial(entrant.open(threads, plan.batch), many)
 
-    voice.say(f"{_words(threads)}: {len(entrants)} take turns, {plan.rounds} timed calls each")
-    for row, seconds in _raced(rows, entrants, ready, (plan.rounds, plan.warmup), voice):
+    progress.say(f"{_words(threads)}: {len(entrants)} take turns, {plan.rounds} timed calls each")
+    for row, seconds in _raced(rows, entrants, ready, (plan.rounds, plan.warmup), progress):
         row["latency_ms"] = _spread(1e3 * seconds)
-    for row, seconds in _raced(rows, entrants, ready_for_many, (-(-plan.rounds // 10), -(-plan.warmup // 10)), voice):
+    for row, seconds in _raced(
+        rows, entrants, ready_for_many, (-(-plan.rounds // 10), -(-plan.warmup // 10)), progress
+    ):
         row["throughput"] = round(plan.batch / float(np.median(seconds)), 2)
     able = [(row, entrant) for row, entrant in zip(rows, entrants, strict=True) if not row["why_not"]]
-    for row, entrant in voice.bar(able, len(able), f"memory and start, {_words(threads)}"):
+    for row, entrant in progress.bar(able, len(able), f"memory and start, {_words(threads)}"):
         row |= first_answer(entrant.open, threads, one)
     return rows
 
@@ -180,9 +167,9 @@ def _raced(
     entrants: Sequence[Contender],
     ready: Callable[[dict[str, Any], Contender], Callable[[], Any]],
     rounds: tuple[int, int],
-    voice: Progress,
+    progress: Progress,
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
-    """Open everybody, race those that open and answer, and close them: one set of sessions at a time is in memory."""
+    """Open all, race those that answer, close all: one set of sessions at a time is in memory."""
     calls: dict[str, Callable[[], Any]] = {}
     for number, (row, entrant) in enumerate(zip(rows, entrants, strict=True)):
         if row["why_not"]:
@@ -193,7 +180,7 @@ def _raced(
             calls[str(number)] = call
         except Exception as error:  # a runtime may fail in any way of its own; the others still run
             row["why_not"] = one_line(error)
-    for name, seconds in race(calls, *rounds, voice=voice).items():
+    for name, seconds in race(calls, *rounds, progress=progress).items():
         yield rows[int(name)], seconds
 
 
@@ -208,7 +195,7 @@ def _row(entrant: Contender, threads: int) -> dict[str, Any]:
 
 
 def _overhead(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """How many times as long a detector takes as the very file that it runs."""
+    """A detector's time over that of the file that it runs."""
     if not (row["runs"] and row["latency_ms"]):
         return None
     wanted = (row["runs"]["file"], row["runs"]["runtime"], row["threads"])
@@ -217,7 +204,6 @@ def _overhead(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> floa
 
 
 def _compared(p: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
-    """Whether the golden probabilities came out: within the tolerance, and no label another where it is not a tie."""
     if p.shape != wanted.shape:
         raise UserError(f"gives probabilities {p.shape}, not {wanted.shape}")
     difference, other = unlike(p, wanted, tolerance)
@@ -231,7 +217,6 @@ def _spread(ms: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _load() -> list[float] | None:
-    """The load averages of the last 1, 5 and 15 minutes."""
     with suppress(OSError):
         return [round(value, 2) for value in os.getloadavg()]
     return None

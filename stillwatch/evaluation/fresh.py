@@ -23,11 +23,10 @@ PATIENCE = 300.0  # seconds that a fresh process has for its first answer
 
 
 def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, Any]:
-    """What a fresh process needs to open a model and to answer once.
+    """Open a model and answer once, for x uint8 (1,*shape), in a fresh process.
 
-    x: uint8 (1,*shape). -> memory_mb, its peak in 10⁶ bytes, of which bare_mb before `opens` was imported (None: the
-    system does not say); load_s from there to the answer, of which import_s went into imports. Where it fails or dies:
-    why_not alone.
+    -> memory_mb, its peak in 10⁶ bytes, of which bare_mb before `opens` was imported (None: unknown); load_s from there
+    to the answer, of which import_s in imports. If it fails or dies: why_not alone.
     """
     try:
         packed = pickle.dumps(opens)
@@ -50,7 +49,7 @@ def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, A
 
 
 def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8]) -> None:
-    """The fresh process's whole life. `packed`: unpickled only here, as that may import all of torch."""
+    """Runs in the fresh process. `packed`: unpickled only here, as that may import all of torch."""
     bare, spent = _peak_mb(), _clock_imports()
     start = time.perf_counter()
     try:
@@ -64,7 +63,7 @@ def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8])
 
 
 def _peak_mb() -> float | None:
-    """The most memory that this process ever held: VmHWM, which unlike getrusage(2)'s maximum begins anew at exec."""
+    """VmHWM: unlike getrusage(2)'s maximum it starts anew at exec."""
     with suppress(OSError):
         if match := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return round(int(match[1]) * 1024 / 1e6, 1)
@@ -72,7 +71,7 @@ def _peak_mb() -> float | None:
 
 
 def _clock_imports() -> list[float]:
-    """From now on a list of the seconds that each outermost import took, whoever imported, whatever was imported."""
+    """A list that gets the seconds of each outermost import from now on."""
     spent, depth = list[float](), [0]
 
     def clocked(real: Callable[..., Any]) -> Callable[..., Any]:

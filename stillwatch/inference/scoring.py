@@ -67,26 +67,23 @@ def score(
     folder: Path,
     out: Path,
     workers: int | None = None,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
     rate: float | None = None,
 ) -> dict[str, Any]:
-    """Look at every picture and film under `folder` and write one row a frame to `out`, .parquet or .csv.
+    """Write one row a picture or frame under `folder` to `out`, .parquet or .csv.
 
-    Columns: path (relative to folder), time_s and frame (None for a picture), label (the most probable), p_<label>…;
-    in order of path and frame. For a net of clips a row is a window of T frames, as the lab's videos are cut, and
-    time_s its beginning. rate: frames a second of films; None: what a net of clips learnt from, else every frame.
-    workers: processes of one thread each; None: one a core that this process may use.
+    Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, ordered by path and frame; for a
+    net of clips a row is a window of T frames and time_s its start. rate: frames a second of films; None: the training
+    rate of a net of clips, else all. workers: processes of one thread; None: one a core.
 
-    A file that cannot be read is a row of `<out>.errors.csv` (path, reason), never a stop. What is finished lies in
-    `<out>.parts`; the same command goes on from there, with the same rows in the same order, looks again at files
-    that are new or changed (size, time), and starts anew for another bundle or rate.
-    Returns {"rows", "files", "bad", "errors" [{"path", "reason"}], "kept" (files that were done before), "seconds",
-    "file", "runtime"}. Raises UserError for a wrong bundle, folder or ending, and where another score writes `out`.
+    An unreadable file is a row of `<out>.errors.csv`, never a stop. Finished shards lie in `<out>.parts`: the same
+    command resumes there with the same rows, and scores what is new, changed, or for another bundle or rate.
+    Raises UserError for a wrong bundle, folder or ending, and where another score writes `out`.
     """
     start = time.monotonic()
     _check(folder, out, rate, workers)
-    it = bundles.load(bundle)
-    clips = len(it.manifest.input.shape) == 4
+    made = bundles.load(bundle)
+    clips = len(made.manifest.input.shape) == 4
     found, odd = gather(folder, clips)
     if not found:
         wanted = "film" if clips else "picture or film"
@@ -94,25 +91,28 @@ def score(
     parts = out.with_name(f"{out.name}.parts")
     with locked(parts / ".lock", busy=f"{parts}: another `stillwatch score` writes there; choose another -o"):
         if rate is None and clips:
-            rate = trained_rate(it.manifest)
-        task = _task(it, folder, parts, rate, voice)
+            rate = trained_rate(made.manifest)
+        task = _task(made, folder, parts, rate, progress)
         shards = cut(found)
         open_ = [shard for shard in shards if not _place(task, shard).is_file()]
         kept = len(found) - sum(map(len, open_))
         if kept:
-            voice.say(f"{parts}: {kept:,} of {len(found):,} files are done already")
+            progress.say(f"{parts}: {kept:,} of {len(found):,} files are done already")
         open_.sort(key=lambda shard: -sum(map(_weight, shard)))  # the longest first: none is left to one worker at last
-        crew, todo = min(workers or cores(), len(open_)), sum(map(len, open_))
+        count, todo = min(workers or cores(), len(open_)), sum(map(len, open_))
         if todo:
-            voice.say(f"{Path(task.model).name} in {task.runtime}, {crew} worker{'s' * (crew != 1)}, {todo:,} files")
-            for _ in voice.bar(_work(task, open_, crew), todo, "scoring"):
+            progress.say(
+                f"{Path(task.model).name} in {task.runtime}, {count} worker{'s' * (count != 1)}, {todo:,} files"
+            )
+            for _ in progress.bar(_work(task, open_, count), todo, "scoring"):
                 pass
         _sweep(task, shards)
-        rows, errors = _write(out, task, shards, it.manifest.labels, odd)
+        rows, errors = _write(out, task, shards, made.manifest.labels, odd)
     seconds = time.monotonic() - start
     return {
         "rows": rows, "files": len(found) + len(odd), "bad": len(errors), "errors": errors, "kept": kept,
-        "seconds": round(seconds, 3), "file": Path(task.model).relative_to(it.path).as_posix(), "runtime": task.runtime,
+        "seconds": round(seconds, 3), "runtime": task.runtime,
+        "file": Path(task.model).relative_to(made.path).as_posix(),
     }  # fmt: skip
 
 
@@ -120,9 +120,9 @@ def score(
 
 
 def gather(folder: Path, clips: bool = False) -> tuple[list[File], list[tuple[str, str]]]:
-    """The pictures and films under a folder, by path, and what is one but is not read here, with the reason.
+    """The pictures and films under a folder, by path, and (path, reason) of those that are not read.
 
-    Names that begin with a dot are left out, as in the lab. clips: pictures are of no use.
+    Names that begin with a dot are left out. clips: pictures are of no use.
     """
     kinds = _kinds(clips)
     found, odd = [], []
@@ -152,8 +152,7 @@ def gather(folder: Path, clips: bool = False) -> tuple[list[File], list[tuple[st
 
 
 def cut(found: Sequence[File]) -> list[tuple[File, ...]]:
-    """Files, by path, in shards. Where one ends is decided by the names of its files, so that a new file changes the
-    shard it falls into and no other."""
+    """Files, by path, in shards, cut by the names of files: a new file changes only the shard it falls into."""
     shards, mine, weight = [], list[File](), 0.0
     for file in found:
         mine.append(file)
@@ -184,10 +183,10 @@ def _kinds(clips: bool) -> tuple[str, ...]:
     return decode.VIDEOS if clips else (*decode.PICTURES, *decode.VIDEOS)
 
 
-def _task(it: bundles.Bundle, folder: Path, parts: Path, rate: float | None, voice: Progress) -> Task:
-    """Which file of the bundle is run, in what; as before, where the parts are of this bundle and rate."""
-    about = it.manifest.input
-    told = json.dumps([FORMAT, it.manifest.model_dump(mode="json"), rate], sort_keys=True)
+def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress) -> Task:
+    """Choose file and runtime; the same as before if the parts are of this bundle and rate."""
+    about = made.manifest.input
+    told = json.dumps([FORMAT, made.manifest.model_dump(mode="json"), rate], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()
     place = parts / "index.json"
     choice = None
@@ -195,15 +194,15 @@ def _task(it: bundles.Bundle, folder: Path, parts: Path, rate: float | None, voi
         before = json.loads(place.read_text(encoding="utf-8"))
         if before["key"] == key:
             # two files, or one in two runtimes, differ in the last digits: all shards come from one of them
-            choice = Detector(it, 1, BATCH, before["runtime"], before["file"]).choice
+            choice = Detector(made, 1, BATCH, before["runtime"], before["file"]).choice
     if choice is None:
         if any(parts.glob("*.npz")):
-            voice.say(f"{parts}: of another bundle, rate or runtime; everything is looked at anew")
+            progress.say(f"{parts}: of another bundle, rate or runtime; everything is looked at anew")
         for old in parts.glob("*.npz"):
             old.unlink()
-        choice = Detector(it, threads=1, batch=BATCH).choice
+        choice = Detector(made, threads=1, batch=BATCH).choice
     task = Task(
-        str(folder), str(parts), str(it.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key
+        str(folder), str(parts), str(made.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key
     )
     with atomic(place) as draft:
         draft.write_text(json.dumps({"key": key, "file": choice["file"], "runtime": choice["runtime"]}) + "\n", "utf-8")
@@ -211,25 +210,23 @@ def _task(it: bundles.Bundle, folder: Path, parts: Path, rate: float | None, voi
 
 
 def _place(task: Task, shard: Sequence[File]) -> Path:
-    """A shard's file: its name says which files, as they were, it holds."""
+    """A shard's file; its name is a digest of its files as they were."""
     told = json.dumps([task.key, shard])
     return Path(task.parts) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
 
 
 def _sweep(task: Task, shards: Sequence[Sequence[File]]) -> None:
-    """Shards of files that are gone or were changed."""
+    """Remove shards of files that are gone or were changed."""
     wanted = {_place(task, shard).name for shard in shards}
     for path in Path(task.parts).glob("*.npz"):
         if path.name not in wanted:
             path.unlink()
 
 
-# ---- the crew: processes that each take a shard, look, and put it on disk
+# ---- workers: processes that each take a shard, classify it, and put it on disk
 
 
 class Worker:
-    """One worker process, the shard it is at, and how far it is."""
-
     def __init__(self, task: Task, shard: tuple[File, ...], avoid: dict[str, str], suspect: str = ""):
         """avoid: path -> reason, of files that killed a worker twice. suspect: one that did so once."""
         context = multiprocessing.get_context("spawn")
@@ -258,36 +255,36 @@ class Worker:
         self.pipe.close()
 
 
-def _work(task: Task, shards: Sequence[tuple[File, ...]], crew: int) -> Iterator[None]:
-    """Every shard on disk; yields once a file. A file that kills its worker twice is told as bad; the rest is done."""
+def _work(task: Task, shards: Sequence[tuple[File, ...]], count: int) -> Iterator[None]:
+    """Put every shard on disk; yields once a file. A file that kills its worker twice is reported as bad."""
     waiting = list(reversed(shards))
-    hands = [Worker(task, waiting.pop(), {}) for _ in range(crew)]
+    workers = [Worker(task, waiting.pop(), {}) for _ in range(count)]
     try:
-        while hands:
-            ready = wait([hand.pipe for hand in hands], BEAT)
-            for place, hand in enumerate(list(hands)):
-                yield from repeat(None, hand.news())
-                if hand.pipe not in ready:
+        while workers:
+            ready = wait([worker.pipe for worker in workers], BEAT)
+            for place, worker in enumerate(list(workers)):
+                yield from repeat(None, worker.news())
+                if worker.pipe not in ready:
                     continue
-                if _done(hand):
-                    yield from repeat(None, hand.news(over=True))
+                if _done(worker):
+                    yield from repeat(None, worker.news(over=True))
                     if waiting:
-                        hand.give(waiting.pop(), {})
+                        worker.give(waiting.pop(), {})
                 else:
-                    hands[place] = _instead(task, hand)
-                    hand.end()
-            for hand in [hand for hand in hands if hand.told == len(hand.shard)]:
-                hands.remove(hand)
-                hand.end()
+                    workers[place] = _instead(task, worker)
+                    worker.end()
+            for worker in [worker for worker in workers if worker.told == len(worker.shard)]:
+                workers.remove(worker)
+                worker.end()
     finally:
-        for hand in hands:
-            hand.end()
+        for worker in workers:
+            worker.end()
 
 
-def _done(hand: Worker) -> bool:
-    """Whether the shard is on disk; False: its worker died. Raises UserError for what is no file's fault."""
+def _done(worker: Worker) -> bool:
+    """Whether the shard is on disk; False: its worker died. Raises UserError for other faults."""
     try:
-        said = hand.pipe.recv()
+        said = worker.pipe.recv()
     except (EOFError, OSError):
         return False
     if said:
@@ -296,7 +293,7 @@ def _done(hand: Worker) -> bool:
 
 
 def _instead(task: Task, dead: Worker) -> Worker:
-    """Another worker for the shard of one that died. Its file gets a second chance: somebody may have killed it."""
+    """A new worker for the shard of one that died. Its file gets a second chance: the kill may be from outside."""
     dead.process.join()
     status, at = dead.process.exitcode, int(dead.far.value)
     name = dead.shard[at].path if at >= 0 else "its first file"
@@ -309,7 +306,7 @@ def _instead(task: Task, dead: Worker) -> Worker:
 
 
 def _serve(task: Task, pipe: Connection, far: Any, parent: int) -> None:
-    """A worker's life: shards in, npz files out, until the parent is gone."""
+    """The worker process: shards in, npz files out, until the parent is gone."""
     cv2.setNumThreads(1)
     look: runtimes.Predict | None = None
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
@@ -366,7 +363,7 @@ def score_shard(
 
 
 class Batch:
-    """Pictures gathered in one buffer, and what the net says of them whenever it is full."""
+    """A buffer of pictures, classified whenever it is full."""
 
     def __init__(self, look: runtimes.Predict, shape: tuple[int, ...]):
         self._look, self._x = look, np.zeros((BATCH, *shape), np.uint8)
@@ -397,7 +394,7 @@ class Batch:
 
 
 def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
-    """The samples of one file: (first frame, its second, T pictures of the net's size), or a reason in their place."""
+    """Samples of one file: (first frame, its second, T pictures of the net's size, or why not)."""
     path = Path(task.root) / name
     *clip, height, width, channels = task.shape
 
@@ -429,7 +426,7 @@ def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Pict
 def _write(
     out: Path, task: Task, shards: Sequence[Sequence[File]], labels: Sequence[str], odd: Sequence[tuple[str, str]]
 ) -> tuple[int, list[dict[str, str]]]:
-    """All shards, in order, as one file; and the bad files beside it. Returns the number of rows, and the bad files."""
+    """Write all shards in order as one file, and the bad files beside it -> the number of rows, the bad files."""
     rows, errors = 0, [*odd]
     with atomic(out) as draft, table.table(draft, out.suffix, labels) as add:
         for shard in shards:

@@ -33,7 +33,7 @@ def race(
     rounds: int = 200,
     warmup: int = 20,
     limit_s: float = np.inf,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
@@ -64,7 +64,7 @@ def race(
                 break
             if now - reported > 20:  # a line between rounds: a bar's own thread would run on the timed core
                 reported = now
-                voice.say(f"race of {len(order)}: round {number} of {rounds}")
+                progress.say(f"race of {len(order)}: round {number} of {rounds}")
     finally:
         if collecting:
             gc.enable()

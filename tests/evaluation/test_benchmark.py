@@ -118,7 +118,7 @@ def test_each_file_runs_in_each_runtime_that_suits_it_at_each_thread_count(
     said = list[str]()
     it = packed(tmp_path, ("4-right", "2-right"))
     plan = BenchPlan(rounds=20, warmup=1, batch=3)
-    report = benchmark.bench(it, plan=plan, voice=Progress(say=said.append))
+    report = benchmark.bench(it, plan=plan, progress=Progress(say=said.append))
     pairs = [("4-right", "fast-runtime"), ("2-right", "fast-runtime"), ("2-right", "other")]
     assert shop.opened == [(*pair, t, b) for t in (2, 1) for b in (1, 3) for pair in pairs]
     assert report["plan"] == {"threads": [1, 2], "rounds": 20, "warmup": 1, "batch": 3}
