@@ -84,7 +84,7 @@ def test_a_board_needs_the_wheel_and_no_lab(wheel: Path, here: Path) -> None:
         ("doctor", str(bundle)),
         ("bench", str(bundle), "--rounds", "3", "--threads", "1", "--out", "bench"),
         ("replay", str(bundle), "toy://driver?seconds=3", "--out", "replay"),
-        ("watch", str(bundle), "--source", "toy://driver", "--for", "1", "--no-page"),
+        ("watch", str(bundle), "--source", "toy://driver", "--for", "4", "--no-page"),
         ("events",),
         ("score", str(bundle), "archive", "-o", "scores.csv", "--workers", "1"),
         ("score", str(bundle), "archive", "-o", "scores.parquet", "--workers", "1"),
