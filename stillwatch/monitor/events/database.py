@@ -1,16 +1,15 @@
-"""The SQLite database of events and their outbox: schema, migrations, queries.
-
-Imports no thread and knows no media file.
-"""
+"""SQLite: schema, migrations and queries of events and their outbox. Imports no thread."""
 
 import json
+import math
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.rules.alarm import LEVELS, Event
@@ -44,12 +43,14 @@ TRANSIENT = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_INTERRUPT,
 }  # fmt: skip
+ID = re.compile(r"(?!\.)[\w.+@-]{1,200}")  # an event's id is a file's name too
+Value = TypeVar("Value")
 BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 @dataclass(frozen=True)
 class StoredEvent(Event):
-    """An event's row. Times in epoch seconds; clip and thumbnail are paths relative to the folder."""
+    """An event's row; times in epoch seconds, paths relative to the folder."""
 
     clip: str | None = None
     thumbnail: str | None = None
@@ -58,7 +59,7 @@ class StoredEvent(Event):
 
 
 def connect(folder: Path, write: bool = False) -> sqlite3.Connection:
-    """The one connection that writes, or one that only reads, also while another process writes."""
+    """A connection that writes, or one that only reads."""
     path = folder / NAME
     if write:
         db = sqlite3.connect(path, timeout=0.5, isolation_level=None, check_same_thread=False)
@@ -75,21 +76,44 @@ def connect(folder: Path, write: bool = False) -> sqlite3.Connection:
     return db
 
 
+def identity(folder: Path) -> tuple[int, int, int]:
+    """Device, inode and size of the database; zeros where it is missing."""
+    try:
+        status = (folder / NAME).stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_dev, status.st_ino, status.st_size
+
+
+def storable(value: Value) -> Value:
+    """What SQLite and JSON can hold: no half of a surrogate pair, no NaN."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # type: ignore[return-value]
+    return 0.0 if isinstance(value, float) and not math.isfinite(value) else value  # type: ignore[return-value]
+
+
+def checked(id: str) -> str:
+    """Raises ValueError for an event's id that leads elsewhere as a file's name."""
+    if not ID.fullmatch(id):
+        raise ValueError(f"{id!r} cannot be an event's name")
+    return id
+
+
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Commit what the body writes, or nothing of it where it raises."""
+    """All of the body, or nothing where it raises."""
     with db:
         db.execute("BEGIN IMMEDIATE")
         yield
 
 
 def error_code(error: BaseException) -> int:
-    """SQLite's primary result code of an error; 0 for an error that is not SQLite's."""
+    """SQLite's primary result code; 0 for other errors."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the schema to this version, each step whole or not at all. Raises UserError for a newer schema."""
+    """Bring the schema up to date, each step whole. Raises UserError for a newer schema."""
     (number,) = db.execute("PRAGMA user_version").fetchone()
     if number > len(MIGRATIONS):
         raise UserError(f"{path}: written by a newer stillwatch (schema {number}); update, or give another folder")
@@ -98,7 +122,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def set_aside(folder: Path, suffixes: Sequence[str] = FILES) -> str:
-    """Rename a broken database, so that a new one can take its place. Returns its new name."""
+    """Rename a broken database. Returns its new name."""
     name = f"{NAME}.broken-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in suffixes:
         with suppress(FileNotFoundError):
@@ -116,10 +140,9 @@ def events(
     before_id: str | None = None,
     limit: int = 100,
 ) -> list[StoredEvent]:
-    """Events, the newest first, also while another process writes. since, until: of `opened`, epoch seconds.
+    """Events, newest first; since and until in epoch seconds of `opened`, level: this one and above.
 
-    level: this one and above. before_id: older than that event. Raises UserError for a folder without a database and
-    for an unknown level.
+    Raises UserError for a folder without a database and for an unknown level.
     """
     if level is not None and level not in LEVELS:
         raise UserError(f"level = {level!r}: unknown{nearest(level, LEVELS)}")
@@ -136,7 +159,7 @@ def events(
 
 
 def event(folder: Path, id: str) -> StoredEvent | None:
-    """The event of that id, or None. Raises UserError for a folder without a database."""
+    """Raises UserError for a folder without a database."""
     return next(iter(_select(folder, "WHERE id = ?", id)), None)
 
 

@@ -1,6 +1,6 @@
-"""Clips, thumbnails and negatives beside the database: recovered after a kill, kept within bounds, filed.
+"""Clips, thumbnails and negatives: recovered after a kill, kept within bounds.
 
-A file and its mention in a row change together. A clip that is being written (.part) is never removed.
+A clip that is being written (.part) is never removed.
 """
 
 import json
@@ -27,7 +27,7 @@ ROOM = 8_000_000  # bytes that are made free at once on a full disk
 
 
 class MediaFile(NamedTuple):
-    """name: its path in a row; time: of its last change, epoch seconds; size: bytes."""
+    """name: path in a row; time: epoch seconds; size: bytes."""
 
     name: str
     time: float
@@ -35,7 +35,7 @@ class MediaFile(NamedTuple):
 
 
 def media_files(folder: Path, part: str = "") -> list[MediaFile]:
-    """Finished clips and thumbnails, the oldest first. part: ".part" lists the unfinished ones instead."""
+    """Clips and thumbnails, oldest first. part=".part": unfinished ones."""
     found = []
     for kind, suffix in SUFFIX.items():
         for path in (folder / kind).rglob(f"[!.]*{suffix}{part}"):  # a folder that may not be read holds none
@@ -46,7 +46,7 @@ def media_files(folder: Path, part: str = "") -> list[MediaFile]:
 
 
 def write_thumbnail(db: sqlite3.Connection, folder: Path, id: str, jpeg: bytes) -> None:
-    """Write an event's picture and mention it in its row; without a row, nothing. Raises OSError, sqlite3.Error."""
+    """Write an event's picture and mention it in its row, if there is one."""
     row = db.execute("SELECT opened FROM events WHERE id = ?", (id,)).fetchone()
     if row is None:
         return
@@ -57,9 +57,9 @@ def write_thumbnail(db: sqlite3.Connection, folder: Path, id: str, jpeg: bytes) 
 
 
 def recover_orphans(db: sqlite3.Connection, folder: Path, before: Sequence[str]) -> None:
-    """After a kill: mention files that no row mentions, forget files that are gone, remove drafts.
+    """After a kill: mention unmentioned files, forget missing ones, remove drafts.
 
-    before: names of files from before this watch began; a later file has its row on its way.
+    before: names from before this watch began.
     """
     rows = {row["id"]: row for row in db.execute("SELECT id, clip, thumbnail FROM events")}
     mentioned = {name for row in rows.values() for name in (row["clip"], row["thumbnail"]) if name}
@@ -92,10 +92,7 @@ def forget(db: sqlite3.Connection, names: Sequence[str]) -> None:
 
 
 def sweep(db: sqlite3.Connection, keep: Keep, aged: bool) -> int:
-    """Remove the oldest files that are too old or too much, STEP at most, and their mention; how many.
-
-    aged: whether the clock can be trusted; without it no file is too old.
-    """
+    """Remove the STEP oldest files, at most, that are too old (if `aged`) or too much; how many."""
     files, now = media_files(keep.folder), time.time()
     total, free = sum(file.size for file in files), shutil.disk_usage(keep.folder).free
     removed: list[str] = []
@@ -115,7 +112,7 @@ def sweep(db: sqlite3.Connection, keep: Keep, aged: bool) -> int:
 
 
 def disk_full(folder: Path) -> bool:
-    """Whether the disk is full, whatever SQLite says: to it, a log that cannot grow is an I/O error."""
+    """Whether the disk is full: SQLite may call it an I/O error."""
     try:
         return shutil.disk_usage(folder).free < ROOM // 32
     except OSError:
@@ -123,7 +120,7 @@ def disk_full(folder: Path) -> bool:
 
 
 def make_room(folder: Path) -> list[str]:
-    """Remove the oldest files of a full disk, about ROOM bytes; returns their names, for forget()."""
+    """Remove the oldest files, about ROOM bytes; their names."""
     removed: list[str] = []
     freed = 0
     for file in media_files(folder)[:STEP]:
@@ -137,10 +134,9 @@ def make_room(folder: Path) -> list[str]:
 
 
 def file_negatives(folder: Path, event: "StoredEvent", label: str) -> int:
-    """File an event's frames as pictures of `label`, for data.negatives: one a second of its clip, else its thumbnail.
+    """File an event's frames (one a second of its clip, or its thumbnail) as pictures of `label`; how many.
 
-    Returns how many of its pictures now lie in folder/negatives/<label>/<camera>/. Raises UserError for a label
-    that cannot be a folder's name.
+    Raises UserError for a label that cannot be a folder's name.
     """
     if not label or label.startswith(".") or "/" in label or "\\" in label or not label.isprintable():
         raise UserError(f"label = {label!r}: cannot be a folder's name; give one of the bundle's labels")
@@ -166,7 +162,7 @@ def file_negatives(folder: Path, event: "StoredEvent", label: str) -> int:
 
 
 def remove_negatives(folder: Path, event: "StoredEvent") -> None:
-    """Remove what file_negatives() filed: a verdict that is taken back must teach nothing."""
+    """Remove what file_negatives() filed."""
     own = re.compile(rf"{re.escape(event.id)}(-\d{{3,}})?\.jpg")
     for path in (folder / "negatives").glob(f"*/{event.camera}/*.jpg"):
         if own.fullmatch(path.name):

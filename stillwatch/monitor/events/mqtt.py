@@ -1,4 +1,4 @@
-"""MQTT 3.1.1: events to a broker, and for each camera whether something is on; Home Assistant discovers them.
+"""MQTT 3.1.1 with Home Assistant discovery.
 
 Topics: PREFIX/status (online, offline), PREFIX/CAMERA/event, PREFIX/CAMERA/active (ON, OFF).
 """
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 class Mqtt:
-    """One watch, one prefix: the last will is about all of its cameras."""
+    """One prefix a watch: the last will is about all cameras."""
 
     stateful: ClassVar[bool] = True
     files: ClassVar[tuple[str, ...]] = ()
@@ -54,7 +54,7 @@ class Mqtt:
         self._client = self._connect()
 
     def _connect(self) -> "Client":
-        """A client of paho's, with its thread, that connects by itself and again."""
+        """paho's client, which connects again by itself."""
         from paho.mqtt import client as paho
 
         # The same name after a start, so that the broker ends the old session, and its will, before the new one; not
@@ -96,7 +96,7 @@ class Mqtt:
                         self._show(self._client, camera)
 
     def _show(self, client: "Client", camera: str) -> None:
-        """What Home Assistant must know of a camera, and its state; kept by the broker."""
+        """Discovery and state of a camera, retained by the broker."""
         topic, name = f"{self._prefix}/{camera}", f"{self._prefix}_{camera}".replace("/", "_")
         device = {"identifiers": [name], "name": camera, "manufacturer": "Stillwatch"}
         text = json.dumps({

@@ -1,6 +1,6 @@
-"""Takes what waits in the outbox to the sinks, a thread each, until each has taken it, also across a kill.
+"""Delivers the outbox, a thread for each sink, until every message is taken, also across a kill.
 
-A kill between sending and noting it sends once more: receivers know the message by its Idempotency-Key.
+A kill before it is noted repeats a message; its Idempotency-Key stays.
 """
 
 import random
@@ -45,7 +45,7 @@ SELECT COUNT(DISTINCT event) FROM outbox WHERE sink = :sink AND state = 'held'
 
 
 class Sent(NamedTuple):
-    """The newest message of an event that a sink took; time: of time.monotonic()."""
+    """The newest message of an event that was taken; time is monotonic."""
 
     time: float
     camera: str
@@ -101,7 +101,7 @@ class SinkWorker:
             self._guarded(self._sender.close)
 
     def _guarded(self, work: Callable[[], object]) -> bool:
-        """Run it; whatever goes wrong with a sink or a disk is reported, and the thread goes on."""
+        """Run it; report any error and go on."""
         try:
             return bool(work())
         except sqlite3.Error as error:
@@ -123,7 +123,7 @@ class SinkWorker:
         return self._sender
 
     def _deliver_pending(self, last: bool = False) -> bool:
-        """Try what waits, in memory while the disk takes nothing, and in the outbox; whether anything was decided."""
+        """Try what waits, from memory while the disk is stuck; whether anything was decided."""
         failed = self.failed
         busy = self._deliver_from_memory(last) if self._store.stuck else False
         if self.failed > failed:
@@ -160,7 +160,7 @@ class SinkWorker:
         return busy
 
     def _deliver_from_disk(self, db: sqlite3.Connection, row: sqlite3.Row) -> bool:
-        """Send a message, hold it back, or leave it for later; whether it was decided."""
+        """Whether it was decided, or is left for later."""
         id, change = row["event"], row["change"]
         found = db.execute("SELECT * FROM events WHERE id = ?", (id,)).fetchone()
         if found is None:
@@ -183,7 +183,7 @@ class SinkWorker:
         return True
 
     def _deliver(self, event: Event, change: str, earlier: Collection[DeliveryState]) -> DeliveryState:
-        """Send a message unless it is held back. A refusal leaves it waiting, and the next try waits longer."""
+        """Send a message unless it is held back; a refusal leaves it waiting."""
         if self._held_back(event, earlier):
             self._held += "held" not in earlier
             return "held"
@@ -203,7 +203,7 @@ class SinkWorker:
         return "sent"
 
     def _held_back(self, event: Event, earlier: Collection[DeliveryState]) -> bool:
-        """Cooldown and the hourly ceiling count events: what follows a message that was sent is sent as well."""
+        """Cooldown and hourly ceiling count events, not their updates."""
         if event.id in self._sent or "sent" in earlier:
             return False
         if "held" in earlier:
@@ -215,7 +215,7 @@ class SinkWorker:
         return hour >= self.sink.per_hour or (bool(alike) and now - max(alike) < self.sink.cooldown)
 
     def _seed(self, db: sqlite3.Connection) -> None:
-        """What was sent before this start, and how many events were held back since."""
+        """What was sent, and held back, before this start."""
         self._held += db.execute(HELD, {"sink": self.sink.name}).fetchone()[0]
         wall, now = time.time(), time.monotonic()
         for row in db.execute(LATELY, (self.sink.name, wall - max(HOUR, self.sink.cooldown), wall)):
@@ -223,7 +223,7 @@ class SinkWorker:
         self._seeded = True
 
     def _decide(self, id: str, change: str, state: DeliveryState) -> None:
-        """Note it on disk. What could not be noted is found waiting there later, and noted without a second sending."""
+        """Note it on disk; what is found waiting there later is noted without a second sending."""
         self._decided[id, change] = state
         for key in list(islice(self._decided, max(0, len(self._decided) - REMEMBERED))):
             del self._decided[key]
@@ -281,7 +281,7 @@ class Dispatcher:
 
 
 def send_test_events(plan: Sequence[Sink]) -> list[tuple[str, str | None]]:
-    """Send each sink one event that says it is a test: (its name, None or what went wrong)."""
+    """Send each sink a test event: (name, None or the error)."""
     now = time.time()
     message = Message(
         f"test-{int(1000 * now):x}", "test", "test", None, "alarm", "closed", now, now, now, now, 1.0,

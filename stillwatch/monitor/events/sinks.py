@@ -1,6 +1,6 @@
-"""Sinks: log, JSON lines, webhook, MQTT, apprise, a command, a sound. Each takes a message or raises why not.
+"""Sinks: log, JSON lines, webhook, MQTT, apprise, command, sound; each takes a message or raises.
 
-One thread calls a sink. Knows no queue and no second try.
+One thread calls a sink.
 """
 
 import asyncio
@@ -48,14 +48,14 @@ Words = Annotated[Sequence[str], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Message(StoredEvent):
-    """What a sink is told: an event, which change of it this is, and how many events were held back before it."""
+    """An event, which change of it this is, and how many events were held back before."""
 
     change: str = "reached"
     held: int = 0
     test: bool = False
 
     def payload(self) -> dict[str, object]:
-        """Its JSON: without what a person says of the event; held and test only where they say something."""
+        """Its JSON, without marks; held and test only where set."""
         omitted = {"acknowledged", "verdict"} | {name for name in ("held", "test") if not getattr(self, name)}
         return {name: value for name, value in self.as_dict().items() if name not in omitted}
 
@@ -83,7 +83,7 @@ def name_of(sink: Sink) -> str:
 
 
 def open_sink(sink: Sink) -> Sender:
-    """A sink of the plan, its secrets taken from the environment. Raises UserError for a bad name or option."""
+    """An opened sink with its secrets. Raises UserError for a bad name or option."""
     try:
         return registry.build(SINKS, secret(sink.to), place="to", prefix="")
     except Exception as error:  # also what a library says of an option
@@ -91,12 +91,12 @@ def open_sink(sink: Sink) -> Sender:
 
 
 def explain(error: BaseException, sink: Sink) -> str:
-    """Why it failed, in one line, without the plan's secrets, whatever it quotes."""
+    """The error in one line without the plan's secrets."""
     return one_line(error, set(_secrets(sink.to)))
 
 
 def _secrets(value: object) -> Iterator[str]:
-    """The values of every "$NAME" anywhere in the options, and their single lines."""
+    """The values of every "$NAME" in the options."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -108,7 +108,7 @@ def _secrets(value: object) -> Iterator[str]:
 
 
 def json_line(fields: Mapping[str, object]) -> str:
-    """JSON on one line, for whatever calls a line: U+2028, U+2029 and U+0085 are escaped as well."""
+    """JSON on one line; U+2028, U+2029 and U+0085 are escaped."""
     text = json.dumps(dict(fields), ensure_ascii=False, allow_nan=False)
     return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -131,7 +131,7 @@ class Log(Sender):
 
 
 class JsonLines(Sender):
-    """A JSON object a line, appended to a file and on disk before it is taken as sent; whole or not at all."""
+    """A JSON object a line, on disk before it counts as sent."""
 
     files = ("path",)
 
@@ -243,7 +243,7 @@ class Apprise(Sender):
 
 
 class Command(Sender):
-    """A program, without a shell: the event as JSON on its standard input; anything but exit status 0 is a refusal."""
+    """A program without a shell: the event as JSON on stdin; exit status 0 takes it."""
 
     def __init__(self, command: Words, timeout: Annotated[float, Field(gt=0)] = 30.0):
         if shutil.which(command[0]) is None:
@@ -278,14 +278,14 @@ class Command(Sender):
 
 
 def scratch(name: str) -> IO[bytes]:
-    """A file in memory, where the system has such: a full disk must not silence a siren."""
+    """A file in memory where possible: a full disk must not silence a siren."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create(name), "w+b")
     return tempfile.TemporaryFile()
 
 
 class Sound(Sender):
-    """A file, or a tone of our own, by the first player there is; without one, the terminal's bell."""
+    """A file or a tone by the first player found, else the terminal's bell."""
 
     files = ("file",)
 
@@ -310,7 +310,7 @@ class Sound(Sender):
 
 
 def tone(level: str, rate: int = 22_050) -> bytes:
-    """A WAV of one, two or three short tones, higher where it matters more."""
+    """A WAV of one to three short tones, higher where it matters more."""
     count = {"notice": 1, "warn": 2, "alarm": 3}[level]
     t = np.arange(round(0.18 * rate)) / rate
     beep = np.sin(2 * np.pi * (440 + 220 * count) * t) * np.hanning(len(t))
@@ -325,7 +325,7 @@ def tone(level: str, rate: int = 22_050) -> bytes:
 
 
 def is_stateful(sink: Sink) -> bool:
-    """Whether it shows what is on now. An unknown name is reported when it is opened."""
+    """Whether it shows what is on now; False for an unknown name."""
     return bool(getattr(SINKS.get(name_of(sink)), "stateful", False))
 
 

@@ -1,12 +1,10 @@
-"""Keeps events: one writer thread moves them, with each sink's messages, from memory to SQLite.
+"""Keeps events: one writer thread moves them, with their messages, from memory to SQLite.
 
-No method waits for the disk. Knows no camera.
+No method waits for the disk.
 """
 
 import errno
 import json
-import math
-import re
 import sqlite3
 import threading
 import time
@@ -17,13 +15,22 @@ from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from types import EllipsisType
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from stillwatch.atomic import FileLock
 from stillwatch.errors import UserError
 from stillwatch.monitor.config import Keep, Sink
 from stillwatch.monitor.events import database, media_files
-from stillwatch.monitor.events.database import BROKEN, TRANSIENT, connect, error_code, transaction
+from stillwatch.monitor.events.database import (
+    BROKEN,
+    TRANSIENT,
+    checked,
+    connect,
+    error_code,
+    identity,
+    storable,
+    transaction,
+)
 from stillwatch.rules.alarm import LEVELS, Event
 
 MAX_JOBS = 20_000  # rows that wait in memory while the disk takes none; more are counted as lost
@@ -33,16 +40,14 @@ PAUSE, LONGEST = 0.1, 5.0  # seconds between two tries at a disk that takes noth
 SWEEP = 60.0  # seconds between two looks at what is too old or too much
 WATCH = 2.0  # seconds between two looks whether the database is still the file that was opened
 START, JUMP = 3600.0, 86400.0  # seconds for which a clock is not trusted after a start, and after it jumped
-ID = re.compile(r"(?!\.)[\w.+@-]{1,200}")  # an event's id is a file's name too
 FULL = {errno.ENOSPC, errno.EDQUOT}
 DISK_ERRORS = FULL | {errno.EIO, errno.EROFS}  # of a picture: it is tried again
 
 DeliveryState = Literal["waiting", "sent", "held", "passed"]  # passed: a newer message told it
-Value = TypeVar("Value")
 
 
 class Job(NamedTuple):
-    """One write: its name in an error, what to do in a transaction, and of a picture its bytes."""
+    """One write; size: bytes of a picture."""
 
     what: str
     write: Callable[[sqlite3.Connection], object]
@@ -55,10 +60,9 @@ class Store:
     """The events of one folder. put(), attach() and mark() return at once and raise nothing."""
 
     def __init__(self, keep: Keep, sinks: Sequence[Sink] = ()):
-        """Open or make the folder and its database.
+        """Open or make the folder. A full disk and a locked database are waited for; a broken one is set aside.
 
-        A full disk and a locked database are waited for and reported as trouble; a broken database is set aside.
-        Raises UserError for a folder that cannot be made, is another watch's, or was written by a newer version.
+        Raises UserError for a folder that cannot be made, is in use, or was written by a newer version.
         """
         self.folder, self._keep, self._sinks = keep.folder, keep, tuple(sinks)
         self.trouble: str | None = None  # one line: what is wrong with the disk now, or what was lost since the start
@@ -118,7 +122,7 @@ class Store:
         return Job("event", lambda db: _write_event(db, event, self._sinks), event)
 
     def pending_in_memory(self, sink: Sink) -> list[tuple[Event, list[str]]]:
-        """(event, changes) for a sink that are not on disk yet: alarms do not wait for a full disk."""
+        """(event, changes) for a sink that are not on disk yet."""
         with self._changed:
             events = [job.event for job in self._rows if job.event is not None]
         pending = []
@@ -141,7 +145,7 @@ class Store:
     def mark(
         self, event_id: str, acknowledged: bool | None = None, verdict: str | EllipsisType | None = ...
     ) -> None:  # fmt: skip
-        """What a person says of an event. verdict: "false", "true", or None, which takes it back; ...: as it was."""
+        """What a person says of an event; verdict None takes it back, ...: as it was."""
         marks = {"acknowledged": acknowledged} if acknowledged is not None else {}
         for column, value in (marks if verdict is ... else {**marks, "verdict": verdict}).items():
             self._enqueue(Job("mark", lambda db, column=column, value=value: db.execute(  # type: ignore[misc]
@@ -150,7 +154,7 @@ class Store:
     def set_delivery_state(
         self, sink: str, event_id: str, change: str, state: DeliveryState, error: str | None = None
     ) -> threading.Event:
-        """Note a message's state; "waiting": after one more try. Returns what is set when it is on disk."""
+        """Note a message's state; "waiting": one more try. The result is set once it is on disk."""
         values = (state, storable(error), int(state == "waiting"), time.time(), sink, event_id, change)
         written = threading.Event()
         self._enqueue(Job("outbox", lambda db: db.execute(
@@ -204,7 +208,7 @@ class Store:
         db = connect(self.folder, write=True)
         try:
             database.migrate(db, self.folder / database.NAME)
-            self._file = _identity(self.folder)
+            self._file = identity(self.folder)
             if not self._recovered:
                 with transaction(db):
                     media_files.recover_orphans(db, self.folder, self._before)
@@ -220,7 +224,7 @@ class Store:
         self._faults.append(f"the database was broken ({error}): it lies beside as {name}")
 
     def _run(self) -> None:
-        """Write rows in their order, then pictures, then sweep; a failure is tried again after a growing pause."""
+        """Write rows, then pictures, then sweep; try again after growing pauses."""
         db, self._db = self._db, None
         pause, due = 0.0 if db else PAUSE, time.monotonic() + SWEEP
         try:
@@ -263,17 +267,17 @@ class Store:
             return bool(self.waiting) and not late
 
     def _is_same_file(self) -> bool:
-        """Whether the path still names the open database: SQLite goes on writing to a file that was removed."""
-        file = _identity(self.folder)
+        """Whether the path still names the open database."""
+        file = identity(self.folder)
         same = file[:2] == self._file[:2] and file[2] >= self._file[2]  # it never shrinks by itself
         self._file = file if same else self._file
         return same
 
     def _replace(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """Begin again after the database was removed, replaced or cut short, with the events that are open."""
+        """Begin again with the open events after the database was removed, replaced or cut short."""
         db.close()
         self._lock.release()  # its file may be gone with the folder
-        replaced = _identity(self.folder)[:2] != self._file[:2]  # or else cut short
+        replaced = identity(self.folder)[:2] != self._file[:2]  # or else cut short
         database.set_aside(self.folder, ("-wal", "-shm") if replaced else database.FILES)  # the old file's log
         fault = "events.db was removed or replaced while running: open events were written again, older ones are gone"
         self._faults = [*self._faults, fault][-3:]
@@ -294,7 +298,7 @@ class Store:
             self.wake_listeners()
 
     def _write(self, db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-        """Write jobs in one transaction, or one by one where one of them is at fault; that one counts as lost."""
+        """One transaction, or one for each job where one is at fault; that one is lost."""
         try:
             with transaction(db):
                 for job in jobs:
@@ -337,10 +341,7 @@ class Store:
         self.trouble = "; ".join(part for part in (failure, lost, *self._faults) if part) or None
 
     def _sweep(self, db: sqlite3.Connection) -> bool:
-        """Remove what is too old or too much; whether there may be more.
-
-        Age counts once the wall clock has gone evenly for long enough: a board without a clock starts in 1970.
-        """
+        """Remove what is too old or too much; whether there may be more. Age counts once the wall clock is even."""
         now, offset = time.monotonic(), time.time() - time.monotonic()
         if abs(offset - self._offset) > 3600:
             self._offset, self._trusted = offset, now + JUMP
@@ -357,29 +358,6 @@ class Store:
         return more
 
 
-def _identity(folder: Path) -> tuple[int, int, int]:
-    """Device, inode and size of the database; zeros where it is missing."""
-    try:
-        status = (folder / database.NAME).stat()
-    except OSError:
-        return 0, 0, 0
-    return status.st_dev, status.st_ino, status.st_size
-
-
-def storable(value: Value) -> Value:
-    """What SQLite and JSON can hold: no half of a surrogate pair, no NaN."""
-    if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()  # type: ignore[return-value]
-    return 0.0 if isinstance(value, float) and not math.isfinite(value) else value  # type: ignore[return-value]
-
-
-def checked(id: str) -> str:
-    """Raises ValueError for an event's id that leads elsewhere as a file's name."""
-    if not ID.fullmatch(id):
-        raise ValueError(f"{id!r} cannot be an event's name")
-    return id
-
-
 def storable_event(event: Event) -> Event:
     """Raises ValueError for an id that cannot be a file's name."""
     checked(event.id)
@@ -387,7 +365,7 @@ def storable_event(event: Event) -> Event:
 
 
 def changes(sink: Sink, event: Event) -> list[str]:
-    """The messages that this state of an event is to a sink: one when its level is reached; with updates, each."""
+    """The messages that this state of an event is to a sink."""
     from stillwatch.monitor.events.sinks import is_stateful  # here, so that a store needs no sink to be imported
 
     if (sink.cameras and event.camera not in sink.cameras) or (sink.kinds and event.kind not in sink.kinds):
@@ -413,7 +391,7 @@ def _write_event(db: sqlite3.Connection, event: Event, sinks: Sequence[Sink]) ->
 
 
 def _close_interrupted(db: sqlite3.Connection, sinks: Sequence[Sink]) -> None:
-    """End the events that a kill left open at their last update, and tell the sinks that hear of ends."""
+    """End the events that a kill left open."""
     for row in db.execute("""SELECT * FROM events WHERE "end" IS NULL""").fetchall():
         event = Event(**{column.name: row[column.name] for column in fields(Event)})
         closed = replace(event, state="closed", end=event.updated, words=f"{event.words}; cut off")

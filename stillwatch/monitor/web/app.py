@@ -1,7 +1,4 @@
-"""The page and /api/v1: live pictures, states, events, marks; health and figures for machines.
-
-Decides nothing about pictures, and changes nothing but marks on events.
-"""
+"""The page and /api/v1: live pictures, states, events, marks, health, metrics. Changes only marks on events."""
 
 import asyncio
 import logging
@@ -55,7 +52,7 @@ router = APIRouter(
 
 
 def answers(media_type: str) -> dict[str, Any]:
-    """How a route that answers no JSON stands in the API's description."""
+    """The API's description of an answer that is no JSON."""
     content: dict[str, object] = {media_type.partition(";")[0]: {}}
     return {"response_class": Response, "responses": {200: {"content": content, "description": "Success"}}}
 
@@ -227,7 +224,7 @@ def thumbnail(id: str, hub: Hub) -> Response:
 
 
 def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
-    """The file of that relative path, where it is one, ends in a suffix, and lies within the folder; links resolved."""
+    """The file at that relative path, if it lies within the folder and ends in a suffix; links resolved."""
     try:
         root = folder.resolve(strict=True)
         path = (root / relative).resolve(strict=True)
@@ -263,7 +260,7 @@ def mark(id: str, marks: Marks, hub: Hub) -> Marked:
 
 
 def _file_negatives(hub: StreamHub, row: database.StoredEvent) -> tuple[int, str | None]:
-    """How many pictures were filed for the next training, or why none."""
+    """How many pictures were filed, or why none."""
     if row.kind == "camera":
         return 0, "nothing to learn from: it is about the camera"
     if not hub.board.safe:
@@ -281,10 +278,7 @@ def _file_negatives(hub: StreamHub, row: database.StoredEvent) -> tuple[int, str
 def app(
     board: Board, folder: Path, plan: WatchConfig, store: "Store | None", post: "Dispatcher | None", gauges: Gauges
 ) -> FastAPI:
-    """The page and its API over a board and a folder of events.
-
-    Raises UserError where plan.web asks for an address that others can reach, without a token.
-    """
+    """The page and its API. Raises UserError for an address that others can reach without a token."""
     token = auth.token_of(plan.web)
     keys = auth.TokenAuth(token, folder / ".logouts") if token else None
     patience = auth.LoginThrottle(auth.WAIT, free=auth.FREE)

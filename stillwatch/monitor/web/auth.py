@@ -1,7 +1,4 @@
-"""Access to the page: its token, logins, waits after wrong tokens, no foreign sites, headers that bind the browser.
-
-Knows no camera and no event.
-"""
+"""Access: token, sessions, login throttle, no foreign sites, security headers."""
 
 import hashlib
 import hmac
@@ -61,7 +58,7 @@ def loopback(host: str) -> bool:
 
 
 def token_of(web: Web) -> str | None:
-    """The page's token out of the environment. Raises UserError where it is missing or too short."""
+    """The page's token. Raises UserError where it is missing or too short."""
     if web.token is None:
         if not loopback(web.host):
             raise UserError(
@@ -78,10 +75,7 @@ def token_of(web: Web) -> str | None:
 
 
 class TokenAuth:
-    """The token and its session cookies END-NONCE.MAC, valid across a restart until their end, a logout or a new token.
-
-    logouts: the file that keeps the cookies which were logged out.
-    """
+    """The token and its session cookies END-NONCE.MAC; `logouts` keeps those that were logged out."""
 
     def __init__(self, token: str, logouts: Path | None = None):
         self._token, self._logouts = token.encode(), logouts
@@ -118,7 +112,7 @@ class TokenAuth:
 
 
 class LoginThrottle:
-    """Wrong tokens by address: after the `free` first, each makes the next guess from there wait longer."""
+    """Wrong tokens by address; after `free` ones each makes the next wait longer."""
 
     def __init__(self, wait: tuple[float, float] = WAIT, most: int = 1024, free: int = 0):
         self.wait, self._most, self._free = wait, most, free
@@ -140,7 +134,7 @@ class LoginThrottle:
 
 
 class AuthMiddleware:
-    """An ASGI app around another. keys: None where no token is asked for: then only localhost is answered."""
+    """keys: None where no token is asked for; then only localhost is answered."""
 
     def __init__(self, app: ASGIApp, keys: TokenAuth | None, patience: LoginThrottle):
         self.app, self.keys, self.patience = app, keys, patience
@@ -165,7 +159,7 @@ class AuthMiddleware:
         await self.app(scope, receive, send_bound)
 
     def check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        """Raises Refusal. Nothing in it waits: a flood of guesses costs a lookup each."""
+        """Raises Refusal. Never waits."""
         host = headers.get("host", "")
         try:
             hostname = urlsplit(f"//{host}").hostname or ""
@@ -187,7 +181,7 @@ class AuthMiddleware:
 
 
 def try_token(keys: TokenAuth, patience: LoginThrottle, token: str, address: str) -> None:
-    """Raises Refusal for a wrong token, and for any while this address has to wait."""
+    """Raises Refusal for a wrong token or while the address must wait."""
     now = time.monotonic()
     left = patience.left(address, now)
     if left > 0:
@@ -199,7 +193,7 @@ def try_token(keys: TokenAuth, patience: LoginThrottle, token: str, address: str
 
 
 def cookie_name(scope: Scope) -> str:
-    """Cookies know no ports: two watches on one machine must not log each other out."""
+    """With the port: two watches share a host."""
     return f"stillwatch-{(scope.get('server') or ('', 0))[1]}"
 
 
@@ -212,7 +206,7 @@ def address(scope: Scope) -> str:
 
 
 def _same_site(scope: Scope, headers: Mapping[str, str]) -> None:
-    """Another site's page may link here; it may not read, embed or post. Browsers without Sec-Fetch-*: Origin."""
+    """Another site may link here; it may not read, embed or post."""
     site = headers.get("sec-fetch-site")
     if site is not None:
         looks = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
@@ -225,7 +219,7 @@ def _same_site(scope: Scope, headers: Mapping[str, str]) -> None:
 
 
 def _small_json(headers: Mapping[str, str]) -> None:
-    """A form of another site cannot send JSON; and nothing that is sent here is large."""
+    """A form of another site cannot send JSON."""
     if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "Content-Type must be application/json")
     length = headers.get("content-length", "")

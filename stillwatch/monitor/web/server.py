@@ -1,7 +1,4 @@
-"""uvicorn in a thread: bounded connections, deadlines for requests, an end in time.
-
-Knows no route.
-"""
+"""uvicorn in a thread: bounded connections, request deadlines, an end in time."""
 
 import asyncio
 import resource
@@ -23,7 +20,7 @@ DEADLINE = 10.0  # seconds for a whole request, from the connection's start or t
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that must send its request in time. A new one takes the place of the oldest that asks nothing."""
+    """A request must come in time; a new connection replaces the oldest idle one at the limit."""
 
     peer = ""
     timer: TimerHandle | None = None
@@ -70,7 +67,7 @@ class BoundedProtocol(H11Protocol):
 
 
 class AbortingServer(uvicorn.Server):
-    """Hangs up on who is still there when the time is over: a full socket would stay for ever."""
+    """Hangs up on who is still there at the end."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -92,7 +89,7 @@ class Server:
         self._thread: threading.Thread | None = None
 
     def start(self) -> str:
-        """Bind and answer; the page's address. Raises UserError where it cannot be had."""
+        """Bind and answer; the address. Raises UserError."""
         listener = _listen(self._host, self._port)
         port = listener.getsockname()[1]
         proxies = list(self._app.state.proxies)
@@ -115,7 +112,7 @@ class Server:
         return f"http://{host}:{port}/"
 
     def close(self, within: float = 2.0) -> None:
-        """End every stream and stop listening, at the latest after about `within` seconds."""
+        """End streams and stop listening within about `within` seconds."""
         if self._server is None or self._thread is None:
             return
         self._app.state.hub.closing.set()

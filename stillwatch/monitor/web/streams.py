@@ -1,7 +1,4 @@
-"""What every request may look at, and the streams that go on until their reader leaves.
-
-Opens no camera. However many look, each picture and state is made once.
-"""
+"""What requests look at, and streams that go on until their reader leaves. Each picture and state is made once."""
 
 import asyncio
 import json
@@ -37,7 +34,7 @@ MJPEG = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
 
 
 class StreamHub:
-    """The board, the events' folder and the access rules. Requests change nothing but marks on events."""
+    """The board, the folder, the access rules."""
 
     def __init__(
         self, board: Board, folder: Path, store: "Store | None", post: "Dispatcher | None", gauges: Gauges,
@@ -60,7 +57,7 @@ class StreamHub:
         }
 
     def camera(self, name: str) -> dict[str, object]:
-        """The fields of the model Camera. What is not seen now is not shown as now."""
+        """Fields of the model Camera."""
         fields = next(fields for fields in self.board.cameras() if fields["name"] == name)
         condition, says = plain(fields)
         seen = condition in ("watching", "frozen", "black")
@@ -79,7 +76,7 @@ class StreamHub:
         }
 
     def event(self, row: StoredEvent) -> Event:
-        """An event with addresses in place of paths, relative to the page: it may lie behind a proxy's prefix."""
+        """With addresses relative to the page in place of paths."""
         at = f"api/v1/events/{quote(row.id, safe='')}"
         clip, thumbnail = (f"{at}/{key}" if getattr(row, key) else None for key in ("clip", "thumbnail"))
         return Event(**row.as_dict() | {"clip": clip, "thumbnail": thumbnail, "peak": finite(row.peak) or 0.0})
@@ -91,14 +88,14 @@ class StreamHub:
         return row
 
     def known(self, names: list[str]) -> list[str]:
-        """These cameras. Raises HTTPException 404 for one that is not there."""
+        """Raises HTTPException 404 for an unknown camera."""
         for name in names:
             if name not in self.names:
                 raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(self.names)}")
         return names
 
     def shared(self) -> bytes:
-        """The cameras as one server-sent event, rendered once for all listeners of the same moment."""
+        """The cameras as one server-sent event for all listeners."""
         now = time.monotonic()
         if now - self._shared[0] > SHARED:
             self._shared = (now, sse("cameras", self.cameras()))
@@ -112,7 +109,7 @@ def sse(name: str, fields: Mapping[str, object], id: str | None = None) -> bytes
 
 
 class LiveStream(StreamingResponse):
-    """A body without an end. Its source is closed at once when the reader leaves, also while a full socket waits."""
+    """A body without an end; its source closes when the reader leaves."""
 
     def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str):
         headers = {"x-accel-buffering": "no", "cache-control": "no-store, no-transform"}
@@ -125,7 +122,7 @@ class LiveStream(StreamingResponse):
 
 
 async def pictures(hub: StreamHub, names: Sequence[str]) -> AsyncGenerator[bytes, None]:
-    """Multipart JPEGs of these cameras, from now on. A slow reader gets the newest picture when it is ready again."""
+    """Multipart JPEGs; a slow reader gets the newest."""
     with ExitStack() as looking:
         for name in names:
             looking.enter_context(hub.board.viewing(name))
@@ -142,10 +139,7 @@ async def pictures(hub: StreamHub, names: Sequence[str]) -> AsyncGenerator[bytes
 
 
 async def messages(hub: StreamHub, last: str | None) -> AsyncGenerator[bytes, None]:
-    """Server-sent events: "cameras" whenever it changed, and the board's messages after the listener's last id.
-
-    ids are START-NUMBER. Of another start, or too long ago: "missed", and the listener asks for the list again.
-    """
+    """Server-sent events: "cameras" on a change, and the board's messages after id START-NUMBER, or "missed"."""
     start = format(int(1000 * hub.board.started), "x")
     newest, _ = hub.board.messages(0)
     known, _, number = (last or "").partition("-")

@@ -378,7 +378,7 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory,
         until(lambda: not it.waiting)
         assert it.lost == 0
     rows = database.events(folder)
-    assert [row.words for row in rows] == [stores.storable(text) for text in words[::-1]]
+    assert [row.words for row in rows] == [database.storable(text) for text in words[::-1]]
     assert json.loads(json.dumps([row.as_dict() for row in rows])) == [row.as_dict() for row in rows]
     for text in words:  # only what no file can hold is changed
-        assert (stores.storable(text) == text) == (not any("\ud800" <= c <= "\udfff" for c in text))
+        assert (database.storable(text) == text) == (not any("\ud800" <= c <= "\udfff" for c in text))
