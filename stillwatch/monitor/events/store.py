@@ -128,7 +128,9 @@ class Store:
         pending = []
         for event in events:
             with suppress(ValueError, TypeError):  # a row that nothing can write is not sent either
-                pending.append((storable_event(event), changes(sink, event)))
+                checked(event.id)
+                fields = {name: storable(value) for name, value in event.as_dict().items()}
+                pending.append((Event(**fields), changes(sink, event)))
         return [(event, messages) for event, messages in pending if messages]
 
     def attach(self, event_id: str, clip: Path | None = None, thumbnail: bytes | None = None) -> None:
@@ -356,12 +358,6 @@ class Store:
                     " AND sink NOT IN (SELECT value FROM json_each(?))", (then, json.dumps(known)),
                 )  # fmt: skip
         return more
-
-
-def storable_event(event: Event) -> Event:
-    """Raises ValueError for an id that cannot be a file's name."""
-    checked(event.id)
-    return replace(event, **{name: storable(value) for name, value in event.as_dict().items()})
 
 
 def changes(sink: Sink, event: Event) -> list[str]:

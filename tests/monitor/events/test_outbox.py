@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from stillwatch.monitor.config import Keep, Sink
 from stillwatch.monitor.events import outbox as posts
 from stillwatch.monitor.events import sinks
-from stillwatch.monitor.events.database import connect
+from stillwatch.monitor.events.database import connect, storable
 from stillwatch.monitor.events.outbox import Dispatcher
 from stillwatch.monitor.events.store import Store
 
@@ -388,6 +388,6 @@ def test_any_text_reaches_the_sinks_as_it_was(tmp_path_factory: pytest.TempPathF
             store.put(replace(EVENT, id=f"e{n}", words=text, label=text))
         until(lambda: all(state.sent == len(words) for state in store.post.status()))  # type: ignore[attr-defined]
     said = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    assert [event["words"] for event in said] == [database.storable(text) for text in words]
-    assert [event["label"] for event in said] == [database.storable(text) for text in words]
+    assert [event["words"] for event in said] == [storable(text) for text in words]
+    assert [event["label"] for event in said] == [storable(text) for text in words]
     assert ear().ids()[-len(words) :] == [f"e{n}" for n in range(len(words))]
