@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LAB = ("torch", "stillwatch.lab", "benchmarks")
-SLOW = {"test_wheel", "test_page", "test_camera", "test_outbox", "test_plots", "test_report"}  # processes, clocks, drawing
+SLOW = {"test_wheel", "test_page", "test_camera", "test_outbox", "test_plots", "test_report"}  # clocks, drawing
 
 
 @cache
