@@ -34,7 +34,8 @@ from stillwatch import recipe
 from stillwatch.errors import UserError
 from stillwatch.lab.data.reader import Sample, decode, gather
 from stillwatch.lab.data.splits import assign
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline
 from stillwatch.lab.training.runs import load_net
 from stillwatch.media import synthetic
@@ -161,7 +162,7 @@ def ours(stage: Stage, task: Recipe, root: Path, spent: Spent) -> Run:
 def untaught(task: Recipe, root: Path) -> Run:
     """A teacher's run whose net has learnt nothing, for cases that do not measure teaching."""
     torch.manual_seed(0)
-    net = nets.build(task.teacher.net, len(task.labels), task.data.hw, task.data.channels)
+    net = classifier.build(task.teacher.net, len(task.labels), task.data.hw, task.data.channels)
     run = Run.create(task, "teacher", root)
     run.save("best.pt", partial(torch.save, {"net": net.state_dict()}))
     run.save_csv("split.csv", ("path", "label", "group", "split"), ())
@@ -183,7 +184,7 @@ def compare(task: Recipe, stages: Sequence[Stage], folder: Path, workers: int, r
     _warm(task.fit_of("student"))
     for repeat in range(repeats):
         root = folder / f"runs-{repeat}"
-        master: nets.Classifier | None = None
+        master: Classifier | None = None
         if "teach" not in stages:
             master = load_net(_accepted(untaught(task, root)))
         with _cache(folder / f"cache-{repeat}"):

@@ -22,7 +22,8 @@ from stillwatch.lab.data import augment
 from stillwatch.lab.data.dataset import SPLITS
 from stillwatch.lab.data.reader import Sample, gather
 from stillwatch.lab.data.splits import assign
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import losses, pipeline
 from stillwatch.lab.training.loop import TrainStep, rate
 from stillwatch.media import image as pixels
@@ -82,9 +83,7 @@ class Naive:
         samples = assign(gather(task).samples, task.data)
         return cls(task, {name: [s for s in samples if s.split == name] for name in SPLITS}, workers)
 
-    def learn(
-        self, side: Literal["teacher", "student"], master: nets.Classifier | None, spent: Spent
-    ) -> nets.Classifier:
+    def learn(self, side: Literal["teacher", "student"], master: Classifier | None, spent: Spent) -> Classifier:
         """One stage from the first epoch to the test split: the recipe's nets, losses, rates, batch and epochs.
 
         Given to the naive side for nothing: frozen layers without gradients, channels_last, no checkpoint, no audit.
@@ -96,7 +95,7 @@ class Naive:
         device = accelerator(plan).device
         torch.manual_seed(plan.seed)
         data = self.task.data
-        net = nets.build(getattr(self.task, side).net, len(self.task.labels), data.hw, data.channels)
+        net = classifier.build(getattr(self.task, side).net, len(self.task.labels), data.hw, data.channels)
         step = TrainStep(
             net, losses.parts(plan.loss if master else pipeline.without_teacher(plan.loss), self._task(net, master))
         )
@@ -112,7 +111,7 @@ class Naive:
         _accuracy(net, test, device)
         return net
 
-    def _task(self, net: nets.Classifier, master: nets.Classifier | None) -> losses.Task:
+    def _task(self, net: Classifier, master: Classifier | None) -> losses.Task:
         counts = Counter(self.task.labels.index(sample.label) for sample in self.split["train"])
         return losses.Task(
             labels=len(self.task.labels),
@@ -131,7 +130,7 @@ class Naive:
         self,
         epoch: int,
         step: TrainStep,
-        master: nets.Classifier | None,
+        master: Classifier | None,
         optimizer: torch.optim.Optimizer,
         batches: DataLoader[Any],
         plan: Fit,
@@ -148,7 +147,7 @@ class Naive:
             with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
                 with torch.no_grad():
                     teacher = master(x, step.maps) if master else None
-                parts = step(step.net.trunk(x), y, teacher, now / max(1, len(batches) * plan.epochs - 1))
+                parts = step(step.net.frozen_forward(x), y, teacher, now / max(1, len(batches) * plan.epochs - 1))
             loss = torch.stack(list(parts.values())).sum()
             optimizer.zero_grad()
             loss.backward()
@@ -160,7 +159,7 @@ class Naive:
 
 
 @torch.inference_mode()
-def _accuracy(net: nets.Classifier, batches: DataLoader[Any], device: torch.device) -> float:
+def _accuracy(net: Classifier, batches: DataLoader[Any], device: torch.device) -> float:
     net.eval()
     right = [net(x.to(device)).logits.argmax(1) == y.to(device) for x, y in batches]
     return float(torch.cat(right).float().mean())

@@ -137,12 +137,12 @@ def untrained(folder: Path, name: str) -> bundle.Bundle:
 
     from stillwatch.lab.export.exporters import to_onnx
     from stillwatch.lab.export.packaging import golden_frames
-    from stillwatch.lab.models import nets
+    from stillwatch.lab.models import classifier
     from stillwatch.recipe import Net
 
     kind, shape = NETS[name]
     torch.manual_seed(0)
-    net = nets.build(Net(name=kind, weights="scratch"), 2, shape[:2], shape[2]).eval()
+    net = classifier.build(Net(name=kind, weights="scratch"), 2, shape[:2], shape[2]).eval()
     path = to_onnx(net, shape, folder / f"{name}.onnx")
     frames = golden_frames(shape, "stretch")
     model = bundle.Model(name="model.onnx", files=("model.onnx",), precision="fp32", tolerance=1e-3)

@@ -19,7 +19,7 @@ from stillwatch.inference import runtimes
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.export.exporters import to_onnx
 from stillwatch.lab.export.packaging import golden_frames
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
 from stillwatch.recipe import Net, Recipe
 from stillwatch.run import Run
 
@@ -113,7 +113,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = nets.build(Net(name="mnist-small", weights="scratch"), 6, (32, 32), 1).eval()
+    net = classifier.build(Net(name="mnist-small", weights="scratch"), 6, (32, 32), 1).eval()
     run = Run.create(recipe.load("toy"), "distilled", fingerprint="f")
     run.save("best.pt", lambda path: torch.save({"net": net.state_dict()}, path))
     p = np.tile(np.full(6, 1 / 6, np.float32), (4, 1))

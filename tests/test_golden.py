@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from stillwatch.lab.data import augment, cache
 from stillwatch.lab.data.reader import gather
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
 from stillwatch.lab.training import losses
 from stillwatch.lab.training.loop import TrainStep, _optimizer
 from stillwatch.recipe import check
@@ -49,8 +49,8 @@ def thirty_steps() -> dict[str, list[float]]:
     place = {label: i for i, label in enumerate(RECIPE.labels)}
     y = torch.tensor([place[sample.label] for sample in store.samples])
     ids = np.array([augment.number(sample.id) for sample in store.samples], np.uint64)
-    teacher = nets.build(RECIPE.teacher.net, 3, (32, 32), 1).eval().requires_grad_(False)
-    net = nets.build(RECIPE.student.net, 3, (32, 32), 1)
+    teacher = classifier.build(RECIPE.teacher.net, 3, (32, 32), 1).eval().requires_grad_(False)
+    net = classifier.build(RECIPE.student.net, 3, (32, 32), 1)
     task = losses.Task(3, (16, 16, 16), "softmax", losses.Shape(*net.shape()), losses.Shape(*teacher.shape()))
     step = TrainStep(net, losses.parts(RECIPE.fit.loss, task))
     optimizer = Accelerator(cpu=True).prepare(_optimizer(step, RECIPE.fit))

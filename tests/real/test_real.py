@@ -12,7 +12,7 @@ import torch
 from stillwatch.lab.data.audit import audit
 from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.data.reader import gather
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
 from stillwatch.recipe import Net, Recipe, load
 
 pytestmark = pytest.mark.real
@@ -59,7 +59,7 @@ def test_imagenet_weights_are_taken_from_the_folder(name: str, monkeypatch: pyte
     if not (Path(WEIGHTS) / f"{name}.safetensors").is_file():
         pytest.skip(f"STILLWATCH_WEIGHTS has no {name}")
     monkeypatch.setenv("STILLWATCH_WEIGHTS", WEIGHTS)
-    one, other = (nets.build(Net(name=name), 6, (64, 64), 3).net.state_dict() for _ in range(2))
+    one, other = (classifier.build(Net(name=name), 6, (64, 64), 3).net.state_dict() for _ in range(2))
     assert all(torch.equal(value, other[key]) for key, value in one.items())
-    scratch = nets.build(Net(name=name, weights="scratch"), 6, (64, 64), 3).net.state_dict()
+    scratch = classifier.build(Net(name=name, weights="scratch"), 6, (64, 64), 3).net.state_dict()
     assert not torch.equal(one["conv_stem.weight"], scratch["conv_stem.weight"])

@@ -13,7 +13,8 @@ from torch import nn
 
 from stillwatch.errors import UserError, one_line
 from stillwatch.lab.data.dataset import Dataset, dataset_of
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.runs import RunOptions
 from stillwatch.recipe import Fit
@@ -36,12 +37,12 @@ def prune(parent: Run, options: RunOptions) -> Run:
     """
     runs.require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
     recipe, net = parent.recipe, runs.load_net(parent)
-    if net.cut:
+    if net.frozen_steps:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
     data, asked = dataset_of(parent, options.voice), recipe.prune
 
     # ---- the most MACs and parameters after each step; all steps are tried on a copy before any fine-tuning
-    cost, trial = nets.cost(net, recipe.data.hw, recipe.data.channels), copy.deepcopy(net)
+    cost, trial = classifier.cost(net, recipe.data.hw, recipe.data.channels), copy.deepcopy(net)
     done = [number / asked.steps for number in range(1, asked.steps + 1)]
     goals = [(cost["macs"] * (1 - (1 - asked.keep) * d), cost["params"] * (1 - (1 - asked.size) * d)) for d in done]
     try:
@@ -67,13 +68,13 @@ def prune(parent: Run, options: RunOptions) -> Run:
 
 
 def _prune_steps(
-    parent: Run, net: nets.Classifier, goals: Sequence[tuple[float, float]], data: Dataset, options: RunOptions
+    parent: Run, net: Classifier, goals: Sequence[tuple[float, float]], data: Dataset, options: RunOptions
 ) -> Run:
     """Run the steps: each in a folder of its own, the last in the run itself, so that it looks like any other."""
     recipe, teacher = parent.recipe, runs.teacher_of(parent)
     plan, size = recipe.fit_in("prune"), (recipe.data.hw, recipe.data.channels)
     accelerator, teacher_net = pipeline.device(plan), runs.load_net(teacher) if teacher else None
-    before, widths = nets.cost(net, *size), layer_widths(net)
+    before, widths = classifier.cost(net, *size), layer_widths(net)
     name = teacher.path.name if teacher else None
     run = runs.create_or_resume(recipe, "pruned", parent, data, accelerator, options, teacher=name)
     steps = list(run.info.steps)
@@ -85,7 +86,7 @@ def _prune_steps(
                 net = runs.load_net(place)
                 continue
             narrow(net, data, *goal, recipe.prune.round_to)
-            cost = nets.cost(net, *size)
+            cost = classifier.cost(net, *size)
             reached = {key: cost[key] / before[key] for key in ("macs", "params")}
             options.voice.say(
                 f"step {number} of {len(goals)}: {reached['macs']:.0%} of the arithmetic, "
@@ -118,14 +119,14 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
             options.voice.say(f"the narrower baseline is there: {old.path}")
             return old
     torch.manual_seed(plan.seed)
-    net = nets.build(recipe.student.net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    net = classifier.build(recipe.student.net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     width = multiply(net, data, target, recipe.prune.round_to)
     options.voice.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
     teacher_net = runs.load_net(teacher) if teacher else None
     step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
     run = runs.create_or_resume(recipe, "narrow", teacher, data, accelerator, options, **about, width=width)
     with runs.recording_failure(run, accelerator):
-        run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layer_widths(net)})
+        run.note(cost=classifier.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layer_widths(net)})
         best = pipeline.train(step, data, teacher_net, plan, run, accelerator, options.voice)
         runs.save_split_predictions(run, data, runs.predictor(net), options.voice)
         run.finish(best=best, epochs=len(run.history()))
@@ -147,7 +148,7 @@ def _layers(net: nn.Module) -> dict[str, Layer]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
-def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, round_to: int) -> None:
+def narrow(net: Classifier, data: Dataset, macs: float, params: float, round_to: int) -> None:
     """Remove the least important channels until the net, now on the CPU, needs at most so many MACs and parameters.
 
     Raises UserError where either cannot be reached.
@@ -164,11 +165,11 @@ def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, roun
     for hook in hooks:
         hook.remove()
 
-    def count() -> dict[str, int]:  # as nets.cost counts them, but from shapes alone: it is asked so often
+    def count() -> dict[str, int]:  # as classifier.cost counts them, but from shapes alone: it is asked so often
         macs = sum(layer.weight.numel() * number for layer, number in places.items())
         return {"macs": macs, "params": sum(p.numel() for p in net.parameters())}
 
-    other_macs = nets.cost(net, hw, channels)["macs"] - count()["macs"]
+    other_macs = classifier.cost(net, hw, channels)["macs"] - count()["macs"]
     # Parameters go from layers that give vectors (the last 1×1 convolution, squeeze-and-excitation): next to no MACs
     maps = [layer for layer, number in places.items() if number > 1]
     for key, target, kept in (("macs", macs - other_macs, []), ("params", params, maps)):
@@ -182,10 +183,10 @@ def narrow(net: nets.Classifier, data: Dataset, macs: float, params: float, roun
                 f"prune.{word}: {target / 1e6:.3g} M {key} cannot be reached: with up to {DEEPEST[key]:.0%} of each "
                 f"layer gone {left / 1e6:.3g} M are left; raise prune.{word} or prune.steps, or lower prune.round_to"
             )
-    nets.settle_norms(net, hw, channels)
+    classifier.settle_norms(net, hw, channels)
 
 
-def _removals(net: nets.Classifier, pruner: Any, deepest: float) -> Iterator[None]:
+def _removals(net: Classifier, pruner: Any, deepest: float) -> Iterator[None]:
     """Remove the next channels, but never more than this share of a layer."""
     floor: dict[nn.Module, float] = {layer: (1 - deepest) * len(layer.weight) for layer in _layers(net).values()}
     for _ in range(GRAIN):
@@ -196,11 +197,11 @@ def _removals(net: nets.Classifier, pruner: Any, deepest: float) -> Iterator[Non
                 yield
 
 
-def multiply(net: nets.Classifier, data: Dataset, target: float, round_to: int) -> float:
+def multiply(net: Classifier, data: Dataset, target: float, round_to: int) -> float:
     """Bring every layer to one share of its width, the smallest that still needs `target` MACs; returns that share."""
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
 
-    def at(width: float, half: float) -> nets.Classifier:
+    def at(width: float, half: float) -> Classifier:
         trial, gone = copy.deepcopy(net), dict[nn.Module, float]()
         for layer in _layers(trial).values():
             count = len(layer.weight)
@@ -208,32 +209,32 @@ def multiply(net: nets.Classifier, data: Dataset, target: float, round_to: int) 
             if kept < count and layer is not trial.head:
                 gone[layer] = 1 - (kept + 0.5) / count  # torch-pruning cuts off what is behind the point
         _pruner(trial, hw, channels, gone, round_to, []).step()
-        nets.settle_norms(trial, hw, channels)
+        classifier.settle_norms(trial, hw, channels)
         return trial
 
     # Rounded to the nearest as MobileNets do or down, whichever comes nearer: V3-small 0.75 misses 0.6 of its
     # arithmetic by an eighth to the nearest, by 3 % down
-    least, chosen, before = nets.cost(net, hw, channels)["macs"], net, layer_widths(net)
+    least, chosen, before = classifier.cost(net, hw, channels)["macs"], net, layer_widths(net)
     for half in (0.5, 0.0):
         low, high = 0.0, 1.0
         for _ in range(8):
             middle = (low + high) / 2
             trial = at(middle, half)
-            if (macs := nets.cost(trial, hw, channels)["macs"]) < target:
+            if (macs := classifier.cost(trial, hw, channels)["macs"]) < target:
                 low = middle
                 continue
             high = middle
             if macs < least:
                 least, chosen = macs, trial
     state = chosen.state_dict()
-    nets.resize(net, state, hw, channels)
+    classifier.resize(net, state, hw, channels)
     net.load_state_dict(state)
     before.pop("head")
     return sum(layer_widths(net)[name] for name in before) / sum(before.values())
 
 
 def _pruner(
-    net: nets.Classifier,
+    net: Classifier,
     hw: tuple[int, int],
     channels: int,
     share: float | dict[nn.Module, float],

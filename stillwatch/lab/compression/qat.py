@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from stillwatch.errors import UserError
 from stillwatch.lab.compression.ptq import QuantConfig
 from stillwatch.lab.data.dataset import Dataset
-from stillwatch.lab.models.nets import Classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run

@@ -24,7 +24,7 @@ from stillwatch.lab.compression import ptq
 from stillwatch.lab.compression.ptq import Control, QuantConfig
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export import exporters
-from stillwatch.lab.models import nets
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.runs import Predict, RunOptions
 from stillwatch.run import NO_PROGRESS, Progress, Run
@@ -207,7 +207,7 @@ def quantise(run: Run, root: Path | str = "runs", voice: Progress = NO_PROGRESS)
     return made
 
 
-def _export_float(net: nets.Classifier, run: Run, data: Dataset, path: Path) -> Path:
+def _export_float(net: Classifier, run: Run, data: Dataset, path: Path) -> Path:
     return exporters.to_onnx(net, data.shape, path, exporters.temperature_of(run), opset=run.recipe.export.opset)
 
 

@@ -22,7 +22,7 @@ from stillwatch import metrics, predictions
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError, one_line
 from stillwatch.inference import runtimes
-from stillwatch.lab.models.nets import Classifier, build
+from stillwatch.lab.models.classifier import Classifier, build
 from stillwatch.recipe import Net
 from stillwatch.run import Run
 

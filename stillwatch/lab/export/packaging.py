@@ -20,7 +20,7 @@ from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
-from stillwatch.lab.models import nets
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished
 from stillwatch.media import image, synthetic
 from stillwatch.registry import bind
@@ -52,7 +52,7 @@ class Reference:
     operating: bundle.OperatingPoint | None
 
     @classmethod
-    def of(cls, run: Run, net: nets.Classifier, data: Dataset) -> "Reference":
+    def of(cls, run: Run, net: Classifier, data: Dataset) -> "Reference":
         recipe, y = run.recipe, data.y[data.rows["valid"]]
         safe = [recipe.labels.index(label) for label in recipe.safe]
         frames, temperature = golden_frames(data.shape, recipe.data.fit), temperature_of(run)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from stillwatch.lab.data import augment, cache
-from stillwatch.lab.models.nets import Classifier, ModelOutput
+from stillwatch.lab.models.classifier import Classifier, ModelOutput
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress
 
@@ -46,17 +46,17 @@ class InputPipeline:
         self.answers: Stored = {}
         if teacher:
             teacher.to(accelerator.device).eval().requires_grad_(False)
-        if self.views and net.cut:
+        if self.views and net.frozen_steps:
             self.features = self._frozen(net)
         if self.views and teacher:
             # where the teacher's frozen features were stored when it was taught, its outputs start from them
-            early = None if not teacher.cut or teacher.early(maps) else self._frozen(teacher)
+            early = None if not teacher.frozen_steps or teacher.early(maps) else self._frozen(teacher)
 
             def answer(rows: Rows, view: int) -> dict[str, Tensor]:
                 assert teacher
                 if early is None:
                     return to_arrays(teacher(self._pictures(rows, view), maps))
-                return to_arrays(teacher.rest(self._tensor(early[view, rows]), maps))
+                return to_arrays(teacher.forward_from(self._tensor(early[view, rows]), maps))
 
             self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.name} {maps}", answer)
 
@@ -65,7 +65,7 @@ class InputPipeline:
         view = epoch % self.views if self.views else epoch
         live = self.teacher is not None and not self.answers
         x = self._pictures(rows, view) if live or self.features is None else None
-        h = self._tensor(self.features[view, rows]) if self.features is not None else self.net.trunk(x)  # type: ignore[arg-type]
+        h = self._tensor(self.features[view, rows]) if self.features is not None else self.net.frozen_forward(x)  # type: ignore[arg-type]
         teacher = None
         if self.answers:
             teacher = from_arrays({name: self._tensor(a[view, rows]).float() for name, a in self.answers.items()})
@@ -103,7 +103,7 @@ class InputPipeline:
 
     def _frozen(self, net: Classifier) -> NDArray[np.floating]:
         """What the frozen part gives, (V,N,...)."""
-        compute: Compute = lambda rows, view: {"h": net.trunk(self._pictures(rows, view))}  # noqa: E731
+        compute: Compute = lambda rows, view: {"h": net.frozen_forward(self._pictures(rows, view))}  # noqa: E731
         return self._once("features", net.frozen_state(), net.name, compute)["h"]
 
     def _once(self, what: str, weights: dict[str, Tensor], more: str, compute: Compute) -> Stored:

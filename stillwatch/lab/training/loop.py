@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillwatch.errors import UserError
-from stillwatch.lab.models.nets import Classifier, ModelOutput
+from stillwatch.lab.models.classifier import Classifier, ModelOutput
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run
 
@@ -45,8 +45,8 @@ class TrainStep(nn.Module):
         self.maps = wanted_maps(self.parts.values())
 
     def forward(self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float) -> dict[str, Tensor]:
-        """h: what net.trunk gave. progress: 0 at the first step, 1 at the last. Returns each part times its weight."""
-        out = self.net.rest(h, self.maps)
+        """h: of net.frozen_forward. progress: 0 at the first step, 1 at the last. Returns each part times its weight."""
+        out = self.net.forward_from(h, self.maps)
         # Losses work in full precision, whatever the net ran in
         out = ModelOutput(out.logits.float(), out.feature.float(), {s: m.float() for s, m in out.maps.items()})
         return {name: self.weights[name] * part(out, teacher, y, progress) for name, part in self.parts.items()}

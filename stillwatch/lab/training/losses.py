@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stillwatch.errors import UserError, nearest
-from stillwatch.lab.models.nets import ModelOutput
+from stillwatch.lab.models.classifier import ModelOutput
 from stillwatch.registry import Spec, build_spec
 
 

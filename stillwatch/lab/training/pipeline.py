@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from stillwatch import metrics
 from stillwatch.lab.data import augment
 from stillwatch.lab.data.dataset import Dataset, load_dataset
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import losses
 from stillwatch.lab.training.inputs import InputPipeline
 from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit
@@ -79,7 +80,7 @@ def _train_run(
 
     # ---- the net (before the data: a wrong word in the recipe should not have to wait for them)
     torch.manual_seed(plan.seed)
-    net = nets.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    net = classifier.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     augment.plan(plan.augment, plan.seed)
     master = load_net(teacher) if teacher else None
 
@@ -93,7 +94,7 @@ def _train_run(
     # ---- the run: a new one, or one that was cut off
     run = create_or_resume(recipe, kind, teacher, data, accelerator, options)
     if accelerator.is_main_process:
-        run.note(cost=nets.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
+        run.note(cost=classifier.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
 
     # ---- fit, and judge the epoch that was kept
     with recording_failure(run, accelerator):
@@ -115,7 +116,7 @@ def specs_of(plan: Fit, taught: bool) -> tuple[Spec, ...]:
     return plan.loss if taught else without_teacher(plan.loss)
 
 
-def build_step(net: nets.Classifier, data: Dataset, master: nets.Classifier | None, specs: Sequence[Spec]) -> TrainStep:
+def build_step(net: Classifier, data: Dataset, master: Classifier | None, specs: Sequence[Spec]) -> TrainStep:
     """Net and losses, ready for the loop. Raises UserError for a loss or a map that cannot be had."""
     step = TrainStep(net, losses.parts(specs, task_of(data, net, master)))
     net.check(step.maps)
@@ -125,7 +126,7 @@ def build_step(net: nets.Classifier, data: Dataset, master: nets.Classifier | No
 def train(
     step: TrainStep,
     data: Dataset,
-    master: nets.Classifier | None,
+    master: Classifier | None,
     plan: Fit,
     run: Run,
     accelerator: Accelerator,
@@ -147,8 +148,8 @@ def train(
 
 
 def validator(
-    data: Dataset, net: nets.Classifier, accelerator: Accelerator, voice: Progress
-) -> Callable[[nets.Classifier], dict[str, float]]:
+    data: Dataset, net: Classifier, accelerator: Accelerator, voice: Progress
+) -> Callable[[Classifier], dict[str, float]]:
     """net -> its figures on the validation split; every process looks at its share of it."""
     rows = data.rows["valid"]
     share = rows[accelerator.process_index :: accelerator.num_processes]
@@ -156,17 +157,17 @@ def validator(
     share = np.concatenate([share, rows[: longest - len(share)]])  # gather wants equal lengths
     starts = range(0, len(share), 128)
     frozen = None
-    if net.cut:
+    if net.frozen_steps:
         with torch.inference_mode():
-            frozen = [net.trunk(data.picture(share[s : s + 128]).to(accelerator.device)) for s in starts]
+            frozen = [net.frozen_forward(data.picture(share[s : s + 128]).to(accelerator.device)) for s in starts]
 
-    def judge(net: nets.Classifier) -> dict[str, float]:
+    def judge(net: Classifier) -> dict[str, float]:
         net.eval()
         with torch.inference_mode():
             said = []
             for number, start in voice.bar(enumerate(starts), len(starts), "validation"):
                 if frozen is not None:
-                    out = net.rest(frozen[number])
+                    out = net.forward_from(frozen[number])
                 else:
                     out = net(data.picture(share[start : start + 128]).to(accelerator.device))
                 said.append(net.probabilities(out.logits.float()))
@@ -195,7 +196,7 @@ def needs_teacher(spec: Spec) -> bool:
     return bool(getattr(find(losses.LOSSES, spec, "fit.loss"), "needs_teacher", False))
 
 
-def task_of(data: Dataset, net: nets.Classifier, master: nets.Classifier | None) -> losses.Task:
+def task_of(data: Dataset, net: Classifier, master: Classifier | None) -> losses.Task:
     counts = np.bincount(data.y[data.rows["train"]], minlength=len(data.recipe.labels))
     return losses.Task(
         labels=len(data.recipe.labels),

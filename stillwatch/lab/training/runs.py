@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from stillwatch import predictions
 from stillwatch.errors import UserError
 from stillwatch.lab.data.audit import cached_audit
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.recipe import Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run, runs
 
@@ -38,23 +39,23 @@ class RunOptions:
     voice: Progress
 
 
-def load_net(run: Run) -> nets.Classifier:
+def load_net(run: Run) -> Classifier:
     """The net that a run kept, with its weights; one that was pruned takes the shapes that they have."""
     recipe = run.recipe
     side = recipe.teacher if run.info.kind == "teacher" else recipe.student
     spec = side.net.model_copy(update={"weights": "scratch"})  # the run's own follow; the hub need not be asked
-    net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    net = classifier.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     path = run.path / "best.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["net"]
     except FileNotFoundError:
         raise UserError(f"{path}: missing; this run kept no epoch") from None
-    nets.resize(net, state, recipe.data.hw, recipe.data.channels)
+    classifier.resize(net, state, recipe.data.hw, recipe.data.channels)
     net.load_state_dict(state)
     return net.eval()
 
 
-def predictor(net: nets.Classifier) -> Predict:
+def predictor(net: Classifier) -> Predict:
     """net -> predict(uint8 (B,T,H,W,C)) -> float32 (B,K): what any judge is handed."""
     device = next(net.parameters()).device
     net.eval()

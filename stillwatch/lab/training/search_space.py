@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.lab.data import augment
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier, zoo
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import losses
 from stillwatch.recipe import Fit, Net, Recipe, check
 from stillwatch.registry import find
@@ -167,12 +168,12 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
     return side, "fit", table, index, *words[3:]
 
 
-def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, nets.Classifier]]:
+def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, Classifier]]:
     """The recipe as it stands, and with every end of every key, one at a time: (place, recipe, its net).
 
     Raises UserError for what is wrong without data: all but the losses' options.
     """
-    found, built = [], dict[str, nets.Classifier]()
+    found, built = [], dict[str, Classifier]()
     wanted: list[tuple[str, dict[str, Value]]] = [(recipe.name, {})]
     wanted += [(f"{_place(key.name)} = {end!r}", {key.name: end}) for key in keys for end in key.ends()]
     for place, values in wanted:
@@ -181,7 +182,7 @@ def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, nets.
         with placed(place):
             augment.plan(plan.augment, plan.seed)
             if repr(net) not in built:
-                built[repr(net)] = nets.build(net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+                built[repr(net)] = classifier.build(net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
         found.append((place, trial, built[repr(net)]))
     return found
 
@@ -232,7 +233,7 @@ def own_value(recipe: Recipe, key: Key) -> Value:
     last = str(key.path[-1])
     if last in table:
         return table[last]
-    builder = nets.NETS.get(net.name) if key.path[1:-1] == ("net", "options") else None
+    builder = zoo.NETS.get(net.name) if key.path[1:-1] == ("net", "options") else None
     if key.path[2] == "loss" and "name" in table:
         if last == "weight":
             return 1.0

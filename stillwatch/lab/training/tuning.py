@@ -21,7 +21,8 @@ import torch
 from stillwatch.atomic import locked
 from stillwatch.errors import UserError
 from stillwatch.lab.data.dataset import Dataset, load_dataset
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.runs import RunOptions
 from stillwatch.lab.training.search_space import Key, Value, keys_of, own_value, placed, probes, side_of, with_values
@@ -101,7 +102,7 @@ class Search:
     keys: list[Key]
     data: Dataset
     teacher: Run | None
-    teacher_net: nets.Classifier | None
+    teacher_net: Classifier | None
     home: Run
     voice: Progress
 
@@ -248,7 +249,7 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
     # The study is told before the run is finished: whoever finds a running trial unlocked takes it for a dead one
     try:
         torch.manual_seed(plan.seed)
-        net = nets.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+        net = classifier.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
         step = pipeline.build_step(net, data, search.teacher_net, pipeline.specs_of(plan, search.teacher is not None))
         best = pipeline.train(step, data, search.teacher_net, plan, run, pipeline.device(plan), quiet, report)
         if not math.isfinite(best[metric]):

@@ -12,7 +12,8 @@ from stillwatch import recipe
 from stillwatch.errors import UserError
 from stillwatch.lab.compression import prune
 from stillwatch.lab.data.dataset import load_dataset
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline
 from stillwatch.lab.training.runs import RunOptions, create_or_resume, load_net, predictor
 from stillwatch.recipe import Net
@@ -38,14 +39,14 @@ NETS = (
 )
 
 
-def make(name: str, shape: tuple[int, ...]) -> tuple[nets.Classifier, Any]:
+def make(name: str, shape: tuple[int, ...]) -> tuple[Classifier, Any]:
     torch.manual_seed(0)
-    net = nets.build(Net(name=name, weights="scratch"), 3, (shape[0], shape[1]), shape[2])
+    net = classifier.build(Net(name=name, weights="scratch"), 3, (shape[0], shape[1]), shape[2])
     return net, SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(hw=shape[:2], channels=shape[2])))
 
 
-def cost(net: nets.Classifier, shape: tuple[int, ...]) -> dict[str, int]:
-    return nets.cost(net, (shape[0], shape[1]), shape[2])
+def cost(net: Classifier, shape: tuple[int, ...]) -> dict[str, int]:
+    return classifier.cost(net, (shape[0], shape[1]), shape[2])
 
 
 @pytest.mark.parametrize(("name", "shape"), NETS, ids=[name for name, _ in NETS])
@@ -62,7 +63,7 @@ def test_a_net_comes_down_to_its_arithmetic_and_its_weights_alone_bring_it_back(
         assert width == widths[layer] or width % 8 == 0, layer
 
     again, _ = make(name, shape)
-    nets.resize(again, net.state_dict(), (shape[0], shape[1]), shape[2])
+    classifier.resize(again, net.state_dict(), (shape[0], shape[1]), shape[2])
     again.load_state_dict(net.state_dict())
     x = torch.randint(0, 256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     old, new = net.eval()(x, tuple(net.channels)), again.eval()(x, tuple(again.channels))
@@ -96,7 +97,7 @@ def test_a_depthwise_layer_of_one_channel_is_still_depthwise() -> None:
         for key in ("weight", "bias", "running_mean", "running_var"):
             state[f"{norm}.{key}"] = state[f"{norm}.{key}"][:1].clone()
     state["net.blocks.0.0.conv_pw.weight"] = state["net.blocks.0.0.conv_pw.weight"][:, :1].clone()
-    nets.resize(net, state, (32, 32), 3)
+    classifier.resize(net, state, (32, 32), 3)
     net.load_state_dict(state)
     layer: Any = net.get_submodule(first)
     assert (layer.in_channels, layer.out_channels, layer.groups) == (1, 1, 1)
@@ -117,7 +118,7 @@ def test_the_rounding_that_comes_nearer_is_taken() -> None:
 def test_the_weights_of_another_net_are_refused() -> None:
     net, _ = make("mnist-small", (32, 32, 1))
     with pytest.raises(UserError, match=r"net mnist-small: head has shape \(3, 1024\), the weights \(3, 1, 1, 1\)"):
-        nets.resize(net, {"head.weight": torch.zeros(3, 1, 1, 1)}, (32, 32), 1)
+        classifier.resize(net, {"head.weight": torch.zeros(3, 1, 1, 1)}, (32, 32), 1)
 
 
 def test_what_cannot_be_reached_is_said() -> None:

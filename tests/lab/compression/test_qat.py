@@ -11,17 +11,18 @@ from stillwatch.errors import UserError
 from stillwatch.lab.compression import qat
 from stillwatch.lab.compression.ptq import QuantConfig
 from stillwatch.lab.data.dataset import load_dataset
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.recipe import Fit, Net, Recipe, check
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 FRAMES = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def net(name: str = "mobilenetv3_small_050", **options: Any) -> nets.Classifier:
+def net(name: str = "mobilenetv3_small_050", **options: Any) -> Classifier:
     """A net whose batch norms have statistics of their own, as after training."""
     torch.manual_seed(0)
-    made = nets.build(Net(name=name, weights="scratch", **options), 3, (32, 32), 3)
+    made = classifier.build(Net(name=name, weights="scratch", **options), 3, (32, 32), 3)
     for norm in made.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.uniform_(-0.1, 0.1)
@@ -131,12 +132,12 @@ def recipe() -> Recipe:
     )
 
 
-def learn(place: Path, voice: Progress = NO_PROGRESS, **plan: Any) -> nets.Classifier:
+def learn(place: Path, voice: Progress = NO_PROGRESS, **plan: Any) -> Classifier:
     asked = recipe()
     torch.manual_seed(1)
-    student = nets.build(asked.student.net, 2, asked.data.hw, 3)
+    student = classifier.build(asked.student.net, 2, asked.data.hw, 3)
     torch.manual_seed(2)
-    master = nets.build(asked.teacher.net, 2, asked.data.hw, 3)
+    master = classifier.build(asked.teacher.net, 2, asked.data.hw, 3)
     place.mkdir(parents=True, exist_ok=True)
     fit = Fit.model_validate(asked.fit.model_dump() | plan)
     qat.learn(student, master, load_dataset(asked), fit, QuantConfig("x"), Run(place), voice)

@@ -13,19 +13,18 @@ import torch
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
 from stillwatch.lab.export import exporters
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.recipe import Net
 
 V3 = "tf_mobilenetv3_small_075"  # "same" padding, hard-swish, squeeze-and-excitation; one mean and std
 TINY = "test_efficientnet"  # timm's own toy, squeeze-and-excitation too; ImageNet's mean and std differ by channel
 
 
-def make(
-    name: str, shape: tuple[int, ...], head: str = "softmax", classes: int = 4, **options: object
-) -> nets.Classifier:
+def make(name: str, shape: tuple[int, ...], head: str = "softmax", classes: int = 4, **options: object) -> Classifier:
     torch.manual_seed(0)
     spec = Net(name=name, weights="scratch", head=head, options=options)  # type: ignore[arg-type]
-    net = nets.build(spec, classes, (shape[-3], shape[-2]), shape[-1])
+    net = classifier.build(spec, classes, (shape[-3], shape[-2]), shape[-1])
     with torch.no_grad():  # an untrained net gives nearly the same for all pictures: that would prove little
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -43,7 +42,7 @@ def pictures(count: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.stack([picture // (1 + number) for number, picture in enumerate(noise)])  # ever darker
 
 
-def wanted(net: nets.Classifier, x: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+def wanted(net: Classifier, x: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     with torch.inference_mode():
         return net.probabilities(net(torch.from_numpy(x)).logits / temperature).numpy()
 
@@ -91,7 +90,7 @@ def test_a_gray_net_takes_one_channel_and_saves_two_thirds_of_its_first_convolut
         ready = exporters.facade(net, shape).net
         assert ready.net.conv_stem.weight.shape[1] == planes
         assert net.net.conv_stem.weight.shape[1] == 3  # the net itself stays
-        before, after = (nets.cost(n, shape[:2], 1)["macs"] for n in (net, ready))
+        before, after = (classifier.cost(n, shape[:2], 1)["macs"] for n in (net, ready))
         stem = net.net.conv_stem
         assert before - after == (3 - planes) * 9 * stem.out_channels * 16 * 24
         exact = net.double()  # in which rounding hides nothing

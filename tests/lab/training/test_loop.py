@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stillwatch.errors import UserError
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
+from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import losses
 from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit, rate
 from stillwatch.recipe import Fit, Net, check
@@ -45,7 +46,7 @@ def dots() -> tuple[Tensor, Tensor]:
 
 def step_of(specs: tuple[Any, ...] = ("ce",)) -> TrainStep:
     torch.manual_seed(1)
-    net = nets.build(RECIPE.student.net, 2, (8, 8), 1)
+    net = classifier.build(RECIPE.student.net, 2, (8, 8), 1)
     shape = losses.Shape(*net.shape())
     return TrainStep(net, losses.parts(specs, losses.Task(2, (12, 12), "softmax", shape, shape)))
 
@@ -61,10 +62,10 @@ def learn(
     step = step_of(specs)
 
     def batch(rows: np.ndarray, epoch: int) -> Any:
-        teacher = nets.ModelOutput(torch.nn.functional.one_hot(y[rows], 2) * 4.0, torch.zeros(len(rows), 128), {})
+        teacher = classifier.ModelOutput(torch.nn.functional.one_hot(y[rows], 2) * 4.0, torch.zeros(len(rows), 128), {})
         return x[rows], y[rows], teacher
 
-    def judge(net: nets.Classifier) -> dict[str, float]:
+    def judge(net: Classifier) -> dict[str, float]:
         net.eval()
         with torch.no_grad():
             logits = net(x).logits
@@ -163,7 +164,7 @@ def test_best_is_kept_by_the_metric_and_patience_stops(tmp_path: Path) -> None:
     x, y = dots()
     run = run_in(tmp_path)
 
-    def judge(net: nets.Classifier) -> dict[str, float]:
+    def judge(net: Classifier) -> dict[str, float]:
         return {"loss": 1.0, "accuracy": 0.5, "macro_f1": next(figures)}
 
     lesson = BatchSource(COUNT, lambda rows, epoch: (x[rows], y[rows], None))
@@ -201,11 +202,11 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
 
 
 def test_frozen_parts_stay_and_norms_are_not_decayed(tmp_path: Path) -> None:
-    net = nets.build(Net(name="smallcnn", weights="scratch", frozen=True), 2, (8, 8), 1)
+    net = classifier.build(Net(name="smallcnn", weights="scratch", frozen=True), 2, (8, 8), 1)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     x, y = dots()
     step = TrainStep(net, losses.parts(("ce",), losses.Task(2, (12, 12), "softmax", losses.Shape(*net.shape()), None)))
-    lesson = BatchSource(COUNT, lambda rows, epoch: (net.trunk(x[rows]), y[rows], None))
+    lesson = BatchSource(COUNT, lambda rows, epoch: (net.frozen_forward(x[rows]), y[rows], None))
     judge = lambda net: {"loss": 1.0, "accuracy": 0.5, "macro_f1": 0.5}  # noqa: E731
     fit(step, lesson, judge, Fit(epochs=1, batch=8, lr=0.1), run_in(tmp_path), Accelerator(cpu=True), NO_PROGRESS)
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}

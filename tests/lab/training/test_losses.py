@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillwatch.errors import UserError
-from stillwatch.lab.models.nets import ModelOutput
+from stillwatch.lab.models.classifier import ModelOutput
 from stillwatch.lab.training.losses import LOSSES, Shape, Task, parts
 
 LN2 = math.log(2)

@@ -13,7 +13,7 @@ import toys
 from stillwatch.errors import UserError
 from stillwatch.lab.data import audit, cache
 from stillwatch.lab.data.dataset import image_lookup, load_dataset
-from stillwatch.lab.models import nets
+from stillwatch.lab.models import classifier
 from stillwatch.lab.training import inputs, pipeline
 from stillwatch.lab.training.runs import load_net, predictor
 from stillwatch.predictions import read
@@ -245,7 +245,7 @@ def test_the_album_shows_what_the_net_saw(tmp_path: Path) -> None:
 
 
 def test_out_survives_being_stored() -> None:
-    out = nets.ModelOutput(torch.ones(2, 3), torch.ones(2, 4), {16: torch.ones(2, 1, 2, 2)})
+    out = classifier.ModelOutput(torch.ones(2, 3), torch.ones(2, 4), {16: torch.ones(2, 1, 2, 2)})
     back = inputs.from_arrays(inputs.to_arrays(out))
     assert back.maps.keys() == {16}
     assert torch.equal(back.logits, out.logits)

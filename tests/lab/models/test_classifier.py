@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stillwatch.errors import UserError
-from stillwatch.lab.models import nets, weights
+from stillwatch.lab.models import classifier, weights
 from stillwatch.recipe import Net
 
 TINY = "mobilenetv3_small_050"
 
 
 def make(name: str = TINY, classes: int = 6, hw: tuple[int, int] = (32, 32), channels: int = 3, **fields: Any) -> Any:
-    return nets.build(Net.model_validate({"name": name, "weights": "scratch", **fields}), classes, hw, channels)
+    return classifier.build(Net.model_validate({"name": name, "weights": "scratch", **fields}), classes, hw, channels)
 
 
 def pictures(*shape: int) -> Tensor:
@@ -40,8 +40,8 @@ def still(net: Any) -> Any:
 
 
 def test_the_violence_papers_nets_have_its_parameter_counts_and_compression() -> None:
-    teacher = nets.cost(make("vgg16-gap", 2, (64, 64)), (64, 64), 3)
-    student = nets.cost(make("smallcnn", 2, (64, 64)), (64, 64), 3)
+    teacher = classifier.cost(make("vgg16-gap", 2, (64, 64)), (64, 64), 3)
+    student = classifier.cost(make("smallcnn", 2, (64, 64)), (64, 64), 3)
     assert teacher["params"] == 15_242_050
     assert student["params"] == 2_116_930
     assert round(teacher["params"] / student["params"], 2) == 7.20
@@ -52,7 +52,7 @@ def test_the_violence_papers_nets_have_its_parameter_counts_and_compression() ->
 
 def test_the_driving_papers_student_has_1_02_million_parameters() -> None:
     for name in ("mobilenetv3_small_075", "tf_mobilenetv3_small_075"):
-        assert nets.cost(make(name), (32, 32), 3)["params"] == 1_023_022
+        assert classifier.cost(make(name), (32, 32), 3)["params"] == 1_023_022
 
 
 def test_smallcnn_follows_the_datas_size_and_channels() -> None:
@@ -61,16 +61,16 @@ def test_smallcnn_follows_the_datas_size_and_channels() -> None:
 
 def test_the_mnist_nets_are_far_apart_in_size() -> None:
     deep, small = (make(name, 10, (28, 28), 1) for name in ("mnist-cnn", "mnist-small"))
-    assert nets.cost(deep, (28, 28), 1)["params"] == 288_170
-    assert nets.cost(small, (28, 28), 1)["params"] == 80 + 1_168 + 7_850
+    assert classifier.cost(deep, (28, 28), 1)["params"] == 288_170
+    assert classifier.cost(small, (28, 28), 1)["params"] == 80 + 1_168 + 7_850
     wide = make("mnist-small", 10, (28, 28), 1, options={"width": 16})
-    assert nets.cost(wide, (28, 28), 1)["params"] == 16 * 10 + 32 * (16 * 9 + 1) + 10 * (32 * 7 * 7 + 1)
+    assert classifier.cost(wide, (28, 28), 1)["params"] == 16 * 10 + 32 * (16 * 9 + 1) + 10 * (32 * 7 * 7 + 1)
 
 
 def test_cost_leaves_the_mode_and_the_statistics_alone() -> None:
     net = make()
     before = copy.deepcopy(net.state_dict())
-    nets.cost(net, (32, 32), 3)
+    classifier.cost(net, (32, 32), 3)
     assert net.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
@@ -167,7 +167,7 @@ def test_only_the_maps_asked_for_are_given() -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg16-gap", "smallcnn", "mnist-cnn", TINY, "resnet10t", "tf_efficientnet_lite0"])
-def test_forward_is_rest_of_trunk_wherever_it_is_cut(name: str) -> None:
+def test_forward_is_forward_from_of_frozen_forward_wherever_it_freezes(name: str) -> None:
     torch.manual_seed(0)
     whole = still(make(name))
     x = pictures(2, 32, 32, 3)
@@ -179,8 +179,8 @@ def test_forward_is_rest_of_trunk_wherever_it_is_cut(name: str) -> None:
         net = make(name, frozen=frozen)
         net.load_state_dict(whole.state_dict())
         net.eval()
-        late = tuple(s for s, step in net.plan.taps.items() if step >= net.cut)
-        got, rest = net(x, tuple(net.channels)), net.rest(net.trunk(x), late)
+        late = tuple(s for s, step in net.plan.taps.items() if step >= net.frozen_steps)
+        got, rest = net(x, tuple(net.channels)), net.forward_from(net.frozen_forward(x), late)
         torch.testing.assert_close(got.logits, wanted.logits, rtol=1e-4, atol=1e-5)
         assert rest.logits.equal(got.logits)
         assert rest.feature.equal(got.feature)
@@ -189,20 +189,20 @@ def test_forward_is_rest_of_trunk_wherever_it_is_cut(name: str) -> None:
             torch.testing.assert_close(value, wanted.maps[stride], rtol=1e-4, atol=1e-5)
         clip = pictures(2, 3, 32, 32, 3)
         moving = net(clip, tuple(net.channels))
-        assert net.rest(net.trunk(clip)).logits.equal(moving.logits)
+        assert net.forward_from(net.frozen_forward(clip)).logits.equal(moving.logits)
         each = net(clip.flatten(0, 1), tuple(net.channels))
         for stride, value in moving.maps.items():
             torch.testing.assert_close(value, each.maps[stride].unflatten(0, (2, 3)).mean(1), rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_frozen_means_that_the_trunk_hands_the_pixels_on() -> None:
+def test_nothing_frozen_hands_the_pixels_on() -> None:
     x = pictures(2, 32, 32, 3)
-    assert make().trunk(x) is x
+    assert make().frozen_forward(x) is x
 
 
 def test_vgg16s_convolutions_freeze_and_its_dense_layers_learn() -> None:
     net = make("vgg16-gap", 2, frozen=True)
-    assert net.trunk(pictures(3, 32, 32, 3)).shape == (3, 512)
+    assert net.frozen_forward(pictures(3, 32, 32, 3)).shape == (3, 512)
     learns = {n for n, p in net.named_parameters() if p.requires_grad}
     assert learns == {"net.dense.0.weight", "net.dense.0.bias", "head.weight", "head.bias"}
 
@@ -211,14 +211,14 @@ def test_vgg16s_convolutions_freeze_and_its_dense_layers_learn() -> None:
 def test_what_is_frozen_stays_as_it_is_and_the_rest_learns(frozen: bool | int, shape: tuple[int, ...]) -> None:
     net = make(frozen=frozen).train()
     before = copy.deepcopy(net.state_dict())
-    h = net.trunk(pictures(4, 32, 32, 3))
+    h = net.frozen_forward(pictures(4, 32, 32, 3))
     assert h.shape == shape
     assert not h.requires_grad
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
-    nn.functional.cross_entropy(net.rest(h).logits, torch.tensor([0, 1, 2, 3])).backward()
+    nn.functional.cross_entropy(net.forward_from(h).logits, torch.tensor([0, 1, 2, 3])).backward()
     optimizer.step()
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
-    steps = tuple(f"net.{name}." for name in net.plan.steps[: net.cut])
+    steps = tuple(f"net.{name}." for name in net.plan.steps[: net.frozen_steps])
     cold = {k for k in before if k.startswith("net.") and (frozen is True or k.startswith(steps))}
     assert len(cold) >= 5
     assert any("running_var" in k for k in cold)
@@ -226,10 +226,10 @@ def test_what_is_frozen_stays_as_it_is_and_the_rest_learns(frozen: bool | int, s
     assert changed | cold >= {k for k in before if "bias" not in k}
 
 
-def test_a_stored_trunk_in_half_precision_is_taken() -> None:
+def test_stored_features_in_half_precision_are_taken() -> None:
     net = still(make(frozen=True))
-    h = net.trunk(pictures(2, 32, 32, 3))
-    torch.testing.assert_close(net.rest(h.half()).logits, net.rest(h).logits, rtol=1e-2, atol=1e-2)
+    h = net.frozen_forward(pictures(2, 32, 32, 3))
+    torch.testing.assert_close(net.forward_from(h.half()).logits, net.forward_from(h).logits, rtol=1e-2, atol=1e-2)
 
 
 def test_a_frozen_map_cannot_be_learnt_from() -> None:
@@ -438,12 +438,12 @@ def test_the_yolo_sized_rival_has_the_published_sizes_layer_by_layer() -> None:
     assert [sum(p.numel() for p in layer.parameters()) for layer in net.net.features] == [
         464, 4_672, 7_360, 18_560, 49_664, 73_984, 197_632, 295_424, 460_288, 330_240
     ]  # fmt: skip
-    assert nets.cost(net, (64, 96), 3)["params"] == 2_719_288
+    assert classifier.cost(net, (64, 96), 3)["params"] == 2_719_288
     x = pictures(2, 64, 96, 3)
     out = net(x, (2, 4, 8, 16, 32))
     assert {s: tuple(m.shape[1:]) for s, m in out.maps.items()} == {
         s: (c, 64 // s, 96 // s) for s, c in ((2, 16), (4, 32), (8, 64), (16, 128), (32, 256))
     }
-    assert net.cut == 7  # the stem and three stages
-    assert net.rest(net.trunk(x)).logits.equal(out.logits)
+    assert net.frozen_steps == 7  # the stem and three stages
+    assert net.forward_from(net.frozen_forward(x)).logits.equal(out.logits)
     assert make("yolo-cls-n", 2, (64, 64), 1)(pictures(3, 64, 64, 1)).logits.shape == (3, 2)
