@@ -45,7 +45,7 @@ class TrainStep(nn.Module):
         self.maps = wanted_maps(self.parts.values())
 
     def forward(self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float) -> dict[str, Tensor]:
-        """h: of net.frozen_forward. progress: 0 at the first step, 1 at the last. Returns each part times its weight."""
+        """h: of net.frozen_forward. progress: 0 at the first step, 1 at the last. Returns each part, weighted."""
         out = self.net.forward_from(h, self.maps)
         # Losses work in full precision, whatever the net ran in
         out = ModelOutput(out.logits.float(), out.feature.float(), {s: m.float() for s, m in out.maps.items()})
