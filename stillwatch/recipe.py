@@ -6,13 +6,13 @@ It knows no torch, no data and no run.
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stillwatch.errors import UserError, explain, nearest
-from stillwatch.registry import Spec
 
+Spec: TypeAlias = str | dict[str, Any]  # what registry.build takes
 SHIPPED = Path(__file__).parent / "recipes"
 
 

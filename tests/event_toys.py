@@ -13,7 +13,7 @@ from stillwatch.monitor.config import Keep, Sink
 from stillwatch.monitor.events import database, sinks
 from stillwatch.monitor.events.sinks import Message
 from stillwatch.monitor.events.store import Store
-from stillwatch.rules.alarm import Event
+from stillwatch.rules.events import Event
 
 NOW = 1_700_000_000.0
 

@@ -17,7 +17,7 @@ from stillwatch.monitor.events import database, store
 from stillwatch.monitor.state import Board, Gauges
 from stillwatch.monitor.web import app
 from stillwatch.monitor.web.server import Server
-from stillwatch.rules.alarm import Event
+from stillwatch.rules.events import Event
 
 JPEG = b"\xff\xd8 a picture \xff\xd9"
 

@@ -140,7 +140,7 @@ def events(
 ) -> None:
     """List events, the newest first, also while a watch is running."""
     from stillwatch.monitor.events import database
-    from stillwatch.rules.alarm import LEVELS
+    from stillwatch.rules.events import LEVELS
 
     if level is not None and level not in LEVELS:
         raise UserError(f"--level {level}: is notice, warn or alarm")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.errors import UserError, nearest
 from stillwatch.evaluation.report import files
-from stillwatch.rules.alarm import LEVELS, Alarm, Event
+from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.events import LEVELS, Event
 from stillwatch.run import NO_PROGRESS, Progress
 
 Answer: TypeAlias = NDArray[np.float32] | None  # probabilities (K,); None: the net has none for this frame

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from stillwatch.errors import UserError, explain, nearest
 from stillwatch.recipe import Rule, Strict
 from stillwatch.registry import Spec
-from stillwatch.rules.presets import Level
+from stillwatch.rules.events import Level
 
 Part = TypeVar("Part", bound=Strict)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"

@@ -22,7 +22,8 @@ from stillwatch.monitor.cameras.source import redact, redacted_error
 from stillwatch.monitor.config import CameraConfig, WatchConfig, secret
 from stillwatch.monitor.events.store import Store
 from stillwatch.monitor.state import Board, Gauges
-from stillwatch.rules.alarm import Alarm, Event
+from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.events import Event
 
 TICK = 0.25  # seconds between two rounds of watchdogs, viewers and the board
 SILENCE = 1.0  # seconds after which a camera without a frame is lost to its Alarm

@@ -5,48 +5,19 @@ It knows no clock, no I/O and no picture.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stillwatch.recipe import Rule
+from stillwatch.rules.events import LEVELS, Event
 from stillwatch.rules.indicators import INDICATORS, TROUBLES, Indicator, IndicatorState, Observation
-from stillwatch.rules.presets import LEVELS, IndicatorRule, Level, indicators, profile
-
-__all__ = ["LEVELS", "Alarm", "Event", "Level", "Status"]
+from stillwatch.rules.presets import IndicatorRule, indicators, profile
 
 Status = Literal["ok", "black", "frozen", "lost"]  # of the picture; lost: there is none
 GAP = 2.0  # s without an answer after which what was seen before proves nothing any more
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something a person should know of. The same id through its life: opened, raised any number of times, closed."""
-
-    id: str  # camera-salt-number: unique where the salt is
-    camera: str
-    kind: str  # the indicator: distraction, glances, phone, microsleep, sleep, perclos, yawns, violence, camera …
-    label: str | None  # the class that it is about
-    level: Level
-    state: Literal["opened", "raised", "closed"]
-    start: float  # when the behaviour began, s
-    opened: float  # when the rule first spoke, s
-    updated: float  # when this was said, s
-    end: float | None  # when the behaviour ended, s; None: it goes on
-    peak: float  # the highest probability or share so far
-    words: str  # one line for a person
-
-    def shifted(self, seconds: float) -> "Event":
-        """The same event on another clock."""
-        end = None if self.end is None else self.end + seconds
-        return replace(
-            self, start=self.start + seconds, opened=self.opened + seconds, updated=self.updated + seconds, end=end
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 class Case:

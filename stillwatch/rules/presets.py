@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.recipe import Rule
+from stillwatch.rules.events import LEVELS, Level
 
-Level = Literal["notice", "warn", "alarm"]
-LEVELS: tuple[Level, ...] = ("notice", "warn", "alarm")
 How = Literal["awareness", "glances", "hold", "share", "count", "evidence", "unsure", "camera"]
 THRESHOLD = 0.5  # of evidence, where neither the rule nor the bundle gives one
 

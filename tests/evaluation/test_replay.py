@@ -14,7 +14,8 @@ from stillwatch.errors import UserError
 from stillwatch.evaluation.replay import incidents, most, read_truth, replay, save, words
 from stillwatch.evaluation.report.replay_plot import picture
 from stillwatch.recipe import Rule
-from stillwatch.rules.alarm import Alarm, Event
+from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.events import Event
 
 LABELS = ("Safe", "Phone", "Yawn")
 SAFE = ("Safe",)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stillwatch.recipe import Rule
-from stillwatch.rules.alarm import LEVELS, Alarm, Event
+from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.events import LEVELS, Event
 
 LABELS = ["DangerousDriving", "Distracted", "Drinking", "SafeDriving", "SleepyDriving", "Yawn"]
 PHONE, AWAY, DRINK, SAFE, SLEEPY, YAWN = LABELS

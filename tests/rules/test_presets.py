@@ -6,7 +6,8 @@ import pytest
 
 from stillwatch.errors import UserError
 from stillwatch.recipe import Rule
-from stillwatch.rules.presets import KEYS, LEVELS, PROFILES, indicators, profile, words
+from stillwatch.rules.events import LEVELS
+from stillwatch.rules.presets import KEYS, PROFILES, indicators, profile, words
 
 LABELS = ["DangerousDriving", "Distracted", "Drinking", "SafeDriving", "SleepyDriving", "Yawn"]
 DRIVER = Rule(profile="driver")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stillwatch.evaluation.report.plots import FAINT, INK, PALE, WIDE, png
-from stillwatch.rules.alarm import LEVELS
+from stillwatch.rules.events import LEVELS
 
 Report: TypeAlias = Mapping[str, Any]  # as in replay.json
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import metrics
-from stillwatch.lab.data import cache
 from stillwatch.lab.data.contact_sheets import natural
 from stillwatch.lab.data.duplicates import Counts, Duplicates, Record, find
 from stillwatch.lab.data.sources import SPLITS, Sample, Skipped
@@ -83,18 +82,6 @@ class AuditReport(Record):
     no_pixels: NoPixels | None
     no_pixels_reason: str | None
     warnings: list[str]  # the worst first
-
-
-def cached_audit(
-    store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str, progress: Progress = NO_PROGRESS
-) -> AuditReport:
-    """audit() of a store, done once for the same pictures, splits, groups and labels."""
-    key = [store.key, split, *labels]
-    key += [f"{s.id}\t{s.label}\t{s.group}\t{s.split}\t{s.sequence}\t{s.time}\t{s.negative}" for s in samples]
-    key += [f"{bad.file}\t{bad.reason}" for bad in store.skipped]
-    return cache.record(
-        "audit", key, AuditReport, lambda: audit(samples, store.skipped, store.pixels, labels, split, progress)
-    )
 
 
 def audit(

@@ -115,7 +115,7 @@ def fit(
             optimizer.step()
             if average is not None:
                 _follow(average, step.net, plan.ema, now)
-        train = meter.means(accelerator)
+        train = meter.means(accelerator, epoch)
 
         # ---- judge, log, save
         with swapped_ema(step.net, average):
@@ -169,7 +169,7 @@ class Meter:
         self.first_bad = torch.where(values.isfinite(), self.first_bad, torch.minimum(self.first_bad, step))
         self.count += 1
 
-    def means(self, accelerator: Accelerator) -> dict[str, Any]:
+    def means(self, accelerator: Accelerator, epoch: int) -> dict[str, Any]:
         """Loss, parts and each part's share over all processes. Raises UserError for the part that first broke."""
         assert self.total is not None and self.first_bad is not None
         total = accelerator.reduce(self.total / self.count, "mean").tolist()
@@ -179,7 +179,7 @@ class Meter:
             name = " and ".join(n for n, bad in zip(self.names, first_bad, strict=True) if bad == step)
             raise UserError(
                 f"fit.loss.{name}: no longer a number at step {int(step) + 1} of this epoch. Lower fit.lr, set "
-                "fit.clip = 1, or lower this part's weight; the last good epoch is kept in last.pt"
+                f"fit.clip = 1, or lower this part's weight{'; last.pt holds the epoch before' if epoch > 1 else ''}"
             )
         loss = sum(total)
         size = sum(abs(value) for value in total) or 1.0

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from stillwatch import predictions
 from stillwatch.errors import UserError
-from stillwatch.lab.data.audit import cached_audit
+from stillwatch.lab.data import cache
+from stillwatch.lab.data.audit import AuditReport, audit
+from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.recipe import Recipe
@@ -142,6 +144,18 @@ def create_or_resume(
         names = [str(run.path)]
     broadcast_object_list(names)
     return run or Run.open(str(names[0]))
+
+
+def cached_audit(
+    store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str, progress: Progress = NO_PROGRESS
+) -> AuditReport:
+    """audit() of a store, done once for the same pictures, splits, groups and labels."""
+    key = [store.key, split, *labels]
+    key += [f"{s.id}\t{s.label}\t{s.group}\t{s.split}\t{s.sequence}\t{s.time}\t{s.negative}" for s in samples]
+    key += [f"{bad.file}\t{bad.reason}" for bad in store.skipped]
+    return cache.record(
+        "audit", key, AuditReport, lambda: audit(samples, store.skipped, store.pixels, labels, split, progress)
+    )
 
 
 def write_audit(run: Run, data: "Dataset") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from stillwatch.errors import UserError, nearest
-from stillwatch.rules.alarm import LEVELS, Event
+from stillwatch.rules.events import LEVELS, Event
 
 NAME = "events.db"
 FILES = ("", "-wal", "-shm")  # what its files' names end in

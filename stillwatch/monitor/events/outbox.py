@@ -18,7 +18,7 @@ from stillwatch.monitor.events import sinks
 from stillwatch.monitor.events.database import StoredEvent, connect, stored_event
 from stillwatch.monitor.events.sinks import Message
 from stillwatch.monitor.events.store import DeliveryState, Store
-from stillwatch.rules.alarm import Event
+from stillwatch.rules.events import Event
 
 FIRST, LONGEST = 1.0, 60.0  # seconds between two tries of a sink that refuses; doubling, jittered, without an end
 POLL = 2.0  # seconds after which the outbox is looked at, even if nobody said that something is new

@@ -31,7 +31,7 @@ from stillwatch.monitor.events.database import (
     storable,
     transaction,
 )
-from stillwatch.rules.alarm import LEVELS, Event
+from stillwatch.rules.events import LEVELS, Event
 
 MAX_JOBS = 20_000  # rows that wait in memory while the disk takes none; more are counted as lost
 MAX_BYTES = 32 * 2**20  # of pictures that wait in memory

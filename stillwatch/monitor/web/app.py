@@ -35,7 +35,7 @@ from stillwatch.monitor.web.schemas import (
     plain,
 )
 from stillwatch.monitor.web.streams import MJPEG, POLL, LiveStream, StreamHub, messages, pictures
-from stillwatch.rules.alarm import Level
+from stillwatch.rules.events import Level
 
 if TYPE_CHECKING:  # the page is told of the sinks; it starts none
     from stillwatch.monitor.events.outbox import Dispatcher

@@ -12,13 +12,13 @@ from stillwatch.lab.data.audit import (
     WIDTH,
     AuditReport,
     audit,
-    cached_audit,
     no_pixels,
     summary,
 )
 from stillwatch.lab.data.cache import Store
 from stillwatch.lab.data.contact_sheets import contact_sheets
 from stillwatch.lab.data.sources import Sample, Skipped
+from stillwatch.lab.training.runs import cached_audit
 
 
 def sample(number, label="a", split="train", group="", sequence="", time=0.0):

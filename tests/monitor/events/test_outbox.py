@@ -333,7 +333,7 @@ def test_a_killed_watch_s_events_reach_the_sink_when_it_starts_again(tmp_path: P
     with receiving() as server:
         to = {"name": "webhook", "url": server.url}
         program = (
-            "import sys, time\nfrom pathlib import Path\nfrom stillwatch.rules.alarm import Event\n"
+            "import sys, time\nfrom pathlib import Path\nfrom stillwatch.rules.events import Event\n"
             "from stillwatch.monitor.config import Keep, Sink\n"
             "from stillwatch.monitor.events.outbox import Dispatcher\n"
             "from stillwatch.monitor.events.store import Store\n"

@@ -25,7 +25,7 @@ from stillwatch.monitor.config import Keep, Sink
 from stillwatch.monitor.events import database, media_files
 from stillwatch.monitor.events import store as stores
 from stillwatch.monitor.events.store import Store
-from stillwatch.rules.alarm import Event
+from stillwatch.rules.events import Event
 
 
 def test_an_event_is_one_row_through_its_life(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_the_oldest_clips_make_room_and_are_mentioned_no_more(disk: Path) -> Non
 
 def test_a_killed_writer_leaves_every_row_that_was_on_disk(tmp_path: Path) -> None:
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom stillwatch.rules.alarm import Event\n"
+        "import sys, time\nfrom pathlib import Path\nfrom stillwatch.rules.events import Event\n"
         "from stillwatch.monitor.config import Keep\nfrom stillwatch.monitor.events.store import Store\n"
         f"it = Store(Keep(folder=Path({str(tmp_path)!r})))\n"
         "n = 0\nwhile True:\n"
