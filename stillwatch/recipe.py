@@ -88,7 +88,10 @@ class Fit(Strict):
     patience: int = Field(0, ge=0)  # epochs without a better validation figure before it stops; 0: never
     select: Literal["best", "last"] = "best"  # which epoch is kept: best on validation, or the last one
     metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"  # what "best" means
-    loss: tuple[Spec, ...] = ("ce",)
+    loss: tuple[Spec, ...] = (  # distils; a teacher and a student alone leave out what needs a teacher
+        {"name": "ce", "weight": 0.3},
+        {"name": "kd", "weight": 0.7, "temperature": 2.0},
+    )
     augment: tuple[Spec, ...] = ()
     views: int = Field(0, ge=0)  # V augmented views a sample, replayed in turn; 0: a new one each epoch
     precision: Literal["fp32", "bf16"] = "fp32"

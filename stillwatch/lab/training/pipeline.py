@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from stillwatch import metrics
+from stillwatch.errors import UserError
 from stillwatch.lab.data import augment
 from stillwatch.lab.data.dataset import Dataset, load_dataset
 from stillwatch.lab.models import classifier
@@ -65,6 +66,13 @@ def distil(
     options = RunOptions(root, source, fresh, voice)
     if alone:
         return _train_run(recipe, "alone", None, options)
+    specs = recipe.fit_of("student").loss
+    if not any(needs_teacher(spec) for spec in specs):
+        names = ", ".join(spec if isinstance(spec, str) else str(spec.get("name")) for spec in specs)
+        raise UserError(
+            f"fit.loss = {names}: nothing in it comes from a teacher, so this would be the student alone. Add kd, as in "
+            'fit.loss = [{name = "ce", weight = 0.3}, {name = "kd", weight = 0.7}], or use --alone'
+        )
     return _train_run(recipe, "distilled", newest_teacher(recipe, root), options)
 
 

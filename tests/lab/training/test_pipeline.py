@@ -249,3 +249,15 @@ def test_out_survives_being_stored() -> None:
     back = inputs.from_arrays(inputs.to_arrays(out))
     assert back.maps.keys() == {16}
     assert torch.equal(back.logits, out.logits)
+
+
+def test_a_distillation_without_a_teacher_s_loss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"fit\.loss = ce: nothing in it comes from a teacher.* use --alone"):
+        pipeline.distil(recipe(fit__loss=["ce"]), root=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_that_names_no_loss_distils() -> None:
+    plain = recipe().model_dump(mode="json")
+    del plain["fit"]["loss"]
+    assert any(map(pipeline.needs_teacher, check(plain, "here").fit.loss))

@@ -38,7 +38,7 @@ def recipe(keys: dict[str, Any] | None = None, **changes: Any) -> Recipe:
         "data": {"source": {"name": "toy", "people": 6, "pictures": 2}, "size": 16, "gray": True, "folds": 3},
         "teacher": {"net": {"name": "mnist-cnn", "weights": "scratch", "options": {"width": 4}}},
         "student": {"net": {"name": "mnist-small", "weights": "scratch"}},
-        "fit": {"epochs": 2, "batch": 4, "lr": 4e-3},
+        "fit": {"epochs": 2, "batch": 4, "lr": 4e-3, "loss": ["ce"]},
         "tune": {"keys": LR if keys is None else keys, "metric": "loss", "fit": {"epochs": 1}},
     }
     return check(toys.changed(raw, changes), "here")
