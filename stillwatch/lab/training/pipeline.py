@@ -70,7 +70,7 @@ def distil(
     if not any(needs_teacher(spec) for spec in specs):
         names = ", ".join(spec if isinstance(spec, str) else str(spec.get("name")) for spec in specs)
         raise UserError(
-            f"fit.loss = {names}: nothing in it comes from a teacher, so this would be the student alone. Add kd, as in "
+            f"fit.loss = {names}: nothing in it comes from a teacher: this would be the student alone. Add kd, as in "
             'fit.loss = [{name = "ce", weight = 0.3}, {name = "kd", weight = 0.7}], or use --alone'
         )
     return _train_run(recipe, "distilled", newest_teacher(recipe, root), options)
