@@ -155,12 +155,15 @@ def export(
     form: Annotated[
         list[str] | None, typer.Option("--format", help="onnx-legacy, openvino or ncnn, besides onnx; repeatable")
     ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="also a net that is no better than a constant answer")
+    ] = False,
 ) -> None:
     """Make the bundle, the only folder that leaves the lab: files that answer as the trained net does, or an error."""
     from stillwatch.lab.export.packaging import export as work
 
     origin = Run.open(run).amended(overrides or (), ("export", "rule"))
-    _print_bundle(work(origin, Run.open(int8) if int8 else None, out, form or (), progress()))
+    _print_bundle(work(origin, Run.open(int8) if int8 else None, out, form or (), progress(), anyway))
 
 
 @app.command(epilog="Example: stillwatch tune driving --trials 40; again, or in a second terminal, it goes on.")

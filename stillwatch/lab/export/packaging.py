@@ -21,7 +21,7 @@ from stillwatch.inference import runtimes
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
 from stillwatch.lab.models.classifier import Classifier
-from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished
+from stillwatch.lab.training.runs import TRAINED, Predict, learnt_nothing, load_net, require_finished
 from stillwatch.media import image, synthetic
 from stillwatch.registry import bind
 from stillwatch.run import NO_PROGRESS, Progress, Run
@@ -125,14 +125,20 @@ def export(
     out: Path = Path("bundle"),
     formats: Sequence[str] = (),
     voice: Progress = NO_PROGRESS,
+    anyway: bool = False,
 ) -> bundle.Bundle:
     """Write the bundle of a finished run. int8: its quantised run. formats: besides "onnx" and the recipe's.
 
     An unfaithful file stays out, its reason in the manifest: float beyond export.max_difference of PyTorch or of
     another class in no close call, INT8 beyond quantise.max_drop. Raises UserError, and leaves what was there, where
-    that file is model.onnx, the run is not finished, int8 is another run's, or the data have changed.
+    that file is model.onnx, the run is not finished or learnt nothing (unless `anyway`), int8 is another run's, or
+    the data have changed.
     """
     require_finished(run, TRAINED, "run with a net")
+    if (nothing := learnt_nothing(run)) and not anyway:
+        raise UserError(f"{run.path}: not exported: {nothing}. Train it longer, or --anyway")
+    if nothing:
+        voice.say(f"warning: {run.path}: {nothing}")
     if int8:
         if int8.info.kind != "quantised" or int8.info.status != "done":
             raise UserError(f"{int8.path}: a {int8.info.kind} run ({int8.info.status}), not what `quantise` made")
@@ -236,6 +242,7 @@ def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Ru
             "ci95": metrics.interval(["macro_f1"], test.y, test.p, test.group)["macro_f1"],
         }
     return environment.get_template("CARD.md").render(
+        nothing=learnt_nothing(run),
         manifest=manifest,
         run=manifest.run,
         heat=manifest.temperature,

@@ -212,15 +212,21 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude={"root", "max_bad"})}
 
 
+def learnt_nothing(run: Run) -> str:
+    """Why a run's net is worth no more than always saying the commonest label, "" where it is worth more."""
+    best, majority = run.info.best, run.info.majority
+    if best["accuracy"] > majority.valid_accuracy:
+        return ""
+    return (
+        f"its validation accuracy, {100 * best['accuracy']:.1f} %, does not beat always saying {majority.label} "
+        f"({100 * majority.valid_accuracy:.1f} %)"
+    )
+
+
 def check_teacher(teacher: Run, data: "Dataset") -> None:
     """Refuse a teacher that learnt nothing, or that has seen what the student will be tested on."""
-    best, majority = teacher.info.best, teacher.info.majority
-    if best["accuracy"] <= majority.valid_accuracy:
-        raise UserError(
-            f"{teacher.path}: refused as a teacher: its validation accuracy, {100 * best['accuracy']:.1f} %, does not "
-            f"beat always saying {majority.label} ({100 * majority.valid_accuracy:.1f} %). Teach it longer, or "
-            "with another fit.lr"
-        )
+    if nothing := learnt_nothing(teacher):
+        raise UserError(f"{teacher.path}: refused as a teacher: {nothing}. Teach it longer, or with another fit.lr")
     seen = set(trained_on(teacher))
     held = [data.samples[row].id for split in ("valid", "test") for row in data.rows[split]]
     leaked = sum(name in seen for name in held)

@@ -38,8 +38,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def student(here: Path, trained: Path) -> Run:
-    """The trained student, in a folder of the test's own."""
-    return Run.open(shutil.copytree(trained, here / "runs" / trained.name))
+    """The trained student, in a folder of the test's own, let through whatever its few steps are worth."""
+    run = Run.open(shutil.copytree(trained, here / "runs" / trained.name))
+    run.note(majority={"label": "SafeDriving", "valid_accuracy": 0.0})
+    return run
 
 
 def int8_of(run: Run, kept: bool, root: Path) -> Run:
@@ -298,3 +300,11 @@ def test_no_path_of_this_machine_leaves_with_the_recipe(student: Run, here: Path
     assert (said["teacher"]["init"], said["teacher"]["net"]["weights"]) == ("toy-teacher-003", "weights.pt")
     for name in ("bundle.json", "CARD.md"):
         assert str(here) not in (made.path / name).read_text()
+
+
+def test_a_net_that_learnt_nothing_is_exported_only_on_demand_and_with_a_warning(student: Run) -> None:
+    student.note(best=student.info.best | {"accuracy": 0.0})
+    with pytest.raises(UserError, match=r"does not beat always saying SafeDriving .* or --anyway"):
+        packaging.export(student)
+    made = packaging.export(student, anyway=True)
+    assert "**Warning: this net learnt nothing: its validation accuracy" in (made.path / "CARD.md").read_text()
