@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import itertools
 import math
 import os
@@ -256,14 +257,17 @@ def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Fou
 def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: list[Skipped]) -> list[Sample]:
     """The rows of a CSV whose column `key` names a file. Raises UserError for one that is none, or mostly wrong."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, restval="")
-            lines, columns = list(reader), list(reader.fieldnames or [])
+        raw = path.read_bytes()
+        # Spreadsheets write UTF-16 with its mark, and whatever parts lists in the country's own numbers
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        header = text.partition("\n")[0]
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=max(",;\t", key=header.count))
+        lines, columns = list(reader), list(reader.fieldnames or [])
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.csv")]
         raise UserError(f"{path}: no such file" + (nearest(path.name, beside) if beside else "")) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from error
+        raise UserError(f"{path}: not a CSV file in UTF-8 (save it as 'CSV UTF-8'): {error}") from error
     by_column = (data.group or "").startswith("column:")
     column = (data.group or "").removeprefix("column:") if by_column else "group"
     for name in (key, "label", *([column] if by_column else [])):
@@ -292,6 +296,8 @@ def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) 
     """One row of a CSV, or what is wrong with it."""
     root = Path(os.path.abspath(data.root))  # noqa: PTH100  links inside root may lead elsewhere: that is the owner's wish
     full = Path(os.path.normpath(os.path.join(os.path.abspath(table.parent), name)))  # noqa: PTH100, PTH118
+    if "\\" in name and not full.exists():  # written on Windows
+        return _row(data, table, cells, name.replace("\\", "/"), group)
     if not name or "\0" in name:
         return Skipped(table.name, f"a row without a file: {','.join(cells.values())[:80]!r}")
     if not full.is_relative_to(root):

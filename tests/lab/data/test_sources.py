@@ -461,3 +461,19 @@ def test_toy_draws_a_sample_for_each_person_label_and_number() -> None:
         sources.drawn(data, ("Yawm",))
     with pytest.raises(UserError, match="at least 16"):
         sources.drawn(data, ("Yawn",), height=4)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_from_a_spreadsheet_is_read(tmp_path: Path, delimiter: str, encoding: str) -> None:
+    jpeg(tmp_path / "bilder" / "größe 1.jpg")
+    rows = [["path", "label", "group"], ["bilder\\größe 1.jpg", "Yawn", "anna"]]
+    (tmp_path / "samples.csv").write_text("\r\n".join(map(delimiter.join, rows)), encoding=encoding)
+    (found,) = sources.table(Data(source="csv", root=tmp_path), ("Yawn", "Safe")).samples
+    assert (found.id, found.label, found.group) == ("bilder/größe 1.jpg", "Yawn", "anna")
+
+
+def test_a_csv_in_an_old_encoding_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "samples.csv").write_bytes("path,label\ngröße.jpg,Yawn".encode("cp1252"))
+    with pytest.raises(UserError, match="save it as 'CSV UTF-8'"):
+        sources.table(Data(source="csv", root=tmp_path), ("Yawn", "Safe"))
