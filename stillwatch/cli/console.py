@@ -1,4 +1,4 @@
-"""What the commands share: their arguments, progress, aligned tables. Imports no floor above the ground."""
+"""Arguments, progress and tables that the commands share. Imports no floor above the ground."""
 
 import codecs
 import os
@@ -31,7 +31,7 @@ def commands() -> typer.Typer:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> None:
-    """Print rows in columns; right: the columns of numbers. Wraps at the terminal's width, or COLUMNS."""
+    """right: columns of numbers. Wraps at the terminal's width, or COLUMNS."""
     grid = Table(box=None, pad_edge=False, show_header=bool(header))
     rows = list(rows)
     for column in range(max(map(len, [header, *rows]))):
@@ -44,7 +44,7 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Sequ
 
 
 def latest(folder: Path, *kinds: str) -> list[Path]:
-    """The newest finished run of each of these kinds."""
+    """The newest finished run of each kind."""
     found = {run.info.kind: run.path for run in runs(folder) if run.info.status == "done"}
     return [found[kind] for kind in kinds]
 
@@ -58,7 +58,7 @@ def print_run(run: Run) -> None:
 
 
 def progress() -> Progress:
-    """Bars on a terminal; elsewhere a plain line every 30 s."""
+    """Bars on a terminal; elsewhere a line every 30 s."""
     return Progress(_bar if sys.stderr.isatty() else _lines, lambda line: print(line, flush=True))
 
 
@@ -76,7 +76,7 @@ def _lines(things: Iterable[T], count: int, what: str) -> Iterable[T]:
 
 
 def print_anything() -> None:
-    """A character that the terminal's encoding lacks (cp1252 has no minus sign) becomes a plain one, not an error."""
+    """Characters that the terminal's encoding lacks (cp1252 has no minus sign) become plain ones, not errors."""
 
     def plainer(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)

@@ -1,4 +1,4 @@
-"""The demo: every command, one after the other, on drawn drivers. Floors are imported inside the functions."""
+"""The demo: every command on drawn drivers. Imports floors only inside functions."""
 
 import json
 import sys
@@ -42,13 +42,11 @@ def demo(
 
 
 def _live(out: Path) -> None:
-    """The toy's driver on screen, until Ctrl-C."""
     print("a drawn driver, whom nobody has learnt from, on the page below; Ctrl-C ends it")
     watch(out / "bundle", f"toy://driver?seed={DRIVER}", port=None, page=True, out=out / "watch", fps=10, seconds=None)
 
 
 def _film(out: Path) -> None:
-    """Two minutes of the same driver, held against what was drawn."""
     from stillwatch.media import synthetic
 
     truth = out / "driver.json"
@@ -58,7 +56,6 @@ def _film(out: Path) -> None:
 
 
 def _pack(out: Path) -> None:
-    """The demo's bundle, and its files judged beside the run that they came from."""
     pruned, int8 = latest(out, "pruned", "quantised")
     export(pruned, None, int8, out / "bundle")
     compare(latest(out, "distilled", "narrow", "pruned", "quantised"), out / "compression")

@@ -1,4 +1,4 @@
-"""Commands of the lab: from the data to a bundle. Floors are imported inside the functions."""
+"""Commands of the lab, from data to bundle. Imports floors only inside functions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -198,7 +198,6 @@ def ls(runs: RunsFolder = Path("runs")) -> None:
 
 
 def _print_bundle(bundle: "Bundle") -> None:
-    """What is in it, and why something is not."""
     manifest, rows = bundle.manifest, []
     for model in manifest.models:
         valid, parity = model.figures["valid"], model.figures["parity"]

@@ -1,4 +1,4 @@
-"""The command `stillwatch`. Exit status: 0 done, 1 failed with one clear line, 2 wrong usage. Imports no floor."""
+"""The command `stillwatch`. Exit status: 0 done, 1 failed with one line, 2 wrong usage. Imports no floor."""
 
 import sys
 
@@ -25,7 +25,7 @@ for group in (lab.app, deploy.app, demo.app):
 
 
 def main() -> None:
-    """Run the command; every failure is one line, unless --debug is among the arguments."""
+    """Every failure is one line, unless --debug is among the arguments."""
     runtimes.telemetry_off()
     print_anything()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

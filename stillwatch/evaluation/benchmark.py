@@ -1,4 +1,4 @@
-"""How fast, how heavy and how quick to start each file of a bundle is on this machine. Must not import torch."""
+"""Speed, memory and start time of each file of a bundle on this machine. Must not import torch."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ LIBRARIES = ("numpy", "onnxruntime", "openvino", "ncnn", "torch")
 
 
 class Contender(NamedTuple):
-    """open(threads, batch), picklable for a fresh process, gives the function that is timed on uint8 (n,*shape)."""
+    """open(threads, batch) must be picklable and returns the function to time on uint8 (n,*shape)."""
 
     name: str
     open: Callable[[int, int], Callable[..., Any]]
@@ -52,10 +52,10 @@ def bench(
     plan: BenchPlan = BenchPlan(),  # noqa: B008  an immutable tuple
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
-    """Time each file of the bundle in each runtime, and the others, at each thread count -> what bench.json holds.
+    """Time each file in each runtime, and the others, at each thread count -> what bench.json holds.
 
-    others: the detector and rivals, in the same races on the same pictures. A row always has all keys of _row; None:
-    not known; why_not: why it did not run. Raises UserError for an impossible plan and a name that comes twice.
+    others: the detector and rivals, raced on the same pictures. Each row has all keys of _row; None: unknown;
+    why_not: why it did not run. Raises UserError for an impossible plan or a repeated name.
     """
     here = machine()
     counts = tuple(sorted(set(plan.threads or (1, here.cores))))
@@ -90,13 +90,13 @@ def bench(
 
 
 def fastest(rows: Sequence[dict[str, Any]], threads: int) -> dict[str, Any] | None:
-    """The row of the faithful file with the lowest median at this thread count."""
+    """The faithful file with the lowest median."""
     fit = [row for row in rows if row["threads"] == threads and row["faithful"] and row["latency_ms"]]
     return min(fit, key=lambda row: row["latency_ms"]["p50"], default=None)
 
 
 def over_budget(report: Mapping[str, Any], budget_ms: float) -> str | None:
-    """One line if p95 of the fastest faithful file, at the most threads raced, is over the budget, or there is none."""
+    """One line if the fastest faithful file, at the most threads, has a p95 over budget, or if there is none."""
     threads = max(report["plan"]["threads"])
     best, name = fastest(report["rows"], threads), report["bundle"]["name"]
     if best is None:
@@ -113,7 +113,7 @@ def _words(threads: int) -> str:
 
 
 def open_resizing(path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> runtimes.Predict:
-    """A rival of another picture size: answers with as many pictures of its own."""
+    """Open a rival of another picture size: it answers with as many pictures of its own."""
     predict, x = runtimes.open(path, runtime, shape, threads, batch), np.full((batch, *shape), 100, np.uint8)
     return lambda given: predict(np.resize(x, (len(given), *shape)))
 
@@ -133,7 +133,6 @@ def _files(bundle: Bundle) -> Iterator[Contender]:
 def _rows(
     bundle: Bundle, entrants: Sequence[Contender], threads: int, plan: BenchPlan, progress: Progress
 ) -> list[dict[str, Any]]:
-    """One thread count: latency in one race, throughput in another, then each alone in a fresh process."""
     frames, golden = bundle.golden()
     one, many = frames[:1], np.resize(frames, (plan.batch, *frames.shape[1:]))
     rows = [_row(entrant, threads) for entrant in entrants]
@@ -169,7 +168,7 @@ def _raced(
     rounds: tuple[int, int],
     progress: Progress,
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
-    """Open all, race those that answer, close all: one set of sessions at a time is in memory."""
+    """Open all, race those that answer, close all: only one set of sessions is in memory."""
     calls: dict[str, Callable[[], Any]] = {}
     for number, (row, entrant) in enumerate(zip(rows, entrants, strict=True)):
         if row["why_not"]:
@@ -195,7 +194,7 @@ def _row(entrant: Contender, threads: int) -> dict[str, Any]:
 
 
 def _overhead(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """A detector's time over that of the file that it runs."""
+    """A detector's time over that of the file it runs."""
     if not (row["runs"] and row["latency_ms"]):
         return None
     wanted = (row["runs"]["file"], row["runs"]["runtime"], row["threads"])

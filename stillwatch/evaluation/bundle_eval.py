@@ -1,4 +1,4 @@
-"""A bundle's files judged like the run they came of, each through a runtime of this machine. No torch."""
+"""Judge each file of a bundle, in a runtime of this machine, beside its run. Must not import torch."""
 
 import shutil
 import time
@@ -29,14 +29,13 @@ def judge_bundle(
     pictures: "Album | None" = None,
     voice: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
-    """Have each file of a bundle look at a split, and compare what they say with the run itself, in a report.
+    """Run each file on a split and report on it beside the run it was exported from.
 
-    run: that the bundle was exported from, with its predictions of the split; what it must be read beside (pool.kin)
-    stands there too. paper: what eval_arrays gives of the split: pixels uint8 (N,T,H,W,C), ids, groups,
-    sequences, y. out: the report's folder; what a file says is kept in out/<file>/predictions/<split>.npz.
-    Returns what report.json holds: that of report.compare, and "bundle" with each file's agreement with the run.
-    Raises UserError where bundle, run and samples do not belong together, or no file can be run here; a single one that
-    cannot is named in "warnings".
+    run: has predictions of the split; the runs of pooling.comparison_set lie beside it. paper: from eval_arrays: pixels
+    uint8 (N,T,H,W,C), ids, groups, sequences, y. out: the report's folder, with predictions in
+    out/<file>/predictions/<split>.npz. Returns what report.json holds, with "bundle": each file's
+    agreement with the run. Raises UserError if bundle, run and samples do not match, or no file runs here; one that
+    fails is in "warnings".
     """
     out, (x, ids, groups, sequences, y) = Path(out), paper
     said = _belonging(bundle, run, paper, split)
@@ -63,7 +62,7 @@ def judge_bundle(
 
 
 def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> Predictions:
-    """What the run itself says of these samples. Raises UserError where the three do not belong together."""
+    """The run's predictions of these samples. Raises UserError if the three do not match."""
     origin, labels = bundle.manifest.run.get("id"), run.recipe.labels
     if origin != run.path.name:
         raise UserError(f"{bundle.path}: was exported from {origin}, not from {run.path.name}")
@@ -80,7 +79,7 @@ def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> 
 
 
 def _opened(bundle: Bundle, model: Model) -> tuple[str, Predict]:
-    """(runtime, the file as a function of what the data give). Raises UserError."""
+    """-> (runtime, function of the data's arrays). Raises UserError."""
     path, shape = bundle.path / model.name, bundle.manifest.input.shape
     names = runtimes.readers(path)
     if not names:
@@ -140,7 +139,7 @@ def _about(bundle: Bundle, run: Run) -> dict[str, Any]:
 
 
 def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split: str) -> dict[str, Any]:
-    """How far the file's probabilities are from the run's, which are brought to the bundle's temperature first."""
+    """The run's probabilities are first brought to the bundle's temperature."""
     manifest, heard = bundle.manifest, read(file, split)
     rows = {name: row for row, name in enumerate(said.id.tolist())}
     p: NDArray[Any] = said.p[[rows[name] for name in heard.id.tolist()]]

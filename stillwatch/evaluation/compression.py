@@ -1,8 +1,4 @@
-"""Compression: what each step after distillation cost, and whether pruning beats a student that is simply narrower.
-
-In: pooled models and their figures. Out: rows for report.json, each with a sentence, tables of steps, and warnings.
-Called by the report. Pairs are judged like distillation is (verdict.py): same samples, bootstrap over groups.
-"""
+"""What each compression step cost, and whether pruning beats a narrower student. Pairs are judged as in verdict.py."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,18 +14,17 @@ Figures = Mapping[str, Mapping[str, Any]]  # model name -> as in report.json
 
 
 def compression(models: Sequence[Model], figures: Figures) -> list[dict[str, Any]]:
-    """One row a pair that tells what a step of compression cost, or that pruning was worth it.
+    """One row a pair of models.
 
     {"base", "candidate", "about", "question", "sentence", "outcome", "folds", "ratio": {params, macs, bytes}} and the
-    paired figures of verdict.gain: positive differences mean that the candidate is better. about: baseline | narrow
-    | pruned | int8 | both | file. outcome: "better" | "worse" | "unclear" | "same".
+    figures of verdict.paired_difference; positive ones favour the candidate. about: baseline | narrow | pruned | int8
+    | both | file. outcome: "better" | "worse" | "unclear" | "same".
     """
     rows = [_row(about, base, candidate, figures) for candidate in models for about, base in _bases(candidate, models)]
     return [row for row in rows if row]
 
 
 def _bases(candidate: Model, models: Sequence[Model]) -> Iterable[tuple[str, Model]]:
-    """What a model is to be compared with, and what that comparison is about."""
     source = made_from(candidate, models)
     if candidate.exported or candidate.kind == "quantised":
         if source:
@@ -47,7 +42,7 @@ def _bases(candidate: Model, models: Sequence[Model]) -> Iterable[tuple[str, Mod
 
 
 def made_from(model: Model, models: Sequence[Model]) -> Model | None:
-    """The model that holds its parents. Where its runs name none: the student of its family."""
+    """The model that holds its parents; if its runs name none, the student of its family."""
     wanted = set(model.parents)
     if wanted:
         return next((m for m in models if any(entry.name in wanted for entry in m.entries)), None)
@@ -60,7 +55,7 @@ def _student(model: Model, models: Sequence[Model]) -> Model | None:
 
 
 def baseline(pruned: Model, models: Sequence[Model]) -> Model | None:
-    """The narrower student of its family whose arithmetic is nearest to it."""
+    """The narrower student of its family with the nearest arithmetic."""
     found = [m for m in models if m.kind == "narrow" and m.key.family == pruned.key.family]
     return min(found, key=lambda m: abs(_cost(m, "macs") - _cost(pruned, "macs")), default=None)
 
@@ -96,7 +91,6 @@ def _question(about: str, candidate: Model) -> str:
 
 
 def _ratios(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, float | None]:
-    """The candidate's sizes over the base's."""
     return {key: candidate[key] / base[key] if base[key] and candidate[key] else None for key in SIZES}
 
 
@@ -104,7 +98,7 @@ def _ratios(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, 
 
 
 def sentence(row: Mapping[str, Any], who: str, base: ModelKey, candidate: ModelKey) -> str:
-    """A row in words. who: what it was tested on, such as "5 new drivers"."""
+    """who: the test set, such as "5 new drivers"."""
     words = WORDS[row["about"]]
     name = candidate.title
     seeds, change, ends = row["seeds"], row["difference"], row["ci95"]
@@ -131,7 +125,6 @@ def sentence(row: Mapping[str, Any], who: str, base: ModelKey, candidate: ModelK
 
 
 def _size(row: Mapping[str, Any], base: ModelKey) -> str:
-    """What was had for it: " It has 60 % of the multiply-adds and 41 % of the bytes of student distilled." """
     known = {SIZES[key]: ratio for key, ratio in row["ratio"].items() if ratio}
     if row["about"] == "baseline":
         share = row["ratio"]["macs"]
@@ -145,8 +138,11 @@ def _size(row: Mapping[str, Any], base: ModelKey) -> str:
 
 
 def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """What was tried in INT8, as quantise recorded it: [{"model", "run", "fold", "seed", "stages", "stage" (the name of
-    the best), "kept" (whether it may leave the lab), "why" (not), "temperature"}]."""
+    """The INT8 stages that quantise recorded.
+
+    [{"model", "run", "fold", "seed", "stages", "stage" (the best one's name), "kept" (may leave the lab), "why" (not),
+    "temperature"}].
+    """
     return [
         _of(model, entry)
         | {key: getattr(entry.run.info, key) for key in ("stages", "stage", "kept", "why", "temperature")}
@@ -157,9 +153,11 @@ def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
 
 
 def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """How the net became narrower, as prune recorded it: [{"model", "run", "fold", "seed", "before", "best", "steps",
-    "widths", "narrow"}]. before, best: the parent's cost and its figures on validation, where it is there; widths:
-    {"before", "after"}, each layer -> outputs; narrow: the baseline's, or None."""
+    """The pruning steps that prune recorded.
+
+    [{"model", "run", "fold", "seed", "before", "best", "steps", "widths", "narrow"}]. before, best: cost and validation
+    figures, if known; widths: {"before", "after"}, layer -> outputs; narrow: the baseline's, or None.
+    """
     found = []
     for model in models:
         rival = baseline(model, models)
@@ -186,7 +184,7 @@ def _of(model: Model, entry: pooling.Entry) -> dict[str, Any]:
 
 
 def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
-    """What is missing beside a compressed model, or not equal."""
+    """What is missing or unequal beside a compressed model."""
     found = []
     for model in models:
         name, parents = model.key.title, model.parents
@@ -202,7 +200,6 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
 
 
 def _fight(pruned: Model, narrow: Model | None, figures: Figures) -> list[str]:
-    """Whether the pruned one has its baseline beside it, and a fair one."""
     name = pruned.key.title
     if narrow is None:
         near = pooling.narrow_run(pruned.entries[0].run)
@@ -225,7 +222,7 @@ QUESTIONS = {
 
 
 def _price(subject: str, cost: str) -> dict[str, str]:
-    """The sentences on what a step cost; {0}: the candidate's name, {1}: points of macro-F1."""
+    """{0}: the candidate's name, {1}: points of macro-F1."""
     return {
         "better": f"{subject} cost nothing: macro-F1 rose by {{1}} points",
         "worse": f"{subject} cost {{1}} points of macro-F1",

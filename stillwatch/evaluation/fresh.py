@@ -1,4 +1,4 @@
-"""Peak memory and time to the first answer, measured in a fresh process, which imports this file: keep it light."""
+"""Peak memory and time to the first answer in a fresh process, which imports this file: keep it light."""
 
 import builtins
 import importlib
@@ -23,10 +23,10 @@ PATIENCE = 300.0  # seconds that a fresh process has for its first answer
 
 
 def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, Any]:
-    """Open a model and answer once, for x uint8 (1,*shape), in a fresh process.
+    """Open a model in a fresh process and answer once, for x uint8 (1,*shape).
 
-    -> memory_mb, its peak in 10⁶ bytes, of which bare_mb before `opens` was imported (None: unknown); load_s from there
-    to the answer, of which import_s in imports. If it fails or dies: why_not alone.
+    -> memory_mb (peak, 10⁶ bytes), bare_mb (peak before `opens` was imported; None: unknown), load_s (from there to the
+    answer, s), import_s (of it in imports). On failure: only why_not.
     """
     try:
         packed = pickle.dumps(opens)
@@ -49,7 +49,7 @@ def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, A
 
 
 def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8]) -> None:
-    """Runs in the fresh process. `packed`: unpickled only here, as that may import all of torch."""
+    """`packed` is unpickled only in the fresh process, as that may import all of torch."""
     bare, spent = _peak_mb(), _clock_imports()
     start = time.perf_counter()
     try:
@@ -63,7 +63,7 @@ def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8])
 
 
 def _peak_mb() -> float | None:
-    """VmHWM: unlike getrusage(2)'s maximum it starts anew at exec."""
+    """VmHWM starts anew at exec; the maximum of getrusage(2) does not."""
     with suppress(OSError):
         if match := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return round(int(match[1]) * 1024 / 1e6, 1)
@@ -71,7 +71,7 @@ def _peak_mb() -> float | None:
 
 
 def _clock_imports() -> list[float]:
-    """A list that gets the seconds of each outermost import from now on."""
+    """Return a list to which every later outermost import appends its seconds."""
     spent, depth = list[float](), [0]
 
     def clocked(real: Callable[..., Any]) -> Callable[..., Any]:

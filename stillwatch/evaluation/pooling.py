@@ -1,7 +1,4 @@
-"""Runs become models: which runs may be compared, what they came of, which folds make one test, which seeds repeat it.
-
-It knows no figure and no picture.
-"""
+"""Pool runs into models: which runs are comparable, their ancestors, folds and seeds. Computes no figure."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,14 +18,14 @@ COMPRESSED = tuple(name for name, kind in KINDS.items() if kind.compressed)
 
 
 class FoldSeed(NamedTuple):
-    """Which test a run took, and which training of it this is."""
+    """The test a run took, and its training."""
 
     fold: int
     seed: int
 
 
 class Block(NamedTuple):
-    """A run for each pair of these."""
+    """One run for each pair."""
 
     folds: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -36,7 +33,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelKey:
-    """What tells one model from another. recipe, net, variant: "" where there is only one."""
+    """Identity of a model. recipe, net, variant: "" if there is only one."""
 
     recipe: str
     net: str
@@ -45,12 +42,12 @@ class ModelKey:
 
     @property
     def family(self) -> str:
-        """ "" or "violence" or "violence/smallcnn": the models that are compared with one another."""
+        """ "", "violence" or "violence/smallcnn"."""
         return "/".join(filter(None, (self.recipe, self.net)))
 
     @property
     def name(self) -> str:
-        """Its key in report.json: "distilled", "violence/pruned-0.6"."""
+        """Key in report.json: "distilled", "violence/pruned-0.6"."""
         last = f"{self.kind}-{self.variant}" if self.variant else self.kind
         return f"{self.family}/{last}" if self.family else last
 
@@ -63,14 +60,12 @@ class ModelKey:
 
     @property
     def inline(self) -> str:
-        """The title as it stands inside a sentence: "student distilled"."""
+        """As inside a sentence: "student distilled"."""
         return f"{self.title[0].lower()}{self.title[1:]}" if self.kind in KINDS else self.title
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run with its predictions."""
-
     run: Run
     recipe: Recipe
     cell: FoldSeed
@@ -98,7 +93,7 @@ Cells: TypeAlias = Mapping[FoldSeed, Entry]
 
 @dataclass(frozen=True)
 class Model:
-    """The runs of one kind, pooled: their folds put together, their seeds stacked."""
+    """Runs of one kind: folds pooled, seeds stacked."""
 
     key: ModelKey
     entries: list[Entry]  # the runs it is made of
@@ -117,12 +112,11 @@ class Model:
 
     @property
     def exported(self) -> bool:
-        """A file of a bundle, run by a runtime, and no net of the lab's."""
+        """Whether it is a file of a bundle."""
         return self.entries[0].run.info.runtime is not None
 
     @property
     def parents(self) -> list[str]:
-        """Names of the runs that it was made from."""
         return sorted({parent(entry.run) for entry in self.entries} - {""})
 
 
@@ -130,12 +124,12 @@ class Model:
 
 
 def parent(run: Run) -> str:
-    """The name of the folder that it was made from, "" where there is none."""
+    """Folder name, or ""."""
     return re.split(r"[/\\]", run.info.parent or "")[-1]
 
 
 def ancestors(run: Run, given: Mapping[str, Run]) -> list[Run]:
-    """What it was made from, nearest first: of those given by name, or in a folder beside it; as far as they exist."""
+    """The runs it was made from, nearest first, as far as they exist: `given` by name, or in a folder beside it."""
     found: list[Run] = []
     while (name := parent(run)) and len(found) < 9:  # a chain is four long; a ring would have no end
         try:
@@ -147,12 +141,12 @@ def ancestors(run: Run, given: Mapping[str, Run]) -> list[Run]:
 
 
 def side(run: Run) -> Literal["teacher", "student"]:
-    """Whose net it is. A bundle's file says so itself, for its kind is its name."""
+    """A bundle's file states its side itself, as its kind is its name."""
     return "teacher" if (run.info.side or run.info.kind) == "teacher" else "student"
 
 
 def fit_of(run: Run, recipe: Recipe) -> Fit:
-    """What a run of its kind trains by."""
+    """The training settings of a run of its kind."""
     table = KINDS[run.info.kind].fit if run.info.kind in KINDS else side(run)
     return recipe.fit_in(table) if table in ("prune", "quantise") else recipe.fit_of(side(run))
 
@@ -163,7 +157,7 @@ def cell(run: Run, recipe: Recipe) -> FoldSeed:
 
 
 def test(run: Run, recipe: Recipe) -> dict[str, object]:
-    """What two runs must have in common, so that their figures may stand side by side."""
+    """What two runs must share for their figures to be comparable."""
     data = recipe.data
     found: dict[str, object] = {"labels": recipe.labels, "fingerprint": run.info.fingerprint, "data.split": data.split}
     if data.split != "official":  # the official test is the same whatever these say
@@ -172,7 +166,7 @@ def test(run: Run, recipe: Recipe) -> dict[str, object]:
 
 
 def narrow_run(pruned: Run) -> Run | None:
-    """The finished narrower student beside a pruned one that aimed nearest to its arithmetic, the newest of these."""
+    """The finished narrower student beside a pruned run: nearest in target arithmetic, then newest."""
     recipe = pruned.recipe
     found = [
         run
@@ -186,7 +180,7 @@ def narrow_run(pruned: Run) -> Run | None:
 
 
 def variant(run: Run, given: Mapping[str, Run]) -> str:
-    """How it was compressed: "0.6" (pruned), "pruned-0.6" (quantised); "" for other kinds."""
+    """How it was compressed: "0.6" (pruned), "pruned-0.6" (quantised), else ""."""
     kind = run.info.kind
     if kind not in COMPRESSED:
         return ""
@@ -200,8 +194,10 @@ def variant(run: Run, given: Mapping[str, Run]) -> str:
 
 
 def comparison_set(run: Run, split: str) -> list[Run]:
-    """A run with what it must be read beside, itself last: for a compressed one what it was made from, back to the
-    teacher, and the narrower student that pruning must beat; as far as they took the same test."""
+    """The runs to read it beside, itself last, as far as they took the same test.
+
+    For a compressed run: its ancestors back to the teacher, and the narrower student that pruning must beat.
+    """
     if run.info.kind not in COMPRESSED:
         return [run]
     above = ancestors(run, {})
@@ -216,15 +212,14 @@ def comparison_set(run: Run, split: str) -> list[Run]:
 
 
 def comparable(run: Run) -> bool:
-    """Whether it is of a kind that has predictions; an audit run has none."""
+    """Audits have no predictions."""
     return run.info.kind in KINDS or run.info.runtime is not None
 
 
 def enter(runs: Sequence[Run], split: str) -> list[Entry]:
-    """Open the predictions of finished runs of one and the same split.
+    """Open the predictions of finished runs of one split.
 
-    Raises UserError for no runs, an audit, an unfinished run, a missing predictions file, or two runs that were not
-    tested on the same split of the same data.
+    Raises UserError for no runs, an audit, an unfinished run, missing predictions, or runs tested on different splits.
     """
     entries: list[Entry] = []
     for run in {run.path.resolve(): run for run in runs}.values():
@@ -253,12 +248,11 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
 
 
 def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
-    """Entries -> models in the order teacher, alone, distilled and what came of them, family by family; and what had
-    to be left out.
+    """-> (teacher, alone, distilled and their descendants, by family; lines on what was left out).
 
-    Alone and distilled are cut to the (fold, seed) pairs that both have, and each model to a full block of folds ×
-    seeds: as many folds as one seed covers, then all seeds that cover these. Raises UserError where two runs claim the
-    same fold and seed, folds overlap, or two runs of one fold were tested on different samples.
+    Alone and distilled are cut to their common (fold, seed) pairs, and each model to a full block: the most folds that
+    one seed covers, then all seeds that cover these. Raises UserError if two runs claim the same fold and seed, folds
+    overlap, or runs of one fold were tested on different samples.
     """
     keyed = _keyed(entries)
     left: list[str] = []
@@ -285,7 +279,7 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
 
 
 def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, Block]:
-    """The folds and seeds that each model but the teachers is judged on; lines on what is missing go to `left`."""
+    """Teachers have no block. Appends what is missing to `left`."""
     blocks: dict[ModelKey, Block] = {}
     students = {key: cells for key, cells in keyed.items() if key.kind in DISTILLATION[1:]}
     for family in dict.fromkeys(key.family for key in students):
@@ -303,8 +297,10 @@ def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, 
 
 
 def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
-    """Both, cut to the folds and seeds that both have, so that they can be compared in pairs; None where they share
-    none. Raises UserError where they were tested on different samples there."""
+    """Both, cut to their common folds and seeds; None if there are none.
+
+    Raises UserError if they were tested on different samples there.
+    """
     first, second = ({entry.cell: entry for entry in model.entries} for model in (one, other))
     both = set(first) & set(second)
     if not both:
@@ -315,8 +311,7 @@ def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
 
 
 def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
-    """The entries of each model: the kind alone where that tells them apart, else the recipe too, and where several
-    nets or several ways of compression occur, those."""
+    """A key has recipe, net and variant only where the kind alone is ambiguous."""
     given = {entry.name: entry.run for entry in entries}
     variants = [variant(entry.run, given) for entry in entries]
     nets: dict[tuple[str, bool], list[tuple[str, str]]] = {}  # (recipe, teacher or student) -> (name, net)
@@ -347,14 +342,14 @@ def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
 
 
 def _net(entry: Entry) -> tuple[str, str]:
-    """(name, all of the net but which file its weights come from, which may differ from fold to fold)."""
+    """(name, net without the file of its weights, which may differ by fold)."""
     net = entry.net
     weights = net.weights if net.weights in ("imagenet", "scratch") else "file"
     return net.name, net.model_copy(update={"weights": weights}).model_dump_json()
 
 
 def _block(cells: Iterable[FoldSeed], wanted: Iterable[int] = ()) -> Block:
-    """The fullest block: the most of the wanted folds that one seed covers, then every such seed."""
+    """The fullest block: the most wanted folds that one seed covers, then every such seed."""
     by_seed: dict[int, set[int]] = {}
     for fold, seed in cells:
         by_seed.setdefault(seed, set()).add(fold)
@@ -376,7 +371,7 @@ def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
 
 
 def _joined(entries: Sequence[Entry]) -> Predictions:
-    """The folds of one training put together, sorted by id."""
+    """Pool the folds of one training, sorted by id."""
     owner: dict[str, Entry] = {}
     for entry in entries:
         for name in entry.said.id.tolist():
@@ -401,7 +396,6 @@ def _check_aligned(one: Model, other: Model) -> None:
 
 
 def _left_out(key: ModelKey, cells: Cells, block: Block) -> list[str]:
-    """A line on the runs that the figures are not made of."""
     rest = [(c, e) for c, e in sorted(cells.items()) if c.fold not in block.folds or c.seed not in block.seeds]
     if not rest:
         return []

@@ -1,7 +1,4 @@
-"""A film's alarms against the truth: incidents found and missed, false alarms an hour. It opens no film.
-
-Its picture is drawn by report/replay_plot.py, which alone needs matplotlib.
-"""
+"""A film's alarms against the truth: incidents found and missed, false alarms an hour. Opens no film, draws nothing."""
 
 import json
 import math
@@ -33,16 +30,12 @@ KEPT = 20_000  # moments of the series that a report holds at most
 
 
 class Segment(TypedDict):
-    """A stretch of film and what it truly shows."""
-
     start_s: float
     end_s: float
     label: str
 
 
 class Incident(Segment, total=False):
-    """Something to be noticed, and the first event that speaks of it."""
-
     detected: bool
     after_s: float | None
     event: str | None
@@ -55,10 +48,10 @@ class Incident(Segment, total=False):
 
 
 def read_truth(path: Path, labels: Sequence[str] = ()) -> list[Segment]:
-    """{"segments": [{"start_s", "end_s", "label"}, …]} of a JSON file -> the segments, by time.
+    """Read {"segments": [{"start_s", "end_s", "label"}, …]} from JSON -> segments, sorted by time.
 
-    Other keys may be there. Time without a segment counts as safe. labels: the bundle's; none given: any word is one.
-    Raises UserError with the place, the key, the value and the nearest right word.
+    Other keys are allowed; time without a segment is safe. labels: of the bundle; empty: any word is valid.
+    Raises UserError with the place, the key, the value and the nearest valid word.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -100,10 +93,7 @@ def _segment(raw: object, place: str, labels: Sequence[str]) -> Segment:
 
 
 def incidents(truth: Sequence[Segment], safe: Sequence[str], any_label: bool = False) -> list[Incident]:
-    """Segments, by time -> what should be noticed: unsafe segments that touch one another and have one label.
-
-    any_label: whatever their labels are; several are joined by " + ".
-    """
+    """Join touching unsafe segments of one label. any_label: of any label; several are joined by " + "."""
     found: list[Incident] = []
     labels: list[list[str]] = []  # of each incident
     for segment in truth:
@@ -131,15 +121,14 @@ def replay(
     safe: Sequence[str],
     tolerance: float = TOLERANCE,
 ) -> Report:
-    """Play the steps to the alarm, frame by frame, and hold its events against the truth.
+    """Play the steps to the alarm and compare its events with the truth.
 
-    steps: (seconds, probabilities (K,) or None), time rising. truth: as read_truth gives it.
-    An event is judged by the time from its start to when it first spoke. If that touches no unsafe truth, widened by
-    `tolerance`, it is a false alarm, however long it then lasts; it is right where it touches an incident of its label
-    (of any, if it names none or the rule gathers evidence). An incident is detected by the first right event that
-    lasts into it and spoke not later than `tolerance` after its end: after (opened - start) seconds, 0 where it was
-    there already. Events of the camera itself (blocked, frozen) are neither. Without a truth what is about truth is
-    None. Raises UserError for a film without a frame.
+    steps: (seconds, probabilities (K,) or None), in order of time. truth: of read_truth; None leaves its figures None.
+    An event is judged by the time from its start to when it opened. If that, widened by `tolerance` (s), touches no
+    unsafe truth, it is false, however long it lasts. It is right if it touches an incident of its label (of any, if it
+    names none or the rule gathers evidence). The first right event that lasts into an incident and opened at most
+    `tolerance` after its end detects it, after max(0, opened - start) seconds. Camera events (blocked, frozen) do not
+    count. Raises UserError for a film without a frame.
     """
     events: dict[str, ReplayEvent] = {}
     times, answers, gauge = list[float](), list[Answer](), list[float]()
@@ -182,7 +171,7 @@ def _compared(
     end: float,
     tolerance: float,
 ) -> Report:
-    """What was found, what was missed, what was false. Sets each event's outcome."""
+    """Sets each event's outcome."""
     whole = incidents(truth, safe, any_label)
     seen = [incident for incident in whole if incident["start_s"] < end]
 
@@ -235,7 +224,7 @@ def _compared(
 
 
 def _detected(incident: Incident, events: Sequence[ReplayEvent], late: float) -> Incident:
-    """events: those about it, by the time at which they opened."""
+    """events: those of this incident, sorted by when they opened."""
     if not events:
         missed: Any = {"detected": False, **dict.fromkeys(("after_s", "event", "kind", "level", "alarm_after_s"))}
         return missed
@@ -257,7 +246,6 @@ def _waits(found: Sequence[Incident]) -> list[float]:
 
 
 def _false_alarms(events: Sequence[ReplayEvent], hours: float) -> dict[str, object]:
-    """How many, of which level, how many an hour of safe video, and what so short a film cannot rule out."""
     false = [event for event in events if event["outcome"] == "false"]
     return {
         "count": len(false),
@@ -269,8 +257,10 @@ def _false_alarms(events: Sequence[ReplayEvent], hours: float) -> dict[str, obje
 
 
 def most(count: int, confidence: float = 0.95) -> float:
-    """The largest mean of a Poisson variable that may still, with 1 - confidence, give so few (one-sided, exact:
-    Garwood 1936). By halving: a board has no scipy."""
+    """One-sided exact upper limit of a Poisson mean, given a count (Garwood 1936).
+
+    Found by halving: a board has no scipy.
+    """
     low, high = 1e-9, 4.0 * (count + 2)
     for _ in range(100):
         mean = (low + high) / 2
@@ -280,7 +270,7 @@ def most(count: int, confidence: float = 0.95) -> float:
 
 
 def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segment], labels: Sequence[str]) -> Report:
-    """Accuracy and macro-F1 over the frames that have an answer and lie in a segment of a known label."""
+    """Only over frames that have an answer and a known label."""
     starts = np.array([segment["start_s"] for segment in truth])
     y, rows = [], []
     for now, answer in zip(times, p, strict=True):
@@ -298,7 +288,7 @@ def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segme
 def _series(
     times: Sequence[float], p: Sequence[Answer], gauge: Sequence[float], labels: Sequence[str], safe: Sequence[str]
 ) -> Report:
-    """Probabilities and gauge over time. Of a long film, in each stretch the moment that alarms most."""
+    """A long film is thinned to the moment of each stretch that alarms most."""
     table = np.stack([np.full(len(labels), np.nan) if row is None else np.asarray(row, float) for row in p])  # (N,K)
     score = np.nan_to_num(table[:, [k for k, label in enumerate(labels) if label not in safe]]).max(1, initial=0.0)
     chosen = list(range(len(times)))
@@ -315,7 +305,7 @@ def _series(
 
 
 def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list[Path]:
-    """replay.json, and where matplotlib is installed replay.png, into the folder. Returns their paths."""
+    """Without matplotlib there is no replay.png. Returns the paths written."""
 
     def picture() -> bytes:
         from stillwatch.evaluation.report import replay_plot
@@ -330,7 +320,6 @@ def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list
 
 
 def words(report: Report) -> str:
-    """The report as plain text: events, then each incident, then the figures."""
     rate = report["frames"] / report["seconds"] if report["seconds"] else 0.0
     lines = [f"{report['camera']}: {_span(report['seconds'])}, {report['frames']:,} frames, {rate:.1f} a second"]
     if report["unanswered"]:

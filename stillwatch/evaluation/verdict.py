@@ -1,8 +1,4 @@
-"""Verdict: did distillation help, by how much, how sure; and what a reader must beware of.
-
-In: pooled models. Out: a dict for report.json with a sentence a manager understands, and lines of warning.
-Called by the report. It knows no picture and no page.
-"""
+"""Did distillation help, by how much, how surely; and warnings to the reader."""
 
 import re
 from collections.abc import Sequence
@@ -23,9 +19,9 @@ GAP = 0.05  # of accuracy between people seen in training and new ones, above wh
 
 
 def verdict(alone: Model, distilled: Model) -> dict[str, Any] | None:
-    """The paired comparison of two models on the same samples; None where they share no fold and seed.
+    """Compare two models in pairs, on the same samples; None if they share no fold and seed.
 
-    Positive differences mean that the distilled student is better. "helped": "yes" | "no" (it hurt) | "unclear".
+    Positive differences favour the distilled student. "helped": "yes" | "no" (it hurt) | "unclear".
     """
     found = paired_difference(alone, distilled)
     if found is None:
@@ -40,9 +36,9 @@ def verdict(alone: Model, distilled: Model) -> dict[str, Any] | None:
 
 
 def paired_difference(one: Model, other: Model) -> dict[str, Any] | None:
-    """How much better `other` is than `one`, sample by sample; None where they are not of the same folds and seeds.
+    """How much better `other` is, sample by sample; None if their folds and seeds differ.
 
-    "difference", "ci95" and "p_better" are those of METRIC; "differences" has all of COMPARED, each "by_seed" too.
+    "difference", "ci95", "p_better": of METRIC. "differences": all of COMPARED, each with "by_seed".
     """
     if (one.folds, one.seeds) != (other.folds, other.seeds):
         return None
@@ -64,7 +60,7 @@ def paired_difference(one: Model, other: Model) -> dict[str, Any] | None:
 
 
 def sentence(found: dict[str, Any], who: str) -> str:
-    """The verdict in words. who: what it was tested on, such as "5 new drivers"."""
+    """who: the test set, such as "5 new drivers"."""
     change, seeds = found["difference"], found["seeds"]
     trained = f"{seeds} seeds" if seeds > 1 else "one seed"
     changed = f"macro-F1 changed by {points(change, sign=True)} points"
@@ -90,14 +86,14 @@ def sentence(found: dict[str, Any], who: str) -> str:
 
 
 def interval(ends: Sequence[float], told: str) -> str:
-    """An interval in points, turned round where it is told as a loss ("no"), with signs where it is neither."""
+    """An interval in points: negated if told as a loss ("no"), signed if neither gain nor loss."""
     low, high = ends if told != "no" else (-ends[1], -ends[0])
     signed = told == "unclear"
     return f"95 % interval {points(low, signed)} to {points(high, signed)}"
 
 
 def points(value: float, sign: bool = False) -> str:
-    """A share as percentage points: 0.031 -> "3.1"; more places where it would read as zero."""
+    """Percentage points: 0.031 -> "3.1"; more places if it would read as zero."""
     value *= 100
     places = 1 if abs(value) >= 0.05 or value == 0 else 2
     text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
@@ -105,14 +101,14 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def outcome(ends: Sequence[float] | None, groups: int) -> str:
-    """ "yes" (better), "no" (worse) or "unclear": the interval holds zero, or so few groups can agree by chance."""
+    """ "yes" (better), "no" (worse) or "unclear": the interval holds zero, or so few groups may agree by chance."""
     if ends is None or ends[0] <= 0 <= ends[1] or groups < DECIDE:
         return "unclear"
     return "yes" if ends[0] > 0 else "no"
 
 
 def who(model: Model) -> str:
-    """What it was tested on: "5 new drivers", "360 test samples"."""
+    """The test set: "5 new drivers", "360 test samples"."""
     groups = metrics.clusters(model.said.group)[1]
     if not (model.said.group != "").any():
         return f"{groups:,} test samples"
@@ -123,7 +119,7 @@ def who(model: Model) -> str:
 
 
 def _by_group(alone: Model, distilled: Model) -> list[dict[str, Any]]:
-    """Accuracy of both in each group, mean over the seeds. Samples without a group are left out."""
+    """Accuracy, mean over seeds; samples without a group are left out."""
     right = [(model.p.argmax(-1) == model.said.y).mean(0) for model in (alone, distilled)]
     rows = []
     for group in np.unique(alone.said.group[alone.said.group != ""]):
@@ -136,7 +132,6 @@ def _by_group(alone: Model, distilled: Model) -> list[dict[str, Any]]:
 
 
 def _by_pair(alone: Model, distilled: Model) -> list[dict[str, Any]]:
-    """Each fold and seed by itself."""
     rows = []
     for one, two in zip(alone.entries, distilled.entries, strict=True):
         row: dict[str, Any] = {"fold": one.cell.fold, "seed": one.cell.seed, "runs": [one.name, two.name]}
@@ -148,7 +143,7 @@ def _by_pair(alone: Model, distilled: Model) -> list[dict[str, Any]]:
 
 
 def _clips(alone: Model, distilled: Model) -> dict[str, Any] | None:
-    """The same comparison where each recording counts once; None where the data has no clips."""
+    """Each recording counts once; None if the data has no clips."""
     said = alone.said
     one = metrics.by_sequence(said.sequence, said.y, alone.p, said.group)
     two = metrics.by_sequence(said.sequence, said.y, distilled.p, said.group)
@@ -159,7 +154,7 @@ def _clips(alone: Model, distilled: Model) -> dict[str, Any] | None:
 
 
 def retention(teacher: Model, student: Model) -> float | None:
-    """The student's accuracy over the teacher's (violence paper, Table I), on the samples that both were tested on."""
+    """Student's accuracy over the teacher's on common samples (violence paper, Table I)."""
     _, mine, theirs = np.intersect1d(teacher.said.id, student.said.id, return_indices=True)
     if not len(mine):
         return None
@@ -168,8 +163,10 @@ def retention(teacher: Model, student: Model) -> float | None:
 
 
 def known_vs_new(model: Model) -> dict[str, float] | None:
-    """{"known", "new"}: accuracy on people seen in training (the validation slice of the training groups) and on the
-    test's new ones, mean over the runs. None where validation is no such slice or was not kept."""
+    """Mean accuracy over runs on people seen in training ("known": validation slice) and new ones ("new": test).
+
+    None if validation is no slice of the training groups or was not kept.
+    """
     data = model.entries[0].recipe.data
     if (
         data.split != "grouped"
@@ -189,7 +186,7 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
 
 
 def warnings(models: Sequence[Model], figures: dict[str, dict[str, Any]]) -> list[str]:
-    """What makes the figures less than they look. figures: as in report.json."""
+    """Reasons to doubt the figures. figures: as in report.json."""
     found = [*_size(models[0]), *_seeds(models), *_training(models), *_teachers(models, figures)]
     for model in models:
         gap = figures[model.name].get("seen")
@@ -227,7 +224,6 @@ def _seeds(models: Sequence[Model]) -> list[str]:
 
 
 def _training(models: Sequence[Model]) -> list[str]:
-    """Students that differ in more than the teacher, and runs of one model that are not of one kind."""
     found = []
     for model in models:
         apart = _apart([_settings(entry, with_loss=True) for entry in model.entries])
@@ -286,12 +282,11 @@ def _teachers(models: Sequence[Model], figures: dict[str, dict[str, Any]]) -> li
 
 
 def related(one: Model, other: Model) -> bool:
-    """Whether two models come of one recipe."""
     return one.entries[0].recipe.name == other.entries[0].recipe.name
 
 
 def _audits(models: Sequence[Model]) -> list[str]:
-    """The audits' warnings, once each: folds say the same with other numbers."""
+    """Once each: folds repeat a warning with other numbers."""
     found: dict[str, str] = {}
     for entry in (entry for model in models for entry in model.entries):
         for line in (entry.run.read_json("audit.json") or {}).get("warnings", []):

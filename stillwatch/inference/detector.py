@@ -1,4 +1,4 @@
-"""A bundle as a Detector: the fastest of its files that reproduces the golden frames here. Must not import torch."""
+"""A bundle as a Detector: its fastest file that reproduces the golden frames here. Must not import torch."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ ROUNDS, LONGEST = 30, 5.0  # calls of each candidate in a race; seconds after wh
 
 
 class Contender(NamedTuple):
-    """One file in one runtime, proved faithful; difference: its largest |Δp| on the golden frames."""
+    """A faithful file in one runtime; difference: largest |Δp| on the golden frames."""
 
     file: str
     runtime: str
@@ -38,7 +38,7 @@ class Contender(NamedTuple):
 class Detector:
     """A proved net of a bundle. One thread at a time.
 
-    labels, safe: names, in the order of the probabilities. threshold: of the bundle's operating point, or None.
+    labels: in the order of the probabilities. threshold: of the operating point, or None.
     choice: {"file", "runtime", "ms" (median of a call of `batch`), "cached", "candidates"}.
     """
 
@@ -53,8 +53,8 @@ class Detector:
     ):
         """Load, prove and choose; the golden frames are the warm-up.
 
-        threads: for one answer; None: the cores of this process, at most 4 (more slow small nets). batch: pictures
-        that usually come together. runtime, file: only that one. fresh: ignore a remembered choice.
+        threads: for one answer; None: the cores of this process, at most 4 (more slow small nets). batch: pictures that
+        usually come together. runtime, file: only that one. fresh: ignore a remembered choice.
         Raises UserError if the bundle was changed, or nothing reproduces its golden frames.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
@@ -74,7 +74,7 @@ class Detector:
         """n pictures uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size -> float32 (n,K), in one forward.
 
         For a net of clips each is (T,H,W,C). Raises ValueError for another dtype or shape. predict() takes pictures
-        that already have the net's shape.
+        of the net's shape.
         """
         x = np.empty((len(pictures), *self._shape), np.uint8)
         *frames, height, width, channels = self._shape
@@ -90,7 +90,7 @@ class Detector:
 
 
 def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alarm:
-    """A camera's Alarm, under its own rule or the bundle's. Raises UserError if the rule does not suit the labels."""
+    """Under the camera's own rule or the bundle's. Raises UserError if the rule does not suit the labels."""
     manifest = made.manifest
     # Of this start: ids of events must not come again when the process does
     salt = format(int(1000 * time.time()), "x")
@@ -98,12 +98,11 @@ def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alar
 
 
 def rule_of(made: bundle.Bundle, own: Rule | None = None) -> Rule:
-    """The rule of a camera, else that of the bundle."""
     return own or Rule.model_validate(made.manifest.rule)
 
 
 def threshold_of(made: bundle.Bundle) -> float | None:
-    """Of the operating point, chosen on validation for a stated rate of false alarms."""
+    """Chosen on validation for a stated rate of false alarms."""
     return (made.manifest.operating or {}).get("threshold")
 
 
@@ -118,7 +117,7 @@ def steps(
 ) -> Iterator[tuple[float, NDArray[np.float32] | None]]:
     """(seconds, probabilities float32 (K,)) of each frame of a film.
 
-    film: (seconds, uint8 (H,W,3)). A net of clips takes the newest T frames, at its training rate; None before.
+    film: (seconds, uint8 (H,W,3)). A net of clips takes the newest T frames at its training rate; None before.
     """
     shape = detector.bundle.manifest.input.shape
     window: deque[NDArray[np.uint8]] = deque(maxlen=shape[0] if len(shape) == 4 else 1)
@@ -150,7 +149,7 @@ def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:
 
 
 def diagnosis() -> list[str]:
-    """The lines of `stillwatch doctor`: the machine, its runtimes, the choices remembered for it."""
+    """The lines of `stillwatch doctor`."""
     about = machine()
     memory = f", {about.memory / 2**30:.1f} GiB" if about.memory else ""
     lines = [f"{about.cpu}, {about.cores} cores{memory}"]
@@ -166,7 +165,7 @@ def diagnosis() -> list[str]:
 
 
 def choices() -> list[dict[str, Any]]:
-    """The remembered choices, newest first."""
+    """Newest first."""
     found = []
     for path in _home().glob("*.json"):
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -193,7 +192,7 @@ def _pairs(made: bundle.Bundle, runtime: str | None, file: str | None) -> list[t
 
 
 def _prove(made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, batch: int) -> Contender:
-    """Open a file and replay the golden frames. Raises UserError where it does not reproduce its probabilities."""
+    """Raises UserError if the file does not reproduce the golden probabilities."""
     predict = runtimes.open(made.path / model.name, runtime, made.manifest.input.shape, threads, batch)
     frames, golden = made.golden()
     p, wanted = predict(frames), golden[model.name]
@@ -254,7 +253,7 @@ def _remembered(
 
 
 def _remember(place: Path, choice: Mapping[str, Any]) -> None:
-    """A camera's disk may be read-only or full: then the choice is made at each start."""
+    """A camera's disk may be read-only or full: then each start chooses anew."""
     made = {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()._asdict()}
     with suppress(OSError), atomic(place) as draft:
         draft.write_text(json.dumps({**choice, **made}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -266,7 +265,6 @@ def _home() -> Path:
 
 
 def _place(made: bundle.Bundle, threads: int, batch: int, runtime: str | None, file: str | None) -> Path:
-    """The file of this machine's choice for this bundle and these arguments."""
     here = {key: value for key, value in machine()._asdict().items() if key != "memory"}
     asked = [made.manifest.model_dump(mode="json"), here, threads, batch, runtime, file]
     text = json.dumps(asked, sort_keys=True, ensure_ascii=True)

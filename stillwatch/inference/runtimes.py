@@ -1,4 +1,4 @@
-"""A model file as a function Predict, by each installed runtime; RUNTIMES at the foot. Must not import torch."""
+"""Open a model file as a function Predict in each installed runtime (RUNTIMES). Must not import torch."""
 
 import importlib.util
 import os
@@ -18,14 +18,14 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Session(NamedTuple):
-    """An open file: `run` takes so many pictures a call (None: any)."""
+    """`run` takes this many pictures a call (None: any)."""
 
     run: Callable[[NDArray[np.uint8]], NDArray[Any]]
     takes: int | None
 
 
 class Runtime(NamedTuple):
-    """One library: the suffixes it reads, the module it needs, how it opens a file."""
+    """suffixes it reads, module it needs, opener."""
 
     formats: tuple[str, ...]
     needs: str
@@ -35,9 +35,9 @@ class Runtime(NamedTuple):
 def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 1) -> Predict:
     """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time.
 
-    runtime: of RUNTIMES. shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: that a file of free batch is
-    tuned for; others are split and padded. Raises UserError for an unknown or missing runtime and an unreadable file or
-    one of another shape; the function raises ValueError for other pictures.
+    shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad. Raises
+    UserError for an unknown or missing runtime and an unreadable or misshapen file; the function raises ValueError for
+    other pictures.
     """
     if runtime not in RUNTIMES:
         raise UserError(f"runtime = {runtime!r}: unknown{nearest(runtime, RUNTIMES)}")
@@ -66,8 +66,10 @@ def telemetry_off() -> None:
 
 @contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Keeps OpenVINO and NNCF from reporting too: their imports and converters send events to Google Analytics wherever
-    openvino_telemetry can be imported, and have a stub for where it cannot. Afterwards it can be."""
+    """Keep OpenVINO and NNCF from sending events to Google Analytics.
+
+    They send wherever openvino_telemetry can be imported, which is blocked until the end of the block.
+    """
     telemetry_off()
     missing, reporter = object(), "openvino_telemetry"
     before: object = sys.modules.get(reporter, missing)
@@ -81,7 +83,7 @@ def no_telemetry() -> Iterator[None]:
 
 
 def installed(runtime: str) -> bool:
-    """Whether the library can be imported; does not import it."""
+    """Does not import it."""
     return importlib.util.find_spec(RUNTIMES[runtime].needs) is not None
 
 
@@ -128,7 +130,7 @@ def _checked(p: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def _fitting(found: list[Any], shape: Shape) -> int | None:
-    """The batch of the file's input (batch,*shape), None: any."""
+    """Batch of the input (batch,*shape); None: any."""
     sides = [side if isinstance(side, int) and side > 0 else None for side in found]
     if len(sides) != len(shape) + 1 or any(s not in (None, t) for s, t in zip(sides[1:], shape, strict=True)):
         raise UserError(f"the file takes (batch,{','.join(map(str, found[1:]))}), not (n,{','.join(map(str, shape))})")

@@ -1,6 +1,6 @@
-"""An archive of pictures and films as a table of scores, on all cores; finished shards survive a kill.
+"""Score an archive of pictures and films on all cores. Must not import torch.
 
-Pixels come the lab's way (media.decode, media.image), so the numbers are those of `judge`. Must not import torch.
+Finished shards survive a kill. Pixels come as in the lab (media.decode, media.image), so numbers match `judge`.
 """
 
 import csv
@@ -42,7 +42,7 @@ BEAT = 0.2  # s between two looks at how far the workers are
 
 
 class File(NamedTuple):
-    """One file of the archive, as it was when the plan was made."""
+    """A file of the archive as it was at planning time."""
 
     path: str  # relative, with "/"
     size: int  # bytes
@@ -50,7 +50,7 @@ class File(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What every shard of one run has in common; all of it that decides the numbers is in `key`."""
+    """What all shards of a run share; `key` covers all of it that decides the numbers."""
 
     root: str  # of the archive
     parts: str  # where shards go
@@ -72,13 +72,13 @@ def score(
 ) -> dict[str, Any]:
     """Write one row a picture or frame under `folder` to `out`, .parquet or .csv.
 
-    Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, ordered by path and frame; for a
-    net of clips a row is a window of T frames and time_s its start. rate: frames a second of films; None: the training
-    rate of a net of clips, else all. workers: processes of one thread; None: one a core.
+    Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. For a net of
+    clips a row is a window of T frames and time_s its start. rate: frames a second of films; None: the training rate of
+    a net of clips, else all. workers: processes of one thread; None: one a core.
 
-    An unreadable file is a row of `<out>.errors.csv`, never a stop. Finished shards lie in `<out>.parts`: the same
-    command resumes there with the same rows, and scores what is new, changed, or for another bundle or rate.
-    Raises UserError for a wrong bundle, folder or ending, and where another score writes `out`.
+    Unreadable files are rows of `<out>.errors.csv`. Finished shards lie in `<out>.parts`: the same command resumes there
+    with the same rows, and scores what is new, changed, or for another bundle or rate.
+    Raises UserError for a wrong bundle, folder or ending, and while another score writes `out`.
     """
     start = time.monotonic()
     _check(folder, out, rate, workers)
@@ -120,9 +120,9 @@ def score(
 
 
 def gather(folder: Path, clips: bool = False) -> tuple[list[File], list[tuple[str, str]]]:
-    """The pictures and films under a folder, by path, and (path, reason) of those that are not read.
+    """-> (pictures and films by path, (path, reason) of those not read). Skips names that begin with a dot.
 
-    Names that begin with a dot are left out. clips: pictures are of no use.
+    clips: read no pictures.
     """
     kinds = _kinds(clips)
     found, odd = [], []
@@ -152,7 +152,7 @@ def gather(folder: Path, clips: bool = False) -> tuple[list[File], list[tuple[st
 
 
 def cut(found: Sequence[File]) -> list[tuple[File, ...]]:
-    """Files, by path, in shards, cut by the names of files: a new file changes only the shard it falls into."""
+    """Shards of files sorted by path, cut by file names: a new file changes only its own shard."""
     shards, mine, weight = [], list[File](), 0.0
     for file in found:
         mine.append(file)
@@ -165,7 +165,7 @@ def cut(found: Sequence[File]) -> list[tuple[File, ...]]:
 
 
 def _weight(file: File) -> float:
-    """Work in it, in pictures."""
+    """In pictures."""
     return 1.0 if file.path.lower().endswith(decode.PICTURES) else max(1.0, file.size / HEAVY)
 
 
@@ -184,7 +184,7 @@ def _kinds(clips: bool) -> tuple[str, ...]:
 
 
 def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress) -> Task:
-    """Choose file and runtime; the same as before if the parts are of this bundle and rate."""
+    """Keeps file and runtime of the parts if they are of this bundle and rate."""
     about = made.manifest.input
     told = json.dumps([FORMAT, made.manifest.model_dump(mode="json"), rate], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()
@@ -210,13 +210,13 @@ def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, p
 
 
 def _place(task: Task, shard: Sequence[File]) -> Path:
-    """A shard's file; its name is a digest of its files as they were."""
+    """Named by a digest of its files as they were."""
     told = json.dumps([task.key, shard])
     return Path(task.parts) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
 
 
 def _sweep(task: Task, shards: Sequence[Sequence[File]]) -> None:
-    """Remove shards of files that are gone or were changed."""
+    """Remove shards whose files are gone or changed."""
     wanted = {_place(task, shard).name for shard in shards}
     for path in Path(task.parts).glob("*.npz"):
         if path.name not in wanted:
@@ -244,7 +244,7 @@ class Worker:
             self.pipe.send((shard, avoid))
 
     def news(self, over: bool = False) -> int:
-        """Files done since it was last asked. over: the shard is on disk."""
+        """Files done since the last call. over: the shard is on disk."""
         before, self.told = self.told, len(self.shard) if over else max(self.told, int(self.far.value))
         return self.told - before
 
@@ -256,7 +256,7 @@ class Worker:
 
 
 def _work(task: Task, shards: Sequence[tuple[File, ...]], count: int) -> Iterator[None]:
-    """Put every shard on disk; yields once a file. A file that kills its worker twice is reported as bad."""
+    """Yields once a file. A file that kills its worker twice is reported as bad."""
     waiting = list(reversed(shards))
     workers = [Worker(task, waiting.pop(), {}) for _ in range(count)]
     try:
@@ -282,7 +282,7 @@ def _work(task: Task, shards: Sequence[tuple[File, ...]], count: int) -> Iterato
 
 
 def _done(worker: Worker) -> bool:
-    """Whether the shard is on disk; False: its worker died. Raises UserError for other faults."""
+    """False: its worker died. Raises UserError for other faults."""
     try:
         said = worker.pipe.recv()
     except (EOFError, OSError):
@@ -293,7 +293,7 @@ def _done(worker: Worker) -> bool:
 
 
 def _instead(task: Task, dead: Worker) -> Worker:
-    """A new worker for the shard of one that died. Its file gets a second chance: the kill may be from outside."""
+    """Retry a dead worker's shard. Its file gets a second chance: the kill may be from outside."""
     dead.process.join()
     status, at = dead.process.exitcode, int(dead.far.value)
     name = dead.shard[at].path if at >= 0 else "its first file"
@@ -333,9 +333,9 @@ def score_shard(
     far: Any = None,
     parent: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """One shard, looked at: which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K).
+    """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K).
 
-    And bad (m,), which of its files, reason (m,) why. far: a counter of files that are behind.
+    Also bad (m,), which of its files, and reason (m,). far: a counter of files done.
     """
     batch = Batch(look, task.shape)
     rows: list[tuple[int, int, float]] = []
@@ -363,7 +363,7 @@ def score_shard(
 
 
 class Batch:
-    """A buffer of pictures, classified whenever it is full."""
+    """A buffer of pictures, classified whenever full."""
 
     def __init__(self, look: runtimes.Predict, shape: tuple[int, ...]):
         self._look, self._x = look, np.zeros((BATCH, *shape), np.uint8)
@@ -372,7 +372,7 @@ class Batch:
         self._p: list[NDArray[np.float32]] = []
 
     def add(self, images: Sequence[decode.Picture]) -> None:
-        """One picture, or the T of a clip, each of the net's size."""
+        """One picture, or the T of a clip, of the net's size."""
         if self._frames:
             np.stack(images, out=self._x[self._n])
         else:
@@ -382,7 +382,7 @@ class Batch:
             self._flush()
 
     def end(self) -> NDArray[np.float32]:
-        """(n,K), in the order in which they came."""
+        """(n,K), in order of arrival."""
         if self._n:
             self._flush()
         return np.concatenate(self._p) if self._p else np.zeros((0, 0), np.float32)
@@ -394,7 +394,7 @@ class Batch:
 
 
 def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
-    """Samples of one file: (first frame, its second, T pictures of the net's size, or why not)."""
+    """Samples of a file: (first frame, its second, T pictures of the net's size, or why not)."""
     path = Path(task.root) / name
     *clip, height, width, channels = task.shape
 
@@ -426,7 +426,7 @@ def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Pict
 def _write(
     out: Path, task: Task, shards: Sequence[Sequence[File]], labels: Sequence[str], odd: Sequence[tuple[str, str]]
 ) -> tuple[int, list[dict[str, str]]]:
-    """Write all shards in order as one file, and the bad files beside it -> the number of rows, the bad files."""
+    """-> (number of rows, bad files)."""
     rows, errors = 0, [*odd]
     with atomic(out) as draft, table.table(draft, out.suffix, labels) as add:
         for shard in shards:

@@ -1,4 +1,4 @@
-"""Rows of scores as .csv or .parquet, written a part at a time, so that memory does not grow with the archive."""
+"""Write rows of scores as .csv or .parquet part by part, so that memory does not grow with the archive."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,12 @@ Add: TypeAlias = Callable[[list[str], NDArray[np.float64], NDArray[np.int64], ND
 
 
 def table(path: Path, ending: str, labels: Sequence[str]) -> AbstractContextManager[Add]:
-    """A table of that ending, ".parquet" or ".csv", open to be added to, some rows at a time."""
+    """ending: ".parquet" or ".csv"."""
     return _as_parquet(path, labels) if ending == ".parquet" else _as_csv(path, labels)
 
 
 def check(path: Path) -> None:
-    """Raise UserError where a table of that name cannot be written here."""
+    """Raise UserError if such a table cannot be written here."""
     if path.suffix not in ENDINGS:
         raise UserError(f"{path}: ends in {path.suffix or 'nothing'}; wanted: {' or '.join(ENDINGS)}")
     if path.suffix == ".parquet":
@@ -32,7 +32,7 @@ def check(path: Path) -> None:
 
 @contextmanager
 def _as_csv(draft: Path, labels: Sequence[str]) -> Iterator[Add]:
-    """float32 in as few digits as give the same number again; nothing in time_s and frame of a picture."""
+    """float32 in the fewest digits that give the same number; a picture's time_s and frame are empty."""
     with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels)])

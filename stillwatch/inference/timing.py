@@ -1,4 +1,4 @@
-"""Timing: the race of runtimes, pinning to cores, and what this machine is. Must not import torch."""
+"""Race runtimes, pin to cores, describe this machine. Must not import torch."""
 
 import gc
 import os
@@ -37,9 +37,9 @@ def race(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
-    Each round calls all of them in a newly shuffled order (seeded), so that other load on the machine meets all alike.
-    An untimed call before each timed one brings the weights back into the processor's cache, and lets the previous
-    entrant's threads go to sleep. After limit_s the race ends early, with at least 3 rounds.
+    Each round calls all in a newly shuffled order (seeded), so that other load meets all alike. An untimed call before
+    each timed one brings the weights back into cache and lets the previous entrant's threads go to sleep. After limit_s
+    the race ends early, with at least 3 rounds.
     """
     order, shuffle = list(entrants), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -75,8 +75,8 @@ def race(
 def pinned(threads: int) -> Iterator[None]:
     """Keep all threads of this process, and those started meanwhile, on so many cores.
 
-    One logical core of each physical one comes first; on boards with large and small cores the large ones are last.
-    Does nothing where the system has no such call.
+    One logical core of each physical one comes first, then the highest number: boards with large and small cores
+    number the large ones last. Does nothing on systems without such a call.
     """
     if not can_pin():
         yield
@@ -116,7 +116,7 @@ def _allowed() -> set[int]:
 
 
 def _tasks() -> list[int]:
-    """Every thread of this process: sched_setaffinity(2) moves one at a time, and those that it starts later."""
+    """All threads of this process: sched_setaffinity(2) moves one at a time, and those that it starts later."""
     with suppress(OSError):
         return [int(path.name) for path in Path("/proc/self/task").iterdir()]
     return [0]
@@ -128,7 +128,7 @@ def _pin(task: int, cores: set[int]) -> None:
 
 
 def _sibling(core: int) -> int:
-    """0 for the first logical core of a physical one, 1 for its hyper-thread."""
+    """0: first logical core of a physical one; 1: its hyper-thread."""
     with suppress(OSError, ValueError):
         text = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
         return [int(number) for number in re.findall(r"\d+", text)].index(core)
@@ -136,7 +136,7 @@ def _sibling(core: int) -> int:
 
 
 def _cpu() -> str:
-    """The processor's name: ARM boards name themselves in the device tree, x86 says it in cpuinfo."""
+    """ARM boards name the processor in the device tree, x86 in cpuinfo."""
     with suppress(OSError, UnicodeDecodeError):
         return Path("/proc/device-tree/model").read_text().strip("\0\n ")
     with suppress(OSError, UnicodeDecodeError):

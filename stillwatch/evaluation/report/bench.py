@@ -1,7 +1,4 @@
-"""How a benchmark's report is shown: a table for a terminal, one picture, and the files that keep both.
-
-It measures nothing, and imports matplotlib only where the picture is drawn.
-"""
+"""A benchmark's report as a table and a picture. Measures nothing; imports matplotlib only to draw."""
 
 import json
 import textwrap
@@ -29,13 +26,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list[Path]:
-    """Write bench.json and latency-accuracy.png. Raises UserError where it cannot."""
+    """Write bench.json and latency-accuracy.png. Raises UserError if it cannot."""
     text = json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
     return files.save(folder, ("bench.json", text), ("latency-accuracy.png", lambda: picture(report)), progress)
 
 
 def table(report: Report) -> str:
-    """Columns for each thread count, fastest first; * is the fastest file that is faithful, ! one that is not."""
+    """Columns for each thread count, fastest first. *: the fastest faithful file; !: an unfaithful one."""
     machine, plan = report["machine"], report["plan"]
     versions = ", ".join(f"{name} {version.split('-')[0]}" for name, version in machine["versions"].items())
     lines = [*_wrapped(f"{machine.get('cpu', machine['system'])}, {machine['cores']} cores; {versions}")]
@@ -91,7 +88,7 @@ def _aligned(rows: Sequence[Row], batch: int) -> list[str]:
 
 
 def _f1(row: Row) -> float | None:
-    """Macro-F1 on the validation split, %."""
+    """%, on validation."""
     value = (row["figures"].get("valid") or {}).get("macro_f1")
     return None if value is None else 100 * float(value)
 
@@ -100,10 +97,10 @@ def _f1(row: Row) -> float | None:
 
 
 def picture(report: Report) -> bytes:
-    """Latency against accuracy: p50 to p95 at the fewest threads, macro-F1 on validation; PNG.
+    """PNG of latency (p50 to p95, fewest threads) against macro-F1 on validation.
 
-    A colour is a file, a marker its runtime, a ring the fastest file that is faithful; one that is not is hollow. What
-    has no accuracy is a tick on the axis of time, in the faster of its runtimes.
+    Colour: file. Marker: runtime. Ring: fastest faithful file. Hollow: unfaithful. Tick on the time axis: no accuracy,
+    in its faster runtime.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -137,7 +134,7 @@ def picture(report: Report) -> bytes:
 
 
 def _points(axes: "Axes", rows: Sequence[Row], room: bool) -> "list[Line2D]":
-    """The files; returns the legend's handles. room: leave the lower half to the ticks."""
+    """room: leave the lower half to the ticks. Returns the legend's handles."""
     from matplotlib.lines import Line2D
 
     from stillwatch.evaluation.report.plots import FAINT, INK, RESERVE
@@ -174,7 +171,6 @@ def _points(axes: "Axes", rows: Sequence[Row], room: bool) -> "list[Line2D]":
 
 
 def _ticks(axes: "Axes", rows: Sequence[Row]) -> None:
-    """Vertical names above the axis, each led to its own time; names that would touch one another move apart."""
     from stillwatch.evaluation.report.plots import FAINT, INK
 
     rows = sorted(rows, key=lambda row: row["latency_ms"]["p50"])
@@ -188,7 +184,7 @@ def _ticks(axes: "Axes", rows: Sequence[Row]) -> None:
 
 
 def apart(true: Sequence[float], least: float) -> list[float]:
-    """Rising places, each as near to its true one as a distance of `least` allows, none past 0.99."""
+    """Rising places at least `least` apart, each as near its true one as possible, none past 0.99."""
     place: list[float] = []
     for value in true:
         place.append(max(value, place[-1] + least) if place else value)

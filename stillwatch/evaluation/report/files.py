@@ -1,4 +1,4 @@
-"""A report's JSON and its picture, each written whole or not at all; only the picture needs matplotlib."""
+"""Write a report's JSON and picture, each whole or not at all; only the picture needs matplotlib."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +14,10 @@ def save(
     picture: tuple[str, Callable[[], bytes]],
     progress: Progress = NO_PROGRESS,
 ) -> list[Path]:
-    """Write both and return their paths; report and picture: (file name, content).
+    """Write both (file name, content) and return their paths.
 
-    Without matplotlib the picture is left out and progress.say tells how to get it. Raises UserError where the folder
-    cannot be written.
+    Without matplotlib the picture is skipped and progress.say tells how to get it. Raises UserError if the folder is
+    not writable.
     """
     files = {report[0]: report[1].encode()}
     try:

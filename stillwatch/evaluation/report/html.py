@@ -1,7 +1,4 @@
-"""A report as one HTML file without script or network, from the templates beside this module.
-
-It works out no figure: what the page shows is in report.json.
-"""
+"""A report as one HTML file without script or network. Computes no figure: report.json has them all."""
 
 import base64
 from collections.abc import Mapping
@@ -28,7 +25,7 @@ SHOWN_METRICS = {  # key -> format, scale, unit, which way is better
 
 
 def page(report: Mapping[str, Any], keys: Mapping[str, ModelKey], plots: Plots, album: Album) -> str:
-    """The text of report.html. report: as in report.json. keys: the model behind each name in it."""
+    """keys: the model of each name in the report."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(),
@@ -50,5 +47,5 @@ def page(report: Mapping[str, Any], keys: Mapping[str, ModelKey], plots: Plots, 
 
 
 def number(value: float | None, spec: str = "", scale: float = 1, unit: str = "") -> str:
-    """The value times scale, formatted; a dash for None."""
+    """value * scale; a dash for None."""
     return "–" if value is None else f"{value * scale if scale != 1 else value:{spec}}{unit}"

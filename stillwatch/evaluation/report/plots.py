@@ -1,7 +1,4 @@
-"""The pictures of a comparison, and the style of all pictures: plain figures -> the bytes of one PNG.
-
-Figure objects only, no pyplot: its global state would leak in a long process.
-"""
+"""The pictures of a comparison, as PNG bytes, and the style of all pictures. No pyplot: its global state leaks."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +63,7 @@ LOOK: dict[Any, Any] = {
 
 
 def png(size: tuple[float, float], paint: Callable[[Figure], None], h_pad: float = 0.06) -> bytes:
-    """One figure of that size in inches, in the style of all our pictures."""
+    """size: inches."""
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=size)
         figure.set_layout_engine("constrained", h_pad=h_pad)
@@ -79,7 +76,7 @@ def png(size: tuple[float, float], paint: Callable[[Figure], None], h_pad: float
 def panels_png(
     panels: Sequence[Panel], height: float, stacked: bool, columns: int = 3, legend: Mapping[str, str] | None = None
 ) -> bytes:
-    """Panels in rows of `columns`, or below one another. height: of one panel, inches. legend: name -> colour."""
+    """Panels in rows of `columns`, or stacked. height: of one panel, inches. legend: name -> colour."""
     columns = 1 if stacked else min(columns, len(panels))
     rows = -(-len(panels) // columns)
 
@@ -96,8 +93,7 @@ def panels_png(
 
 
 def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
-    """One colour a model, the same in every picture: by kind, then from a reserve (Okabe and Ito: safe for the
-    colour-blind and told apart in gray print)."""
+    """One colour a model, the same in every picture, colour-blind safe and distinct in gray (Okabe and Ito)."""
     reserve, chosen = iter(RESERVE * len(keys)), dict[ModelKey, str]()
     for key in keys:
         wanted = KINDS[key.kind].colour if key.kind in KINDS else ""
@@ -109,7 +105,7 @@ def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
 
 
 def bars(models: Models, stacked: bool = False) -> bytes:
-    """Accuracy, loss and size of the models side by side: the figures of the violence paper, with intervals.
+    """Accuracy, loss and size, as in the violence paper, with intervals.
 
     models: {key: {"accuracy", "loss", "params" | None, "ci95"}}.
     """
@@ -141,10 +137,7 @@ def bars(models: Models, stacked: bool = False) -> bytes:
 
 
 def confusions(models: Models, labels: Sequence[str], stacked: bool = False) -> bytes:
-    """One confusion matrix a model: colour and percentage by row (of all that truly are X), counts below.
-
-    models: {key: {"confusion": (K,K) rows = true}}.
-    """
+    """Colour and percentage by row, counts below. models: {key: {"confusion": (K,K) rows = true}}."""
     k = len(labels)
     short = [label if len(label) < 18 else label[:16] + "…" for label in labels]
     long = max(map(len, short)) * k > 18  # names that would touch one another
@@ -167,9 +160,9 @@ def confusions(models: Models, labels: Sequence[str], stacked: bool = False) -> 
 
 
 def curves(histories: Histories, stacked: bool = False) -> bytes:
-    """Learning curves: loss on train and validation, accuracy and macro-F1 on validation, by epoch.
+    """Loss on train and validation, accuracy and macro-F1 on validation, by epoch.
 
-    Thin lines are single runs, the thick one their mean over the epochs that all of them reached.
+    Thin lines: single runs. Thick line: their mean over the epochs that all reached.
     """
     paint = colours(list(histories))
 
@@ -197,7 +190,7 @@ def curves(histories: Histories, stacked: bool = False) -> bytes:
 
 
 def shares(histories: Histories, stacked: bool = False) -> bytes:
-    """What the training loss was made of: the share of each part by epoch, mean over the runs of a model."""
+    """Share of each part of the training loss by epoch, mean over a model's runs."""
 
     def parts_of(run: History) -> Mapping[str, float]:
         return (run[0].get("train") or {}).get("share") or {} if run else {}
@@ -222,9 +215,9 @@ def shares(histories: Histories, stacked: bool = False) -> bytes:
 
 
 def reliability(models: Models, stacked: bool = False) -> bytes:
-    """Is a probability of 80 % right 80 times in a hundred? Dots on the diagonal say yes; big dots hold many samples.
+    """Dots on the diagonal are calibrated; big dots hold many samples.
 
-    models: {key: {"reliability": as metrics.reliability gives it, "ece": float}}.
+    models: {key: {"reliability": from metrics.reliability, "ece": float}}.
     """
     paint = colours(list(models))
 
@@ -244,7 +237,7 @@ def reliability(models: Models, stacked: bool = False) -> bytes:
 
 
 def per_class(models: Models, labels: Sequence[str], stacked: bool = False) -> bytes:
-    """F1 of each class, a bar a model. models: {key: {"per_class": {label: {"f1", "support"}}}}."""
+    """models: {key: {"per_class": {label: {"f1", "support"}}}}."""
     paint, high = colours(list(models)), 0.8 / len(models)
 
     def panel(axes: Axes) -> None:
@@ -264,7 +257,7 @@ def per_class(models: Models, labels: Sequence[str], stacked: bool = False) -> b
 
 
 def difference(verdict: Record, stacked: bool = False) -> bytes:
-    """Distilled minus alone: each metric with its interval and its seeds, and the accuracy of each group.
+    """Distilled minus alone: each metric with interval and seeds, and accuracy by group.
 
     verdict: {"differences": {metric: {"difference", "ci95" | None, "by_seed"}}, "by_group": [{"group", "difference"}]}.
     """
@@ -306,7 +299,7 @@ def difference(verdict: Record, stacked: bool = False) -> bytes:
 
 
 def widths(runs: Sequence[Record], stacked: bool = False) -> bytes:
-    """Channels of every layer before and after pruning, and of the narrower student; one panel a run.
+    """Channels of each layer before and after pruning, and of the narrower student; one panel a run.
 
     runs: [{"run", "widths": {"before", "after"}, "narrow" | None}], each of the three {layer: outputs}.
     """

@@ -1,4 +1,4 @@
-"""The picture of a replayed film: truth as bands, probabilities, the gauge, and below them incidents and events."""
+"""The picture of a replayed film."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ GAUGES = {"awareness": "Awareness, % (full: attentive)", "evidence": "Evidence, 
 
 
 def picture(report: Report) -> bytes:
-    """One PNG of what replay() found. The same report gives the same bytes."""
+    """PNG bytes; the same report gives the same bytes."""
     rows = [] if report["truth"] is None else ["truth"]
     rows += dict.fromkeys(event["kind"] for event in report["events"])
     seconds = report["seconds"]
@@ -59,7 +59,6 @@ def _curves(axes: Axes, report: Report, paint: Mapping[str, str], per: float) ->
 
 
 def _timeline(axes: Axes, report: Report, rows: Sequence[str], paint: Mapping[str, str], per: float) -> None:
-    """One row for the truth's incidents, with what became of each; one row for each kind of event."""
     for incident in report["incidents"] or ():
         start, length = incident["start_s"], incident["end_s"] - incident["start_s"]
         colour = paint.get(incident["label"].split(" + ")[0], FAINT)
@@ -91,7 +90,7 @@ def _timeline(axes: Axes, report: Report, rows: Sequence[str], paint: Mapping[st
 
 
 def _text(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """Words beside a place; near the right edge they stand to its left."""
+    """Near the right edge the words stand left of the place."""
     left = x > 0.92 * axes.get_xlim()[1]
     axes.annotate(
         text, (x, y), xytext=(-6 if left else 6, 0), textcoords="offset points", va="center", fontsize=8,
@@ -103,7 +102,7 @@ def _text(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
 def _thinned(
     time: Sequence[float], value: Sequence[float | None], lowest: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most DRAWN moments: in each stretch the highest value, so that no peak is lost; or the lowest."""
+    """At most DRAWN moments: the highest value of each stretch, so that no peak is lost; or the lowest."""
     t, v = np.array(time, float), np.array([np.nan if one is None else one for one in value], float)
     if len(t) <= DRAWN:
         return t, v

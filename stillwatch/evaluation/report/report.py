@@ -1,7 +1,4 @@
-"""Report: runs of teacher, students and what came of them become one verdict, one page and one report.json.
-
-Imports matplotlib and jinja2 only where a page is made: `assess` needs neither.
-"""
+"""Runs become a verdict, a page and report.json. Imports matplotlib and jinja2 only to make the page."""
 
 import io
 import json
@@ -30,13 +27,12 @@ def compare(
     split: str = "test",
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Judge runs against one another and write what came of it into `out`; returns what report.json holds.
+    """Compare runs, write the report into `out` and return what report.json holds.
 
-    runs: of any kind that has predictions; runs of other folds are put together, other seeds are averaged.
-    pictures: ids -> {id: uint8 (H,W,C) or None}, for the most confident mistakes. split: whose predictions.
-    more: what else report.json holds; its "warnings" are put before the others.
-    A part that cannot be given (one kind only, an unknown size) is null, with a line in "warnings".
-    Raises UserError where runs are unfinished, were not tested on the same split, or claim the same fold and seed.
+    runs: any with predictions; folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the
+    confident mistakes. more: further keys of report.json; its "warnings" come first.
+    A part that cannot be computed is null, with a warning.
+    Raises UserError if runs are unfinished, differ in test split, or claim the same fold and seed.
     """
     report, models = assess(runs, split)
     more = dict(more or {})
@@ -47,7 +43,7 @@ def compare(
 
 
 def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], list[Model]]:
-    """What report.json holds, and the models it is about; writes nothing. Raises UserError like `compare`."""
+    """-> (what report.json holds, its models). Writes nothing. Raises UserError like `compare`."""
     entries = pooling.enter(runs, split)
     models, left = pooling.models(entries)
     recipe = entries[0].recipe
@@ -83,7 +79,7 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
 
 
 def judged(model: Model) -> dict[str, Any]:
-    """All figures of one model: the mean over its seeds, their spread, and 95 % intervals."""
+    """Figures of one model: mean over seeds, spread, 95 % intervals."""
     recipe, said = model.entries[0].recipe, model.said
     cost = model.entries[0].run.info.cost
     found = _means(said.y, model.p, said.group, recipe.labels, recipe.safe)
@@ -104,7 +100,7 @@ def judged(model: Model) -> dict[str, Any]:
 
 
 def _means(y: Any, p: Any, group: Any, labels: Sequence[str], safe: Sequence[str]) -> dict[str, Any]:
-    """metrics.scores of p (S,N,K), mean over S; with "spread" (standard deviation over S) and "ci95"."""
+    """metrics.scores of p (S,N,K), mean over S, with "spread" (standard deviation over S) and "ci95"."""
     each = [metrics.scores(y, one, labels, safe) for one in p]
     found: dict[str, Any] = {name: _mean([one[name] for one in each]) for name in metrics.METRICS}
     known = [name for name in metrics.METRICS if found[name] is not None and len(each) > 1]
@@ -136,7 +132,7 @@ def _epochs(entry: pooling.Entry) -> int:
 def _comparisons(
     models: Sequence[Model], figures: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """{family: {"compression_ratio", "retention", "verdict"}}, those with a verdict first, and why one is missing."""
+    """-> ({family: {"compression_ratio", "retention", "verdict"}}, why a verdict is missing)."""
     found, missing = {}, []
     for family in dict.fromkeys(model.key.family for model in models if model.kind != "teacher") or [""]:
         kin = {model.kind: model for model in models if model.key.family == family and model.kind != "teacher"}
@@ -211,9 +207,9 @@ def _run(entry: pooling.Entry) -> dict[str, Any]:
 
 
 def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, Any]]:
-    """The wrong answers it was surest of, mean over its seeds: [{"id", "true", "predicted", "probability"}].
+    """The wrong answers of highest mean probability: [{"id", "true", "predicted", "probability"}].
 
-    At most two of one recording with the same confusion: neighbouring frames would tell the same story again.
+    At most two of one recording with the same confusion, as neighbouring frames are alike.
     """
     labels, said = model.entries[0].recipe.labels, model.said
     p = metrics.normalised(model.p).mean(0)
@@ -236,7 +232,7 @@ def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, A
 
 
 def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[bytes, bytes]]:
-    """{file name: (wide PNG, stacked PNG)}."""
+    """-> {file name: (wide PNG, stacked PNG)}."""
     from stillwatch.evaluation.report import plots
 
     figures, labels = {model.key: report["models"][model.name] for model in models}, report["labels"]
@@ -267,13 +263,13 @@ def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[b
 
 
 def _album(samples: Sequence[dict[str, Any]], pictures: Album | None) -> dict[str, tuple[str, bytes]]:
-    """id -> (media type, encoded picture)."""
+    """-> id -> (media type, encoded picture)."""
     found = pictures([sample["id"] for sample in samples]) if pictures and samples else {}
     return {name: _encoded(picture) for name, picture in found.items() if picture is not None}
 
 
 def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
-    """uint8 (H,W), (H,W,1) or (H,W,3) as a small file: PNG where it is tiny, JPEG otherwise."""
+    """uint8 (H,W), (H,W,1) or (H,W,3) -> PNG if tiny, else JPEG."""
     from matplotlib.image import imsave
 
     rgb = picture[..., None] if picture.ndim == 2 else picture

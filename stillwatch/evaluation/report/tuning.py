@@ -1,4 +1,4 @@
-"""The picture of a tuning study: the figure by trial, and by each key. It knows no optimiser: a trial is a CSV line."""
+"""The picture of a tuning study, drawn from trials.csv. Must not import an optimiser."""
 
 import csv
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ FEW = 6  # different values of a key, up to which each has a tick of its own
 
 
 def picture(path: Path, metric: str, stacked: bool = False) -> bytes:
-    """The figure by trial and by each key. Dots: trials. Line: the best so far. Broken line: the recipe as it stood.
+    """The figure by trial and by key. Dots: trials. Line: best so far. Broken line: the recipe as it stood.
 
-    path: trials.csv: number, state, value, the keys, seconds, note. metric: what value is; "loss" is better lower.
-    Raises UserError where the file is missing or no trial in it has a value.
+    path: trials.csv: number, state, value, the keys, seconds, note. metric: of the value; lower "loss" is better.
+    Raises UserError if the file is missing or no trial has a value.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -55,7 +55,6 @@ def _history(rows: Sequence[Row], metric: str, axes: Axes) -> None:
 
 
 def _key(rows: Sequence[Row], key: str, metric: str, axes: Axes) -> None:
-    """The figure by one key: numbers on their own scale, which may be logarithmic, and words side by side."""
     rows = [row for row in rows if row[key]]
     try:
         x = [float(row[key]) for row in rows]
