@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import stat
 import time
 import zlib
@@ -37,6 +38,7 @@ from stillwatch.run import NO_PROGRESS, Progress
 FORMAT = 1  # of the shards; raised whenever the same file would give other rows
 BATCH = 16  # pictures through the net at once
 SHARD = 512  # pictures, or as much work in films, in a shard at most: what a kill can cost a worker
+SHARD_NAME = re.compile(r"[0-9a-f]{32}\.npz")
 HEAVY = 64 << 10  # bytes of a film that count as one picture
 BEAT = 0.2  # s between two looks at how far the workers are
 
@@ -89,6 +91,9 @@ def score(
         wanted = "film" if clips else "picture or film"
         raise UserError(f"{folder}: no {wanted} in it; read are {' '.join(_kinds(clips))}")
     parts = out.with_name(f"{out.name}.parts")
+    ours = SHARD_NAME.fullmatch
+    if parts.is_symlink() or any(not ours(path.name) and path.suffix == ".npz" for path in parts.glob("*")):
+        raise UserError(f"{parts}: is there and not all of it was made by `stillwatch score`; choose another -o")
     with locked(parts / ".lock", busy=f"{parts}: another `stillwatch score` writes there; choose another -o"):
         if rate is None and clips:
             rate = trained_rate(made.manifest)
@@ -158,7 +163,7 @@ def cut(found: Sequence[File]) -> list[tuple[File, ...]]:
         mine.append(file)
         weight += _weight(file)
         # one name in SHARD / 4 ends a shard, by chance but always the same ones
-        if weight >= SHARD or (weight >= SHARD / 8 and zlib.crc32(file.path.encode()) % (SHARD // 4) == 0):
+        if weight >= SHARD or (weight >= SHARD / 8 and zlib.crc32(os.fsencode(file.path)) % (SHARD // 4) == 0):
             shards.append(tuple(mine))
             mine, weight = [], 0.0
     return [*shards, tuple(mine)] if mine else shards
@@ -423,6 +428,11 @@ def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Pict
 # ---- the table
 
 
+def _written(name: str) -> str:
+    """A file's name as text, also one that is not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _write(
     out: Path, task: Task, shards: Sequence[Sequence[File]], labels: Sequence[str], odd: Sequence[tuple[str, str]]
 ) -> tuple[int, list[dict[str, str]]]:
@@ -435,7 +445,7 @@ def _write(
             errors += [(shard[n].path, str(why)) for n, why in zip(part["bad"], part["reason"], strict=True)]
             rows += len(part["which"])
             if len(part["which"]):
-                add([shard[n].path for n in part["which"]], part["time"], part["frame"], part["p"])
+                add([_written(shard[n].path) for n in part["which"]], part["time"], part["frame"], part["p"])
     beside = out.with_name(f"{out.name}.errors.csv")
     errors.sort()
     if errors:
@@ -445,4 +455,4 @@ def _write(
             draft.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
     else:
         beside.unlink(missing_ok=True)
-    return rows, [{"path": path, "reason": reason} for path, reason in errors]
+    return rows, [{"path": _written(path), "reason": reason} for path, reason in errors]

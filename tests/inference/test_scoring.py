@@ -387,3 +387,29 @@ def test_the_benchmark_compares_the_same_frames(tmp_path: Path) -> None:
         assert bench.decode(tmp_path / "archive", names) == bench.plainly(tmp_path / "archive", names) == 5
     row = bench.compare(bundle_of(tmp_path), tmp_path / "archive", kinds["h264"], 1)
     assert 0 < row["decode_ms"] < row["ready_ms"] * 2 and row["to_decode"] > 0 and row["file"] == "m.onnx"
+
+
+def test_what_somebody_else_put_there_is_not_removed(tmp_path: Path) -> None:
+    root, made = archive(tmp_path / "a", 2), bundle_of(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "theirs.npz").write_bytes(b"")
+    (tmp_path / "s.csv.parts").symlink_to(elsewhere)
+    (tmp_path / "t.csv.parts").mkdir()
+    (tmp_path / "t.csv.parts" / "theirs.npz").write_bytes(b"")
+    for out in ("s.csv", "t.csv"):
+        with pytest.raises(UserError, match=r"not all of it was made by `stillwatch score`"):
+            score(made.path, root, tmp_path / out, 1)
+    assert (elsewhere / "theirs.npz").is_file() and (tmp_path / "t.csv.parts" / "theirs.npz").is_file()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_any_name_is_a_name(tmp_path: Path, kind: str) -> None:
+    root, made = archive(tmp_path / "a", 1), bundle_of(tmp_path)
+    odd = os.fsencode(root / "Safe") + b"/gr\xfc\xdfe.jpg"
+    os.link(root / "Safe" / "a00.jpg", odd)
+    Path(os.fsdecode(os.fsencode(root / "Safe") + b"/leer\xff.jpg")).touch()
+    done = score(made.path, root, tmp_path / f"s.{kind}", 1)
+    assert done["rows"] == score(made.path, root, tmp_path / "again.csv", 1)["rows"]
+    assert "Safe/leer\\udcff.jpg" in [row["path"] for row in done["errors"]]
+    assert "Safe/gr\\udcfc\\udcdfe.jpg" in (tmp_path / "again.csv").read_text()
