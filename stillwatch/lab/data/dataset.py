@@ -1,5 +1,6 @@
 """A recipe's data, decoded and split, ready to be learnt from. It knows no net and no loss."""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -74,9 +75,18 @@ def dataset_of(run: Run, voice: Progress = NO_PROGRESS) -> Dataset:
     """The data that a run learnt from. Raises UserError where other data lie there now."""
     recipe = run.recipe
     data = load_dataset(recipe, voice)
-    if data.store.fingerprint != run.info.fingerprint:
-        raise UserError(f"{run.path}: learnt from other data than now lie in data.root = '{recipe.data.root}'")
-    return data
+    if data.store.fingerprint == run.info.fingerprint:
+        return data
+    with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
+        before = {row["path"] for row in csv.DictReader(file)}
+    now = {sample.id for sample in data.samples}
+    found = {"new": now - before, "gone": before - now}
+    changes = [f"{len(names)} {word} (such as {min(names)})" for word, names in found.items() if names]
+    raise UserError(
+        f"{run.path}: learnt from other data than now lie in data.root = '{recipe.data.root}': "
+        f"{', '.join(changes) or 'files of the same names were changed'}; put the data back, or name their copy with "
+        "data.root=FOLDER, or train anew"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import toys
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import audit, cache
-from stillwatch.lab.data.dataset import image_lookup, load_dataset
+from stillwatch.lab.data.dataset import dataset_of, image_lookup, load_dataset
 from stillwatch.lab.models import classifier
 from stillwatch.lab.training import inputs, pipeline
 from stillwatch.lab.training.runs import load_net, predictor
@@ -261,3 +261,19 @@ def test_a_recipe_that_names_no_loss_distils() -> None:
     plain = recipe().model_dump(mode="json")
     del plain["fit"]["loss"]
     assert any(map(pipeline.needs_teacher, check(plain, "here").fit.loss))
+
+
+def test_data_that_changed_are_named(tmp_path: Path) -> None:
+    for label in LABELS:
+        for number in range(12):
+            toys.jpeg(tmp_path / "data" / label / f"person{number % 6}" / f"{number}.jpg", number)
+    source = {"data__source": "folders", "data__root": str(tmp_path / "data"), "data__group": "folder"}
+    run = pipeline.teach(recipe(**source), tmp_path / "runs")
+    new, old = (
+        tmp_path / "data" / LABELS[0] / "person0" / "new.jpg",
+        tmp_path / "data" / LABELS[1] / "person1" / "1.jpg",
+    )
+    toys.jpeg(new, 99)
+    old.unlink()
+    with pytest.raises(UserError, match=r"1 new \(such as .*new\.jpg\), 1 gone \(such as .*person1/1\.jpg\); put"):
+        dataset_of(run)
