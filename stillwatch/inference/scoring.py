@@ -78,7 +78,7 @@ def score(
     clips a row is a window of T frames and time_s its start. rate: frames a second of films; None: the training rate of
     a net of clips, else all. workers: processes of one thread; None: one a core.
 
-    Unreadable files are rows of `<out>.errors.csv`. Finished shards lie in `<out>.parts`: the same command resumes there
+    Unreadable files are rows of `<out>.errors.csv`. Finished shards lie in `<out>.parts`: the same command resumes
     with the same rows, and scores what is new, changed, or for another bundle or rate.
     Raises UserError for a wrong bundle, folder or ending, and while another score writes `out`.
     """

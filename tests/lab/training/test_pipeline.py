@@ -269,11 +269,7 @@ def test_data_that_changed_are_named(tmp_path: Path) -> None:
             toys.jpeg(tmp_path / "data" / label / f"person{number % 6}" / f"{number}.jpg", number)
     source = {"data__source": "folders", "data__root": str(tmp_path / "data"), "data__group": "folder"}
     run = pipeline.teach(recipe(**source), tmp_path / "runs")
-    new, old = (
-        tmp_path / "data" / LABELS[0] / "person0" / "new.jpg",
-        tmp_path / "data" / LABELS[1] / "person1" / "1.jpg",
-    )
-    toys.jpeg(new, 99)
-    old.unlink()
+    toys.jpeg(tmp_path / "data" / LABELS[0] / "person0" / "new.jpg", 99)
+    (tmp_path / "data" / LABELS[1] / "person1" / "1.jpg").unlink()
     with pytest.raises(UserError, match=r"1 new \(such as .*new\.jpg\), 1 gone \(such as .*person1/1\.jpg\); put"):
         dataset_of(run)
