@@ -36,8 +36,8 @@ def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 
     """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time.
 
     shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad.
-    Raises UserError for an unknown or missing runtime and an unreadable or misshapen file; the function raises ValueError for
-    other pictures.
+    Raises UserError for an unknown or missing runtime and an unreadable or misshapen file; the function raises ValueError
+    for other pictures.
     """
     if runtime not in RUNTIMES:
         raise UserError(f"runtime = {runtime!r}: unknown{nearest(runtime, RUNTIMES)}")
