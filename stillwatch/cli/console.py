@@ -1,4 +1,4 @@
-"""Arguments, progress and tables that the commands share. Imports no floor above the ground."""
+"""Arguments, progress and tables of the commands. Imports no floor above the ground."""
 
 import codecs
 import os
@@ -44,7 +44,6 @@ def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Sequ
 
 
 def latest(folder: Path, *kinds: str) -> list[Path]:
-    """The newest finished run of each kind."""
     found = {run.info.kind: run.path for run in runs(folder) if run.info.status == "done"}
     return [found[kind] for kind in kinds]
 
@@ -76,7 +75,7 @@ def _lines(things: Iterable[T], count: int, what: str) -> Iterable[T]:
 
 
 def print_anything() -> None:
-    """Characters that the terminal's encoding lacks (cp1252 has no minus sign) become plain ones, not errors."""
+    """Characters that the terminal's encoding lacks (cp1252 has no minus sign) become plain ones."""
 
     def plainer(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)

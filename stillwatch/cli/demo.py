@@ -1,4 +1,4 @@
-"""The demo: every command on drawn drivers. Imports floors only inside functions."""
+"""Every command on drawn drivers. Imports floors only inside functions."""
 
 import json
 import sys

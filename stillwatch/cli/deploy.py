@@ -1,4 +1,4 @@
-"""Commands of the board: time, check, watch, replay, score. Imports floors only inside functions."""
+"""Commands of the board. Imports floors only inside functions."""
 
 import json
 import tempfile
@@ -208,7 +208,7 @@ def _event_line(event: "StoredEvent") -> str:
 
 
 def _rivals(name: str, bundle: "Bundle", folder: Path) -> Iterator["Contender"]:
-    """A run's net in PyTorch, or a net with random weights in every runtime."""
+    """A run's net in PyTorch, or one with random weights in every runtime."""
     from stillwatch.evaluation.benchmark import Contender, open_resizing
     from stillwatch.inference import runtimes
     from stillwatch.lab.export import exporters

@@ -1,4 +1,4 @@
-"""Commands of the lab, from data to bundle. Imports floors only inside functions."""
+"""Commands of the lab. Imports floors only inside functions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ app = commands()
 
 
 def keys(example: str) -> Any:
-    """The argument KEY=VALUE..., with an example that the command takes."""
+    """The argument KEY=VALUE..., with an example."""
     return typer.Argument(metavar="[KEY=VALUE]...", help=f"recipe keys to change, such as {example}")
 
 

@@ -25,7 +25,7 @@ for group in (lab.app, deploy.app, demo.app):
 
 
 def main() -> None:
-    """Every failure is one line, unless --debug is among the arguments."""
+    """Every failure is one line, except with --debug."""
     runtimes.telemetry_off()
     print_anything()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

@@ -1,4 +1,4 @@
-"""Speed, memory and start time of each file of a bundle on this machine. Must not import torch."""
+"""Speed, memory and start time of a bundle's files here. Must not import torch."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ LIBRARIES = ("numpy", "onnxruntime", "openvino", "ncnn", "torch")
 
 
 class Contender(NamedTuple):
-    """open(threads, batch) must be picklable and returns the function to time on uint8 (n,*shape)."""
+    """open(threads, batch): picklable; returns the function timed on uint8 (n,*shape)."""
 
     name: str
     open: Callable[[int, int], Callable[..., Any]]
@@ -52,10 +52,10 @@ def bench(
     plan: BenchPlan = BenchPlan(),  # noqa: B008  an immutable tuple
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
-    """Time each file in each runtime, and the others, at each thread count -> what bench.json holds.
+    """Time each file in each runtime, and the others -> what bench.json holds.
 
-    others: the detector and rivals, raced on the same pictures. Each row has all keys of _row; None: unknown;
-    why_not: why it did not run. Raises UserError for an impossible plan or a repeated name.
+    others: the detector and rivals, raced on the same pictures. A row has all keys of _row; None: unknown; why_not: why
+    it did not run. Raises UserError for an impossible plan or a repeated name.
     """
     here = machine()
     counts = tuple(sorted(set(plan.threads or (1, here.cores))))
@@ -96,7 +96,7 @@ def fastest(rows: Sequence[dict[str, Any]], threads: int) -> dict[str, Any] | No
 
 
 def over_budget(report: Mapping[str, Any], budget_ms: float) -> str | None:
-    """One line if the fastest faithful file, at the most threads, has a p95 over budget, or if there is none."""
+    """One line if p95 of the fastest faithful file, at the most threads, is over budget, or if no file is faithful."""
     threads = max(report["plan"]["threads"])
     best, name = fastest(report["rows"], threads), report["bundle"]["name"]
     if best is None:
@@ -113,7 +113,7 @@ def _words(threads: int) -> str:
 
 
 def open_resizing(path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> runtimes.Predict:
-    """Open a rival of another picture size: it answers with as many pictures of its own."""
+    """A rival of another picture size answers with as many pictures of its own."""
     predict, x = runtimes.open(path, runtime, shape, threads, batch), np.full((batch, *shape), 100, np.uint8)
     return lambda given: predict(np.resize(x, (len(given), *shape)))
 
@@ -168,7 +168,7 @@ def _raced(
     rounds: tuple[int, int],
     progress: Progress,
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
-    """Open all, race those that answer, close all: only one set of sessions is in memory."""
+    """Only one set of sessions is in memory at a time."""
     calls: dict[str, Callable[[], Any]] = {}
     for number, (row, entrant) in enumerate(zip(rows, entrants, strict=True)):
         if row["why_not"]:
@@ -194,7 +194,6 @@ def _row(entrant: Contender, threads: int) -> dict[str, Any]:
 
 
 def _overhead(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """A detector's time over that of the file it runs."""
     if not (row["runs"] and row["latency_ms"]):
         return None
     wanted = (row["runs"]["file"], row["runs"]["runtime"], row["threads"])

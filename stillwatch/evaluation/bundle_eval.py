@@ -1,4 +1,4 @@
-"""Judge each file of a bundle, in a runtime of this machine, beside its run. Must not import torch."""
+"""Judge a bundle's files, each in a runtime of this machine, beside their run. Must not import torch."""
 
 import shutil
 import time
@@ -32,10 +32,9 @@ def judge_bundle(
     """Run each file on a split and report on it beside the run it was exported from.
 
     run: has predictions of the split; the runs of pooling.comparison_set lie beside it. paper: from eval_arrays: pixels
-    uint8 (N,T,H,W,C), ids, groups, sequences, y. out: the report's folder, with predictions in
-    out/<file>/predictions/<split>.npz. Returns what report.json holds, with "bundle": each file's
-    agreement with the run. Raises UserError if bundle, run and samples do not match, or no file runs here; one that
-    fails is in "warnings".
+    uint8 (N,T,H,W,C), ids, groups, sequences, y. Predictions go to out/<file>/predictions/<split>.npz. Returns what
+    report.json holds, with "bundle": each file's agreement with the run.
+    Raises UserError if bundle, run and samples do not match, or no file runs here; one that fails is in "warnings".
     """
     out, (x, ids, groups, sequences, y) = Path(out), paper
     said = _belonging(bundle, run, paper, split)
@@ -62,7 +61,7 @@ def judge_bundle(
 
 
 def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> Predictions:
-    """The run's predictions of these samples. Raises UserError if the three do not match."""
+    """Raises UserError if bundle, run and samples do not match."""
     origin, labels = bundle.manifest.run.get("id"), run.recipe.labels
     if origin != run.path.name:
         raise UserError(f"{bundle.path}: was exported from {origin}, not from {run.path.name}")
@@ -95,7 +94,6 @@ def _opened(bundle: Bundle, model: Model) -> tuple[str, Predict]:
 
 
 def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path) -> Run:
-    """A folder that the report reads like a run's."""
     path = out / model.name.replace("/", "-")
     if (path / "run.json").is_file():  # of an earlier report, perhaps of another bundle
         shutil.rmtree(path)
@@ -139,7 +137,7 @@ def _about(bundle: Bundle, run: Run) -> dict[str, Any]:
 
 
 def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split: str) -> dict[str, Any]:
-    """The run's probabilities are first brought to the bundle's temperature."""
+    """The run's probabilities are brought to the bundle's temperature."""
     manifest, heard = bundle.manifest, read(file, split)
     rows = {name: row for row, name in enumerate(said.id.tolist())}
     p: NDArray[Any] = said.p[[rows[name] for name in heard.id.tolist()]]

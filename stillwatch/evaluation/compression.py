@@ -1,4 +1,4 @@
-"""What each compression step cost, and whether pruning beats a narrower student. Pairs are judged as in verdict.py."""
+"""What each compression step cost, and whether pruning beats a narrower student."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -42,7 +42,7 @@ def _bases(candidate: Model, models: Sequence[Model]) -> Iterable[tuple[str, Mod
 
 
 def made_from(model: Model, models: Sequence[Model]) -> Model | None:
-    """The model that holds its parents; if its runs name none, the student of its family."""
+    """If its runs name none: the student of its family."""
     wanted = set(model.parents)
     if wanted:
         return next((m for m in models if any(entry.name in wanted for entry in m.entries)), None)
@@ -55,7 +55,7 @@ def _student(model: Model, models: Sequence[Model]) -> Model | None:
 
 
 def baseline(pruned: Model, models: Sequence[Model]) -> Model | None:
-    """The narrower student of its family with the nearest arithmetic."""
+    """The narrower student whose arithmetic is nearest."""
     found = [m for m in models if m.kind == "narrow" and m.key.family == pruned.key.family]
     return min(found, key=lambda m: abs(_cost(m, "macs") - _cost(pruned, "macs")), default=None)
 
@@ -138,9 +138,9 @@ def _size(row: Mapping[str, Any], base: ModelKey) -> str:
 
 
 def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """The INT8 stages that quantise recorded.
+    """What quantise recorded.
 
-    [{"model", "run", "fold", "seed", "stages", "stage" (the best one's name), "kept" (may leave the lab), "why" (not),
+    [{"model", "run", "fold", "seed", "stages", "stage" (the best), "kept" (may leave the lab), "why" (not),
     "temperature"}].
     """
     return [
@@ -153,7 +153,7 @@ def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
 
 
 def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """The pruning steps that prune recorded.
+    """What prune recorded.
 
     [{"model", "run", "fold", "seed", "before", "best", "steps", "widths", "narrow"}]. before, best: cost and validation
     figures, if known; widths: {"before", "after"}, layer -> outputs; narrow: the baseline's, or None.
@@ -184,7 +184,6 @@ def _of(model: Model, entry: pooling.Entry) -> dict[str, Any]:
 
 
 def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
-    """What is missing or unequal beside a compressed model."""
     found = []
     for model in models:
         name, parents = model.key.title, model.parents

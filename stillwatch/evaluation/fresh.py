@@ -26,7 +26,7 @@ def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, A
     """Open a model in a fresh process and answer once, for x uint8 (1,*shape).
 
     -> memory_mb (peak, 10⁶ bytes), bare_mb (peak before `opens` was imported; None: unknown), load_s (from there to the
-    answer, s), import_s (of it in imports). On failure: only why_not.
+    answer), import_s (of it in imports). On failure: only why_not.
     """
     try:
         packed = pickle.dumps(opens)
@@ -49,7 +49,7 @@ def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, A
 
 
 def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8]) -> None:
-    """`packed` is unpickled only in the fresh process, as that may import all of torch."""
+    """Unpickles only in the fresh process: it may import all of torch."""
     bare, spent = _peak_mb(), _clock_imports()
     start = time.perf_counter()
     try:
@@ -71,7 +71,7 @@ def _peak_mb() -> float | None:
 
 
 def _clock_imports() -> list[float]:
-    """Return a list to which every later outermost import appends its seconds."""
+    """Receives the seconds of each later outermost import."""
     spent, depth = list[float](), [0]
 
     def clocked(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Pool runs into models: which runs are comparable, their ancestors, folds and seeds. Computes no figure."""
+"""Pool comparable runs into models, by fold and seed. Computes no figure."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,22 +18,18 @@ COMPRESSED = tuple(name for name, kind in KINDS.items() if kind.compressed)
 
 
 class FoldSeed(NamedTuple):
-    """The test a run took, and its training."""
-
     fold: int
     seed: int
 
 
 class Block(NamedTuple):
-    """One run for each pair."""
-
     folds: tuple[int, ...]
     seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Identity of a model. recipe, net, variant: "" if there is only one."""
+    """recipe, net, variant: "" if there is only one."""
 
     recipe: str
     net: str
@@ -60,7 +56,6 @@ class ModelKey:
 
     @property
     def inline(self) -> str:
-        """As inside a sentence: "student distilled"."""
         return f"{self.title[0].lower()}{self.title[1:]}" if self.kind in KINDS else self.title
 
 
@@ -93,7 +88,7 @@ Cells: TypeAlias = Mapping[FoldSeed, Entry]
 
 @dataclass(frozen=True)
 class Model:
-    """Runs of one kind: folds pooled, seeds stacked."""
+    """Folds are pooled, seeds stacked."""
 
     key: ModelKey
     entries: list[Entry]  # the runs it is made of
@@ -112,7 +107,6 @@ class Model:
 
     @property
     def exported(self) -> bool:
-        """Whether it is a file of a bundle."""
         return self.entries[0].run.info.runtime is not None
 
     @property
@@ -124,12 +118,11 @@ class Model:
 
 
 def parent(run: Run) -> str:
-    """Folder name, or ""."""
     return re.split(r"[/\\]", run.info.parent or "")[-1]
 
 
 def ancestors(run: Run, given: Mapping[str, Run]) -> list[Run]:
-    """The runs it was made from, nearest first, as far as they exist: `given` by name, or in a folder beside it."""
+    """Nearest first, as far as they exist: `given` by name, or in a folder beside it."""
     found: list[Run] = []
     while (name := parent(run)) and len(found) < 9:  # a chain is four long; a ring would have no end
         try:
@@ -141,12 +134,11 @@ def ancestors(run: Run, given: Mapping[str, Run]) -> list[Run]:
 
 
 def side(run: Run) -> Literal["teacher", "student"]:
-    """A bundle's file states its side itself, as its kind is its name."""
+    """A bundle's file states its side, as its kind is its name."""
     return "teacher" if (run.info.side or run.info.kind) == "teacher" else "student"
 
 
 def fit_of(run: Run, recipe: Recipe) -> Fit:
-    """The training settings of a run of its kind."""
     table = KINDS[run.info.kind].fit if run.info.kind in KINDS else side(run)
     return recipe.fit_in(table) if table in ("prune", "quantise") else recipe.fit_of(side(run))
 
@@ -157,7 +149,6 @@ def cell(run: Run, recipe: Recipe) -> FoldSeed:
 
 
 def test(run: Run, recipe: Recipe) -> dict[str, object]:
-    """What two runs must share for their figures to be comparable."""
     data = recipe.data
     found: dict[str, object] = {"labels": recipe.labels, "fingerprint": run.info.fingerprint, "data.split": data.split}
     if data.split != "official":  # the official test is the same whatever these say
@@ -194,9 +185,9 @@ def variant(run: Run, given: Mapping[str, Run]) -> str:
 
 
 def comparison_set(run: Run, split: str) -> list[Run]:
-    """The runs to read it beside, itself last, as far as they took the same test.
+    """The runs to read it beside, itself last, if they took the same test.
 
-    For a compressed run: its ancestors back to the teacher, and the narrower student that pruning must beat.
+    For a compressed run: its ancestors and the narrower student that pruning must beat.
     """
     if run.info.kind not in COMPRESSED:
         return [run]
@@ -212,14 +203,14 @@ def comparison_set(run: Run, split: str) -> list[Run]:
 
 
 def comparable(run: Run) -> bool:
-    """Audits have no predictions."""
+    """An audit is not: it has no predictions."""
     return run.info.kind in KINDS or run.info.runtime is not None
 
 
 def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     """Open the predictions of finished runs of one split.
 
-    Raises UserError for no runs, an audit, an unfinished run, missing predictions, or runs tested on different splits.
+    Raises UserError for no runs, an audit, an unfinished run, missing predictions or different splits.
     """
     entries: list[Entry] = []
     for run in {run.path.resolve(): run for run in runs}.values():
@@ -248,10 +239,10 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
 
 
 def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
-    """-> (teacher, alone, distilled and their descendants, by family; lines on what was left out).
+    """(teacher, alone, distilled and their descendants, by family; lines on what was left out).
 
-    Alone and distilled are cut to their common (fold, seed) pairs, and each model to a full block: the most folds that
-    one seed covers, then all seeds that cover these. Raises UserError if two runs claim the same fold and seed, folds
+    Alone and distilled are cut to common (fold, seed) pairs, and each model to a full block: the most folds that one
+    seed covers, then all seeds that cover these. Raises UserError if two runs claim the same fold and seed, folds
     overlap, or runs of one fold were tested on different samples.
     """
     keyed = _keyed(entries)
@@ -279,7 +270,7 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
 
 
 def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, Block]:
-    """Teachers have no block. Appends what is missing to `left`."""
+    """Teachers have none. Adds what is missing to `left`."""
     blocks: dict[ModelKey, Block] = {}
     students = {key: cells for key, cells in keyed.items() if key.kind in DISTILLATION[1:]}
     for family in dict.fromkeys(key.family for key in students):
@@ -297,7 +288,7 @@ def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, 
 
 
 def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
-    """Both, cut to their common folds and seeds; None if there are none.
+    """Both, cut to common folds and seeds; None if there are none.
 
     Raises UserError if they were tested on different samples there.
     """
@@ -311,7 +302,7 @@ def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
 
 
 def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
-    """A key has recipe, net and variant only where the kind alone is ambiguous."""
+    """recipe, net and variant are set only where the kind alone is ambiguous."""
     given = {entry.name: entry.run for entry in entries}
     variants = [variant(entry.run, given) for entry in entries]
     nets: dict[tuple[str, bool], list[tuple[str, str]]] = {}  # (recipe, teacher or student) -> (name, net)
@@ -342,14 +333,14 @@ def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
 
 
 def _net(entry: Entry) -> tuple[str, str]:
-    """(name, net without the file of its weights, which may differ by fold)."""
+    """Leaves out the file of the weights, which may differ by fold."""
     net = entry.net
     weights = net.weights if net.weights in ("imagenet", "scratch") else "file"
     return net.name, net.model_copy(update={"weights": weights}).model_dump_json()
 
 
 def _block(cells: Iterable[FoldSeed], wanted: Iterable[int] = ()) -> Block:
-    """The fullest block: the most wanted folds that one seed covers, then every such seed."""
+    """The most wanted folds that one seed covers, then every such seed."""
     by_seed: dict[int, set[int]] = {}
     for fold, seed in cells:
         by_seed.setdefault(seed, set()).add(fold)
@@ -371,7 +362,6 @@ def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
 
 
 def _joined(entries: Sequence[Entry]) -> Predictions:
-    """Pool the folds of one training, sorted by id."""
     owner: dict[str, Entry] = {}
     for entry in entries:
         for name in entry.said.id.tolist():

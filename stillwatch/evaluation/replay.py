@@ -1,4 +1,4 @@
-"""A film's alarms against the truth: incidents found and missed, false alarms an hour. Opens no film, draws nothing."""
+"""A film's alarms against the truth: incidents found and missed, false alarms an hour. Opens no film."""
 
 import json
 import math
@@ -48,10 +48,10 @@ class Incident(Segment, total=False):
 
 
 def read_truth(path: Path, labels: Sequence[str] = ()) -> list[Segment]:
-    """Read {"segments": [{"start_s", "end_s", "label"}, …]} from JSON -> segments, sorted by time.
+    """Segments by time, from JSON {"segments": [{"start_s", "end_s", "label"}, …]}.
 
-    Other keys are allowed; time without a segment is safe. labels: of the bundle; empty: any word is valid.
-    Raises UserError with the place, the key, the value and the nearest valid word.
+    Time without a segment is safe. labels: of the bundle; empty: any word is valid. Raises UserError with the place,
+    key, value and nearest valid word.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def _segment(raw: object, place: str, labels: Sequence[str]) -> Segment:
 
 
 def incidents(truth: Sequence[Segment], safe: Sequence[str], any_label: bool = False) -> list[Incident]:
-    """Join touching unsafe segments of one label. any_label: of any label; several are joined by " + "."""
+    """Touching unsafe segments of one label, joined. any_label: of any label, named "a + b"."""
     found: list[Incident] = []
     labels: list[list[str]] = []  # of each incident
     for segment in truth:
@@ -123,12 +123,12 @@ def replay(
 ) -> Report:
     """Play the steps to the alarm and compare its events with the truth.
 
-    steps: (seconds, probabilities (K,) or None), in order of time. truth: of read_truth; None leaves its figures None.
-    An event is judged by the time from its start to when it opened. If that, widened by `tolerance` (s), touches no
-    unsafe truth, it is false, however long it lasts. It is right if it touches an incident of its label (of any, if it
-    names none or the rule gathers evidence). The first right event that lasts into an incident and opened at most
-    `tolerance` after its end detects it, after max(0, opened - start) seconds. Camera events (blocked, frozen) do not
-    count. Raises UserError for a film without a frame.
+    steps: (seconds, probabilities (K,) or None), in order of time. truth: None leaves its figures None.
+    An event is judged from its start to when it opened, however long it lasts. If that, widened by `tolerance` (s),
+    touches no unsafe truth, it is false. It is right if it touches an incident of its label (of any, if it names none
+    or the rule gathers evidence). The first right event that lasts into an incident and opened at most `tolerance`
+    after its end detects it, after max(0, opened - start) seconds. Camera events (blocked, frozen) do not count.
+    Raises UserError for a film without a frame.
     """
     events: dict[str, ReplayEvent] = {}
     times, answers, gauge = list[float](), list[Answer](), list[float]()
@@ -171,7 +171,7 @@ def _compared(
     end: float,
     tolerance: float,
 ) -> Report:
-    """Sets each event's outcome."""
+    """It sets each event's outcome."""
     whole = incidents(truth, safe, any_label)
     seen = [incident for incident in whole if incident["start_s"] < end]
 
@@ -224,7 +224,6 @@ def _compared(
 
 
 def _detected(incident: Incident, events: Sequence[ReplayEvent], late: float) -> Incident:
-    """events: those of this incident, sorted by when they opened."""
     if not events:
         missed: Any = {"detected": False, **dict.fromkeys(("after_s", "event", "kind", "level", "alarm_after_s"))}
         return missed
@@ -257,10 +256,7 @@ def _false_alarms(events: Sequence[ReplayEvent], hours: float) -> dict[str, obje
 
 
 def most(count: int, confidence: float = 0.95) -> float:
-    """One-sided exact upper limit of a Poisson mean, given a count (Garwood 1936).
-
-    Found by halving: a board has no scipy.
-    """
+    """Upper limit of a Poisson mean (one-sided, exact: Garwood 1936). By halving: a board has no scipy."""
     low, high = 1e-9, 4.0 * (count + 2)
     for _ in range(100):
         mean = (low + high) / 2
@@ -270,7 +266,7 @@ def most(count: int, confidence: float = 0.95) -> float:
 
 
 def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segment], labels: Sequence[str]) -> Report:
-    """Only over frames that have an answer and a known label."""
+    """Frames without an answer or a known label are left out."""
     starts = np.array([segment["start_s"] for segment in truth])
     y, rows = [], []
     for now, answer in zip(times, p, strict=True):
@@ -288,7 +284,7 @@ def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segme
 def _series(
     times: Sequence[float], p: Sequence[Answer], gauge: Sequence[float], labels: Sequence[str], safe: Sequence[str]
 ) -> Report:
-    """A long film is thinned to the moment of each stretch that alarms most."""
+    """Each stretch of a long film keeps the moment that alarms most."""
     table = np.stack([np.full(len(labels), np.nan) if row is None else np.asarray(row, float) for row in p])  # (N,K)
     score = np.nan_to_num(table[:, [k for k, label in enumerate(labels) if label not in safe]]).max(1, initial=0.0)
     chosen = list(range(len(times)))

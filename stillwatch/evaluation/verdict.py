@@ -1,4 +1,4 @@
-"""Did distillation help, by how much, how surely; and warnings to the reader."""
+"""Did distillation help, by how much, how surely; and warnings."""
 
 import re
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ GAP = 0.05  # of accuracy between people seen in training and new ones, above wh
 
 
 def verdict(alone: Model, distilled: Model) -> dict[str, Any] | None:
-    """Compare two models in pairs, on the same samples; None if they share no fold and seed.
+    """Compare two models on the same samples; None if they share no fold and seed.
 
-    Positive differences favour the distilled student. "helped": "yes" | "no" (it hurt) | "unclear".
+    Positive differences favour the distilled one. "helped": "yes" | "no" (it hurt) | "unclear".
     """
     found = paired_difference(alone, distilled)
     if found is None:
@@ -36,7 +36,7 @@ def verdict(alone: Model, distilled: Model) -> dict[str, Any] | None:
 
 
 def paired_difference(one: Model, other: Model) -> dict[str, Any] | None:
-    """How much better `other` is, sample by sample; None if their folds and seeds differ.
+    """How much better `other` is, by sample; None if folds or seeds differ.
 
     "difference", "ci95", "p_better": of METRIC. "differences": all of COMPARED, each with "by_seed".
     """
@@ -86,14 +86,14 @@ def sentence(found: dict[str, Any], who: str) -> str:
 
 
 def interval(ends: Sequence[float], told: str) -> str:
-    """An interval in points: negated if told as a loss ("no"), signed if neither gain nor loss."""
+    """Points, negated if told as a loss ("no"), signed if unclear."""
     low, high = ends if told != "no" else (-ends[1], -ends[0])
     signed = told == "unclear"
     return f"95 % interval {points(low, signed)} to {points(high, signed)}"
 
 
 def points(value: float, sign: bool = False) -> str:
-    """Percentage points: 0.031 -> "3.1"; more places if it would read as zero."""
+    """0.031 -> "3.1"; more places if it would read as zero."""
     value *= 100
     places = 1 if abs(value) >= 0.05 or value == 0 else 2
     text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
@@ -101,7 +101,7 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def outcome(ends: Sequence[float] | None, groups: int) -> str:
-    """ "yes" (better), "no" (worse) or "unclear": the interval holds zero, or so few groups may agree by chance."""
+    """ "yes" (better), "no" (worse) or "unclear": it holds zero, or so few groups may agree by chance."""
     if ends is None or ends[0] <= 0 <= ends[1] or groups < DECIDE:
         return "unclear"
     return "yes" if ends[0] > 0 else "no"
@@ -119,7 +119,7 @@ def who(model: Model) -> str:
 
 
 def _by_group(alone: Model, distilled: Model) -> list[dict[str, Any]]:
-    """Accuracy, mean over seeds; samples without a group are left out."""
+    """Mean over seeds; samples without a group are left out."""
     right = [(model.p.argmax(-1) == model.said.y).mean(0) for model in (alone, distilled)]
     rows = []
     for group in np.unique(alone.said.group[alone.said.group != ""]):
@@ -154,7 +154,7 @@ def _clips(alone: Model, distilled: Model) -> dict[str, Any] | None:
 
 
 def retention(teacher: Model, student: Model) -> float | None:
-    """Student's accuracy over the teacher's on common samples (violence paper, Table I)."""
+    """The student's accuracy over the teacher's, on common samples (violence paper, Table I)."""
     _, mine, theirs = np.intersect1d(teacher.said.id, student.said.id, return_indices=True)
     if not len(mine):
         return None
@@ -163,7 +163,7 @@ def retention(teacher: Model, student: Model) -> float | None:
 
 
 def known_vs_new(model: Model) -> dict[str, float] | None:
-    """Mean accuracy over runs on people seen in training ("known": validation slice) and new ones ("new": test).
+    """Mean accuracy on people seen in training ("known": validation slice) and new ones ("new": test).
 
     None if validation is no slice of the training groups or was not kept.
     """
@@ -186,7 +186,6 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
 
 
 def warnings(models: Sequence[Model], figures: dict[str, dict[str, Any]]) -> list[str]:
-    """Reasons to doubt the figures. figures: as in report.json."""
     found = [*_size(models[0]), *_seeds(models), *_training(models), *_teachers(models, figures)]
     for model in models:
         gap = figures[model.name].get("seen")
@@ -286,7 +285,7 @@ def related(one: Model, other: Model) -> bool:
 
 
 def _audits(models: Sequence[Model]) -> list[str]:
-    """Once each: folds repeat a warning with other numbers."""
+    """Each warning once: folds repeat it with other numbers."""
     found: dict[str, str] = {}
     for entry in (entry for model in models for entry in model.entries):
         for line in (entry.run.read_json("audit.json") or {}).get("warnings", []):

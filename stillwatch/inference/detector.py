@@ -1,4 +1,4 @@
-"""A bundle as a Detector: its fastest file that reproduces the golden frames here. Must not import torch."""
+"""A bundle's fastest file that reproduces the golden frames here. Must not import torch."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ ROUNDS, LONGEST = 30, 5.0  # calls of each candidate in a race; seconds after wh
 
 
 class Contender(NamedTuple):
-    """A faithful file in one runtime; difference: largest |Δp| on the golden frames."""
+    """difference: largest |Δp| on the golden frames."""
 
     file: str
     runtime: str
@@ -53,8 +53,8 @@ class Detector:
     ):
         """Load, prove and choose; the golden frames are the warm-up.
 
-        threads: for one answer; None: the cores of this process, at most 4 (more slow small nets). batch: pictures that
-        usually come together. runtime, file: only that one. fresh: ignore a remembered choice.
+        threads: None: this process's cores, at most 4 (more slow small nets). batch: pictures that usually come
+        together. runtime, file: only that one. fresh: ignore a remembered choice.
         Raises UserError if the bundle was changed, or nothing reproduces its golden frames.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
@@ -71,10 +71,9 @@ class Detector:
         self.choice, self.predict = found or _choose(self.bundle, place, pairs, threads, batch)
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """n pictures uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size -> float32 (n,K), in one forward.
+        """n pictures uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size -> float32 (n,K).
 
-        For a net of clips each is (T,H,W,C). Raises ValueError for another dtype or shape. predict() takes pictures
-        of the net's shape.
+        For a net of clips each is (T,H,W,C). Raises ValueError for another dtype or shape. predict() does not resize.
         """
         x = np.empty((len(pictures), *self._shape), np.uint8)
         *frames, height, width, channels = self._shape
@@ -90,7 +89,7 @@ class Detector:
 
 
 def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alarm:
-    """Under the camera's own rule or the bundle's. Raises UserError if the rule does not suit the labels."""
+    """Raises UserError if the rule does not suit the labels."""
     manifest = made.manifest
     # Of this start: ids of events must not come again when the process does
     salt = format(int(1000 * time.time()), "x")
@@ -115,9 +114,9 @@ def rate(manifest: bundle.Manifest) -> float | None:
 def steps(
     detector: Detector, film: Iterable[tuple[float, NDArray[np.uint8]]], batch: int = 16
 ) -> Iterator[tuple[float, NDArray[np.float32] | None]]:
-    """(seconds, probabilities float32 (K,)) of each frame of a film.
+    """(seconds, probabilities float32 (K,)) of each frame of a film of (seconds, uint8 (H,W,3)).
 
-    film: (seconds, uint8 (H,W,3)). A net of clips takes the newest T frames at its training rate; None before.
+    A net of clips takes the newest T frames at its training rate; None before.
     """
     shape = detector.bundle.manifest.input.shape
     window: deque[NDArray[np.uint8]] = deque(maxlen=shape[0] if len(shape) == 4 else 1)
@@ -144,12 +143,10 @@ def steps(
 
 
 def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:
-    """What the bench races as "detector"."""
     return Detector(source, threads, batch)
 
 
 def diagnosis() -> list[str]:
-    """The lines of `stillwatch doctor`."""
     about = machine()
     memory = f", {about.memory / 2**30:.1f} GiB" if about.memory else ""
     lines = [f"{about.cpu}, {about.cores} cores{memory}"]
@@ -192,7 +189,7 @@ def _pairs(made: bundle.Bundle, runtime: str | None, file: str | None) -> list[t
 
 
 def _prove(made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, batch: int) -> Contender:
-    """Raises UserError if the file does not reproduce the golden probabilities."""
+    """Raises UserError if the golden probabilities are not reproduced."""
     predict = runtimes.open(made.path / model.name, runtime, made.manifest.input.shape, threads, batch)
     frames, golden = made.golden()
     p, wanted = predict(frames), golden[model.name]
@@ -242,7 +239,7 @@ def _choose(
 def _remembered(
     made: bundle.Bundle, place: Path, pairs: list[tuple[bundle.Model, str]], threads: int, batch: int
 ) -> tuple[dict[str, Any], runtimes.Predict] | None:
-    """The earlier choice, proved again; None if there is none or it no longer holds."""
+    """Proved again; None if it no longer holds."""
     try:
         kept = json.loads(place.read_text(encoding="utf-8"))
         choice = {key: kept[key] for key in ("file", "runtime", "ms", "candidates")} | {"cached": True}

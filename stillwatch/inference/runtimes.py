@@ -1,4 +1,4 @@
-"""Open a model file as a function Predict in each installed runtime (RUNTIMES). Must not import torch."""
+"""Open a model file in each installed runtime (RUNTIMES). Must not import torch."""
 
 import importlib.util
 import os
@@ -25,8 +25,6 @@ class Session(NamedTuple):
 
 
 class Runtime(NamedTuple):
-    """suffixes it reads, module it needs, opener."""
-
     formats: tuple[str, ...]
     needs: str
     open: Callable[[Path, Shape, int, int], Session]  # (file, shape of one sample, threads, batch)
@@ -36,8 +34,8 @@ def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 
     """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time.
 
     shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad.
-    Raises UserError for an unknown or missing runtime and an unreadable or misshapen file; the function raises ValueError
-    for other pictures.
+    Raises UserError for an unknown or missing runtime, or an unreadable or misshapen file. The function raises
+    ValueError for other pictures.
     """
     if runtime not in RUNTIMES:
         raise UserError(f"runtime = {runtime!r}: unknown{nearest(runtime, RUNTIMES)}")
@@ -68,7 +66,7 @@ def telemetry_off() -> None:
 def no_telemetry() -> Iterator[None]:
     """Keep OpenVINO and NNCF from sending events to Google Analytics.
 
-    They send wherever openvino_telemetry can be imported, which is blocked until the end of the block.
+    They send if openvino_telemetry can be imported, and else use a stub. Inside the block it cannot be.
     """
     telemetry_off()
     missing, reporter = object(), "openvino_telemetry"
@@ -83,12 +81,11 @@ def no_telemetry() -> Iterator[None]:
 
 
 def installed(runtime: str) -> bool:
-    """Does not import it."""
+    """It does not import the library."""
     return importlib.util.find_spec(RUNTIMES[runtime].needs) is not None
 
 
 def readers(path: Path) -> list[str]:
-    """The installed runtimes that read this file."""
     return [name for name, entry in RUNTIMES.items() if path.suffix in entry.formats and installed(name)]
 
 
@@ -187,7 +184,7 @@ def _openvino(path: Path, shape: Shape, threads: int, batch: int) -> Session:
 
 
 def _ncnn(path: Path, shape: Shape, threads: int, batch: int) -> Session:
-    """pnnx's two files: float pixels 0..255 (H,W,C) into the first blob, K probabilities out; one picture a call."""
+    """pnnx's two files: float pixels 0..255 (H,W,C) in, K probabilities out; one picture a call."""
     import ncnn
 
     net = ncnn.Net()

@@ -1,6 +1,6 @@
-"""Score an archive of pictures and films on all cores. Must not import torch.
+"""Score an archive on all cores; finished shards survive a kill. Must not import torch.
 
-Finished shards survive a kill. Pixels come as in the lab (media.decode, media.image), so numbers match `judge`.
+Pixels come as in the lab (media.decode, media.image), so numbers match `judge`.
 """
 
 import csv
@@ -44,7 +44,7 @@ BEAT = 0.2  # s between two looks at how far the workers are
 
 
 class File(NamedTuple):
-    """A file of the archive as it was at planning time."""
+    """As it was at planning time."""
 
     path: str  # relative, with "/"
     size: int  # bytes
@@ -52,7 +52,7 @@ class File(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What all shards of a run share; `key` covers all of it that decides the numbers."""
+    """What all shards share; `key` covers all that decides the numbers."""
 
     root: str  # of the archive
     parts: str  # where shards go
@@ -75,11 +75,11 @@ def score(
     """Write one row a picture or frame under `folder` to `out`, .parquet or .csv.
 
     Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. For a net of
-    clips a row is a window of T frames and time_s its start. rate: frames a second of films; None: the training rate of
-    a net of clips, else all. workers: processes of one thread; None: one a core.
+    clips a row is a window of T frames and time_s its start. rate: frames a second; None: the training rate of a net of
+    clips, else all. workers: processes of one thread; None: one a core.
 
-    Unreadable files are rows of `<out>.errors.csv`. Finished shards lie in `<out>.parts`: the same command resumes
-    with the same rows, and scores what is new, changed, or for another bundle or rate.
+    Unreadable files are rows of `<out>.errors.csv`. The same command resumes from the shards in `<out>.parts`, and
+    scores what is new, changed, or for another bundle or rate.
     Raises UserError for a wrong bundle, folder or ending, and while another score writes `out`.
     """
     start = time.monotonic()
@@ -125,10 +125,7 @@ def score(
 
 
 def gather(folder: Path, clips: bool = False) -> tuple[list[File], list[tuple[str, str]]]:
-    """-> (pictures and films by path, (path, reason) of those not read). Skips names that begin with a dot.
-
-    clips: read no pictures.
-    """
+    """-> (pictures and films by path, (path, reason) of those not read). Skips dot names; clips: skips pictures."""
     kinds = _kinds(clips)
     found, odd = [], []
     for place, folders, names in os.walk(folder):
@@ -157,7 +154,7 @@ def gather(folder: Path, clips: bool = False) -> tuple[list[File], list[tuple[st
 
 
 def cut(found: Sequence[File]) -> list[tuple[File, ...]]:
-    """Shards of files sorted by path, cut by file names: a new file changes only its own shard."""
+    """Shards are cut by file names: a new file changes only its own shard."""
     shards, mine, weight = [], list[File](), 0.0
     for file in found:
         mine.append(file)
@@ -189,7 +186,7 @@ def _kinds(clips: bool) -> tuple[str, ...]:
 
 
 def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress) -> Task:
-    """Keeps file and runtime of the parts if they are of this bundle and rate."""
+    """Keeps the earlier file and runtime for the same bundle and rate."""
     about = made.manifest.input
     told = json.dumps([FORMAT, made.manifest.model_dump(mode="json"), rate], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()
@@ -215,13 +212,11 @@ def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, p
 
 
 def _place(task: Task, shard: Sequence[File]) -> Path:
-    """Named by a digest of its files as they were."""
     told = json.dumps([task.key, shard])
     return Path(task.parts) / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
 
 
 def _sweep(task: Task, shards: Sequence[Sequence[File]]) -> None:
-    """Remove shards whose files are gone or changed."""
     wanted = {_place(task, shard).name for shard in shards}
     for path in Path(task.parts).glob("*.npz"):
         if path.name not in wanted:
@@ -233,7 +228,7 @@ def _sweep(task: Task, shards: Sequence[Sequence[File]]) -> None:
 
 class Worker:
     def __init__(self, task: Task, shard: tuple[File, ...], avoid: dict[str, str], suspect: str = ""):
-        """avoid: path -> reason, of files that killed a worker twice. suspect: one that did so once."""
+        """avoid: path -> reason, for files that killed two workers. suspect: a file that killed one."""
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.far = context.RawValue("q", -1)  # the file of the shard that it is at; -1: not yet at one
@@ -261,7 +256,7 @@ class Worker:
 
 
 def _work(task: Task, shards: Sequence[tuple[File, ...]], count: int) -> Iterator[None]:
-    """Yields once a file. A file that kills its worker twice is reported as bad."""
+    """Yields once a file. A file that kills two workers is bad."""
     waiting = list(reversed(shards))
     workers = [Worker(task, waiting.pop(), {}) for _ in range(count)]
     try:
@@ -298,7 +293,7 @@ def _done(worker: Worker) -> bool:
 
 
 def _instead(task: Task, dead: Worker) -> Worker:
-    """Retry a dead worker's shard. Its file gets a second chance: the kill may be from outside."""
+    """The file gets a second chance: the kill may be from outside."""
     dead.process.join()
     status, at = dead.process.exitcode, int(dead.far.value)
     name = dead.shard[at].path if at >= 0 else "its first file"
@@ -311,7 +306,7 @@ def _instead(task: Task, dead: Worker) -> Worker:
 
 
 def _serve(task: Task, pipe: Connection, far: Any, parent: int) -> None:
-    """The worker process: shards in, npz files out, until the parent is gone."""
+    """Ends when the parent is gone."""
     cv2.setNumThreads(1)
     look: runtimes.Predict | None = None
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
@@ -340,7 +335,7 @@ def score_shard(
 ) -> dict[str, NDArray[Any]]:
     """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K).
 
-    Also bad (m,), which of its files, and reason (m,). far: a counter of files done.
+    Also bad (m,), which of its files, and reason (m,). far: files done.
     """
     batch = Batch(look, task.shape)
     rows: list[tuple[int, int, float]] = []
@@ -368,8 +363,6 @@ def score_shard(
 
 
 class Batch:
-    """A buffer of pictures, classified whenever full."""
-
     def __init__(self, look: runtimes.Predict, shape: tuple[int, ...]):
         self._look, self._x = look, np.zeros((BATCH, *shape), np.uint8)
         self._frames = shape[0] if len(shape) == 4 else 0
@@ -399,7 +392,7 @@ class Batch:
 
 
 def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
-    """Samples of a file: (first frame, its second, T pictures of the net's size, or why not)."""
+    """For each sample: (first frame, its second, T pictures of the net's size or why not)."""
     path = Path(task.root) / name
     *clip, height, width, channels = task.shape
 
@@ -436,7 +429,6 @@ def _written(name: str) -> str:
 def _write(
     out: Path, task: Task, shards: Sequence[Sequence[File]], labels: Sequence[str], odd: Sequence[tuple[str, str]]
 ) -> tuple[int, list[dict[str, str]]]:
-    """-> (number of rows, bad files)."""
     rows, errors = 0, [*odd]
     with atomic(out) as draft, table.table(draft, out.suffix, labels) as add:
         for shard in shards:

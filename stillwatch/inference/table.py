@@ -1,4 +1,4 @@
-"""Write rows of scores as .csv or .parquet part by part, so that memory does not grow with the archive."""
+"""Scores as .csv or .parquet, written part by part: memory does not grow with the archive."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ def table(path: Path, ending: str, labels: Sequence[str]) -> AbstractContextMana
 
 
 def check(path: Path) -> None:
-    """Raise UserError if such a table cannot be written here."""
+    """Raises UserError if such a table cannot be written."""
     if path.suffix not in ENDINGS:
         raise UserError(f"{path}: ends in {path.suffix or 'nothing'}; wanted: {' or '.join(ENDINGS)}")
     if path.suffix == ".parquet":
@@ -32,7 +32,7 @@ def check(path: Path) -> None:
 
 @contextmanager
 def _as_csv(draft: Path, labels: Sequence[str]) -> Iterator[Add]:
-    """float32 in the fewest digits that give the same number; a picture's time_s and frame are empty."""
+    """float32 in the fewest digits that give the same number."""
     with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels)])

@@ -20,8 +20,6 @@ from stillwatch.run import NO_PROGRESS, Progress
 
 
 class Machine(NamedTuple):
-    """What decides how fast a net is here."""
-
     cpu: str
     cores: int  # that this process may use
     memory: int | None  # bytes
@@ -37,9 +35,9 @@ def race(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
-    Each round calls all in a newly shuffled order (seeded), so that other load meets all alike. An untimed call before
-    each timed one brings the weights back into cache and lets the previous entrant's threads go to sleep. After limit_s
-    the race ends early, with at least 3 rounds.
+    Each round is newly shuffled (seeded), so that other load meets all alike. An untimed call before each timed one
+    brings weights back into cache and lets the previous entrant's threads sleep. After limit_s the race ends early,
+    with at least 3 rounds.
     """
     order, shuffle = list(entrants), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -75,8 +73,8 @@ def race(
 def pinned(threads: int) -> Iterator[None]:
     """Keep all threads of this process, and those started meanwhile, on so many cores.
 
-    One logical core of each physical one comes first, then the highest number: boards with large and small cores
-    number the large ones last. Does nothing on systems without such a call.
+    First logical cores come first, then high numbers: boards number their large cores last. Does nothing on systems
+    without such a call.
     """
     if not can_pin():
         yield
@@ -103,7 +101,7 @@ def machine() -> Machine:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Cores that this process may use."""
     return len(_allowed())
 
 
@@ -116,7 +114,7 @@ def _allowed() -> set[int]:
 
 
 def _tasks() -> list[int]:
-    """All threads of this process: sched_setaffinity(2) moves one at a time, and those that it starts later."""
+    """sched_setaffinity(2) moves one thread at a time, and those that it starts later."""
     with suppress(OSError):
         return [int(path.name) for path in Path("/proc/self/task").iterdir()]
     return [0]
@@ -136,7 +134,7 @@ def _sibling(core: int) -> int:
 
 
 def _cpu() -> str:
-    """ARM boards name the processor in the device tree, x86 in cpuinfo."""
+    """ARM boards name it in the device tree, x86 in cpuinfo."""
     with suppress(OSError, UnicodeDecodeError):
         return Path("/proc/device-tree/model").read_text().strip("\0\n ")
     with suppress(OSError, UnicodeDecodeError):

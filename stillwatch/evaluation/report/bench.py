@@ -1,4 +1,4 @@
-"""A benchmark's report as a table and a picture. Measures nothing; imports matplotlib only to draw."""
+"""A benchmark's report as a table and a picture. Imports matplotlib only to draw."""
 
 import json
 import textwrap
@@ -26,13 +26,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list[Path]:
-    """Write bench.json and latency-accuracy.png. Raises UserError if it cannot."""
+    """Raises UserError if it cannot write."""
     text = json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
     return files.save(folder, ("bench.json", text), ("latency-accuracy.png", lambda: picture(report)), progress)
 
 
 def table(report: Report) -> str:
-    """Columns for each thread count, fastest first. *: the fastest faithful file; !: an unfaithful one."""
+    """Fastest first. *: the fastest faithful file; !: an unfaithful one."""
     machine, plan = report["machine"], report["plan"]
     versions = ", ".join(f"{name} {version.split('-')[0]}" for name, version in machine["versions"].items())
     lines = [*_wrapped(f"{machine.get('cpu', machine['system'])}, {machine['cores']} cores; {versions}")]
@@ -88,7 +88,6 @@ def _aligned(rows: Sequence[Row], batch: int) -> list[str]:
 
 
 def _f1(row: Row) -> float | None:
-    """%, on validation."""
     value = (row["figures"].get("valid") or {}).get("macro_f1")
     return None if value is None else 100 * float(value)
 
@@ -134,7 +133,7 @@ def picture(report: Report) -> bytes:
 
 
 def _points(axes: "Axes", rows: Sequence[Row], room: bool) -> "list[Line2D]":
-    """room: leave the lower half to the ticks. Returns the legend's handles."""
+    """room: leave the lower half to the ticks."""
     from matplotlib.lines import Line2D
 
     from stillwatch.evaluation.report.plots import FAINT, INK, RESERVE
@@ -184,7 +183,7 @@ def _ticks(axes: "Axes", rows: Sequence[Row]) -> None:
 
 
 def apart(true: Sequence[float], least: float) -> list[float]:
-    """Rising places at least `least` apart, each as near its true one as possible, none past 0.99."""
+    """Rising places at least `least` apart, near their true ones, none past 0.99."""
     place: list[float] = []
     for value in true:
         place.append(max(value, place[-1] + least) if place else value)

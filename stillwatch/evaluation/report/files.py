@@ -1,4 +1,4 @@
-"""Write a report's JSON and picture, each whole or not at all; only the picture needs matplotlib."""
+"""Write a report's JSON and picture, each whole or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +14,9 @@ def save(
     picture: tuple[str, Callable[[], bytes]],
     progress: Progress = NO_PROGRESS,
 ) -> list[Path]:
-    """Write both (file name, content) and return their paths.
+    """Write both (file name, content). Returns their paths.
 
-    Without matplotlib the picture is skipped and progress.say tells how to get it. Raises UserError if the folder is
-    not writable.
+    Without matplotlib the picture is skipped, with a hint. Raises UserError if the folder is not writable.
     """
     files = {report[0]: report[1].encode()}
     try:

@@ -1,4 +1,4 @@
-"""A report as one HTML file without script or network. Computes no figure: report.json has them all."""
+"""A report as one HTML file without script or network. Computes no figure."""
 
 import base64
 from collections.abc import Mapping
@@ -25,7 +25,6 @@ SHOWN_METRICS = {  # key -> format, scale, unit, which way is better
 
 
 def page(report: Mapping[str, Any], keys: Mapping[str, ModelKey], plots: Plots, album: Album) -> str:
-    """keys: the model of each name in the report."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=select_autoescape(),

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, as PNG bytes, and the style of all pictures. No pyplot: its global state leaks."""
+"""The pictures of a comparison, as PNG. No pyplot: its global state leaks."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +76,7 @@ def png(size: tuple[float, float], paint: Callable[[Figure], None], h_pad: float
 def panels_png(
     panels: Sequence[Panel], height: float, stacked: bool, columns: int = 3, legend: Mapping[str, str] | None = None
 ) -> bytes:
-    """Panels in rows of `columns`, or stacked. height: of one panel, inches. legend: name -> colour."""
+    """height: of one panel, inches. legend: name -> colour."""
     columns = 1 if stacked else min(columns, len(panels))
     rows = -(-len(panels) // columns)
 
@@ -93,7 +93,7 @@ def panels_png(
 
 
 def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
-    """One colour a model, the same in every picture, colour-blind safe and distinct in gray (Okabe and Ito)."""
+    """The same in every picture; colour-blind safe and distinct in gray (Okabe and Ito)."""
     reserve, chosen = iter(RESERVE * len(keys)), dict[ModelKey, str]()
     for key in keys:
         wanted = KINDS[key.kind].colour if key.kind in KINDS else ""
@@ -105,10 +105,7 @@ def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
 
 
 def bars(models: Models, stacked: bool = False) -> bytes:
-    """Accuracy, loss and size, as in the violence paper, with intervals.
-
-    models: {key: {"accuracy", "loss", "params" | None, "ci95"}}.
-    """
+    """As in the violence paper, with intervals. models: {key: {"accuracy", "loss", "params" | None, "ci95"}}."""
     paint = colours(list(models))
     crowded = len(models) > 4 or max(len(word) for key in models for word in key.title.split()) > 11
 
@@ -160,9 +157,9 @@ def confusions(models: Models, labels: Sequence[str], stacked: bool = False) -> 
 
 
 def curves(histories: Histories, stacked: bool = False) -> bytes:
-    """Loss on train and validation, accuracy and macro-F1 on validation, by epoch.
+    """Loss on train and validation, accuracy and macro-F1 on validation.
 
-    Thin lines: single runs. Thick line: their mean over the epochs that all reached.
+    Thick line: mean over the epochs that all runs reached.
     """
     paint = colours(list(histories))
 
@@ -190,7 +187,7 @@ def curves(histories: Histories, stacked: bool = False) -> bytes:
 
 
 def shares(histories: Histories, stacked: bool = False) -> bytes:
-    """Share of each part of the training loss by epoch, mean over a model's runs."""
+    """Parts of the training loss by epoch, mean over a model's runs."""
 
     def parts_of(run: History) -> Mapping[str, float]:
         return (run[0].get("train") or {}).get("share") or {} if run else {}
@@ -215,10 +212,7 @@ def shares(histories: Histories, stacked: bool = False) -> bytes:
 
 
 def reliability(models: Models, stacked: bool = False) -> bytes:
-    """Dots on the diagonal are calibrated; big dots hold many samples.
-
-    models: {key: {"reliability": from metrics.reliability, "ece": float}}.
-    """
+    """models: {key: {"reliability": from metrics.reliability, "ece": float}}."""
     paint = colours(list(models))
 
     def panel(key: ModelKey, axes: Axes) -> None:
@@ -257,7 +251,7 @@ def per_class(models: Models, labels: Sequence[str], stacked: bool = False) -> b
 
 
 def difference(verdict: Record, stacked: bool = False) -> bytes:
-    """Distilled minus alone: each metric with interval and seeds, and accuracy by group.
+    """Distilled minus alone.
 
     verdict: {"differences": {metric: {"difference", "ci95" | None, "by_seed"}}, "by_group": [{"group", "difference"}]}.
     """
@@ -299,7 +293,7 @@ def difference(verdict: Record, stacked: bool = False) -> bytes:
 
 
 def widths(runs: Sequence[Record], stacked: bool = False) -> bytes:
-    """Channels of each layer before and after pruning, and of the narrower student; one panel a run.
+    """Channels of each layer; one panel a run.
 
     runs: [{"run", "widths": {"before", "after"}, "narrow" | None}], each of the three {layer: outputs}.
     """

@@ -20,7 +20,7 @@ GAUGES = {"awareness": "Awareness, % (full: attentive)", "evidence": "Evidence, 
 
 
 def picture(report: Report) -> bytes:
-    """PNG bytes; the same report gives the same bytes."""
+    """The same report gives the same bytes."""
     rows = [] if report["truth"] is None else ["truth"]
     rows += dict.fromkeys(event["kind"] for event in report["events"])
     seconds = report["seconds"]
@@ -90,7 +90,6 @@ def _timeline(axes: Axes, report: Report, rows: Sequence[str], paint: Mapping[st
 
 
 def _text(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """Near the right edge the words stand left of the place."""
     left = x > 0.92 * axes.get_xlim()[1]
     axes.annotate(
         text, (x, y), xytext=(-6 if left else 6, 0), textcoords="offset points", va="center", fontsize=8,
@@ -102,7 +101,7 @@ def _text(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
 def _thinned(
     time: Sequence[float], value: Sequence[float | None], lowest: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most DRAWN moments: the highest value of each stretch, so that no peak is lost; or the lowest."""
+    """Keeps the highest value of each stretch, so that no peak is lost, or the lowest."""
     t, v = np.array(time, float), np.array([np.nan if one is None else one for one in value], float)
     if len(t) <= DRAWN:
         return t, v

@@ -1,4 +1,4 @@
-"""Runs become a verdict, a page and report.json. Imports matplotlib and jinja2 only to make the page."""
+"""Runs become a verdict, a page and report.json. Imports matplotlib and jinja2 only for the page."""
 
 import io
 import json
@@ -29,9 +29,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compare runs, write the report into `out` and return what report.json holds.
 
-    runs: any with predictions; folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the
-    confident mistakes. more: further keys of report.json; its "warnings" come first.
-    A part that cannot be computed is null, with a warning.
+    Folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the confident mistakes. more:
+    further keys; its "warnings" come first. A part that cannot be computed is null, with a warning.
     Raises UserError if runs are unfinished, differ in test split, or claim the same fold and seed.
     """
     report, models = assess(runs, split)
@@ -43,7 +42,7 @@ def compare(
 
 
 def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], list[Model]]:
-    """-> (what report.json holds, its models). Writes nothing. Raises UserError like `compare`."""
+    """(what report.json holds, its models). Raises UserError like `compare`."""
     entries = pooling.enter(runs, split)
     models, left = pooling.models(entries)
     recipe = entries[0].recipe
@@ -79,7 +78,7 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
 
 
 def judged(model: Model) -> dict[str, Any]:
-    """Figures of one model: mean over seeds, spread, 95 % intervals."""
+    """Mean over seeds, spread, 95 % intervals."""
     recipe, said = model.entries[0].recipe, model.said
     cost = model.entries[0].run.info.cost
     found = _means(said.y, model.p, said.group, recipe.labels, recipe.safe)
@@ -132,7 +131,7 @@ def _epochs(entry: pooling.Entry) -> int:
 def _comparisons(
     models: Sequence[Model], figures: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """-> ({family: {"compression_ratio", "retention", "verdict"}}, why a verdict is missing)."""
+    """({family: {"compression_ratio", "retention", "verdict"}}, why a verdict is missing)."""
     found, missing = {}, []
     for family in dict.fromkeys(model.key.family for model in models if model.kind != "teacher") or [""]:
         kin = {model.kind: model for model in models if model.key.family == family and model.kind != "teacher"}
@@ -209,7 +208,7 @@ def _run(entry: pooling.Entry) -> dict[str, Any]:
 def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, Any]]:
     """The wrong answers of highest mean probability: [{"id", "true", "predicted", "probability"}].
 
-    At most two of one recording with the same confusion, as neighbouring frames are alike.
+    At most two of one recording with the same confusion: neighbouring frames are alike.
     """
     labels, said = model.entries[0].recipe.labels, model.said
     p = metrics.normalised(model.p).mean(0)
@@ -232,7 +231,6 @@ def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, A
 
 
 def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[bytes, bytes]]:
-    """-> {file name: (wide PNG, stacked PNG)}."""
     from stillwatch.evaluation.report import plots
 
     figures, labels = {model.key: report["models"][model.name] for model in models}, report["labels"]
@@ -263,7 +261,7 @@ def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[b
 
 
 def _album(samples: Sequence[dict[str, Any]], pictures: Album | None) -> dict[str, tuple[str, bytes]]:
-    """-> id -> (media type, encoded picture)."""
+    """id -> (media type, encoded picture)."""
     found = pictures([sample["id"] for sample in samples]) if pictures and samples else {}
     return {name: _encoded(picture) for name, picture in found.items() if picture is not None}
 

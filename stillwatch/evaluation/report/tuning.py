@@ -1,4 +1,4 @@
-"""The picture of a tuning study, drawn from trials.csv. Must not import an optimiser."""
+"""The picture of a tuning study. Must not import an optimiser."""
 
 import csv
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ FEW = 6  # different values of a key, up to which each has a tick of its own
 
 
 def picture(path: Path, metric: str, stacked: bool = False) -> bytes:
-    """The figure by trial and by key. Dots: trials. Line: best so far. Broken line: the recipe as it stood.
+    """Dots: trials. Line: best so far. Broken line: the recipe as it stood.
 
-    path: trials.csv: number, state, value, the keys, seconds, note. metric: of the value; lower "loss" is better.
+    path: trials.csv: number, state, value, the keys, seconds, note. metric: lower "loss" is better.
     Raises UserError if the file is missing or no trial has a value.
     """
     try:
