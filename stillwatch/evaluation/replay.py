@@ -158,6 +158,13 @@ def replay(
     }  # fmt: skip
     if truth is not None:
         segments = sorted(truth, key=lambda segment: segment["start_s"])
+        for segment in segments:
+            start, stop = segment["start_s"], segment["end_s"]
+            if start >= end or stop - start > end + tolerance:
+                raise UserError(
+                    f"truth: the segment {start:g} s to {stop:g} s ({segment['label']}) does not fit a film of "
+                    f"{end:.1f} s; times are seconds from its start"
+                )
         report |= _compared(in_order, segments, safe, alarm.gauge_name == "evidence", end, tolerance)
         report |= _by_frame(times, answers, segments, labels)
     return report | {"series": _series(times, answers, gauge, labels, safe)}
@@ -172,8 +179,7 @@ def _compared(
     tolerance: float,
 ) -> Report:
     """It sets each event's outcome."""
-    whole = incidents(truth, safe, any_label)
-    seen = [incident for incident in whole if incident["start_s"] < end]
+    seen = incidents(truth, safe, any_label)
 
     def touches(event: ReplayEvent, until: str, incident: Incident) -> bool:
         last = end if event[until] is None else event[until]
@@ -203,7 +209,6 @@ def _compared(
     waits = _waits(seen)
     by_label = {name: [incident for incident in seen if incident["label"] == name] for name in names}
     unsafe = sum(min(incident["end_s"], end) - incident["start_s"] for incident in seen)
-    beyond = f"{len(whole) - len(seen)} of {len(whole)} incidents begin after the film's end at {end:.1f} s"
     return {
         "truth": truth,
         "incidents": seen,
@@ -219,7 +224,6 @@ def _compared(
         "missed": len(seen) - len(waits),
         "seconds_to_detect": {"median": statistics.median(waits), "longest": max(waits)} if waits else None,
         "false_alarms": _false_alarms(events, max(end - unsafe, 0.0) / 3600),
-        "warnings": [beyond] if len(seen) < len(whole) else [],
     }
 
 
@@ -352,7 +356,7 @@ def _against_truth(report: Report) -> Iterable[str]:
     if report["frame_accuracy"] is not None:
         yield (
             f"frame by frame: accuracy {100 * report['frame_accuracy']:.1f} %, macro-F1 {report['frame_macro_f1']:.3f} "
-            f"({report['frames_compared']:,} frames)"
+            f"({report['frames_compared']:,} of {report['frames']:,} frames: those inside a segment of the truth)"
         )
 
 

@@ -204,10 +204,11 @@ def test_frame_by_frame_only_where_the_truth_speaks() -> None:
     assert report["frame_macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
-def test_a_truth_that_goes_beyond_the_film_is_said() -> None:
-    report = replay(film(20), Script([]), [segment(5, 8, "Yawn"), segment(30, 40, "Yawn")], LABELS, SAFE)
-    assert report["missed"] == 1
-    assert report["warnings"] == ["1 of 2 incidents begin after the film's end at 20.0 s"]
+@pytest.mark.parametrize(("start", "stop"), [(30, 40), (2000, 3500), (0, 9000)])
+def test_a_truth_that_does_not_fit_the_film_is_refused(start: float, stop: float) -> None:
+    truth = [segment(5, 8, "Yawn"), segment(start, stop, "Yawn")]
+    with pytest.raises(UserError, match=rf"segment {start} s to {stop} s \(Yawn\) does not fit a film of 20\.0 s"):
+        replay(film(20), Script([]), truth, LABELS, SAFE)
 
 
 def test_no_safe_moment_gives_no_rate_and_no_frame_is_a_mistake() -> None:
