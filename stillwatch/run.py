@@ -1,7 +1,6 @@
-"""Run: a folder with verbs (create, open, log, save, finish); the one thing every command takes and gives.
+"""Run: a folder that every command takes and gives. Each file is written whole or not at all.
 
-In: a Recipe and what a step has to say. Out: files, each written whole or not at all.
-Called by the lab and the CLI; read by the judge. It knows no torch: what it saves is bytes, JSON and arrays.
+It saves bytes, JSON and arrays, and imports no torch.
 """
 
 import csv

@@ -1,7 +1,6 @@
-"""Weights: lay a file's, a run's or ImageNet's tensors into a net, or say in one line why that cannot be.
+"""Weights: put a file's, a run's or ImageNet's tensors into a net, or say in one line why that cannot be.
 
-In: a net without its head, and what the recipe says. Out: the net, changed in place.
-Called by nets. It knows no data, no recipe and no training; of a run it knows best.pt alone.
+It imports no data and no training; of a run it reads best.pt alone.
 """
 
 import os

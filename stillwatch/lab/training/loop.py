@@ -1,7 +1,6 @@
-"""The one training loop: teacher, student alone and student distilled differ only in their list of loss parts.
+"""The one training loop. Teacher, student alone and student distilled differ only in their list of loss parts.
 
-In: a Step (net and losses), a Lesson (batches), a judge for the validation split. Out: best.pt, last.pt, metrics.jsonl.
-Called by the pipeline, for one process or many. It does not know where pictures come from, nor what a cache is.
+It knows no cache and no data set: batches come from a BatchSource, for one process or many.
 """
 
 import math

@@ -1,7 +1,6 @@
-"""Losses: named parts, each (student Out, teacher Out or None, y, progress) -> one number.
+"""Losses: named parts, each (student ModelOutput, teacher ModelOutput or None, y, progress) -> one number.
 
-In: the recipe's list of parts and a Task. Out: name -> (weight, module); a part that needs weights trains its own.
-Called by the lab's loop. It knows no net, no data and no optimizer; a teacher never gets a gradient from here.
+They import no net and no data. A teacher never gets a gradient from here; a part may train weights of its own.
 """
 
 import inspect

@@ -50,7 +50,7 @@ def teach(
     fresh: bool = False,
     voice: Progress = NO_PROGRESS,
 ) -> Run:
-    """Train the recipe's teacher. An unfinished run of the same recipe is gone on with, unless `fresh`."""
+    """Train the recipe's teacher. Resumes an interrupted run of the same recipe, unless `fresh`."""
     return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, voice))
 
 
@@ -143,8 +143,8 @@ def train(
 ) -> dict[str, Any]:
     """Fit step.net to the training split and lay the kept epoch's weights into it. Returns that epoch's figures.
 
-    The one way of learning, whatever the net: a teacher, a student, one that has just been pruned or quantised.
-    run: where best.pt, last.pt and metrics.jsonl go; what lies there already is gone on with. after: as fit takes it.
+    Every net is trained here: teacher, student, pruned and quantised.
+    run: where best.pt, last.pt and metrics.jsonl go; an interrupted run resumes. after: as fit takes it.
     """
     step.to(accelerator.device)
     inputs = InputPipeline(data, step.net, master, step.maps, plan, accelerator, voice)
