@@ -19,8 +19,6 @@ import pytest
 from bundles import made, onnx_net
 from event_toys import until
 
-from stillwatch.inference.detector import Detector
-from stillwatch.monitor import config, loop, service
 from stillwatch.monitor.events import database
 
 RED, GREEN = (255, 120, 120), (60, 255, 60)  # the toy net finds red safe, and green a danger
@@ -155,16 +153,27 @@ def test_sighup_ends_it_as_sigterm_does(tmp_path: Path, bundle: Path) -> None:
     assert process.returncode == 0, out
 
 
-def test_a_signal_during_the_start_is_not_lost(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any, **options: Any) -> Detector:
-        os.kill(os.getpid(), signal.SIGINT)
-        return Detector(*arguments, **options)
+def test_a_signal_during_the_start_is_not_lost(bundle: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from stillwatch.inference.detector import Detector
+from stillwatch.monitor import config, loop, service
 
-    monkeypatch.setattr(loop, "Detector", interrupted)
-    loaded = config.single(bundle, "toy://street")
-    lines: list[str] = []
-    service.serve(loaded._replace(config=loaded.config.amended(folder=bundle.parent / "kept", on=False)), lines.append)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return Detector(*arguments, **options)
+
+loop.Detector = interrupted
+loaded = config.single(Path({str(bundle)!r}), "toy://street")
+kept = Path({str(bundle.parent / "kept")!r})
+service.serve(loaded._replace(config=loaded.config.amended(folder=kept, on=False)), print)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print("ended by itself")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("ended by itself\n")
 
 
 def test_a_watch_that_never_saw_a_frame_fails(tmp_path: Path, bundle: Path) -> None:

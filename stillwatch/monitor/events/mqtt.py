@@ -9,6 +9,7 @@ import platform
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -138,7 +139,8 @@ class Mqtt:
 
     def _disconnect(self) -> None:
         self._client.disconnect()
-        self._client.loop_stop()
+        with suppress(AttributeError):  # paho forgets its thread as that ends, perhaps between its own two looks
+            self._client.loop_stop()
 
     def close(self) -> None:
         try:
