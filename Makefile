@@ -24,10 +24,10 @@ $(READY): pyproject.toml
 demo: $(READY)   ## drawn drivers: from the data to a live page (4 to 6 minutes on 2 cores)
 	@$(RUN)stillwatch demo $(DEMO_ARGS)
 
-test: $(READY)   ## the whole suite (6 minutes on 2 cores)
+test: $(READY)   ## the whole suite (7 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2
 
-fast: $(READY)   ## what needs no torch and does not wait (under 40 s)
+fast: $(READY)   ## what needs no PyTorch and does not wait (2 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 -m 'not real and not torch and not slow'
 
 lint: $(READY)   ## ruff and mypy
