@@ -1,7 +1,4 @@
-"""Prune: makes a student narrower where that hurts least, and fine-tunes it under its own teacher between the steps.
-
-Makes a run of kind "pruned", and the baseline to beat, of kind "narrow": the net at one width multiplier.
-"""
+"""Prune: narrows a student and fine-tunes it between the steps. Run kinds: "pruned"; "narrow", the baseline."""
 
 import copy
 import warnings
@@ -28,12 +25,12 @@ Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
 def prune(parent: Run, options: RunOptions) -> Run:
-    """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the run, finished.
+    """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the finished run.
 
-    Ranks channels by the norm of the weights that fall with them (Fang et al. 2023, DepGraph, arXiv 2301.12900) among
-    layers wired alike (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616), in recipe.prune.steps equal steps, each
-    fine-tuned. Resumes an interrupted run. Raises UserError, and makes nothing, for no finished student, for changed
-    data, or where prune.keep is out of reach.
+    Channels are ranked by the norm of the weights that go with them (Fang et al. 2023, DepGraph, arXiv 2301.12900)
+    among isomorphic layers (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616), in recipe.prune.steps equal steps,
+    each fine-tuned. Resumes an interrupted run. Raises UserError, before a run is made, for an unfinished student,
+    changed data, or an unreachable prune.keep.
     """
     runs.require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
     recipe, net = parent.recipe, runs.load_net(parent)
@@ -70,7 +67,6 @@ def prune(parent: Run, options: RunOptions) -> Run:
 def _prune_steps(
     parent: Run, net: Classifier, goals: Sequence[tuple[float, float]], data: Dataset, options: RunOptions
 ) -> Run:
-    """Run the steps: each in a folder of its own, the last in the run itself, so that it looks like any other."""
     recipe, teacher = parent.recipe, runs.teacher_of(parent)
     plan, size = recipe.fit_in("prune"), (recipe.data.hw, recipe.data.channels)
     accelerator, teacher_net = pipeline.device(plan), runs.load_net(teacher) if teacher else None
@@ -105,9 +101,9 @@ def _prune_steps(
 
 
 def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Run:
-    """The narrower student that pruning has to beat: as much arithmetic, as many epochs, the same teacher.
+    """The narrower student that pruning has to beat: same arithmetic, epochs and teacher. A finished one is reused.
 
-    Starts from the strongest channels of the student's first weights. A finished one is reused.
+    Starts from the strongest channels of the student's first weights.
     """
     recipe, teacher = parent.recipe, runs.teacher_of(parent)
     target, epochs = pruned.info.cost["macs"], epochs_in_all(pruned)
@@ -134,13 +130,12 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
 
 
 def epochs_in_all(run: Run) -> int:
-    """Epochs of a student: of its steps, and of the pruned runs that it came from."""
+    """Includes its steps and the pruned runs it came from."""
     own = len(run.history()) + sum(len(Run(part).history()) for part in run.path.glob("step-*"))
     return own + (epochs_in_all(Run.open(run.path.parent / f"{run.info.parent}")) if run.info.kind == "pruned" else 0)
 
 
 def layer_widths(net: nn.Module) -> dict[str, int]:
-    """Each convolution's and linear layer's number of outputs, in the order of the net."""
     return {name: len(layer.weight) for name, layer in _layers(net).items()}
 
 
@@ -149,7 +144,7 @@ def _layers(net: nn.Module) -> dict[str, Layer]:
 
 
 def narrow(net: Classifier, data: Dataset, macs: float, params: float, round_to: int) -> None:
-    """Remove the least important channels until the net, now on the CPU, needs at most so many MACs and parameters.
+    """Remove the least important channels until the net, on the CPU, needs at most these MACs and parameters.
 
     Raises UserError where either cannot be reached.
     """
@@ -187,7 +182,7 @@ def narrow(net: Classifier, data: Dataset, macs: float, params: float, round_to:
 
 
 def _removals(net: Classifier, pruner: Any, deepest: float) -> Iterator[None]:
-    """Remove the next channels, but never more than this share of a layer."""
+    """Never removes more than the share `deepest` of a layer."""
     floor: dict[nn.Module, float] = {layer: (1 - deepest) * len(layer.weight) for layer in _layers(net).values()}
     for _ in range(GRAIN):
         for group in pruner.step(interactive=True):
@@ -198,7 +193,7 @@ def _removals(net: Classifier, pruner: Any, deepest: float) -> Iterator[None]:
 
 
 def multiply(net: Classifier, data: Dataset, target: float, round_to: int) -> float:
-    """Bring every layer to one share of its width, the smallest that still needs `target` MACs; returns that share."""
+    """Scale every layer's width by one share, the smallest that reaches `target` MACs; returns that share."""
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
 
     def at(width: float, half: float) -> Classifier:
@@ -241,7 +236,7 @@ def _pruner(
     round_to: int,
     kept: Sequence[nn.Module],
 ) -> Any:
-    """share: what goes of each layer, or of all, then ranked as one. kept: layers whose outputs stay."""
+    """share: for each layer, or for all, which are then ranked as one. kept: layers whose outputs stay."""
     ranked = not isinstance(share, dict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what torch deprecates, and names parameters without a layer

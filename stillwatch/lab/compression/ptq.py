@@ -1,7 +1,4 @@
-"""Post-training quantisation: a float ONNX graph -> the same graph with INT8 weights and activations, by NNCF.
-
-Imports no run and no data set: quantise judges the result.
-"""
+"""Post-training quantisation of an ONNX graph to INT8 by NNCF. Imports no run and no data set."""
 
 import contextlib
 import copy
@@ -33,15 +30,13 @@ BACK = 12  # layers that go back to float at most: a net with more of them is no
 
 
 class QuantConfig(NamedTuple):
-    """One arrangement of INT8 and float."""
-
     name: str
     float_se: bool = False  # pool and product of squeeze-and-excitation stay float; NNCF never takes its convolutions
     plain: bool = False  # one scale an activation, first convolution float: all that ONNX Runtime fuses
 
 
 class Control(NamedTuple):
-    """Accuracy-aware: the most harmful layers go back to float until check falls by at most max_drop."""
+    """Accuracy-aware: the most harmful layers return to float until check falls by at most max_drop."""
 
     check: Check
     rows: Sequence[int]  # of the validation split
@@ -52,9 +47,9 @@ class Control(NamedTuple):
 def quantise_file(
     source: Path, target: Path, rows: Sequence[int], frame: Frame, config: QuantConfig, control: Control | None = None
 ) -> Path:
-    """Quantise the weights (per output channel, symmetric) and activations (affine) of source into target.
+    """Quantise weights (symmetric, per output channel) and activations (affine) of source into target.
 
-    rows, frame: the calibration frames. Depthwise convolutions get an activation scale a channel unless config.plain.
+    rows, frame: the calibration frames. Depthwise convolutions get activation scales per channel unless config.plain.
     Biases absorb each layer's mean error (Nagel et al. 2019, Data-Free Quantization, §4.2).
     """
     model = onnx.load(source)
@@ -112,7 +107,6 @@ def _save(model: onnx.ModelProto, target: Path) -> Path:
 
 
 def ignored(model: onnx.ModelProto, config: QuantConfig) -> list[str]:
-    """Names of the nodes that stay float: before the first layer, after the last, and what config says."""
     nodes = list(model.graph.node)
     heavy = [number for number, node in enumerate(nodes) if node.op_type in HEAVY]
     names = [node.name for node in (*nodes[: heavy[0]], *nodes[heavy[-1] + 1 :])]
@@ -124,9 +118,9 @@ def ignored(model: onnx.ModelProto, config: QuantConfig) -> list[str]:
 
 
 def squeezes(model: onnx.ModelProto) -> list[str]:
-    """The nodes of all squeeze-and-excitation blocks (Hu et al. 2018), pool and product included.
+    """The nodes of all squeeze-and-excitation blocks (Hu et al. 2018), from pool to product.
 
-    A block is the product of a map and of what follows, through a pool, from that map and constants alone.
+    A block is the product of a map with what follows, through a pool, from that map and constants alone.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     found: list[str] = []
@@ -149,7 +143,7 @@ def squeezes(model: onnx.ModelProto) -> list[str]:
 
 
 def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every activation as uint8, but those with a scale a channel as int8: zero points move by 128, values stay."""
+    """Activations as uint8, those with a scale per channel as int8: zero points move by 128, values stay."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     activations = set[str]()
     added: dict[str, TensorProto] = {}
@@ -184,7 +178,7 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _large(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Float weights that are worth storing in half and fit; biases, which NNCF corrects, do not count."""
+    """Biases, which NNCF corrects, do not count."""
     for tensor in model.graph.initializer:
         large = len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
         if tensor.data_type == TensorProto.FLOAT and large and np.abs(numpy_helper.to_array(tensor)).max() < HALF:

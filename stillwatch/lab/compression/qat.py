@@ -1,6 +1,6 @@
-"""Quantisation-aware training: a student learns under fake quantisation, with the same losses and float teacher.
+"""Quantisation-aware training under fake quantisation, with the same losses and the float teacher.
 
-Imports no ONNX and no NNCF, whose torch backend compiles C++ and acts in forward() alone, which the loop does not call.
+Imports no ONNX and no NNCF, whose torch backend compiles C++ and acts only in forward(), which the loop does not call.
 """
 
 from collections.abc import Iterator
@@ -35,10 +35,10 @@ def learn(
     run: Run,
     voice: Progress,
 ) -> None:
-    """Fine-tune net under fake quantisation, in place, its batch norms folded first as INT8 will have them.
+    """Fine-tune net under fake quantisation, in place, with batch norms folded first.
 
-    teacher: float; None leaves the losses that need one out. run: holds the state that training resumes from.
-    Jacob et al. 2018, Quantization and Training of Neural Networks, §3 (arXiv 1712.05877), with a scale a channel.
+    teacher: float; None leaves out the losses that need one. run: holds the state for resuming. Jacob et al. 2018,
+    Quantization and Training of Neural Networks, §3 (arXiv 1712.05877), with scales per channel.
     """
     torch.manual_seed(plan.seed)
     fold(net, data.picture(data.rows["train"][:2]))
@@ -51,9 +51,9 @@ def learn(
 
 @torch.no_grad()
 def fold(net: Classifier, example: Tensor) -> None:
-    """Fold every batch norm into the convolution before it, in place; the norm's own activation stays.
+    """Fold every batch norm into the convolution before it, in place; its activation stays.
 
-    example: uint8 (B,H,W,C). Raises UserError where the folded net gives other answers.
+    example: uint8 (B,H,W,C). Raises UserError where the folded net's output differs.
     """
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept, so that no other gets its id
     pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
@@ -85,7 +85,7 @@ def fold(net: Classifier, example: Tensor) -> None:
 
 
 class WeightQuantizer(nn.Module):
-    """A weight on the INT8 grid, symmetric, one scale an output; straight-through gradient."""
+    """INT8, symmetric, one scale per output; straight-through gradient."""
 
     def forward(self, weight: Tensor) -> Tensor:
         top = weight.detach().abs().flatten(1).amax(1).clamp_min(LEAST)
@@ -94,7 +94,7 @@ class WeightQuantizer(nn.Module):
 
 
 class ActivationQuantizer(nn.Module):
-    """An activation on the UINT8 grid, affine; its range follows the batches. channels: 0 for one scale."""
+    """UINT8, affine; the range follows the batches. channels: 0 for one scale."""
 
     low: Tensor
     high: Tensor
@@ -125,7 +125,7 @@ class ActivationQuantizer(nn.Module):
 
 
 def insert_fake_quant(net: Classifier, config: QuantConfig) -> Hooks:
-    """Put fake quantisation before and into every layer that INT8 takes; returns what undoes it."""
+    """Returns what undoes it."""
     hooks: Hooks = []
     for layer in quantised_layers(net, config):
         channels = layer.groups if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels else 1
@@ -138,7 +138,7 @@ def insert_fake_quant(net: Classifier, config: QuantConfig) -> Hooks:
 
 
 def remove_fake_quant(hooks: Hooks) -> None:
-    """Take it out again; the weights keep their rounded values."""
+    """The weights keep their rounded values."""
     for layer, hook in hooks:
         hook.remove()
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
@@ -146,7 +146,7 @@ def remove_fake_quant(hooks: Hooks) -> None:
 
 
 def quantised_layers(net: Classifier, config: QuantConfig) -> Iterator[Layer]:
-    """Convolutions and linear layers in order, but those frozen, in squeeze-and-excitation, or kept float."""
+    """Leaves out layers that are frozen, in squeeze-and-excitation, or kept float."""
     squeezes = tuple(
         f"{name}."
         for name, module in net.named_modules()

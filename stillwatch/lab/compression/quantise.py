@@ -1,6 +1,6 @@
-"""Quantise: a finished run's net in INT8, by the cheapest stage that keeps its accuracy and is faster here.
+"""Quantise: a run's net in INT8, by the cheapest stage that keeps its accuracy and is faster on this machine.
 
-Stages: post-training, accuracy-aware, quantisation-aware training. Chosen on validation alone; test is read last.
+Stages: post-training, accuracy-aware, quantisation-aware training. Validation alone decides; test is read last.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ FIGURES = ("macro_f1", "accuracy", "balanced_accuracy", "loss", "ece")
 
 @dataclass(frozen=True)
 class StageResult:
-    """One file that was tried: a row of run.json's `stages`, and its validation probabilities."""
+    """A row of run.json's `stages`."""
 
     name: str
     precision: str
@@ -59,7 +59,6 @@ class StageResult:
 
     @property
     def share(self) -> float:
-        """Its time as a share of the float file's, which can be compared between races."""
         return self.ms / self.fp32_ms
 
     def row(self) -> dict[str, Any]:
@@ -75,20 +74,17 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Judges every stage on validation, and in a race with the float file."""
-
     data: Dataset
     max_drop: float  # points of macro-F1
 
     def frame(self, row: int) -> NDArray[np.uint8]:
-        """One sample of the data, uint8 (1,*shape)."""
+        """uint8 (1,*shape)."""
         return np.ascontiguousarray(self.data.store.pixels[row]).reshape(1, *self.data.shape)
 
     def predict(self, fn: Predict, rows: Iterable[int]) -> NDArray[np.float32]:
         return np.concatenate([fn(self.frame(row)) for row in rows])
 
     def opened(self, file: Path) -> tuple[dict[str, Predict], dict[str, str]]:
-        """The file in each installed runtime that reads it, and why others do not."""
         opened: dict[str, Predict] = {}
         refused: dict[str, str] = {}
         for runtime in RUNTIMES:
@@ -159,7 +155,7 @@ class Evaluator:
         )
 
     def best(self, stages: Sequence[StageResult]) -> StageResult:
-        """The most accurate of the fastest of those that may leave; else the least harmful."""
+        """The most accurate of the fastest acceptable ones; else the least harmful."""
         if kept := [stage for stage in stages if stage.kept]:
             least = min(stage.share for stage in kept)
             return max((s for s in kept if s.share <= TIE * least), key=lambda stage: stage.macro_f1)
@@ -167,10 +163,10 @@ class Evaluator:
 
 
 def quantise(run: Run, root: Path | str = "runs", voice: Progress = NO_PROGRESS) -> Run:
-    """Bring a finished run's net to INT8 as its recipe's [quantise] says; returns the new run, finished.
+    """Bring a finished run's net to INT8 as the recipe's [quantise] says; returns the finished run.
 
-    info.stages has a row for each StageResult. The best file is always there; info.kept and info.why say whether it may
-    leave. Raises UserError for a run that is not finished or has no net, and for changed data.
+    info.stages has a row per StageResult. The best file is always written; info.kept and info.why say whether export
+    may use it. Raises UserError for an unfinished run, a run without a net, and changed data.
     """
     runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
     recipe, data = run.recipe, dataset_of(run, voice)
@@ -212,7 +208,7 @@ def _export_float(net: Classifier, run: Run, data: Dataset, path: Path) -> Path:
 
 
 def spread(data: Dataset, frames: int) -> list[int]:
-    """At most so many training rows, evenly over groups, their classes, and their time."""
+    """At most `frames` training rows, spread evenly over groups, classes and time."""
     order = sorted(
         data.rows["train"], key=lambda row: (data.samples[row].group, int(data.y[row]), data.samples[row].id)
     )
@@ -223,7 +219,6 @@ def spread(data: Dataset, frames: int) -> list[int]:
 def _stages(
     evaluator: Evaluator, reference: StageResult, calibration: list[int], run: Run, made: Run, voice: Progress
 ) -> list[StageResult]:
-    """One stage after the other until one may leave."""
     recipe, folder = run.recipe, reference.file.parent
     stages: list[StageResult] = []
     configs: dict[str, QuantConfig] = {}

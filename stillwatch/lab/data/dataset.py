@@ -1,4 +1,4 @@
-"""A recipe's data, decoded and split, ready to be learnt from. It knows no net and no loss."""
+"""A recipe's data, decoded and split. Imports no net and no loss."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Rows: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A recipe's data, decoded and divided: samples[i], y[i] and store.pixels[i] belong together."""
+    """samples[i], y[i] and store.pixels[i] belong together."""
 
     recipe: Recipe
     store: cache.Store
@@ -34,7 +34,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample as an exported file takes it: (H,W,C), or a clip's (T,H,W,C)."""
+        """Of one sample as an exported file takes it: (H,W,C), for clips (T,H,W,C)."""
         return tuple(self.store.pixels.shape[2 if self.recipe.data.frames == 1 else 1 :])
 
     def picture(self, rows: Rows) -> Tensor:
@@ -44,7 +44,7 @@ class Dataset:
         return torch.from_numpy(picked[np.argsort(order, kind="stable")])
 
     def eval_arrays(self, split: str) -> tuple["LazyRows", list[str], list[str], list[str], NDArray[np.int64]]:
-        """What save_predictions takes of a split: pixels, ids, groups, sequences, y."""
+        """A split for save_predictions: pixels, ids, groups, sequences, y."""
         rows = self.rows[split]
         samples = [self.samples[row] for row in rows]
         return (
@@ -57,7 +57,7 @@ class Dataset:
 
 
 def load_dataset(recipe: Recipe, voice: Progress = NO_PROGRESS) -> Dataset:
-    """Gather, decode once and split. Raises UserError where that leaves nothing to learn from."""
+    """Raises UserError where nothing is left."""
     store = cache.pictures(gather(recipe), recipe.data, progress=voice)
     samples = assign(store.samples, recipe.data)
     place = {label: number for number, label in enumerate(recipe.labels)}
@@ -72,7 +72,7 @@ def load_dataset(recipe: Recipe, voice: Progress = NO_PROGRESS) -> Dataset:
 
 
 def dataset_of(run: Run, voice: Progress = NO_PROGRESS) -> Dataset:
-    """The data that a run learnt from. Raises UserError where other data lie there now."""
+    """Raises UserError where the data have changed."""
     recipe = run.recipe
     data = load_dataset(recipe, voice)
     if data.store.fingerprint == run.info.fingerprint:
@@ -91,8 +91,6 @@ def dataset_of(run: Run, voice: Progress = NO_PROGRESS) -> Dataset:
 
 @dataclass(frozen=True)
 class LazyRows:
-    """Some rows of a memory-mapped array, read only when they are asked for."""
-
     array: NDArray[np.uint8]
     rows: Rows
 
@@ -104,7 +102,7 @@ class LazyRows:
 
 
 def image_lookup(run: Run) -> Callable[[Sequence[str]], dict[str, NDArray[np.uint8]]]:
-    """ids -> their pictures, uint8 (H,W,C), as the net saw them; those that are no longer there are left out."""
+    """ids -> pictures, uint8 (H,W,C), as the net saw them; missing ones are left out."""
 
     def pictures(ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
         try:

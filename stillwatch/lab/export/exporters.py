@@ -1,7 +1,4 @@
-"""Exporters: a Classifier -> files that cameras run: uint8 pictures in, calibrated probabilities out.
-
-Imports no data set. EXPORTERS at the foot is the whole list of formats.
-"""
+"""Exporters: Classifier -> files for cameras: uint8 pictures in, calibrated probabilities out. Imports no data set."""
 
 import contextlib
 import copy
@@ -34,7 +31,7 @@ REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2")  # ReduceSum h
 
 
 class Exported(NamedTuple):
-    """A finished file, the runtime that proves it, the batch it takes (None: any), and the file read beside it."""
+    """A finished file, the runtime that proves it, its batch (None: any), and its companion file."""
 
     path: Path
     runtime: str
@@ -43,7 +40,7 @@ class Exported(NamedTuple):
 
 
 class Facade(nn.Module):
-    """Pixels (B,H,W,C) or (B,T,H,W,C) -> probabilities (B,K): all that a camera needs."""
+    """Pixels (B,H,W,C) or (B,T,H,W,C) -> probabilities (B,K)."""
 
     def __init__(self, net: Classifier):
         super().__init__()
@@ -55,7 +52,7 @@ class Facade(nn.Module):
 
 @torch.no_grad()
 def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) -> Facade:
-    """A copy with its head divided by the temperature, and gray kept as one channel. shape: of a sample."""
+    """A copy with its head divided by the temperature and gray kept as one channel. shape: of a sample."""
     ready = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     ready.to(memory_format=torch.contiguous_format)
     for weights in ready.head.parameters():  # softmax and sigmoid both take logits / temperature: exact and free
@@ -73,7 +70,7 @@ def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) ->
 
 @torch.no_grad()
 def fold_gray(net: Classifier) -> None:
-    """Have the first convolution take one gray channel for three equal ones, in place, with the same output."""
+    """Let the first convolution take one gray channel instead of three equal ones, in place, with the same output."""
     first = next((m for m in net.net.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
         return
@@ -100,7 +97,7 @@ def temperature_of(run: Run) -> float:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a graph without constants that no node reads. Raises UserError where it is not valid ONNX."""
+    """Write a graph without unused constants. Raises UserError for invalid ONNX."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -125,8 +122,8 @@ def to_onnx(
 ) -> Path:
     """Write "frames" dtype (batch,*shape) -> "probabilities" float32 (batch,K).
 
-    shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. Raises UserError where torch cannot export the net at
-    this opset, or the result is not valid ONNX.
+    shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. Raises UserError where torch cannot export at this
+    opset or the result is invalid ONNX.
     """
     # Laid out so that NCHW is contiguous, as the weights are: torch writes the pooling of channels_last maps as a
     # gather over as_strided
@@ -166,7 +163,7 @@ def to_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence converters, which print progress on both streams; real failures are exceptions."""
+    """Silences converters, which print progress on both streams; real failures are exceptions."""
     output = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         warnings.simplefilter("ignore")
@@ -174,7 +171,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _downgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A graph of opset 18 as one of 13 to 17; onnx's own converter cannot go back for most of these ops."""
+    """Opset 18 to one of 13 to 17; onnx's own converter cannot go back for most of these ops."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -218,7 +215,7 @@ def write_openvino(net: Classifier, shape: tuple[int, ...], folder: Path, temper
 
 
 def write_ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
-    """pnnx's two files; float pixels 0..255 (H,W,C) in, the front inside."""
+    """pnnx's two files; input float pixels 0..255 (H,W,C), normalised inside."""
     if len(shape) != 3:
         raise UserError("export.formats: ncnn takes single pictures, not clips; leave it out")
     import pnnx
@@ -240,7 +237,7 @@ def write_ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperatur
 
 
 def rival(name: str, classes: int, shape: tuple[int, ...], folder: Path) -> tuple[Path, int]:
-    """A net of NETS or timm with random weights as ONNX, to race against, and its number of parameters."""
+    """Random weights, as ONNX, and the number of parameters."""
     net = build(Net(name=name, weights="scratch"), classes, (shape[-3], shape[-2]), shape[-1]).eval()
     return to_onnx(net, shape, folder / f"{name}.onnx"), sum(p.numel() for p in net.parameters())
 

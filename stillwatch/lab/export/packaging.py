@@ -1,7 +1,4 @@
-"""Packaging: a finished run becomes a bundle of files proved to give what the lab's net gives, or nothing at all.
-
-Temperature, threshold and figures come from the validation split alone.
-"""
+"""Packaging: a finished run -> a bundle of files proved equal to the lab's net. Figures come from validation alone."""
 
 import tempfile
 import time
@@ -33,8 +30,6 @@ TOLERANCE = {"fp32": 1e-3, "int8": 0.15}
 
 
 class Proof(NamedTuple):
-    """What one file gives, and why it may not leave ("" where it may)."""
-
     why: str
     golden: NDArray[np.float32]
     figures: dict[str, dict[str, Any]]
@@ -42,8 +37,6 @@ class Proof(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """What the lab's net gives, at its temperature."""
-
     data: Dataset
     p: NDArray[np.float32]  # (N,K)
     frames: NDArray[np.uint8]  # the golden ones (8,*shape)
@@ -129,10 +122,10 @@ def export(
 ) -> bundle.Bundle:
     """Write the bundle of a finished run. int8: its quantised run. formats: besides "onnx" and the recipe's.
 
-    An unfaithful file stays out, its reason in the manifest: float beyond export.max_difference of PyTorch or of
-    another class in no close call, INT8 beyond quantise.max_drop. Raises UserError, and leaves what was there, where
-    that file is model.onnx, the run is not finished or learnt nothing (unless `anyway`), int8 is another run's, or
-    the data have changed.
+    An unfaithful file stays out, with its reason in the manifest: float beyond export.max_difference of PyTorch or of
+    another class where it is not close, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where
+    that file is model.onnx, the run is unfinished or learnt nothing (unless `anyway`), int8 is of another run, or the
+    data have changed.
     """
     require_finished(run, TRAINED, "run with a net")
     if (nothing := learnt_nothing(run)) and not anyway:
@@ -222,7 +215,6 @@ def _write(
 
 
 def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Run) -> str:
-    """CARD.md: what the bundle may be used for, and how well it does, also on people or cameras never met."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -254,7 +246,6 @@ def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Ru
 
 
 def _without_folders(value: Any) -> Any:
-    """Every absolute path cut down to its last name."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -263,7 +254,6 @@ def _without_folders(value: Any) -> Any:
 
 
 def _predict(fn: Predict, data: Dataset) -> NDArray[np.float32]:
-    """The validation split, 64 samples at a time."""
     rows = data.rows["valid"]
     batches = (data.store.pixels[rows[start : start + 64]] for start in range(0, len(rows), 64))
     return np.concatenate([fn(np.ascontiguousarray(x).reshape(-1, *data.shape)) for x in batches])

@@ -1,7 +1,4 @@
-"""A net without its head: how it is walked, where its maps are; any net of timm taken apart into steps.
-
-It knows no data and no loss.
-"""
+"""A net without its head: the steps of its forward pass and where its maps are. Imports no data and no loss."""
 
 import re
 from collections.abc import Iterable
@@ -20,8 +17,6 @@ PLAIN = ((0.0,), (1.0,))  # own small nets see [0,1] as it is, in as many channe
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """How a net is walked: its modules in order, where its stages end, and where its maps are."""
-
     steps: tuple[str, ...]  # module names, or one of the two methods FORWARD; the last gives the feature
     ends: tuple[int, ...]  # frozen = k freezes steps[:ends[k]]; empty: it cannot be cut inside
     backbone: int  # frozen = true freezes steps[:backbone]
@@ -31,8 +26,6 @@ class ForwardPlan:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A net without its head, and all that a Classifier has to know of it."""
-
     net: nn.Module
     plan: ForwardPlan
     feature: int
@@ -57,7 +50,10 @@ def last_index(net: Any, stride: int) -> int:
 
 
 def from_timm(name: str, options: dict[str, Any], own: Iterable[str] = ()) -> Backbone:
-    """Any net of timm, without its head, taken apart into steps where it is a plain chain of its children."""
+    """Any timm net, split into steps where it is a plain chain of its children.
+
+    Raises UserError for an unknown name, a wrong option, or a net without a pooled feature.
+    """
     if not timm.is_model(name):
         close = nearest(name, [*own, *timm.list_models()])
         hint = close if close.startswith("; did") else f"; known: {', '.join(own)} and the names of timm.list_models()"
@@ -105,10 +101,7 @@ STAGES = ("blocks", "stages", "layers", "features")  # what nets call the chain 
 
 
 def _chain(net: nn.Module, x: Tensor, end: Tensor, widths: dict[str, int]) -> tuple[str, ...]:
-    """The shortest chain of child modules that turns x into `end`; () where the net is not such a chain of maps.
-
-    widths: channels that modules must give.
-    """
+    """The shortest chain of children that turns x into `end`; () where there is none. widths: expected channels."""
     names: list[str] = []
     for child, module in net.named_children():
         inner = child in STAGES and isinstance(module, nn.Sequential)
@@ -126,7 +119,6 @@ def _chain(net: nn.Module, x: Tensor, end: Tensor, widths: dict[str, int]) -> tu
 
 
 def _ends(steps: tuple[str, ...], modules: set[str]) -> tuple[int, ...]:
-    """Where the stem and each stage end, as numbers of steps."""
     stages = [i for i, name in enumerate(steps) if re.match(r"(blocks|stages|layers)\.|(layer|s)\d+$", name)]
     if stages:
         return (stages[0], *(i + 1 for i in stages))

@@ -1,7 +1,4 @@
-"""Classifier: one network with its normalising front and its head, built from a recipe's Net.
-
-It knows no data, no loss and no run.
-"""
+"""Classifier: a net with normalisation and head, built from a recipe's Net. Imports no data, loss or run."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -21,19 +18,15 @@ from stillwatch.recipe import Net
 
 
 class ModelOutput(NamedTuple):
-    """What a net says of a batch."""
-
     logits: Tensor  # (B,K)
     feature: Tensor  # (B,D), pooled, before dropout and head
     maps: dict[int, Tensor]  # stride -> (B,C,h,w), only those asked for
 
 
 class Classifier(nn.Module):
-    """A backbone with its normalising front, dropout and a linear head.
-
-    Frozen parts have no gradients and stay in eval mode, whatever .train() says. Weights lie in channels_last, as the
-    permuted pictures do: a training step at 160×288 on 2 cores then takes 0.27 s for 0.67 (tf_mobilenetv3_small_075,
-    batch 32) and 2.1 s for 2.9 (tf_efficientnet_lite0).
+    """Frozen parts have no gradients and stay in eval mode. Weights are channels_last, as the permuted pictures are: a
+    training step at 160×288 on 2 cores takes 0.27 s instead of 0.67 (tf_mobilenetv3_small_075, batch 32), 2.1 s instead
+    of 2.9 (tf_efficientnet_lite0).
     """
 
     def __init__(self, spec: Net, body: Backbone, classes: int):
@@ -52,7 +45,7 @@ class Classifier(nn.Module):
         self.train()
 
     def forward(self, x: Tensor, maps: tuple[int, ...] = ()) -> ModelOutput:
-        """x: uint8 (B,H,W,C) or (B,T,H,W,C); maps: strides wanted. A clip's answer is the mean over its T frames."""
+        """x: uint8 (B,H,W,C) or (B,T,H,W,C). maps: strides. A clip's output is the mean over its T frames."""
         if not self.frozen_steps:
             return self.forward_from(x, maps)
         before = self.early(maps)
@@ -61,16 +54,13 @@ class Classifier(nn.Module):
         return out._replace(maps={s: (found | out.maps)[s] for s in maps})
 
     def frozen_forward(self, x: Tensor) -> Tensor:
-        """The frozen part's output for x, ready to be stored: (B,D) or (B,C,h,w), a clip's with T after B.
-
-        Where nothing is frozen it is x itself.
-        """
+        """The frozen part's output: (B,D) or (B,C,h,w), for clips (B,T,…). Where nothing is frozen, x itself."""
         return self._frozen_forward(x, ())[0] if self.frozen_steps else x
 
     def forward_from(self, h: Tensor, maps: tuple[int, ...] = ()) -> ModelOutput:
-        """The trained part, on the frozen part's output (fp16 too): forward(x) = forward_from(frozen_forward(x)).
+        """The trained part, on the output of frozen_forward (fp16 too).
 
-        Raises UserError for a map that the net lacks or that lies in the frozen part.
+        Raises UserError for a map that is missing or frozen.
         """
         self.check(maps)
         h, frames = self._fold(h, self.frozen_steps)
@@ -83,11 +73,11 @@ class Classifier(nn.Module):
         return ModelOutput(logits, feature, {s: found[s] for s in maps})
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(B,K) logits -> probabilities: softmax, or a sigmoid for each class, as the recipe's head says."""
+        """(B,K) -> (B,K): softmax or sigmoid, as the recipe's head says."""
         return logits.sigmoid() if self.kind == "sigmoid" else logits.softmax(-1)
 
     def shape(self, maps: tuple[int, ...] | None = None) -> tuple[int, dict[int, int]]:
-        """(size of the feature, channels by stride) of the maps named, or of all that there are."""
+        """(feature size, channels by stride); maps None: all. Raises UserError for a missing map."""
         if maps is None:
             return self.dim, dict(self.channels)
         missing = [s for s in maps if s not in self.channels]
@@ -96,7 +86,7 @@ class Classifier(nn.Module):
         return self.dim, {s: self.channels[s] for s in maps}
 
     def check(self, maps: tuple[int, ...]) -> None:
-        """Raise UserError unless every one of these maps can be learnt from: it exists and is not frozen."""
+        """Raises UserError for a map that is missing or frozen."""
         self.shape(maps)
         for stride in maps:
             if self.plan.taps[stride] < self.frozen_steps:
@@ -104,11 +94,9 @@ class Classifier(nn.Module):
                 raise UserError(f"net {self.name}: the map at stride {stride} is frozen; not frozen: {free}")
 
     def early(self, maps: tuple[int, ...]) -> tuple[int, ...]:
-        """Those of these strides whose map lies in the frozen part."""
         return tuple(s for s in maps if self.plan.taps.get(s, self.frozen_steps) < self.frozen_steps)
 
     def frozen_state(self) -> dict[str, Tensor]:
-        """The weights and statistics of the frozen part alone: what frozen_forward's output depends on."""
         return {f"{i}.{n}": v for i, module in enumerate(self._frozen()) for n, v in module.state_dict().items()}
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -135,12 +123,12 @@ class Classifier(nn.Module):
         return h, found
 
     def _fold(self, h: Tensor, step: int) -> tuple[Tensor, int]:
-        """Frames into the batch: (h, T), or (h, 0) where there is no T."""
+        """Moves T into the batch: (h, T), or (h, 0) without T."""
         still = 2 if step > self.plan.flat else 4
         return (h.flatten(0, 1), h.shape[1]) if h.ndim > still else (h, 0)
 
     def _front(self, x: Tensor) -> Tensor:
-        """(B,H,W,C) uint8 -> (B,3,h,w) normalised; one channel spreads over three. It comes out channels_last."""
+        """uint8 (B,H,W,C) -> normalised (B,3,h,w), channels_last; one channel is broadcast to three."""
         h = x.permute(0, 3, 1, 2).to(self.head.weight.dtype)
         if self.size and tuple(h.shape[2:]) != self.size:
             h = F.interpolate(h, self.size, mode="bilinear", align_corners=False)
@@ -164,7 +152,6 @@ class Classifier(nn.Module):
 
 
 def _frozen_steps(spec: Net, plan: ForwardPlan) -> int:
-    """The number of frozen steps."""
     if isinstance(spec.frozen, bool):
         return plan.backbone if spec.frozen else 0
     if not plan.ends:
@@ -177,9 +164,9 @@ def _frozen_steps(spec: Net, plan: ForwardPlan) -> int:
 def build(net: Net, classes: int, data_hw: tuple[int, int], channels: int) -> Classifier:
     """A recipe's Net -> Classifier with its weights. Random parts come from torch's global generator.
 
-    classes: K. data_hw: (height, width) of the data's pictures, in pixels; channels: 1 or 3.
-    net.options: those of the entry in NETS or of timm.create_model; `size` (side, or [height, width]) has the front
-    door resize to that. Raises UserError for an unknown name, option, stage or weights.
+    data_hw: (height, width) in pixels. channels: 1 or 3. net.options: those of the entry in NETS or of
+    timm.create_model; `size` (side, or [height, width]) resizes the input. Raises UserError for an unknown name,
+    option, stage or weights.
     """
     options = dict(net.options)
     size = options.pop("size", None)
@@ -206,9 +193,8 @@ def build(net: Net, classes: int, data_hw: tuple[int, int], channels: int) -> Cl
 
 @torch.no_grad()
 def resize(net: Classifier, state: Mapping[str, Tensor], hw: tuple[int, int], channels: int) -> None:
-    """Give the net's convolutions, norms and linear layers the shapes that `state` has: those of a pruned net.
+    """Give layers the shapes in `state`, as of a pruned net. Loads no weights. hw, channels: of the data's pictures.
 
-    A pruned net is thus known by its weights alone. hw, channels: of the data's pictures. The weights are not loaded.
     Raises UserError where state is of another net.
     """
     changed = False
@@ -228,7 +214,7 @@ def resize(net: Classifier, state: Mapping[str, Tensor], hw: tuple[int, int], ch
 
 @torch.no_grad()
 def settle_norms(net: Classifier, hw: tuple[int, int], channels: int) -> None:
-    """Have a net whose layers were made narrower know its own widths again: each layer's, its feature's, its maps'."""
+    """Update a narrowed net's stored widths: its layers', its feature's and its maps'."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             depthwise = 1 < module.groups == module.in_channels
@@ -247,7 +233,7 @@ def settle_norms(net: Classifier, hw: tuple[int, int], channels: int) -> None:
 
 
 def cost(net: nn.Module, hw: tuple[int, int], channels: int) -> dict[str, int]:
-    """Parameters, multiply-accumulates for one picture of hw pixels, bytes of the weights and statistics as float32."""
+    """Parameters, multiply-accumulates of one picture of hw pixels, bytes as float32."""
     device = next(net.parameters()).device
     training = net.training
     net.eval()

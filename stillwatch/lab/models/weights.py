@@ -1,7 +1,4 @@
-"""Weights: put a file's, a run's or ImageNet's tensors into a net, or say in one line why that cannot be.
-
-It imports no data and no training; of a run it reads best.pt alone.
-"""
+"""Loads weights from a file, a run (best.pt only) or ImageNet into a net. Imports no data and no training."""
 
 import os
 from pathlib import Path
@@ -18,11 +15,10 @@ from stillwatch.errors import UserError, one_line
 
 
 def imagenet(net: nn.Module, name: str, files: tuple[str, ...] | None = None, fresh: tuple[str, ...] = ()) -> None:
-    """ImageNet weights: from the folder named by STILLWATCH_WEIGHTS, else timm's cache or the hub.
+    """Load ImageNet weights from the folder in STILLWATCH_WEIGHTS, else timm's cache or the hub; fp16 becomes float.
 
-    files: for an own net, the names its file may have, the last being timm's name; () where there are none. fresh: the
-    beginnings of an own net's tensors that no such file has. fp16 is taken as float.
-    Raises UserError for a file that does not fit the net, a net without such weights, or a hub out of reach.
+    files: possible file names for an own net, timm's last; () if it has no weights. fresh: name prefixes of tensors
+    that the file lacks. Raises UserError for a file that does not fit, a net without weights, or an unreachable hub.
     """
     if files is None:
         files = (name, name.split(".")[0])
@@ -38,10 +34,9 @@ def imagenet(net: nn.Module, name: str, files: tuple[str, ...] | None = None, fr
 
 
 def from_path(net: nn.Module, head: nn.Linear, place: str) -> None:
-    """A run's folder, or a .safetensors or torch file with a state dict of a Classifier or of the bare net.
+    """Load a run's folder, a .safetensors file or a torch state dict, of a Classifier or a bare net.
 
-    The head is taken where it has as many classes as this one, else it stays fresh. Raises UserError where nothing
-    readable is there or where it does not fit the net.
+    The head is loaded only if it fits. Raises UserError for a missing, unreadable or unfitting file.
     """
     path = Path(place)
     if path.is_dir():
@@ -60,7 +55,6 @@ def from_path(net: nn.Module, head: nn.Linear, place: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """A .safetensors file, or a torch file that is a state dict or holds one under `net` or `state_dict`."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -74,7 +68,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _hub(name: str, file: str) -> dict[str, Tensor]:
-    """timm's own weights, from its cache or the hub. Raises UserError where they cannot be had, in seconds."""
     source = timm.get_pretrained_cfg(name)
     if source is None or not source.has_weights:
         raise UserError(f'net.weights = "imagenet": timm has no weights for {name}; set weights = "scratch"')
@@ -102,7 +95,6 @@ def _answers(address: str) -> bool:
 
 
 def _headless(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the old head's tensors."""
     heads = getattr(net, "pretrained_cfg", {}).get("classifier", "classifier")
     heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
     if not hasattr(net, "pretrained_cfg"):  # an own net takes what it has a place for
@@ -111,7 +103,7 @@ def _headless(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _lay(net: nn.Module, state: dict[str, Tensor], source: str, fresh: tuple[str, ...] = ()) -> None:
-    """Copy every tensor, fp16 as float. Raises UserError where names or shapes do not match the net."""
+    """Copy every tensor, fp16 as float. Raises UserError for wrong names or shapes."""
     own = net.state_dict()
     wanted = {k for k in own if not k.startswith(fresh)} if fresh else set(own)
     counters = {k for k in wanted if k.endswith("num_batches_tracked")}

@@ -1,4 +1,4 @@
-"""The papers' own nets and a rival for the bench: NETS, at the foot. Any other name is timm's."""
+"""NETS: the papers' own nets, and a rival for benchmarks. All other names are timm's."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from stillwatch.lab.models.backbone import IMAGENET, PLAIN, Backbone, ForwardPla
 
 
 def _he(net: nn.Module) -> nn.Module:
-    """He et al. 2015 (arXiv 1502.01852), eq. 10: the signal keeps its size, even through a frozen random net."""
+    """He et al. 2015 (arXiv 1502.01852), eq. 10: keeps the signal's size, even through a frozen random net."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -27,7 +27,6 @@ def _conv(inner: int, outer: int, norm: bool = False, stride: int = 1) -> list[n
 def _own(
     features: list[nn.Module], neck: nn.Module, dense: nn.Module | None, dim: int, taps: dict[int, int]
 ) -> Backbone:
-    """An own net: a chain of layers giving maps, `neck` that makes them a vector, and what follows it, if anything."""
     net = nn.Module()
     net.features, net.neck = nn.Sequential(*features), neck
     steps = [*(f"features.{i}" for i in range(len(features))), "neck"]
@@ -48,8 +47,8 @@ def _gap() -> nn.Module:
 def vgg16_gap(hw: tuple[int, int], channels: int) -> Backbone:
     """The violence paper's teacher (FACTS §1b): VGG16's 13 convolutions, global average pooling, dense 1024 ReLU.
 
-    15,242,050 parameters with two classes. Layers are named as torchvision's and timm's are. frozen = true freezes the
-    convolutions alone: both dense layers learn.
+    15,242,050 parameters with two classes. Layers are named as torchvision's and timm's. frozen = true freezes only the
+    convolutions.
     """
     features: list[nn.Module] = []
     taps, inner = {}, 3
@@ -72,7 +71,7 @@ def smallcnn(hw: tuple[int, int], channels: int) -> Backbone:
 
 
 def mnist_cnn(hw: tuple[int, int], channels: int, width: int = 32) -> Backbone:
-    """A teacher for MNIST: six normalised convolutions in three stages, pooled; above 99 % after a few epochs."""
+    """A teacher for MNIST: six convolutions with batch norm in three stages; above 99 % after a few epochs."""
     features: list[nn.Module] = []
     for inner, outer in ((channels, width), (width, 2 * width), (2 * width, 4 * width)):
         features += [*_conv(inner, outer, norm=True), *_conv(outer, outer, norm=True), nn.MaxPool2d(2)]
@@ -80,15 +79,15 @@ def mnist_cnn(hw: tuple[int, int], channels: int, width: int = 32) -> Backbone:
 
 
 def mnist_small(hw: tuple[int, int], channels: int, width: int = 8) -> Backbone:
-    """A light student for MNIST: two strided convolutions of `width` and 2·`width` maps, flattened; for one size."""
+    """A student for MNIST: two strided convolutions of `width` and 2·`width` maps, flattened; for one input size."""
     features = [*_conv(channels, width, stride=2), *_conv(width, 2 * width, stride=2)]
     dim = 2 * width * -(-hw[0] // 4) * -(-hw[1] // 4)
     return replace(_own(features, nn.Flatten(), None, dim, {2: 1, 4: 3}), size=hw)
 
 
 def yolo_cls_n(hw: tuple[int, int], channels: int) -> Backbone:
-    """A rival for the bench, sized as is published for YOLOv8n-cls: five strided Conv-BN-SiLU of 16 to 256 maps, a C2f
-    block after all but the first, a 1×1 convolution to 1280, pooled. 2,719,288 parameters with 1000 classes.
+    """A rival, sized as published for YOLOv8n-cls: five strided Conv-BN-SiLU of 16 to 256 maps, a C2f block after all
+    but the first, a 1×1 convolution to 1280, pooling. 2,719,288 parameters with 1000 classes.
     """
     features: list[nn.Module] = [_unit(channels, 16, 3, 2)]
     maps = {2: 16}
@@ -108,7 +107,7 @@ def _unit(inner: int, outer: int, kernel: int, stride: int) -> nn.Module:
 
 
 class _C2f(nn.Module):
-    """Half of the maps go by; the other half through residual pairs of 3×3; every stage of it is kept and mixed."""
+    """Half of the maps pass unchanged, half go through residual 3×3 pairs; all stages are mixed."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()

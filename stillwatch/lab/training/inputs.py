@@ -1,4 +1,4 @@
-"""What the loop is fed: augmented pictures, frozen features and teacher outputs, from disk wherever they can be."""
+"""The training loop's input: augmented pictures, frozen features and teacher outputs, from disk where possible."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,8 +24,7 @@ Stored: TypeAlias = dict[str, NDArray[np.floating]]  # name -> (V,N,...)
 
 
 class InputPipeline:
-    """batch(rows, epoch) for the loop. With a fixed number of views, the frozen part's features and the teacher's
-    outputs are computed once and replayed from disk; with a new view each epoch they are computed when needed."""
+    """A fixed number of views is computed once and read from disk; new views each epoch are computed when needed."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class InputPipeline:
             self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.name} {maps}", answer)
 
     def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, ModelOutput | None]:
-        """(what net.rest takes, labels (B,) or mixed (B,K), the teacher's outputs) of these training rows."""
+        """(input of net.forward_from, labels (B,) or mixed (B,K), the teacher's outputs)."""
         view = epoch % self.views if self.views else epoch
         live = self.teacher is not None and not self.answers
         x = self._pictures(rows, view) if live or self.features is None else None
@@ -85,7 +84,7 @@ class InputPipeline:
         return self.augment.partners(self.data.numbers[self.train[rows]], view, len(self.train))
 
     def _pictures(self, rows: Rows, view: int) -> Tensor:
-        """uint8 (B,T,H,W,C), as this view shows them."""
+        """uint8 (B,T,H,W,C), augmented."""
         x = self._augmented(rows, view)
         if self.augment.mixup:
             others, share = self._partners(rows, view)
@@ -102,7 +101,7 @@ class InputPipeline:
         return weight * one_hot(y, classes).float() + (1 - weight) * mixed
 
     def _frozen(self, net: Classifier) -> NDArray[np.floating]:
-        """What the frozen part gives, (V,N,...)."""
+        """(V,N,…)."""
         compute: Compute = lambda rows, view: {"h": net.frozen_forward(self._pictures(rows, view))}  # noqa: E731
         return self._once("features", net.frozen_state(), net.name, compute)["h"]
 

@@ -1,7 +1,4 @@
-"""The one training loop. Teacher, student alone and student distilled differ only in their list of loss parts.
-
-It knows no cache and no data set: batches come from a BatchSource, for one process or many.
-"""
+"""The training loop for teachers and students, which differ only in their losses. Imports no cache and no data set."""
 
 import math
 import time
@@ -21,20 +18,20 @@ from stillwatch.lab.models.classifier import Classifier, ModelOutput
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run
 
-Batch = tuple[Tensor, Tensor, ModelOutput | None]  # what net.rest takes, labels (B,) or (B,K), the teacher's outputs
+Batch = tuple[Tensor, Tensor, ModelOutput | None]  # input of net.forward_from, labels (B,) or (B,K), teacher outputs
 EpochCallback = Callable[[int, dict[str, float]], bool]  # (epoch, validation figures) -> whether that is enough
 
 
 @dataclass(frozen=True)
 class BatchSource:
-    """What an epoch is made of: `count` training rows, and batch(rows, epoch) -> Batch on the right device."""
+    """batch(rows, epoch), on the right device."""
 
     count: int
     batch: Callable[[NDArray[np.int64], int], Batch]
 
 
 class TrainStep(nn.Module):
-    """Net and losses as one module: a loss's own weights (a projector) are trained and shared like the net's."""
+    """One module, so that a loss's own weights (a projector) are trained and shared too."""
 
     def __init__(self, net: Classifier, parts: dict[str, tuple[float, nn.Module]]):
         super().__init__()
@@ -44,7 +41,7 @@ class TrainStep(nn.Module):
         self.maps = wanted_maps(self.parts.values())
 
     def forward(self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float) -> dict[str, Tensor]:
-        """h: of net.frozen_forward. progress: 0 at the first step, 1 at the last. Returns each part, weighted."""
+        """h: from net.frozen_forward. progress: 0 to 1 over the training. Returns the weighted parts."""
         out = self.net.forward_from(h, self.maps)
         # Losses work in full precision, whatever the net ran in
         out = ModelOutput(out.logits.float(), out.feature.float(), {s: m.float() for s, m in out.maps.items()})
@@ -52,14 +49,11 @@ class TrainStep(nn.Module):
 
 
 def wanted_maps(parts: Any) -> tuple[int, ...]:
-    """The strides of the spatial maps that these losses ask for."""
     return tuple(sorted({stride for part in parts for stride in part.maps}))
 
 
 @dataclass
 class TrainState:
-    """What a resumed run needs to know besides the weights."""
-
     epoch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     stale: int = 0  # epochs since the best one
@@ -75,12 +69,12 @@ def fit(
     voice: Progress,
     after: EpochCallback | None = None,
 ) -> dict[str, Any]:
-    """Train step.net for plan.epochs, or from where `run` was cut off. Returns the kept epoch's figures.
+    """Train step.net for plan.epochs, or from where `run` stopped. Returns the kept epoch's figures.
 
-    judge: net -> validation figures, with at least the key plan.metric. Writes best.pt, last.pt and one line an epoch.
-    after: is told each epoch's figures, in every process; where it says True, that epoch was the last.
-    An interrupted and resumed run gives the same numbers as an unbroken one: rates, orders and random numbers are
-    functions of (seed, epoch, step). Raises UserError where a loss is no longer a number, and names the part.
+    judge: net -> validation figures, including plan.metric. after: gets each epoch's figures in every process; True
+    ends the training. Writes best.pt, last.pt and one line per epoch. A resumed run gives the same numbers as an
+    unbroken one: rates, orders and random numbers depend only on (seed, epoch, step). Raises UserError naming the part
+    of the loss that is no longer a number.
     """
     # ---- what is trained, and by what
     optimizer = _optimizer(step, plan)
@@ -150,7 +144,7 @@ def fit(
 
 
 class Meter:
-    """Means of the loss parts over an epoch, kept on the device: looking at a number each step would stall a GPU."""
+    """Means over an epoch, kept on the device: reading a number each step would stall a GPU."""
 
     def __init__(self, names: list[str]):
         self.names = names
@@ -169,7 +163,7 @@ class Meter:
         self.count += 1
 
     def means(self, accelerator: Accelerator, epoch: int) -> dict[str, Any]:
-        """Loss, parts and each part's share over all processes. Raises UserError for the part that first broke."""
+        """Over all processes. Raises UserError for the first part that was not a number."""
         assert self.total is not None and self.first_bad is not None
         total = accelerator.reduce(self.total / self.count, "mean").tolist()
         first_bad = accelerator.gather(self.first_bad[None]).amin(0).tolist()
@@ -190,7 +184,7 @@ class Meter:
 
 
 def rate(plan: Fit, step: int, steps: int) -> float:
-    """The learning rate at a step: linear warm-up, then constant or half a cosine to zero (Loshchilov 2016)."""
+    """Learning rate: linear warm-up, then constant or half a cosine to zero (Loshchilov 2016)."""
     warmup = round(plan.warmup * steps)
     if step < warmup:
         return plan.lr * (step + 1) / warmup
@@ -200,7 +194,7 @@ def rate(plan: Fit, step: int, steps: int) -> float:
 
 
 def _order(count: int, plan: Fit, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """The rows of each batch. The short last batch is left out: batch norm takes no statistics of a handful."""
+    """Leaves out the short last batch: batch norm needs more than a few samples."""
     rows = np.random.default_rng((plan.seed, epoch)).permutation(count)
     size = min(plan.batch, count)
     for start in range(0, count - size + 1, size):
@@ -238,7 +232,7 @@ def _resume(run: Run, step: TrainStep, optimizer: Any, average: dict[str, Tensor
 
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of the weights; young averages follow faster, so that they forget the start."""
+    """Young averages follow faster, so that they forget the start."""
     decay = min(decay, (1 + step) / (10 + step))
     for name, value in net.state_dict().items():
         if value.is_floating_point():
@@ -248,8 +242,6 @@ def _follow(average: dict[str, Tensor], net: nn.Module, decay: float, step: int)
 
 
 class swapped_ema:
-    """Inside, the net wears the averaged weights, if there are any."""
-
     def __init__(self, net: nn.Module, average: dict[str, Tensor] | None):
         self.net, self.average = net, average
 

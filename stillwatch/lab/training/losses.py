@@ -1,6 +1,6 @@
-"""Losses: named parts, each (student ModelOutput, teacher ModelOutput or None, y, progress) -> one number.
+"""Losses: named parts, each (student ModelOutput, teacher ModelOutput or None, y, progress) -> scalar.
 
-They import no net and no data. A teacher never gets a gradient from here; a part may train weights of its own.
+Imports no net and no data. A part may have weights of its own; the teacher gets no gradient.
 """
 
 import inspect
@@ -20,16 +20,12 @@ from stillwatch.registry import Spec, build_spec
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that a net's outputs have."""
-
     feature: int
     maps: dict[int, int]  # stride -> channels
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a loss may know of the task."""
-
     labels: int  # K
     counts: tuple[int, ...]  # training samples a class
     head: Literal["softmax", "sigmoid"]
@@ -38,9 +34,9 @@ class Task:
 
 
 def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module]]:
-    """The recipe's fit.loss -> name -> (weight, module). A name met twice becomes `kd-2`.
+    """The recipe's fit.loss -> name -> (weight, module). A repeated name becomes `kd-2`.
 
-    Raises UserError for an unknown part or option, a value out of range, or a part that this task cannot use.
+    Raises UserError for an unknown part or option, a value out of range, or a part that does not fit this task.
     """
     made: dict[str, tuple[float, nn.Module]] = {}
     for spec in specs:
@@ -63,12 +59,11 @@ def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy with the labels: y (B,) int64, or (B,K) soft as mixup makes them.
+    """Cross-entropy with labels y: (B,) int64, or (B,K) from mixup.
 
-    class_weights: "balanced" (N / (K·n_c)) or K numbers; the mean over the batch is weighted, as in
-    torch.nn.CrossEntropyLoss. smoothing ε: (1-ε)·y + ε/K (Szegedy et al. 2016, §7). focal γ: (1-p)^γ before each
-    -log p (Lin et al. 2017, arXiv 1708.02002, eq. 4). With a sigmoid head it is the binary cross-entropy, summed over
-    the classes, a sample weighing what its label weighs.
+    class_weights: "balanced" (N / (K·n_c)) or K numbers; weighted mean as in torch.nn.CrossEntropyLoss. smoothing ε:
+    (1-ε)·y + ε/K (Szegedy et al. 2016, §7). focal γ: (1-p)^γ before each -log p (Lin et al. 2017, arXiv 1708.02002, eq.
+    4). Sigmoid head: binary cross-entropy summed over the classes, each sample weighted by its label.
     """
 
     needs_teacher = False
@@ -106,13 +101,12 @@ class CrossEntropy(nn.Module):
 
 
 class Distillation(nn.Module):
-    """Hinton, Vinyals, Dean 2015 (arXiv 1503.02531): the teacher's softened answer, times T².
+    """Hinton, Vinyals, Dean 2015 (arXiv 1503.02531): the teacher's softened output, times T².
 
-    form: "kl", KL(teacher‖student); or "ce", the cross-entropy with the teacher's answer (FACTS §1b), which differs by
-    the teacher's entropy: same gradient at constant T. temperature: a number, or {from, to, by = constant | linear |
-    cosine} over the training, up or down. standardise: logits less their mean over their spread first (Sun et al.
-    2024, arXiv 2403.01427). A sigmoid head distils each class as a yes or no, summed over the classes; head = "softmax"
-    compares softmaxes all the same, as FACTS §1a does for a student with a sigmoid head and a teacher without one.
+    form: "kl", KL(teacher‖student), or "ce", cross-entropy with the teacher's output (FACTS §1b; same gradient at
+    constant T). temperature: a number, or {from, to, by = constant | linear | cosine} over the training. standardise:
+    z-score of the logits first (Sun et al. 2024, arXiv 2403.01427). A sigmoid head distils each class as a yes or no,
+    summed over the classes; head = "softmax" compares softmaxes instead (FACTS §1a).
     """
 
     needs_teacher = True
@@ -158,7 +152,7 @@ class Distillation(nn.Module):
 class Decoupled(nn.Module):
     """DKD (Zhao et al. 2022, arXiv 2203.08679): (alpha·TCKD + beta·NCKD)·T².
 
-    TCKD: KL of (target, all others); NCKD: KL among the others alone. A mixed sample's target is its heaviest label.
+    TCKD: KL of (target, all others); NCKD: KL among the others. A mixed sample's target is its heaviest label.
     """
 
     needs_teacher = True
@@ -191,7 +185,7 @@ class Decoupled(nn.Module):
 class Relational(nn.Module):
     """DIST (Huang et al. 2022, arXiv 2205.10536): (beta·inter + gamma·intra)·T², each 1 - Pearson's correlation.
 
-    inter: over a sample's classes; intra: over a class's samples in the batch, left out for a batch of one.
+    inter: over a sample's classes. intra: over a class's samples in the batch; skipped for a batch of one.
     """
 
     needs_teacher = True
@@ -219,11 +213,11 @@ class Relational(nn.Module):
 
 
 class Feature(nn.Module):
-    """FitNets (Romero et al. 2015, arXiv 1412.6550, eq. 3) as it holds up (FACTS §3): MSE of one late map.
+    """FitNets (Romero et al. 2015, arXiv 1412.6550, eq. 3), modified (FACTS §3): MSE of one late map.
 
-    The student's map goes through a projector (1×1 convolution, batch norm); the teacher's is standardised per channel
-    over batch and positions, so both have mean 0 and spread 1 and no loud channel rules. Where sizes differ both are
-    pooled to the smaller. stage: the stride. warmup: share of the training over which the part grows from 0.
+    The student's map passes a projector (1×1 convolution, batch norm); the teacher's is standardised per channel over
+    batch and positions, so that no loud channel dominates. Different sizes are pooled to the smaller. stage: the
+    stride. warmup: share of the training over which the part grows from 0.
     """
 
     needs_teacher = True
@@ -244,9 +238,9 @@ class Feature(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The pooled feature behind a linear projector, on the unit sphere. It works for two classes as for many.
+    """The pooled feature behind a linear projector, on the unit sphere. Works for two classes too.
 
-    distance: "mse", the squared distance of the unit vectors, which is twice "cosine", 1 - cos. warmup: as for Feature.
+    distance: "mse", the squared distance, which is twice "cosine", 1 - cos. warmup: as for Feature.
     """
 
     needs_teacher = True
@@ -266,11 +260,11 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928, eq. 2): where each net looks.
+    """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928, eq. 2).
 
-    A map of attention is the mean over channels of the squared activations, scaled to unit length; the loss is the
-    squared distance of student's and teacher's, averaged over batch and stages (the authors' code averages over
-    positions too, and makes up for it with a weight of 1000). stages: the strides. warmup: as for Feature.
+    An attention map is the channel mean of squared activations, scaled to unit length; the loss is the squared
+    distance, averaged over batch and stages (the authors' code also averages over positions and uses a weight of 1000).
+    stages: the strides. warmup: as for Feature.
     """
 
     needs_teacher = True
@@ -304,7 +298,7 @@ def _map(teacher: ModelOutput | None, stage: int) -> Tensor:
 
 
 def _kl(log_s: Tensor, log_t: Tensor) -> Tensor:
-    """KL(teacher‖student) of log-probabilities, summed over all but the batch, whose mean it is."""
+    """KL(teacher‖student) of log-probabilities, mean over the batch."""
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
@@ -331,7 +325,6 @@ def _grown(warmup: float, progress: float) -> float:
 
 
 def _temperature(place: str, value: Any) -> Callable[[float], float]:
-    """A number, or {from, to, by}, -> a function of progress."""
     first = f"{place}.from" if isinstance(value, dict) else place
     if not isinstance(value, dict):
         value = {"from": value, "by": "constant"}
@@ -373,7 +366,6 @@ def _only_softmax(name: str, task: Task) -> None:
 
 
 def _stages(place: str, value: Any, stages: Any, task: Task) -> tuple[int, ...]:
-    """Strides that both nets have a map at."""
     teacher = task.teacher.maps if task.teacher else {}
     both = sorted(task.student.maps.keys() & teacher.keys())
     known = ", ".join(map(str, both)) or "none"

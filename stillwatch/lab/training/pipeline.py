@@ -1,4 +1,4 @@
-"""Recipe -> run: the audited data, the teacher, the student alone or distilled. The loop itself is loop.py."""
+"""Recipe -> run: audit, teacher, student alone or distilled. The loop itself is in loop.py."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ from stillwatch.run import NO_PROGRESS, Progress, Run
 def inspect(
     recipe: Recipe, root: Path | str = "runs", source: str = "", voice: Progress = NO_PROGRESS
 ) -> tuple[Run, Dataset]:
-    """`stillwatch audit`: look at the data, train nothing. Returns the run (audit.json, split.csv) and the data."""
+    """`stillwatch audit`: writes audit.json and split.csv, without training."""
     data = load_dataset(recipe, voice)
     run = Run.create(recipe, "audit", root, source)
     write_audit(run, data)
@@ -50,7 +50,7 @@ def teach(
     fresh: bool = False,
     voice: Progress = NO_PROGRESS,
 ) -> Run:
-    """Train the recipe's teacher. Resumes an interrupted run of the same recipe, unless `fresh`."""
+    """Resumes an interrupted run of the same recipe, unless `fresh`."""
     return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, voice))
 
 
@@ -62,7 +62,7 @@ def distil(
     fresh: bool = False,
     voice: Progress = NO_PROGRESS,
 ) -> Run:
-    """Train the recipe's student under its teacher, or `alone`: the control, without the parts that need one."""
+    """Train the student under its teacher; `alone`: the control, without the parts that need one."""
     options = RunOptions(root, source, fresh, voice)
     if alone:
         return _train_run(recipe, "alone", None, options)
@@ -115,17 +115,15 @@ def _train_run(
 
 
 def device(plan: Fit) -> Accelerator:
-    """Where and in what precision this plan is trained."""
     return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
 
 
 def specs_of(plan: Fit, taught: bool) -> tuple[Spec, ...]:
-    """The losses of a plan: all of them under a teacher, without one those that need none."""
     return plan.loss if taught else without_teacher(plan.loss)
 
 
 def build_step(net: Classifier, data: Dataset, master: Classifier | None, specs: Sequence[Spec]) -> TrainStep:
-    """Net and losses, ready for the loop. Raises UserError for a loss or a map that cannot be had."""
+    """Raises UserError for an impossible loss or map."""
     step = TrainStep(net, losses.parts(specs, task_of(data, net, master)))
     net.check(step.maps)
     return step
@@ -141,10 +139,9 @@ def train(
     voice: Progress = NO_PROGRESS,
     after: EpochCallback | None = None,
 ) -> dict[str, Any]:
-    """Fit step.net to the training split and lay the kept epoch's weights into it. Returns that epoch's figures.
+    """Fit any net and load the kept epoch's weights. Returns that epoch's figures.
 
-    Every net is trained here: teacher, student, pruned and quantised.
-    run: where best.pt, last.pt and metrics.jsonl go; an interrupted run resumes. after: as fit takes it.
+    run: gets best.pt, last.pt and metrics.jsonl; an interrupted run resumes. after: as in fit.
     """
     step.to(accelerator.device)
     inputs = InputPipeline(data, step.net, master, step.maps, plan, accelerator, voice)
@@ -158,7 +155,7 @@ def train(
 def validator(
     data: Dataset, net: Classifier, accelerator: Accelerator, voice: Progress
 ) -> Callable[[Classifier], dict[str, float]]:
-    """net -> its figures on the validation split; every process looks at its share of it."""
+    """net -> figures on the validation split, which all processes share."""
     rows = data.rows["valid"]
     share = rows[accelerator.process_index :: accelerator.num_processes]
     longest = -(-len(rows) // accelerator.num_processes)
@@ -192,7 +189,7 @@ def validator(
 
 
 def without_teacher(specs: Sequence[Spec]) -> tuple[Spec, ...]:
-    """The loss parts that need no teacher, their weights brought to a sum of 1: what "alone" means."""
+    """The parts that need no teacher, with weights scaled to a sum of 1."""
     kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not needs_teacher(s)]
     total = sum(float(spec.get("weight", 1.0)) for spec in kept)
     if not kept or total <= 0:

@@ -1,4 +1,4 @@
-"""Runs of the lab: created or resumed, their nets loaded, their teachers found and checked."""
+"""Runs of the lab: creates or resumes them, loads their nets, finds and checks their teachers."""
 
 import csv
 from collections import Counter
@@ -33,7 +33,7 @@ Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a lesson takes place: the folder of runs, the recipe's text, whether to start afresh, how to speak."""
+    """root: folder of runs. source: the recipe's text."""
 
     root: Path | str
     source: str
@@ -42,7 +42,7 @@ class RunOptions:
 
 
 def load_net(run: Run) -> Classifier:
-    """The net that a run kept, with its weights; one that was pruned takes the shapes that they have."""
+    """A pruned net takes the shapes of its weights."""
     recipe = run.recipe
     side = recipe.teacher if run.info.kind == "teacher" else recipe.student
     spec = side.net.model_copy(update={"weights": "scratch"})  # the run's own follow; the hub need not be asked
@@ -58,7 +58,7 @@ def load_net(run: Run) -> Classifier:
 
 
 def predictor(net: Classifier) -> Predict:
-    """net -> predict(uint8 (B,T,H,W,C)) -> float32 (B,K): what any judge is handed."""
+    """net -> predict(uint8 (B,T,H,W,C)) -> float32 (B,K)."""
     device = next(net.parameters()).device
     net.eval()
 
@@ -71,7 +71,7 @@ def predictor(net: Classifier) -> Predict:
 
 
 def eager_predictor(path: Path, threads: int = 1, batch: int = 1) -> Predict:
-    """A run's net in PyTorch as it is: what an exported file is raced against."""
+    """In PyTorch, to race exported files against."""
     torch.set_num_threads(threads)
     return predictor(load_net(Run.open(path)))
 
@@ -83,20 +83,19 @@ def save_split_predictions(
     voice: Progress = NO_PROGRESS,
     splits: Sequence[str] = ("valid", "test"),
 ) -> None:
-    """Save the run's predictions of these splits."""
     for split in splits:
         predictions.save_predictions(run, split, predict, *data.eval_arrays(split), voice=voice)
 
 
 def require_finished(run: Run, kinds: Sequence[str], what: str) -> None:
-    """Raise UserError unless the run is finished and of one of these kinds. what: a word for them."""
+    """Raises UserError unless the run is finished and of one of these kinds."""
     kind, status = run.info.kind, run.info.status
     if kind not in kinds or status != "done":
         raise UserError(f"{run.path}: a {kind} run ({status}); name a finished {what}")
 
 
 def teacher_of(run: Run) -> Run | None:
-    """The teacher under whom a student's run learnt, which lies beside it; None where it learnt alone."""
+    """None where the run trained alone."""
     name = run.info.parent if run.info.kind == "distilled" else run.info.teacher
     return Run.open(run.path.parent / name) if name else None
 
@@ -122,9 +121,9 @@ def create_or_resume(
     options: RunOptions,
     **fields: Any,
 ) -> Run:
-    """A new run, or the newest one of this very recipe and parent that was cut off and that nobody is working on.
+    """A new run, or the newest interrupted one of the same recipe and parent that no process holds.
 
-    fields: what else run.json says of it from the start; a run that says otherwise is another one.
+    fields: further entries of run.json, which must match too.
     """
     names: list[str | None] = [None]
     run = None
@@ -149,7 +148,7 @@ def create_or_resume(
 def cached_audit(
     store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str, progress: Progress = NO_PROGRESS
 ) -> AuditReport:
-    """audit() of a store, done once for the same pictures, splits, groups and labels."""
+    """Once for the same pictures, splits, groups and labels."""
     key = [store.key, split, *labels]
     key += [f"{s.id}\t{s.label}\t{s.group}\t{s.split}\t{s.sequence}\t{s.time}\t{s.negative}" for s in samples]
     key += [f"{bad.file}\t{bad.reason}" for bad in store.skipped]
@@ -159,7 +158,7 @@ def cached_audit(
 
 
 def write_audit(run: Run, data: "Dataset") -> None:
-    """split.csv, audit.json, and in run.json what guessing alone would reach on the validation split."""
+    """Write split.csv, audit.json, and in run.json the validation figures of guessing."""
     rows = [(s.id, s.label, s.group, s.split) for s in data.samples]
     run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
     report = cached_audit(data.store, data.samples, data.recipe.labels, data.recipe.data.split)
@@ -175,7 +174,7 @@ def write_audit(run: Run, data: "Dataset") -> None:
 
 @contextmanager
 def recording_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
-    """What ends a lesson early is written into its run, which the same command can go on with."""
+    """The run's status says why it ended early; the same command resumes it."""
     try:
         yield
     except BaseException as error:
@@ -185,7 +184,10 @@ def recording_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
 
 
 def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
-    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net."""
+    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net.
+
+    Raises UserError where there is none.
+    """
     if recipe.teacher.init:
         run = Run.open(recipe.teacher.init)
         if run.info.kind != "teacher" or run.info.status != "done":
@@ -208,12 +210,11 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """What a teacher and a student must share: labels, and all of [data] but where it lies."""
     return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude={"root", "max_bad"})}
 
 
 def learnt_nothing(run: Run) -> str:
-    """Why a run's net is worth no more than always saying the commonest label, "" where it is worth more."""
+    """Why a run's net is no better than the commonest label; "" where it is better."""
     best, majority = run.info.best, run.info.majority
     if best["accuracy"] > majority.valid_accuracy:
         return ""
@@ -224,7 +225,7 @@ def learnt_nothing(run: Run) -> str:
 
 
 def check_teacher(teacher: Run, data: "Dataset") -> None:
-    """Refuse a teacher that learnt nothing, or that has seen what the student will be tested on."""
+    """Raises UserError for a teacher that learnt nothing or has seen the student's test samples."""
     if nothing := learnt_nothing(teacher):
         raise UserError(f"{teacher.path}: refused as a teacher: {nothing}. Teach it longer, or with another fit.lr")
     seen = set(trained_on(teacher))
@@ -238,6 +239,5 @@ def check_teacher(teacher: Run, data: "Dataset") -> None:
 
 
 def trained_on(run: Run) -> list[str]:
-    """The ids of a run's training samples."""
     with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
         return [row["path"] for row in csv.DictReader(file) if row["split"] == "train"]

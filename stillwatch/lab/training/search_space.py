@@ -1,7 +1,4 @@
-"""Search space: the keys of [tune], what their values may be, and the recipe that each trial then has.
-
-Reads no data.
-"""
+"""Search space: the keys of [tune], their possible values, and each trial's recipe. Reads no data."""
 
 import copy
 import inspect
@@ -37,8 +34,6 @@ HELD = {  # keys of [fit] that no trial may change
 
 @dataclass(frozen=True)
 class Key:
-    """One key of [tune]: its place in the recipe, and what it may be."""
-
     name: str  # as it is written there
     path: tuple[str | int, ...]  # a loss is addressed by its place in the list
     range: "FloatDistribution | IntDistribution | None" = None
@@ -51,11 +46,10 @@ class Key:
         return self.range or CategoricalDistribution(list(self.choices))
 
     def ends(self) -> list[Value]:
-        """All choices, or both ends: what has to be possible before a study starts."""
         return [self.range.low, self.range.high] if self.range else list(self.choices.values())
 
     def stored(self, value: Value) -> str | int | float | None:
-        """What the storage holds for this value; None where no trial may have it."""
+        """The value as the storage holds it; None where no trial may have it."""
         if self.range is None:
             return next((kept for kept, choice in self.choices.items() if choice == value), None)
         low, high, step = self.range.low, self.range.high, self.range.step
@@ -65,7 +59,7 @@ class Key:
         return value if abs(away - round(away)) < 1e-8 else None
 
     def value(self, kept: str | int | float) -> Value:
-        """The value for what the storage holds, in as few digits as a person would write."""
+        """The inverse of stored(), rounded to few digits."""
         if self.range is None:
             return self.choices[kept]
         low, high, digits = self.range.low, self.range.high, 12 if self.range.step else 4
@@ -73,12 +67,11 @@ class Key:
 
 
 def side_of(recipe: Recipe) -> tuple[Net, Fit]:
-    """Net and training of the side that is tuned."""
     return getattr(recipe, recipe.tune.side).net, recipe.fit_of(recipe.tune.side)
 
 
 def keys_of(recipe: Recipe) -> list[Key]:
-    """recipe.tune.keys, checked as far as words go. Raises UserError with the nearest right word."""
+    """recipe.tune.keys, checked without data. Raises UserError with the nearest valid word."""
     if not recipe.tune.keys:
         raise UserError('tune.keys: empty; name what may change, such as {"fit.lr" = {from=1e-4, to=1e-2, log=true}}')
     keys = []
@@ -105,7 +98,6 @@ def _place(name: str) -> str:
 
 
 def _range(place: str, raw: Mapping[str, Value]) -> "FloatDistribution | IntDistribution":
-    """{from, to, log, step}; whole numbers where both ends are."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     for word in raw:
@@ -133,7 +125,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
-    """ "fit.loss.kd.weight" -> ("student", "fit", "loss", 1, "weight"); pydantic checks the other words."""
+    """ "fit.loss.kd.weight" -> ("student", "fit", "loss", 1, "weight")."""
     side, words = recipe.tune.side, name.split(".")
     if words[0] in {"teacher", "student"} - {side}:
         raise UserError(f"{place}: a trial leaves the {words[0]} as it is; set tune.side = {words[0]!r} to tune it")
@@ -169,9 +161,9 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
 
 
 def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, Classifier]]:
-    """The recipe as it stands, and with every end of every key, one at a time: (place, recipe, its net).
+    """The recipe as it is, and with every end of every key, one at a time: (place, recipe, its net).
 
-    Raises UserError for what is wrong without data: all but the losses' options.
+    Raises UserError for anything wrong without data, except the losses' options.
     """
     found, built = [], dict[str, Classifier]()
     wanted: list[tuple[str, dict[str, Value]]] = [(recipe.name, {})]
@@ -189,7 +181,6 @@ def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, Class
 
 @contextmanager
 def placed(place: str) -> Iterator[None]:
-    """Put the place before a UserError from inside."""
     try:
         yield
     except UserError as mistake:
@@ -199,9 +190,9 @@ def placed(place: str) -> Iterator[None]:
 def with_values(
     recipe: Recipe, keys: Sequence[Key], values: Mapping[str, Value], place: str, short: bool = False
 ) -> Recipe:
-    """The recipe with these values in the tuned side's own `fit` and `net`. Raises UserError.
+    """The recipe with these values (by key name) in the tuned side. short: with recipe.tune.fit, as in trials.
 
-    values: by a key's name. short: with recipe.tune.fit too, as a trial trains.
+    Raises UserError.
     """
     raw, side = copy.deepcopy(recipe.model_dump(exclude_unset=True)), recipe.tune.side
     for key in keys:
@@ -224,7 +215,7 @@ def with_values(
 
 
 def own_value(recipe: Recipe, key: Key) -> Value:
-    """What the recipe has for this key, be it by default; None where only timm knows."""
+    """None where only timm knows it."""
     net = side_of(recipe)[0]
     table: Any = {"fit": recipe.fit_in("tune").model_dump(), "net": net.model_dump()}
     for step in key.path[1:-1]:

@@ -1,7 +1,4 @@
-"""Tuning: short trainings of one side of a recipe with other values for the keys of [tune], shared by processes.
-
-Never reads the test split.
-"""
+"""Tuning: short trainings with other values for the keys of [tune], shared by processes. Never reads the test split."""
 
 import json
 import math
@@ -47,12 +44,12 @@ def tune(
     fresh: bool = False,
     voice: Progress = NO_PROGRESS,
 ) -> Path:
-    """Search recipe.tune.keys for the best figure on validation, until there are `trials` in all; returns best.toml.
+    """Search recipe.tune.keys for the best validation figure, up to `trials` in all; returns best.toml.
 
-    Trial 0 is the recipe as it stands; TPE proposes the others (Bergstra et al. 2011, Algorithms for Hyper-Parameter
-    Optimization, §4), the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes a study of the
+    Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, Algorithms for Hyper-Parameter
+    Optimization, §4); the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes a study of the
     same recipe, data and teacher, unless `fresh`. Raises UserError, before any training, for a key that cannot be
-    tuned; and where no trial ended.
+    tuned, and where no trial completed.
     """
     # ---- every key is checked before the data are read
     if trials < 1:
@@ -96,8 +93,6 @@ def tune(
 
 @dataclass(frozen=True)
 class Search:
-    """What all trials of one study share."""
-
     recipe: Recipe
     keys: list[Key]
     data: Dataset
@@ -110,12 +105,11 @@ class Search:
         return {key.name: own_value(self.recipe, key) for key in self.keys}
 
     def own_params(self) -> dict[str, str | int | float]:
-        """The recipe's own values as the storage holds them, without those that no trial may have."""
+        """Without those that no trial may have."""
         own = self.own()
         return {key.name: kept for key in self.keys if (kept := key.stored(own[key.name])) is not None}
 
     def values(self, trial: "FrozenTrial | Trial") -> dict[str, Value]:
-        """A key's name -> its value in that trial."""
         if "own" in trial.user_attrs:
             return self.own()
         return {key.name: key.value(trial.params[key.name]) for key in self.keys if key.name in trial.params}
@@ -124,7 +118,6 @@ class Search:
         return self.home.path / f"trial-{number:03d}"
 
     def begin(self, trial: "Trial") -> tuple[Recipe, Run]:
-        """A trial's recipe, and its folder: a run like any other."""
         folder, values = self.folder(trial.number), self.values(trial)
         changed = {} if "own" in trial.user_attrs else values
         recipe = with_values(self.recipe, self.keys, changed, folder.name, short=True)
@@ -144,7 +137,6 @@ class Search:
 
 
 def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOptions) -> Run:
-    """The study's folder: the newest of the same recipe, data and teacher, or a new one."""
     root, parent, fingerprint = Path(options.root), teacher.path.name if teacher else None, data.store.fingerprint
 
     def identity(raw: dict[str, Any], *others: object) -> list[object]:
@@ -167,7 +159,6 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOption
 
 @contextmanager
 def _opened(search: Search) -> Iterator["Study"]:
-    """The study in home/study.sqlite; a new one starts with the recipe as it stands."""
     import optuna
 
     home, verbosity = search.home.path, optuna.logging.get_verbosity()
@@ -194,7 +185,7 @@ def _opened(search: Search) -> Iterator["Study"]:
 
 
 def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe, Run] | None":
-    """Take the next trial and its folder, which this process then holds locked. None where there are enough."""
+    """The next trial with its locked folder; None where there are enough."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -228,12 +219,11 @@ def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe,
 
 
 def _counts(trial: "FrozenTrial") -> bool:
-    """Ended, failed by its own values, or being worked on; not killed."""
+    """Ended, failed by its own values, or running; not killed."""
     return trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") or "error" in trial.user_attrs
 
 
 def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, run: Run) -> str:
-    """Train and judge one trial, and tell the study. Returns the outcome in words."""
     from optuna.trial import TrialState
 
     data, quiet, metric = search.data, Progress(search.voice.bar), recipe.tune.metric  # bars, but not a line an epoch
@@ -274,7 +264,6 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
 
 
 def _write(search: Search, study: "Study", trials: int) -> str:
-    """Write trials.csv, best.toml and run.json as things stand; returns how they stand, in words."""
     metric, names = search.recipe.tune.metric, [key.name for key in search.keys]
     with locked(search.home.path / ".turn"):
         known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
@@ -308,7 +297,7 @@ def _write(search: Search, study: "Study", trials: int) -> str:
 
 
 def _state(trial: "FrozenTrial") -> str:
-    """Its word in trials.csv; "lost": it was killed, and runs again under another number."""
+    """ "lost": it was killed and runs again under another number."""
     return trial.state.name.lower().replace("fail", "failed") if _counts(trial) else "lost"
 
 
@@ -337,7 +326,6 @@ def _heading(search: Search, known: "Sequence[FrozenTrial]", best: "FrozenTrial"
 
 
 def _toml(recipe: Recipe) -> str:
-    """The keys that the recipe sets, without None, which TOML lacks."""
     import tomli_w
 
     def plain(value: Any) -> Any:
