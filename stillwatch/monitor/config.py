@@ -1,6 +1,6 @@
-"""watch.toml as frozen models; errors name key and line and mask what may be secret.
+"""watch.toml as frozen models; errors name key and line and mask secrets.
 
-Imports errors, recipe, registry and rules.presets alone.
+Imports only errors, recipe, registry and rules.presets.
 """
 
 import os
@@ -22,7 +22,7 @@ KeyPath = tuple[str | int, ...]  # ("camera", 1, "fps")
 
 
 class CameraConfig(Strict):
-    """One camera. Times in seconds."""
+    """Times in seconds."""
 
     name: str = Field(pattern=NAME)
     source: str  # 0, a file, a folder of pictures, rtsp://…, http://…, toy://driver, toy://street
@@ -38,8 +38,6 @@ class CameraConfig(Strict):
 
 
 class Keep(Strict):
-    """Retention."""
-
     folder: Path = Path("watch")  # events.db, clips/, thumbnails/, negatives/
     pre: float = Field(5.0, ge=0, le=60)  # seconds of clip before an event
     post: float = Field(5.0, ge=0, le=60)  # and after it
@@ -51,8 +49,6 @@ class Keep(Strict):
 
 
 class Sink(Strict):
-    """One receiver of events."""
-
     name: str = Field(pattern=NAME)
     to: Spec  # one of SINKS: "log", {name="webhook", url="https://…", secret="$HOOK_SECRET"}
     level: Level = "warn"  # told when an event first reaches it
@@ -65,8 +61,6 @@ class Sink(Strict):
 
 
 class Web(Strict):
-    """The page."""
-
     host: str = "127.0.0.1"  # any other address needs a token
     port: int = Field(8756, ge=0, le=65535)  # 0: a free one
     token: str | None = None  # "$NAME": from the environment
@@ -82,8 +76,6 @@ class Web(Strict):
 
 
 class WatchConfig(Strict):
-    """watch.toml."""
-
     bundle: Path
     camera: tuple[CameraConfig, ...] = Field(min_length=1)
     sink: tuple[Sink, ...] = ()
@@ -94,13 +86,12 @@ class WatchConfig(Strict):
     runtime: str | None = None
 
     def amended(self, folder: Path | None = None, **web: object) -> "WatchConfig":
-        """A copy with another keep.folder and other keys of [web]."""
         keep = self.keep.model_copy(update={"folder": folder} if folder else {})
         return self.model_copy(update={"web": self.web.model_copy(update=web), "keep": keep})
 
 
 class LoadedConfig(NamedTuple):
-    """A valid config, and what was left out of it: {name of a camera or sink: reason}."""
+    """A valid config, and what was left out: {camera or sink: reason}."""
 
     config: WatchConfig
     bad_cameras: dict[str, str]
@@ -118,7 +109,7 @@ def single(bundle: Path, source: str, **keys: Any) -> LoadedConfig:
 
 
 def camera_name(source: str) -> str:
-    """A camera's name from its source, without user, password or query."""
+    """Without user, password or query."""
     scheme, separator, rest = source.partition("://")
     host = re.split(r"[/?#]", rest)[0].rpartition("@")[2]
     address = (f"toy-{host}" if scheme == "toy" else host) if separator else Path(source).stem
@@ -127,9 +118,9 @@ def camera_name(source: str) -> str:
 
 
 def load(path: Path) -> LoadedConfig:
-    """Read watch.toml. Relative paths start at its folder; a wrong camera or sink is left out and named.
+    """Read watch.toml. Relative paths start at its folder; invalid cameras and sinks are left out and named.
 
-    Raises UserError, one line a fault with key and line, for everything else, and where no camera is left.
+    Raises UserError, one line per fault with key and line, for everything else, and where no camera is left.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors add a byte order mark
@@ -155,7 +146,7 @@ def load(path: Path) -> LoadedConfig:
 
 
 def secret(value: Any) -> Any:
-    """Replace each "$NAME" by the environment's value. Raises UserError where it is unset."""
+    """Replace each "$NAME" from the environment. Raises UserError where it is unset."""
     if isinstance(value, dict):
         return {key: secret(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -168,7 +159,7 @@ def secret(value: Any) -> Any:
 
 
 class Lines:
-    """The place of a key in a TOML text: its path -> "FILE: line N"."""
+    """Key path -> "FILE: line N" of a TOML text."""
 
     def __init__(self, path: Path, text: str):
         self.path = path
@@ -199,14 +190,13 @@ class Lines:
 
 
 def _masked(key: str, value: object) -> str:
-    """A value for an error message. key: "" where unknown: then even a plain word may be a password."""
+    """key: "" where unknown: then even a plain word may be a password."""
     if isinstance(value, str) and (key in ("", "source", "to", "token") or re.search(r"[@:/$]", value)):
         return "***"
     return repr(value) if isinstance(value, str | bool | int | float) else f"a {type(value).__name__}"
 
 
 def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines) -> tuple[list[Part], dict[str, str]]:
-    """The valid [[camera]] or [[sink]] tables, and what is wrong with the others."""
     tables = raw.get(key, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"{lines((key,))}: {key}: is written [[{key}]], once for each")
@@ -228,7 +218,6 @@ def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines)
 
 
 def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
-    """Let relative paths start at the file's folder: bundle, keep.folder, film sources, files of sinks."""
     from stillwatch.monitor.events.sinks import SINKS  # it imports this module
 
     def resolve(text: str) -> str:

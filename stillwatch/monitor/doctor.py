@@ -1,7 +1,4 @@
-"""Tries a watch.toml on this machine: bundle, rules, cameras, sinks, page and disk, one line each.
-
-It sends nothing and keeps no picture.
-"""
+"""Checks a watch.toml on this machine: bundle, rules, cameras, sinks, page, disk. Sends nothing, stores no picture."""
 
 import shutil
 import time
@@ -32,7 +29,6 @@ class Finding(NamedTuple):
 
 
 def examine(loaded: LoadedConfig) -> Iterator[Finding]:
-    """Try everything in the file, one after another."""
     config = loaded.config
     for name, words in (*loaded.bad_cameras.items(), *loaded.bad_sinks.items()):
         yield Finding(False, name, words)
@@ -67,7 +63,7 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
 
 
 def _examine_camera(config: CameraConfig, watch: WatchConfig, made: bundle.Bundle) -> Iterator[Finding]:
-    """Time to the first frame, and the rule in words. Raises UserError where it can never open."""
+    """Raises UserError where it can never open."""
     manifest = made.manifest
     rule = presets.words(rule_of(made, config.rule or watch.rule), manifest.labels, manifest.safe, threshold_of(made))
     config = config.model_copy(update={"source": secret(config.source)})

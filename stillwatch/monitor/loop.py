@@ -31,8 +31,6 @@ PREVIEW = 8.0  # pictures a second for viewers
 
 
 class CameraSlot:
-    """One camera in the loop: its frames, its Alarm and their clock."""
-
     def __init__(self, camera: Camera, alarm: Alarm, frames: int):
         self.camera, self.alarm = camera, alarm
         self.name = alarm.camera
@@ -45,7 +43,7 @@ class CameraSlot:
         self._offsets: dict[str, float] = {}  # to epoch seconds, one for the whole life of an event
 
     def advance(self) -> bool:
-        """Take the newest live frame, or a file's next one; False where there is none."""
+        """The newest live frame, or a file's next one; False if there is none."""
         if not self.pending:
             return False
         if self.camera.live:
@@ -56,7 +54,7 @@ class CameraSlot:
         return True
 
     def picture(self) -> NDArray[np.uint8] | None:
-        """The net's input: the newest picture (H,W,C), or for a net of clips the newest T (T,H,W,C)."""
+        """The net's input: the newest picture (H,W,C), or for clips the newest T (T,H,W,C)."""
         if self.newest is None or self.newest.image is None:
             return None
         if self._window.maxlen == 1:
@@ -69,7 +67,7 @@ class CameraSlot:
         self._window.clear()
 
     def in_epoch(self, event: Event) -> Event:
-        """The event in epoch seconds; the wall clock is read once an event, so that its jumps do no harm."""
+        """The event in epoch seconds; the wall clock is read once per event, so that its jumps do no harm."""
         offset = self._offsets.setdefault(event.id, time.time() - event.updated)
         if event.state == "closed":
             del self._offsets[event.id]
@@ -77,8 +75,6 @@ class CameraSlot:
 
 
 class Watch:
-    """Cameras, detector, alarms, store and board as one context."""
-
     def __init__(
         self,
         config: WatchConfig,
@@ -88,7 +84,7 @@ class Watch:
     ):
         """stop: ends the loop. A camera that cannot be opened fails alone.
 
-        Raises UserError where the bundle does not load, the rule is wrong, or no camera is left.
+        Raises UserError for an invalid bundle or rule, or where no camera is left.
         """
         self.config, self.log = config, log
         self.stop = stop or threading.Event()
@@ -139,7 +135,7 @@ class Watch:
         self.close()
 
     def end(self, within: float = 1.5) -> None:
-        """Close events, finalise clips and end the cameras' processes within `within` seconds."""
+        """Close events, clips and camera processes within `within` seconds."""
         if self._ended:
             return
         self._ended = True
@@ -150,7 +146,6 @@ class Watch:
             self._receive(slot)
 
     def close(self, within: float = 2.0) -> None:
-        """end(), then write everything."""
         start = time.monotonic()
         self.end(0.7 * within)
         self.store.close(max(0.2, start + within - time.monotonic()))
@@ -170,7 +165,6 @@ class Watch:
     # --- the steps of the loop
 
     def receive(self, timeout: float) -> list[CameraSlot]:
-        """Wait for messages; returns the slots with a new frame."""
         ends = [slot.camera.connection.fileno() for slot in self.slots if slot.camera.connection is not None]
         if any(slot.pending for slot in self.slots):
             timeout = 0.0
@@ -183,14 +177,13 @@ class Watch:
         return [slot for slot in self.slots if slot.advance()]
 
     def predict(self, slots: Sequence[CameraSlot]) -> list[NDArray[np.float32] | None]:
-        """One forward for all; None where a net of clips has too few frames yet."""
+        """One forward for all; None where a clip has too few frames yet."""
         pictures = [slot.picture() for slot in slots]
         known = [picture for picture in pictures if picture is not None]
         p = iter(self.detector.predict(np.stack(known)) if known else ())
         return [None if picture is None else next(p) for picture in pictures]
 
     def decide(self, slot: CameraSlot, p: NDArray[np.float32] | None) -> None:
-        """One camera's probabilities -> its Alarm -> published events."""
         frame = slot.newest
         assert frame is not None
         self._publish(slot, slot.alarm.step(frame.time, p, frame.status))
@@ -256,7 +249,6 @@ class Watch:
                     self.log(f"{slot.name}: {words}")
 
     def _publish(self, slot: CameraSlot, events: Sequence[Event]) -> None:
-        """Store, announce and record events of the Alarm's clock."""
         for event in events:
             dated = slot.in_epoch(event)
             self.store.put(dated)

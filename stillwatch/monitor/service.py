@@ -1,4 +1,4 @@
-"""Runs a watch with its page and its sinks until a signal: `stillwatch watch`."""
+"""Runs a watch with its page and sinks until a signal: `stillwatch watch`."""
 
 import os
 import resource
@@ -21,7 +21,7 @@ FLUSH = 0.3  # seconds for the last events to reach the outbox
 def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | None = None) -> None:
     """Run until SIGTERM, SIGINT, SIGHUP, for `seconds`, or until every file has ended; then close within 3 s.
 
-    Raises UserError where it cannot start (bundle, page's address, cameras, token) and where no camera ever gave a
+    Raises UserError where it cannot start (bundle, page's address, cameras, token), and where no camera ever gave a
     frame, unless a signal ended it first.
     """
     config = loaded.config
@@ -65,7 +65,7 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
 
 
 def _raise_descriptor_limit() -> None:
-    """Cameras, the store and the sinks need descriptors beside the page's connections."""
+    """Cameras, store and sinks need descriptors beside the page's connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -75,7 +75,7 @@ def _raise_descriptor_limit() -> None:
 
 @contextmanager
 def _signals(stop: threading.Event, signalled: threading.Event) -> Iterator[None]:
-    """SIGTERM, SIGHUP and Ctrl-C end the loop; a second Ctrl-C ends it at once."""
+    """A second Ctrl-C ends the loop at once."""
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:

@@ -1,7 +1,4 @@
-"""The current state: Board for the page, Gauges for Prometheus; thread-safe, no method waits.
-
-Imports nothing of ours.
-"""
+"""The current state: Board for the page, Gauges for Prometheus; thread-safe, never waits. Imports nothing of ours."""
 
 import threading
 import time
@@ -42,9 +39,9 @@ class Board:
         self._count = 0
 
     def update(self, camera: str, **fields: Any) -> None:
-        """Overwrite fields of a camera: state, words, p (K floats), gauge (0..1), status, fps, age_ms, counters …
+        """Set a camera's fields: state, words, p (K floats), gauge (0..1), status, fps, age_ms, counters …
 
-        since, epoch seconds, is set where state or status changes.
+        since (epoch seconds) is set when state or status changes.
         """
         with self._lock:
             known = self._cameras[camera]
@@ -66,7 +63,7 @@ class Board:
 
     @contextmanager
     def viewing(self, camera: str) -> Iterator[None]:
-        """Count a viewer: without one no picture is encoded."""
+        """Without a viewer no picture is encoded."""
         with self._lock:
             self._viewers[camera] += 1
         try:
@@ -79,20 +76,18 @@ class Board:
         return self._viewers[camera]
 
     def publish(self, what: str, **fields: Any) -> None:
-        """Tell every listener. what: "event", "camera", "trouble"."""
+        """what: "event", "camera", "trouble"."""
         with self._lock:
             self._count += 1
             self._messages.append((self._count, {"what": what, **fields}))
 
     def messages(self, after: int) -> tuple[int, list[Mapping[str, Any]]]:
-        """(number of the newest message, the kept ones after number `after`)."""
+        """(newest number, the kept messages after number `after`)."""
         with self._lock:
             return self._count, [message for number, message in self._messages if number > after]
 
 
 class Gauges:
-    """Latencies, counts, events and levels in a Prometheus registry."""
-
     def __init__(self, cameras: Sequence[str] = ()):
         self._registry = registry = CollectorRegistry()
         self._latency = Histogram(
@@ -113,11 +108,11 @@ class Gauges:
             self._latency.labels(camera)
 
     def latency(self, camera: str, seconds: float) -> None:
-        """Observe the seconds from capture to the Alarm's answer."""
+        """Seconds from capture to the Alarm's answer."""
         self._latency.labels(camera).observe(max(0.0, seconds))
 
     def count(self, camera: str, name: str, total: float) -> None:
-        """Set a camera's total since the start; name: one of COUNTERS."""
+        """name: one of COUNTERS."""
         with self._lock:
             self._totals.setdefault(name, {})[camera] = total
 

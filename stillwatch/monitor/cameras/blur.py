@@ -1,7 +1,4 @@
-"""Makes faces unrecognisable in what people see, never in what the net sees.
-
-Imports media alone.
-"""
+"""Blurs faces in what people see, never in the net's input. Imports media alone."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -17,16 +14,16 @@ FACE_BLOCKS, PICTURE_BLOCKS = 6, 16  # across a face, across a whole picture
 
 
 class Blur:
-    """Blurs one camera's pictures, in the order of time."""
+    """Takes one camera's pictures, in the order of time."""
 
     def __init__(self, how: Literal["none", "faces", "all"], find: Callable[[Picture], list[Box]] | None = None):
-        """find: the face detector; YuNet where None. Raises UserError where its weights are missing."""
+        """find: the face detector; None: YuNet. Raises UserError where its weights are missing."""
         self.how = how
         self._find = (find or YuNet()) if how == "faces" else None
         self._held: list[tuple[float, Box]] = []
 
     def __call__(self, image: Picture, seconds: float) -> Picture:
-        """uint8 (H,W,3) RGB -> a blurred copy; the same array where nothing is blurred."""
+        """uint8 (H,W,3) RGB -> a blurred copy, or the same array where nothing is blurred."""
         if self.how == "none":
             return image
         height, width = image.shape[:2]

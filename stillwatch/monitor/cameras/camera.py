@@ -1,7 +1,4 @@
-"""The parent's handle of one camera, whose child process (cameras.capture) may hang or die alone.
-
-Decodes nothing; only stop() waits.
-"""
+"""The parent's handle of one camera, whose child process (cameras.capture) may hang or die alone. Decodes nothing."""
 
 import os
 import socket
@@ -30,8 +27,6 @@ QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX"
 
 
 class Frame(NamedTuple):
-    """One picture for the net."""
-
     camera: str
     index: int  # type: ignore[assignment]  # counts what the source gave, from 0 on; a gap is what was dropped
     time: float  # s, the Alarm's clock: monotonic where it is live, else the file's own seconds
@@ -41,8 +36,9 @@ class Frame(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Any other message. Fields: state {state, words}; jpeg {jpeg}; thumbnail {event, jpeg};
-    clip {event, path, seconds, whole}; trouble {words}."""
+    """Any other message. Fields: state {state, words}; jpeg {jpeg}; thumbnail {event, jpeg}; clip {event, path,
+    seconds, whole}; trouble {words}.
+    """
 
     camera: str
     what: Literal["state", "jpeg", "thumbnail", "clip", "trouble"]
@@ -50,11 +46,10 @@ class Note(NamedTuple):
 
 
 class Camera:
-    """Not thread-safe."""
+    """Not thread-safe. Only stop() waits."""
 
     def __init__(self, config: CameraConfig, keep: Keep, shape: tuple[int, int, int], fit: str):
-        """shape: (height, width, channels) of the net; fit: how pictures are resized. Raises UserError where it can
-        never open."""
+        """shape: (height, width, channels) of the net. fit: how to resize. Raises UserError where it can never open."""
         self.config = config
         self.live = source.is_live(config.source)
         if config.blur == "faces":
@@ -80,7 +75,6 @@ class Camera:
             self._spawn()
 
     def take(self) -> list[Frame | Note]:
-        """Everything that arrived since the last call."""
         self._receive()
         inbox, self._inbox = self._inbox, []
         return inbox
@@ -103,7 +97,7 @@ class Camera:
             self._end_child(f"its process gave no sign of life for {patience:g} s")
 
     def preview(self, fps: float) -> None:
-        """Ask for at most fps JPEG notes a second; 0: none are encoded."""
+        """Ask for at most fps JPEG notes a second; 0: none."""
         if fps != self._preview_fps:
             self._preview_fps = fps
             self._send("preview", fps)
@@ -112,7 +106,7 @@ class Camera:
         self._send("snap", event)
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:
-        """Write a clip from `since` (as far as remembered) to `until` or finish(), on the clock of Frame.time."""
+        """Write a clip from `since` (as far as buffered) to `until` or finish(), on the clock of Frame.time."""
         self._clips[event] = path
         self._send("record", event, str(path), since, until)
 
@@ -120,7 +114,7 @@ class Camera:
         self._send("finish", event, until)
 
     def stop(self, within: float) -> None:
-        """End the child and finalise its clips; after `within` seconds kill it. take() gives its last messages."""
+        """End the child and finalise its clips; kill it after `within` seconds. take() gives its last messages."""
         self._stopping = True
         end = time.monotonic() + within
         self._send("stop")
@@ -179,7 +173,7 @@ class Camera:
             self._end_child(words)
 
     def _handle(self, *message: Any) -> None:
-        """Handle a message of the child. Raises EOFError for an unknown one."""
+        """Raises EOFError for an unknown message."""
         match message:
             case ("frame", index, seconds, image, status, captured):
                 self._send("seen")
@@ -220,7 +214,6 @@ class Camera:
             self._note("state", state=state, words=words)
 
     def _end_child(self, words: str) -> None:
-        """Kill or reap the child, keep its unfinished clips, and schedule the next one."""
         child, self._child = self._child, None
         if child is None:
             return

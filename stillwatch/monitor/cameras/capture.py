@@ -1,4 +1,4 @@
-"""The child process of one camera, `python -m …capture FD`: decodes, sends the newest frame, keeps the last packets.
+"""A camera's child process, `python -m …capture FD`: decodes, sends the newest frame, buffers packets.
 
 Imports no net and no rule.
 """
@@ -37,7 +37,7 @@ PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG qua
 
 
 class FrameSender:
-    """Sends the newest frame when the last one is acknowledged; and pictures for people.
+    """Sends the newest frame once the last is acknowledged, and pictures for people.
 
     The decoding thread offers, the listening thread acknowledges.
     """
@@ -54,8 +54,9 @@ class FrameSender:
         self._preview: RateLimiter | None = None
 
     def offer(self, index: int, frame: VideoFrame, wait: bool) -> bool:
-        """Send it now if the last one was seen, else keep it until a newer one comes.
-        wait (a file): block until it can go. False: told to stop meanwhile."""
+        """Send it if the last one was acknowledged, else keep it until a newer one comes. wait (a file): block until it
+        can go. False: told to stop.
+        """
         with self._changed:
             self._newest = frame
             self._send_thumbnails()
@@ -77,7 +78,7 @@ class FrameSender:
             self._waiting = None  # too old to be looked at
 
     def handle(self, *message: Any) -> bool:
-        """Handle a message of the parent; False where it is not for this class."""
+        """False for a message that is not for this class."""
         with self._changed:
             match message:
                 case ("seen",):
@@ -148,14 +149,12 @@ class CaptureProcess:
             self.leave()
 
     def pulse(self) -> None:
-        """Send the reading thread's sign of life, with its counters."""
         now = time.monotonic()
         if now - self._pulsed >= PULSE:
             self._pulsed = now
             self.send("pulse", self._sender.dropped, self._reconnects, self._bytes)
 
     def public(self, frame: VideoFrame) -> Picture:
-        """The frame as people may see it; made once."""
         with self._blurring:
             if self._public is None or self._public[0] is not frame:
                 self._public = (frame, self._blur(frame.rgb(), frame.time))
@@ -236,7 +235,7 @@ class CaptureProcess:
             self.stop.wait(max(0.0, next(waits) - spent))
 
     def _decode_stream(self, container: InputContainer) -> Iterator[float]:
-        """Decode a live stream; yields time.monotonic() of each good frame. Raises Stalled where none comes."""
+        """Yields time.monotonic() of each good frame. Raises Stalled where none comes."""
         stream = container.streams.video[0]
         self._open_remux(stream)
         intra = stream.codec_context.name in source.INTRA
@@ -277,7 +276,7 @@ class CaptureProcess:
                 raise Stalled(f"nothing that can be decoded for {self.config.stall:g} s")
 
     def _watch_file(self) -> None:
-        """Show every frame that is due, in its time. Raises where the file cannot be read."""
+        """Raises where the file cannot be read."""
         clock, to_rgb = PlaybackClock(self.config.speed), ToRgb()
         start, again = 0.0, True
         while again:
@@ -312,7 +311,7 @@ class CaptureProcess:
             self.pulse()
 
     def _show(self, frame: VideoFrame, clock: PlaybackClock) -> bool:
-        """Record and offer a frame in its time. False: told to stop."""
+        """False: told to stop."""
         index, self._index = self._index, self._index + 1
         self._record(frame)
         if index < self._position[0]:  # an earlier process has shown it
@@ -323,7 +322,7 @@ class CaptureProcess:
         return self._sender.offer(index, frame, wait=True)
 
     def _hold(self, clock: PlaybackClock, seconds: float) -> bool:
-        """Wait until the frame at `seconds` is due. False: told to stop."""
+        """False: told to stop."""
         while (left := clock.wait(seconds, time.monotonic())) > 0:
             if self.stop.wait(min(left, PULSE)):
                 return False
@@ -354,7 +353,7 @@ def jpeg(image: Picture, side: int, quality: int) -> bytes:
 
 
 def main() -> None:
-    """Run until the parent says stop or ends; the terminal's signals are ignored."""
+    """Runs until the parent stops it or ends; ignores the terminal's signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -1,7 +1,4 @@
-"""Python objects over a socket pair, between a camera's parent and its child process.
-
-Imports nothing of ours. The child's messages are unpickled as plain values only.
-"""
+"""Python objects over a socket pair, between a camera's parent and its child. Imports nothing of ours."""
 
 import io
 import pickle
@@ -14,10 +11,8 @@ SIZE = 4  # bytes that say how long a message is
 
 
 class Channel:
-    """One end of a socket pair."""
-
     def __init__(self, end: socket.socket, blocking: bool, load: Callable[[bytes | bytearray], Any] = pickle.loads):
-        """blocking: False for the parent, who never waits. load: bytes -> message; EOFError ends the connection."""
+        """blocking: False for the parent. load: bytes -> message; EOFError ends the connection."""
         end.setblocking(blocking)
         self._end, self._blocking, self._load = end, blocking, load
         self._buffer = bytearray()
@@ -33,7 +28,7 @@ class Channel:
             self._end.sendall(len(data).to_bytes(SIZE, "big") + data)
 
     def read(self) -> list[tuple[Any, ...]]:
-        """The messages that arrived; blocking: at least one. Raises EOFError at the other side's end."""
+        """The messages that arrived; blocking: at least one. Raises EOFError at the end."""
         messages: list[tuple[Any, ...]] = []
         while not (messages and self._blocking):
             try:
@@ -57,7 +52,7 @@ class Channel:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Numbers, text, bytes, lists, tables and arrays only: a child decodes strangers' streams and is not trusted."""
+    """Numbers, text, bytes, lists, dicts and arrays only: a child decodes untrusted streams."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "_frombuffer", "ndarray", "dtype"):
@@ -66,7 +61,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain(data: bytes | bytearray) -> Any:
-    """A message of the child. Raises EOFError where it is none, which ends that child."""
+    """Raises EOFError for an invalid message, which ends that child."""
     try:
         return PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a broken pickle can raise almost anything

@@ -1,7 +1,4 @@
-"""The status of a camera's picture: ok, black (or covered), frozen. Pure.
-
-Imports cameras.source and rules alone.
-"""
+"""The status of a camera's picture: ok, black (or covered), frozen. Pure; imports only cameras.source and rules."""
 
 from collections import deque
 
@@ -18,11 +15,11 @@ DARK, EVEN = 40, 3  # of 255: nearly the brightest of a black picture; standard 
 
 
 class PictureHealth:
-    """Seconds and brightness in, status out.
+    """Frozen: for FROZEN seconds and two keyframes each picture equals one of the last few; sensor noise rules that
+    out.
 
-    Frozen: for FROZEN seconds and two keyframes each picture equals one of the last few; a sensor's noise rules that
-    out. One of several, because an encoder varies a still picture within a group; two keyframes, because between them
-    it may leave a quiet scene as it is.
+    One of several, because an encoder varies a still picture within a group; two keyframes, because between them it may
+    leave a quiet scene as it is.
     """
 
     def __init__(self, live: bool):

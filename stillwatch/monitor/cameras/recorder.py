@@ -1,4 +1,4 @@
-"""Keeps the last seconds of packets and cuts clips from them, from before an event to after it, without re-encoding.
+"""Buffers the last seconds of packets and cuts clips around events, without re-encoding.
 
 Imports errors and media alone.
 """
@@ -34,10 +34,10 @@ ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 class BufferedPacket(NamedTuple):
-    """One packet. clock: seconds of the Alarm; dts, pts: seconds of this buffer, dts always rising.
+    """clock: seconds of the Alarm; dts, pts: seconds of this buffer, dts always rising.
 
-    header: codec, size and extradata as a NUT file of one packet, which outlives its stream. A clip holds packets of
-    one header object only.
+    header: codec, size and extradata as a NUT file of one packet, which outlives its stream. All packets of a clip
+    share one header object.
     """
 
     data: bytes
@@ -49,7 +49,7 @@ class BufferedPacket(NamedTuple):
 
 
 class Clip:
-    """A file that is written as <path>.part until it is closed."""
+    """Written as <path>.part until it is closed."""
 
     def __init__(self, event: str, path: Path, until: float | None):
         self.event, self.path, self.until = event, path, until
@@ -60,7 +60,7 @@ class Clip:
         self._container: OutputContainer | None = None
 
     def write(self, item: BufferedPacket) -> None:
-        """Raises OSError where the disk does not take it."""
+        """Raises OSError where the disk fails."""
         if self._container is None:
             if not item.keyframe:
                 return
@@ -80,7 +80,7 @@ class Clip:
         self._container.mux(packet)
 
     def close(self) -> bool:
-        """Finalise it. False: nothing was written and there is no file."""
+        """False: nothing was written and there is no file."""
         if self._container is None:
             return False
         container, self._container = self._container, None
@@ -94,11 +94,12 @@ class Clip:
 
 
 class PacketBuffer:
-    """A ring of packets and the clips cut from it. Thread-safe."""
+    """Thread-safe."""
 
     def __init__(self, pre: float, mebibytes: int, longest: float, report: Callable[..., None]):
         """pre: seconds before an event. longest: seconds of a clip. report: takes ("clip", event, seconds, whole),
-        ("missed", event) where there is no clip, or ("trouble", words)."""
+        ("missed", event) where there is no clip, or ("trouble", words).
+        """
         self.pre, self.bytes, self.longest = pre, mebibytes << 20, longest
         self._report = report
         self._ring: deque[BufferedPacket] = deque()
@@ -139,7 +140,7 @@ class PacketBuffer:
                         self._feed(clip, item)
 
     def finish(self, event: str, until: float) -> None:
-        """End the clip at that second of the clock, or at once where it has passed."""
+        """End the clip at `until` on the clock, or at once if that has passed."""
         with self._lock:
             if clip := self._clips.get(event):
                 clip.until = until
@@ -147,7 +148,7 @@ class PacketBuffer:
                     self._end(clip, whole=True)
 
     def cut(self) -> None:
-        """The stream broke: end the clips that have begun. The ring stays for events to come."""
+        """The stream broke: end the clips that have begun. The ring stays for later events."""
         with self._lock:
             for clip in [clip for clip in self._clips.values() if clip.started]:
                 self._end(clip, whole=False)
@@ -184,8 +185,6 @@ class PacketBuffer:
 
 
 class Remux:
-    """A stream's own packets -> the buffer."""
-
     def __init__(self, buffer: PacketBuffer, stream: VideoStream):
         self._buffer, self._stream = buffer, stream
         self._codec, self._base = stream.codec_context.name, float(stream.time_base or 0)
@@ -218,7 +217,7 @@ class Remux:
 
 
 class Encode:
-    """Pictures -> H.264 in the buffer, for codecs that MP4 cannot hold and for blurred cameras."""
+    """Pictures -> H.264, for codecs that MP4 cannot hold and for blurred cameras."""
 
     def __init__(self, buffer: PacketBuffer, fps: float):
         self._buffer, self._fps = buffer, max(1, round(fps))
@@ -229,7 +228,7 @@ class Encode:
         self._count = 0
 
     def push(self, image: Picture, clock: float) -> None:
-        """image: uint8 (H,W,3) RGB of any size; an odd last row or column is left out."""
+        """image: uint8 (H,W,3) RGB; an odd last row or column is left out."""
         height, width = image.shape[0] & ~1, image.shape[1] & ~1
         if not height or not width:
             return
@@ -267,7 +266,7 @@ class Encode:
 
 
 class Timeline:
-    """Rising seconds that keep step with the clock, whatever a stream's own time stamps do."""
+    """Rising seconds that follow the clock, whatever a stream's time stamps do."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -302,7 +301,7 @@ def parameter_sets(data: bytes, codec: str) -> bytes:
 
 
 def _nut(data: bytes, add_stream: Callable[[OutputContainer], VideoStream]) -> bytes:
-    """A NUT file of one stream and one packet: it cannot be read without one."""
+    """One packet too: a NUT file cannot be read without one."""
     file = io.BytesIO()
     with av.open(file, "w", format="nut") as container:
         stream = add_stream(container)

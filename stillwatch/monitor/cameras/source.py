@@ -1,4 +1,4 @@
-"""A camera's source (device, stream, file, folder, toy): its kind, its name without secrets, opening and pacing it.
+"""A camera's source (device, stream, file, folder, toy): kind, redacted name, opening and pacing.
 
 Imports errors and media alone.
 """
@@ -74,7 +74,7 @@ def redact(source: str) -> str:
 
 
 def redacted_error(error: BaseException, source: str) -> str:
-    """The error in one line without secrets: FFmpeg and the system may quote the URL."""
+    """One line without secrets: FFmpeg and the system may quote the URL."""
     shown = redact(source)
     rest = source.partition("://")[2] or source
     pieces = {rest, rest.rpartition("@")[0], rest.partition("?")[2], *DIVIDERS.split(rest)}
@@ -102,7 +102,7 @@ def open_error(error: BaseException, source: str) -> str:
 
 
 def kind(source: str) -> Kind:
-    """The kind of a source. Raises UserError for a missing file, an unknown scheme, a toy that cannot be drawn."""
+    """Raises UserError for a missing file, an unknown scheme, or an invalid toy."""
     if source.isdigit() or source.startswith("/dev/video"):
         return "device"
     place = f"source = {redact(source)}"
@@ -132,7 +132,7 @@ def is_live(source: str) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """A folder's pictures in the order of their numbers: 2.jpg before 10.jpg."""
+    """In the order of their numbers: 2.jpg before 10.jpg."""
     pictures = [path for path in folder.iterdir() if path.suffix.lower() in decode.PICTURES]
     return sorted(pictures, key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
 
@@ -171,7 +171,7 @@ class Toy(NamedTuple):
 
 
 class VideoFrame:
-    """A frame, its seconds on the Alarm's clock and time.monotonic() at capture; converted to RGB only when asked."""
+    """A frame, its seconds on the Alarm's clock and time.monotonic() at capture."""
 
     _converting = threading.Lock()  # two threads may ask, and a converter has room for one
 
@@ -180,7 +180,7 @@ class VideoFrame:
         self._to_rgb = to_rgb
 
     def rgb(self) -> Picture:
-        """uint8 (H,W,3), read-only."""
+        """uint8 (H,W,3), read-only; converted on demand."""
         with self._converting:
             if isinstance(self.raw, av.VideoFrame):
                 assert self._to_rgb is not None
@@ -188,7 +188,7 @@ class VideoFrame:
             return self.raw
 
     def luma(self) -> Picture:
-        """A coarse grid of brightness, uint8 (h,w), without conversion where the decoder's format allows."""
+        """A coarse grid of brightness, uint8 (h,w), without conversion where the format allows."""
         raw = self.raw
         if isinstance(raw, av.VideoFrame) and raw.format.name in LUMA:
             plane = raw.planes[0]
@@ -223,14 +223,13 @@ def backoff(first: float, longest: float, chance: random.Random | None = None) -
 
 
 class PlaybackClock:
-    """Paces a recording. speed: 0 never waits. longest: seconds of one wait; beyond, the time stamps have leapt."""
+    """Paces a recording. speed: 0 never waits. longest: seconds of one wait; beyond it the time stamps have jumped."""
 
     def __init__(self, speed: float, longest: float = math.inf):
         self.speed, self.longest = speed, longest
         self._start: float | None = None
 
     def wait(self, seconds: float, now: float) -> float:
-        """Seconds from now until the frame at `seconds` of the recording is due."""
         if not self.speed:
             return 0.0
         if self._start is None:
@@ -299,7 +298,7 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
 
 
 def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> Iterator[tuple[float, Picture]]:
-    """The frames of a toy or a folder of pictures: (seconds, RGB uint8 (H,W,3)). warn: of pictures left out."""
+    """A toy's or folder's frames: (seconds, RGB uint8 (H,W,3)). warn: of skipped pictures."""
     if kind(source) == "toy":
         toy, start = Toy.parse(source), 0.0
         while True:
@@ -326,8 +325,8 @@ def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> I
 def frames(source: str, fps: float | None = None) -> Iterator[tuple[float, Picture]]:
     """The frames that a watch on a file, folder or toy sees: (seconds, RGB uint8 (H,W,3)).
 
-    fps: the most of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. Raises UserError for a
-    live source and for a film that cannot be read.
+    fps: the most of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. Raises UserError for a live
+    source and an unreadable film.
     """
     what = kind(source)
     limiter = RateLimiter(None if what == "folder" else fps)

@@ -59,7 +59,6 @@ class StoredEvent(Event):
 
 
 def connect(folder: Path, write: bool = False) -> sqlite3.Connection:
-    """A connection that writes, or one that only reads."""
     path = folder / NAME
     if write:
         db = sqlite3.connect(path, timeout=0.5, isolation_level=None, check_same_thread=False)
@@ -93,7 +92,7 @@ def storable(value: Value) -> Value:
 
 
 def checked(id: str) -> str:
-    """Raises ValueError for an event's id that leads elsewhere as a file's name."""
+    """Raises ValueError for an event's id that is unsafe as a file name."""
     if not ID.fullmatch(id):
         raise ValueError(f"{id!r} cannot be an event's name")
     return id
@@ -101,19 +100,17 @@ def checked(id: str) -> str:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All of the body, or nothing where it raises."""
     with db:
         db.execute("BEGIN IMMEDIATE")
         yield
 
 
 def error_code(error: BaseException) -> int:
-    """SQLite's primary result code; 0 for other errors."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the schema up to date, each step whole. Raises UserError for a newer schema."""
+    """Each step is atomic. Raises UserError for a newer schema."""
     (number,) = db.execute("PRAGMA user_version").fetchone()
     if number > len(MIGRATIONS):
         raise UserError(f"{path}: written by a newer stillwatch (schema {number}); update, or give another folder")
@@ -122,7 +119,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def set_aside(folder: Path, suffixes: Sequence[str] = FILES) -> str:
-    """Rename a broken database. Returns its new name."""
+    """Returns the new name."""
     name = f"{NAME}.broken-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in suffixes:
         with suppress(FileNotFoundError):
@@ -140,7 +137,7 @@ def events(
     before_id: str | None = None,
     limit: int = 100,
 ) -> list[StoredEvent]:
-    """Events, newest first; since and until in epoch seconds of `opened`, level: this one and above.
+    """Newest first; since and until in epoch seconds of `opened`; level: the lowest.
 
     Raises UserError for a folder without a database and for an unknown level.
     """

@@ -46,7 +46,6 @@ def media_files(folder: Path, part: str = "") -> list[MediaFile]:
 
 
 def write_thumbnail(db: sqlite3.Connection, folder: Path, id: str, jpeg: bytes) -> None:
-    """Write an event's picture and mention it in its row, if there is one."""
     row = db.execute("SELECT opened FROM events WHERE id = ?", (id,)).fetchone()
     if row is None:
         return
@@ -57,7 +56,7 @@ def write_thumbnail(db: sqlite3.Connection, folder: Path, id: str, jpeg: bytes) 
 
 
 def recover_orphans(db: sqlite3.Connection, folder: Path, before: Sequence[str]) -> None:
-    """After a kill: mention unmentioned files, forget missing ones, remove drafts.
+    """After a kill: add files without a row's mention, forget missing ones, remove drafts.
 
     before: names from before this watch began.
     """
@@ -83,7 +82,6 @@ def recover_orphans(db: sqlite3.Connection, folder: Path, before: Sequence[str])
 
 
 def forget(db: sqlite3.Connection, names: Sequence[str]) -> None:
-    """Remove these files' mention from their rows."""
     for column in ("clip", "thumbnail"):
         db.execute(
             f"UPDATE events SET {column} = NULL WHERE {column} IN (SELECT value FROM json_each(?))",
@@ -92,7 +90,7 @@ def forget(db: sqlite3.Connection, names: Sequence[str]) -> None:
 
 
 def sweep(db: sqlite3.Connection, keep: Keep, aged: bool) -> int:
-    """Remove the STEP oldest files, at most, that are too old (if `aged`) or too much; how many."""
+    """Remove at most the STEP oldest files that are too old (if `aged`) or too much; returns how many."""
     files, now = media_files(keep.folder), time.time()
     total, free = sum(file.size for file in files), shutil.disk_usage(keep.folder).free
     removed: list[str] = []
@@ -112,7 +110,7 @@ def sweep(db: sqlite3.Connection, keep: Keep, aged: bool) -> int:
 
 
 def disk_full(folder: Path) -> bool:
-    """Whether the disk is full: SQLite may call it an I/O error."""
+    """SQLite may call it an I/O error."""
     try:
         return shutil.disk_usage(folder).free < ROOM // 32
     except OSError:
@@ -120,7 +118,7 @@ def disk_full(folder: Path) -> bool:
 
 
 def make_room(folder: Path) -> list[str]:
-    """Remove the oldest files, about ROOM bytes; their names."""
+    """Remove about ROOM bytes of the oldest files; returns their names."""
     removed: list[str] = []
     freed = 0
     for file in media_files(folder)[:STEP]:
@@ -134,7 +132,7 @@ def make_room(folder: Path) -> list[str]:
 
 
 def file_negatives(folder: Path, event: "StoredEvent", label: str) -> int:
-    """File an event's frames (one a second of its clip, or its thumbnail) as pictures of `label`; how many.
+    """File an event's frames (one a second of its clip, or its thumbnail) as pictures of `label`; returns how many.
 
     Raises UserError for a label that cannot be a folder's name.
     """
@@ -162,7 +160,6 @@ def file_negatives(folder: Path, event: "StoredEvent", label: str) -> int:
 
 
 def remove_negatives(folder: Path, event: "StoredEvent") -> None:
-    """Remove what file_negatives() filed."""
     own = re.compile(rf"{re.escape(event.id)}(-\d{{3,}})?\.jpg")
     for path in (folder / "negatives").glob(f"*/{event.camera}/*.jpg"):
         if own.fullmatch(path.name):

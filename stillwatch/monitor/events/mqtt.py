@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 class Mqtt:
-    """One prefix a watch: the last will is about all cameras."""
+    """One prefix per watch: the last will covers all cameras."""
 
     stateful: ClassVar[bool] = True
     files: ClassVar[tuple[str, ...]] = ()
@@ -55,7 +55,6 @@ class Mqtt:
         self._client = self._connect()
 
     def _connect(self) -> "Client":
-        """paho's client, which connects again by itself."""
         from paho.mqtt import client as paho
 
         # The same name after a start, so that the broker ends the old session, and its will, before the new one; not
@@ -88,7 +87,7 @@ class Mqtt:
             self._up.set()
 
     def present(self, cameras: Sequence[str]) -> None:
-        """Show these cameras, quiet, before anything happens. Returns at once."""
+        """Returns at once."""
         with self._lock:
             for camera in cameras:
                 if camera not in self._cameras:
@@ -97,7 +96,6 @@ class Mqtt:
                         self._show(self._client, camera)
 
     def _show(self, client: "Client", camera: str) -> None:
-        """Discovery and state of a camera, retained by the broker."""
         topic, name = f"{self._prefix}/{camera}", f"{self._prefix}_{camera}".replace("/", "_")
         device = {"identifiers": [name], "name": camera, "manufacturer": "Stillwatch"}
         text = json.dumps({

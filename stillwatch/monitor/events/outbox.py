@@ -1,6 +1,6 @@
-"""Delivers the outbox, a thread for each sink, until every message is taken, also across a kill.
+"""Delivers the outbox, one thread per sink, until every message is taken, also across a kill.
 
-A kill before it is noted repeats a message; its Idempotency-Key stays.
+A kill before delivery is noted repeats a message with the same Idempotency-Key.
 """
 
 import random
@@ -45,7 +45,7 @@ SELECT COUNT(DISTINCT event) FROM outbox WHERE sink = :sink AND state = 'held'
 
 
 class Sent(NamedTuple):
-    """The newest message of an event that was taken; time is monotonic."""
+    """An event's newest message that was taken; time is monotonic."""
 
     time: float
     camera: str
@@ -54,8 +54,6 @@ class Sent(NamedTuple):
 
 @dataclass
 class SinkStatus:
-    """Messages by state, tries that failed, and the newest error."""
-
     name: str
     kind: str
     pending: int = 0
@@ -66,8 +64,6 @@ class SinkStatus:
 
 
 class SinkWorker:
-    """One sink's thread."""
-
     def __init__(
         self, sink: Sink, store: Store, stop: threading.Event, say: Callable[[str], None], cameras: Sequence[str]
     ):
@@ -101,7 +97,6 @@ class SinkWorker:
             self._guarded(self._sender.close)
 
     def _guarded(self, work: Callable[[], object]) -> bool:
-        """Run it; report any error and go on."""
         try:
             return bool(work())
         except sqlite3.Error as error:
@@ -123,7 +118,6 @@ class SinkWorker:
         return self._sender
 
     def _deliver_pending(self, last: bool = False) -> bool:
-        """Try what waits, from memory while the disk is stuck; whether anything was decided."""
         failed = self.failed
         busy = self._deliver_from_memory(last) if self._store.stuck else False
         if self.failed > failed:
@@ -160,7 +154,6 @@ class SinkWorker:
         return busy
 
     def _deliver_from_disk(self, db: sqlite3.Connection, row: sqlite3.Row) -> bool:
-        """Whether it was decided, or is left for later."""
         id, change = row["event"], row["change"]
         found = db.execute("SELECT * FROM events WHERE id = ?", (id,)).fetchone()
         if found is None:
@@ -183,7 +176,6 @@ class SinkWorker:
         return True
 
     def _deliver(self, event: Event, change: str, earlier: Collection[DeliveryState]) -> DeliveryState:
-        """Send a message unless it is held back; a refusal leaves it waiting."""
         if self._held_back(event, earlier):
             self._held += "held" not in earlier
             return "held"
@@ -203,7 +195,7 @@ class SinkWorker:
         return "sent"
 
     def _held_back(self, event: Event, earlier: Collection[DeliveryState]) -> bool:
-        """Cooldown and hourly ceiling count events, not their updates."""
+        """Cooldown and hourly limit count events, not their updates."""
         if event.id in self._sent or "sent" in earlier:
             return False
         if "held" in earlier:
@@ -215,7 +207,6 @@ class SinkWorker:
         return hour >= self.sink.per_hour or (bool(alike) and now - max(alike) < self.sink.cooldown)
 
     def _seed(self, db: sqlite3.Connection) -> None:
-        """What was sent, and held back, before this start."""
         self._held += db.execute(HELD, {"sink": self.sink.name}).fetchone()[0]
         wall, now = time.time(), time.monotonic()
         for row in db.execute(LATELY, (self.sink.name, wall - max(HOUR, self.sink.cooldown), wall)):
@@ -223,7 +214,7 @@ class SinkWorker:
         self._seeded = True
 
     def _decide(self, id: str, change: str, state: DeliveryState) -> None:
-        """Note it on disk; what is found waiting there later is noted without a second sending."""
+        """A message found waiting on disk later is noted without a second sending."""
         self._decided[id, change] = state
         for key in list(islice(self._decided, max(0, len(self._decided) - REMEMBERED))):
             del self._decided[key]
@@ -235,8 +226,6 @@ class SinkWorker:
 
 
 class Dispatcher:
-    """The workers of all sinks."""
-
     def __init__(
         self,
         store: Store,
@@ -244,10 +233,7 @@ class Dispatcher:
         say: Callable[[str], None] = lambda line: None,
         cameras: Sequence[str] = (),
     ):
-        """say: takes a line for the log, where a sink stops taking events, or takes them again.
-
-        cameras: names for the sinks that show cameras before anything happens (MQTT).
-        """
+        """say: takes a log line when a sink fails or recovers. cameras: for sinks that announce cameras (MQTT)."""
         self._store, self._stop = store, threading.Event()
         self.workers = [SinkWorker(sink, store, self._stop, say, cameras) for sink in plan]
 
@@ -256,7 +242,7 @@ class Dispatcher:
             worker.thread.start()
 
     def close(self, within: float) -> None:
-        """What was not sent by then stays in the outbox."""
+        """Unsent messages stay in the outbox."""
         end = time.monotonic() + within
         for worker in self.workers:
             worker.end = end
@@ -281,7 +267,7 @@ class Dispatcher:
 
 
 def send_test_events(plan: Sequence[Sink]) -> list[tuple[str, str | None]]:
-    """Send each sink a test event: (name, None or the error)."""
+    """(name, None or the error)."""
     now = time.time()
     message = Message(
         f"test-{int(1000 * now):x}", "test", "test", None, "alarm", "closed", now, now, now, now, 1.0,

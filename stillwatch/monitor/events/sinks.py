@@ -1,7 +1,4 @@
-"""Sinks: log, JSON lines, webhook, MQTT, apprise, command, sound; each takes a message or raises.
-
-One thread calls a sink.
-"""
+"""Sinks: log, JSON lines, webhook, MQTT, apprise, command, sound. One thread calls each."""
 
 import asyncio
 import errno
@@ -48,7 +45,7 @@ Words = Annotated[Sequence[str], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Message(StoredEvent):
-    """An event, which change of it this is, and how many events were held back before."""
+    """An event, its change, and how many events were held back before."""
 
     change: str = "reached"
     held: int = 0
@@ -61,29 +58,25 @@ class Message(StoredEvent):
 
 
 class Sender(Protocol):
-    """An opened sink."""
-
     stateful: ClassVar[bool] = False  # shows what is on now: it hears of an end whatever `updates` says
     files: ClassVar[tuple[str, ...]] = ()  # options that name a file, relative to watch.toml
 
     def present(self, cameras: Sequence[str]) -> None:
-        """Show these cameras before anything happens."""
         return None
 
     def send(self, event: Message, clip: Path | None) -> None:
-        """Raises Refused, or anything, where it was not taken."""
+        """Raises Refused, or any error, where it was not taken."""
 
     def close(self) -> None:
         return None
 
 
 def name_of(sink: Sink) -> str:
-    """The name in SINKS that a sink of the plan has."""
     return sink.to if isinstance(sink.to, str) else str(sink.to.get("name"))
 
 
 def open_sink(sink: Sink) -> Sender:
-    """An opened sink with its secrets. Raises UserError for a bad name or option."""
+    """Raises UserError for a wrong name, option or secret."""
     try:
         return registry.build(SINKS, secret(sink.to), place="to", prefix="")
     except Exception as error:  # also what a library says of an option
@@ -91,12 +84,11 @@ def open_sink(sink: Sink) -> Sender:
 
 
 def explain(error: BaseException, sink: Sink) -> str:
-    """The error in one line without the plan's secrets."""
+    """One line without the config's secrets."""
     return one_line(error, set(_secrets(sink.to)))
 
 
 def _secrets(value: object) -> Iterator[str]:
-    """The values of every "$NAME" in the options."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -114,7 +106,6 @@ def json_line(fields: Mapping[str, object]) -> str:
 
 
 def line(event: Message) -> str:
-    """One line for a person."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.updated))
     held = f"  ({event.held} more were held back)" if event.held else ""
     # Nothing of a name or of words may move a terminal's cursor
@@ -123,15 +114,13 @@ def line(event: Message) -> str:
 
 
 class Log(Sender):
-    """One line an event to standard output."""
-
     def send(self, event: Message, clip: Path | None) -> None:
         alphabet = sys.stdout.encoding or "utf-8"  # a terminal without this letter gets it as a number
         print(line(event).encode(alphabet, "backslashreplace").decode(alphabet), flush=True)
 
 
 class JsonLines(Sender):
-    """A JSON object a line, on disk before it counts as sent."""
+    """One JSON object per line, on disk before it counts as sent."""
 
     files = ("path",)
 
@@ -158,7 +147,7 @@ class JsonLines(Sender):
 
 
 class Webhook(Sender):
-    """A POST of JSON. Signed where there is a secret: HMAC-SHA256 over "TIMESTAMP.BODY", as Stripe's are."""
+    """A POST of JSON. With a secret it is signed: HMAC-SHA256 over "TIMESTAMP.BODY", as Stripe's are."""
 
     def __init__(self, url: str, secret: str | None = None, headers: dict[str, str] | None = None):
         try:
@@ -179,7 +168,7 @@ class Webhook(Sender):
         self._verify = ssl.create_default_context() if parts.scheme == "https" else False  # the system's authorities
 
     def send(self, event: Message, clip: Path | None) -> None:
-        """One deadline for all of it: a server that sends a byte now and then must not hold it."""
+        """One deadline for everything: a server that sends a byte now and then must not hold it."""
         import httpx
 
         body, timestamp = json_line(event.payload()).encode(), str(int(time.time()))
@@ -222,7 +211,7 @@ class Webhook(Sender):
 
 
 class Apprise(Sender):
-    """Mail, Telegram, Slack, ntfy and a hundred others, by apprise's own addresses."""
+    """Mail, Telegram, Slack, ntfy and many others, by apprise's addresses."""
 
     def __init__(self, url: str | Sequence[str], attach: bool = False):
         try:
@@ -285,8 +274,6 @@ def scratch(name: str) -> IO[bytes]:
 
 
 class Sound(Sender):
-    """A file or a tone by the first player found, else the terminal's bell."""
-
     files = ("file",)
 
     def __init__(self, file: str | None = None, player: Words | None = None):
@@ -310,7 +297,7 @@ class Sound(Sender):
 
 
 def tone(level: str, rate: int = 22_050) -> bytes:
-    """A WAV of one to three short tones, higher where it matters more."""
+    """A WAV of one to three short tones, higher for higher levels."""
     count = {"notice": 1, "warn": 2, "alarm": 3}[level]
     t = np.arange(round(0.18 * rate)) / rate
     beep = np.sin(2 * np.pi * (440 + 220 * count) * t) * np.hanning(len(t))
@@ -325,7 +312,6 @@ def tone(level: str, rate: int = 22_050) -> bytes:
 
 
 def is_stateful(sink: Sink) -> bool:
-    """Whether it shows what is on now; False for an unknown name."""
     return bool(getattr(SINKS.get(name_of(sink)), "stateful", False))
 
 

@@ -1,7 +1,4 @@
-"""Keeps events: one writer thread moves them, with their messages, from memory to SQLite.
-
-No method waits for the disk.
-"""
+"""Stores events: one writer thread moves them from memory to SQLite. No method waits for the disk."""
 
 import errno
 import json
@@ -60,7 +57,7 @@ class Store:
     """The events of one folder. put(), attach() and mark() return at once and raise nothing."""
 
     def __init__(self, keep: Keep, sinks: Sequence[Sink] = ()):
-        """Open or make the folder. A full disk and a locked database are waited for; a broken one is set aside.
+        """Waits for a full disk or a locked database; sets a broken one aside.
 
         Raises UserError for a folder that cannot be made, is in use, or was written by a newer version.
         """
@@ -106,11 +103,10 @@ class Store:
 
     @property
     def waiting(self) -> int:
-        """Rows and pictures that are not on disk yet."""
         return len(self._rows) + len(self._pictures)
 
     def put(self, event: Event) -> None:
-        """An event in epoch seconds: its row and its messages to the sinks, in one transaction."""
+        """An event in epoch seconds: its row and its messages, in one transaction."""
         with self._changed:
             if event.state == "closed":
                 self._open_events.pop(event.id, None)
@@ -122,7 +118,7 @@ class Store:
         return Job("event", lambda db: _write_event(db, event, self._sinks), event)
 
     def pending_in_memory(self, sink: Sink) -> list[tuple[Event, list[str]]]:
-        """(event, changes) for a sink that are not on disk yet."""
+        """(event, changes) for a sink, not yet on disk."""
         with self._changed:
             events = [job.event for job in self._rows if job.event is not None]
         pending = []
@@ -134,7 +130,7 @@ class Store:
         return [(event, messages) for event, messages in pending if messages]
 
     def attach(self, event_id: str, clip: Path | None = None, thumbnail: bytes | None = None) -> None:
-        """An event's clip (a file under the folder) or its thumbnail (JPEG)."""
+        """clip: a file under the folder. thumbnail: JPEG."""
         if clip is not None:
             self._enqueue(Job("clip", lambda db: db.execute(
                 "UPDATE events SET clip = ? WHERE id = ?",
@@ -147,7 +143,7 @@ class Store:
     def mark(
         self, event_id: str, acknowledged: bool | None = None, verdict: str | EllipsisType | None = ...
     ) -> None:  # fmt: skip
-        """What a person says of an event; verdict None takes it back, ...: as it was."""
+        """verdict: None takes it back, ... leaves it."""
         marks = {"acknowledged": acknowledged} if acknowledged is not None else {}
         for column, value in (marks if verdict is ... else {**marks, "verdict": verdict}).items():
             self._enqueue(Job("mark", lambda db, column=column, value=value: db.execute(  # type: ignore[misc]
@@ -156,7 +152,7 @@ class Store:
     def set_delivery_state(
         self, sink: str, event_id: str, change: str, state: DeliveryState, error: str | None = None
     ) -> threading.Event:
-        """Note a message's state; "waiting": one more try. The result is set once it is on disk."""
+        """State "waiting" asks for one more try. The result is set once it is on disk."""
         values = (state, storable(error), int(state == "waiting"), time.time(), sink, event_id, change)
         written = threading.Event()
         self._enqueue(Job("outbox", lambda db: db.execute(
@@ -165,7 +161,7 @@ class Store:
         return written
 
     def wait_for_news(self, version: int, seconds: float) -> None:
-        """Wait until `version` is another one, at most so long."""
+        """Wait, at most `seconds`, until the version is no longer `version`."""
         with self._changed:
             self._changed.wait_for(lambda: self.version != version, seconds)
 
@@ -175,7 +171,7 @@ class Store:
             self._changed.notify_all()
 
     def close(self, within: float) -> None:
-        """Write what waits. What the disk does not take within so many seconds is lost, and counted."""
+        """Write what waits. What the disk does not take within `within` seconds is lost and counted."""
         with self._changed:
             self._end = time.monotonic() + within
             self._changed.notify_all()
@@ -193,7 +189,6 @@ class Store:
             self._changed.notify_all()
 
     def _open(self) -> sqlite3.Connection:
-        """The connection that writes, its schema up to date. Makes anew whatever is missing or broken."""
         for name in media_files.FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         if not self._lock.acquire():  # a second watch would take the first one's clips for orphans, and tell all twice
@@ -226,7 +221,6 @@ class Store:
         self._faults.append(f"the database was broken ({error}): it lies beside as {name}")
 
     def _run(self) -> None:
-        """Write rows, then pictures, then sweep; try again after growing pauses."""
         db, self._db = self._db, None
         pause, due = 0.0 if db else PAUSE, time.monotonic() + SWEEP
         try:
@@ -252,7 +246,7 @@ class Store:
             self._lock.release()
 
     def _wait(self, pause: float) -> bool:
-        """Sleep until there is something to do; False: leave."""
+        """False: leave."""
         with self._changed:
             if not pause:
                 self._changed.wait_for(lambda: self._end is not None or self.waiting, WATCH)
@@ -269,14 +263,12 @@ class Store:
             return bool(self.waiting) and not late
 
     def _is_same_file(self) -> bool:
-        """Whether the path still names the open database."""
         file = identity(self.folder)
         same = file[:2] == self._file[:2] and file[2] >= self._file[2]  # it never shrinks by itself
         self._file = file if same else self._file
         return same
 
     def _replace(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """Begin again with the open events after the database was removed, replaced or cut short."""
         db.close()
         self._lock.release()  # its file may be gone with the folder
         replaced = identity(self.folder)[:2] != self._file[:2]  # or else cut short
@@ -288,7 +280,6 @@ class Store:
         return self._open()
 
     def _write_next(self, db: sqlite3.Connection) -> None:
-        """The rows that wait, or else one picture."""
         if self._removed:
             with transaction(db):
                 media_files.forget(db, self._removed)
@@ -300,7 +291,7 @@ class Store:
             self.wake_listeners()
 
     def _write(self, db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-        """One transaction, or one for each job where one is at fault; that one is lost."""
+        """One transaction, or one per job where one is at fault; that one is lost."""
         try:
             with transaction(db):
                 for job in jobs:
@@ -323,7 +314,6 @@ class Store:
                 job.written.set()
 
     def _after_failure(self, db: sqlite3.Connection | None, error: Exception) -> sqlite3.Connection | None:
-        """Make room on a full disk. Returns the connection where it can still be used."""
         code = error_code(error)
         if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in FULL or media_files.disk_full(self.folder):
             self._removed += media_files.make_room(self.folder)
@@ -343,7 +333,7 @@ class Store:
         self.trouble = "; ".join(part for part in (failure, lost, *self._faults) if part) or None
 
     def _sweep(self, db: sqlite3.Connection) -> bool:
-        """Remove what is too old or too much; whether there may be more. Age counts once the wall clock is even."""
+        """Whether there may be more to remove. Age counts once the wall clock is even."""
         now, offset = time.monotonic(), time.time() - time.monotonic()
         if abs(offset - self._offset) > 3600:
             self._offset, self._trusted = offset, now + JUMP
@@ -361,7 +351,6 @@ class Store:
 
 
 def changes(sink: Sink, event: Event) -> list[str]:
-    """The messages that this state of an event is to a sink."""
     from stillwatch.monitor.events.sinks import is_stateful  # here, so that a store needs no sink to be imported
 
     if (sink.cameras and event.camera not in sink.cameras) or (sink.kinds and event.kind not in sink.kinds):
@@ -387,7 +376,6 @@ def _write_event(db: sqlite3.Connection, event: Event, sinks: Sequence[Sink]) ->
 
 
 def _close_interrupted(db: sqlite3.Connection, sinks: Sequence[Sink]) -> None:
-    """End the events that a kill left open."""
     for row in db.execute("""SELECT * FROM events WHERE "end" IS NULL""").fetchall():
         event = Event(**{column.name: row[column.name] for column in fields(Event)})
         closed = replace(event, state="closed", end=event.updated, words=f"{event.words}; cut off")

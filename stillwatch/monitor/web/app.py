@@ -52,7 +52,7 @@ router = APIRouter(
 
 
 def answers(media_type: str) -> dict[str, Any]:
-    """The API's description of an answer that is no JSON."""
+    """The OpenAPI entry of an answer that is not JSON."""
     content: dict[str, object] = {media_type.partition(";")[0]: {}}
     return {"response_class": Response, "responses": {200: {"content": content, "description": "Success"}}}
 
@@ -224,7 +224,7 @@ def thumbnail(id: str, hub: Hub) -> Response:
 
 
 def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
-    """The file at that relative path, if it lies within the folder and ends in a suffix; links resolved."""
+    """The file at that relative path, if it is inside the folder with one of these suffixes; links resolved."""
     try:
         root = folder.resolve(strict=True)
         path = (root / relative).resolve(strict=True)
@@ -309,14 +309,13 @@ async def _refused(_: Request, error: Any) -> Response:
 
 
 async def _invalid(_: Request, error: Any) -> Response:
-    """The first fault, by its key."""
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"] if part not in ("query", "body", "path"))
     return JSONResponse({"error": f"{place or 'body'}: {fault['msg']}"}, 422)
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    """Log the error's kind and place; its text may hold an address."""
+    """Logs only the error's kind and place; its text may hold an address."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
     logging.getLogger(__name__).error("web: %s %r: %s", request.method, request.url.path, what)

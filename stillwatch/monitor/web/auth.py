@@ -1,4 +1,4 @@
-"""Access: token, sessions, login throttle, no foreign sites, security headers."""
+"""Access: token, sessions, login throttle, same-site checks, security headers."""
 
 import hashlib
 import hmac
@@ -42,15 +42,12 @@ HEADERS = {
 
 
 class Refusal(HTTPException):
-    """A request that is not let in."""
-
     def __init__(self, status: int, words: str, headers: Mapping[str, str] | None = None):
         super().__init__(status, words, headers)
         self.status, self.words = status, words
 
 
 def loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -86,7 +83,7 @@ class TokenAuth:
                 self._ended.update(logouts.read_text().split())
 
     def right(self, token: str) -> bool:
-        """Compared in constant time."""
+        """In constant time."""
         return hmac.compare_digest(token.encode(), self._token)
 
     def cookie(self, now: float) -> str:
@@ -112,7 +109,7 @@ class TokenAuth:
 
 
 class LoginThrottle:
-    """Wrong tokens by address; after `free` ones each makes the next wait longer."""
+    """After `free` wrong tokens from an address each makes the next wait longer."""
 
     def __init__(self, wait: tuple[float, float] = WAIT, most: int = 1024, free: int = 0):
         self.wait, self._most, self._free = wait, most, free
@@ -134,7 +131,7 @@ class LoginThrottle:
 
 
 class AuthMiddleware:
-    """keys: None where no token is asked for; then only localhost is answered."""
+    """keys: None where no token is needed; then only localhost is answered."""
 
     def __init__(self, app: ASGIApp, keys: TokenAuth | None, patience: LoginThrottle):
         self.app, self.keys, self.patience = app, keys, patience

@@ -1,4 +1,4 @@
-"""uvicorn in a thread: bounded connections, request deadlines, an end in time."""
+"""uvicorn in a thread, with limits on connections, requests and shutdown time."""
 
 import asyncio
 import resource
@@ -44,7 +44,6 @@ class BoundedProtocol(H11Protocol):
         self._restart_timer()
 
     def is_answering(self) -> bool:
-        """Whether a whole request has come and is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     def _restart_timer(self) -> None:
@@ -67,8 +66,6 @@ class BoundedProtocol(H11Protocol):
 
 
 class AbortingServer(uvicorn.Server):
-    """Hangs up on who is still there at the end."""
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         for connection in list(self.server_state.connections):
@@ -78,8 +75,6 @@ class AbortingServer(uvicorn.Server):
 
 
 class Server:
-    """The page at an address, in a thread of its own."""
-
     def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0):
         """Raises UserError for an address that others can reach where the app asks for no token."""
         if not auth.loopback(host) and app.state.hub.keys is None:
@@ -89,7 +84,7 @@ class Server:
         self._thread: threading.Thread | None = None
 
     def start(self) -> str:
-        """Bind and answer; the address. Raises UserError."""
+        """Bind and answer; returns the address. Raises UserError."""
         listener = _listen(self._host, self._port)
         port = listener.getsockname()[1]
         proxies = list(self._app.state.proxies)

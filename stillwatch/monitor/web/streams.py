@@ -1,4 +1,4 @@
-"""What requests look at, and streams that go on until their reader leaves. Each picture and state is made once."""
+"""The data behind requests, and endless streams. Each picture and state is made once."""
 
 import asyncio
 import json
@@ -34,8 +34,6 @@ MJPEG = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
 
 
 class StreamHub:
-    """The board, the folder, the access rules."""
-
     def __init__(
         self, board: Board, folder: Path, store: "Store | None", post: "Dispatcher | None", gauges: Gauges,
         keys: auth.TokenAuth | None, patience: auth.LoginThrottle,
@@ -47,7 +45,7 @@ class StreamHub:
         self._shared: tuple[float, bytes] = (-math.inf, b"")
 
     def cameras(self) -> dict[str, object]:
-        """The fields of the model Cameras."""
+        """Fields of the model Cameras."""
         return {
             "now": time.time(),
             "ready": self.board.ready,
@@ -76,7 +74,7 @@ class StreamHub:
         }
 
     def event(self, row: StoredEvent) -> Event:
-        """With addresses relative to the page in place of paths."""
+        """With addresses relative to the page instead of paths."""
         at = f"api/v1/events/{quote(row.id, safe='')}"
         clip, thumbnail = (f"{at}/{key}" if getattr(row, key) else None for key in ("clip", "thumbnail"))
         return Event(**row.as_dict() | {"clip": clip, "thumbnail": thumbnail, "peak": finite(row.peak) or 0.0})
@@ -95,7 +93,7 @@ class StreamHub:
         return names
 
     def shared(self) -> bytes:
-        """The cameras as one server-sent event for all listeners."""
+        """One server-sent event for all listeners."""
         now = time.monotonic()
         if now - self._shared[0] > SHARED:
             self._shared = (now, sse("cameras", self.cameras()))
@@ -103,14 +101,11 @@ class StreamHub:
 
 
 def sse(name: str, fields: Mapping[str, object], id: str | None = None) -> bytes:
-    """One server-sent event."""
     lines = [f"id: {id}"] if id else []
     return "\n".join([*lines, f"event: {name}", f"data: {json.dumps(fields, allow_nan=False)}", "", ""]).encode()
 
 
 class LiveStream(StreamingResponse):
-    """A body without an end; its source closes when the reader leaves."""
-
     def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str):
         headers = {"x-accel-buffering": "no", "cache-control": "no-store, no-transform"}
         super().__init__(parts, headers=headers, media_type=media_type)
