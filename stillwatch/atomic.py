@@ -1,7 +1,4 @@
-"""Files that are there whole or not at all, locks on files, and whether a process is alive.
-
-Imports errors alone.
-"""
+"""Atomic files, locks and live processes. Imports errors alone."""
 
 import fcntl
 import os
@@ -14,7 +11,7 @@ from stillwatch.errors import UserError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the body ends well it becomes `path`, otherwise it is removed."""
+    """Yields a temporary path that becomes `path`, or is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -25,14 +22,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 class FileLock:
-    """An exclusive lock between processes, on a file made for it. It ends with the process, however that ends."""
+    """Exclusive between processes. It ends with the process, even a killed one."""
 
     def __init__(self, path: Path):
         self.path = path
         self._handle: int | None = None
 
     def acquire(self, wait: bool = False) -> bool:
-        """Whether this process holds it now; False: another one does. A file system without locks holds nobody up.
+        """False where another process holds it. Without locks in the file system: True.
 
         Raises OSError where the file cannot be made.
         """
@@ -58,7 +55,7 @@ class FileLock:
 
 @contextmanager
 def locked(path: Path, busy: str = "") -> Iterator[None]:
-    """Hold the lock at `path` for the body. busy: the UserError where another process holds it; "": wait for it."""
+    """busy: text of the UserError where another process holds it; "" waits."""
     lock = FileLock(path)
     if not lock.acquire(wait=not busy):
         raise UserError(busy)
@@ -69,7 +66,7 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
 
 
 def alive(process: int) -> bool:
-    """Whether a process of that number runs, whoever's it is."""
+    """True for another user's process too."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

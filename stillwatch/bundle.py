@@ -1,6 +1,6 @@
-"""Bundle: the only folder that leaves the lab: manifest, model files, golden frames, a card. Whole or not at all.
+"""The bundle folder that leaves the lab. It is written whole or not at all.
 
-It knows no runtime and no torch.
+Imports no runtime and no torch.
 """
 
 import ctypes
@@ -33,8 +33,6 @@ BESIDE = {".xml": ".bin", ".param": ".bin"}  # what a runtime opens unasked besi
 
 
 class Model(Strict):
-    """One way to run the net: a main file, what belongs to it, and how near it keeps to its golden probabilities."""
-
     name: str  # its main file
     files: tuple[str, ...] = Field(min_length=1)  # main file first
     precision: Literal["fp32", "fp16", "int8"]
@@ -44,7 +42,7 @@ class Model(Strict):
 
 
 class Input(Strict):
-    """What the net takes: uint8 pictures (H,W,C) or clips (T,H,W,C), and how a picture of another size comes to it."""
+    """What the net takes: uint8 pictures (H,W,C) or clips (T,H,W,C)."""
 
     shape: tuple[int, ...] = Field(min_length=3, max_length=4)
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
@@ -57,10 +55,7 @@ class Input(Strict):
 
 
 class OperatingPoint(TypedDict, total=False):
-    """The threshold of the alarm, chosen on `split`, and the shares there; wanted: the share of false alarms asked.
-
-    safe, others: how many samples of either kind it was chosen on.
-    """
+    """wanted: share of false alarms asked for. safe, others: samples of each kind on `split`."""
 
     threshold: float
     false_alarm_rate: float
@@ -72,8 +67,6 @@ class OperatingPoint(TypedDict, total=False):
 
 
 class Temperature(TypedDict, total=False):
-    """What the logits are divided by, fitted on `split`, and the calibration error there."""
-
     value: float
     ece_before: float
     ece_after: float
@@ -81,14 +74,12 @@ class Temperature(TypedDict, total=False):
 
 
 class Entry(Strict):
-    """A file as it was written."""
-
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
 class Manifest(Strict):
-    """bundle.json. `files` holds every file of the folder but bundle.json itself; write() fills it."""
+    """bundle.json. write() fills `files`: every other file."""
 
     format: int = FORMAT
     name: str
@@ -127,7 +118,7 @@ class Manifest(Strict):
 
 
 def _plain(name: str) -> None:
-    """A name inside the folder: plain words, at most in sub-folders. ValueError otherwise."""
+    """Raises ValueError for a name outside the folder or of unusual characters."""
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"^[A-Za-z]:", name):
         raise ValueError(f"the file {name!r} climbs out of the folder")
     if len(name) > 200 or not re.fullmatch(r"(\w[\w.+-]*/)*\w[\w.+-]*", name, re.ASCII) or name == MANIFEST:
@@ -136,20 +127,20 @@ def _plain(name: str) -> None:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder whose every listed file was found, at load, to be the one that was written."""
+    """A folder whose files were checked at load."""
 
     path: Path
     manifest: Manifest
 
     def model(self, name: str) -> Model:
-        """The model of that name. Raises UserError."""
+        """Raises UserError."""
         known = {model.name: model for model in self.manifest.models}
         if name not in known:
             raise UserError(f"{self.path}: {name!r}: no such model in the bundle{nearest(name, known)}")
         return known[name]
 
     def golden(self) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
-        """frames uint8 (n,*shape), and for each model's name the probabilities float32 (n,K) it must give for them."""
+        """Returns frames uint8 (n,*shape), and model name -> probabilities float32 (n,K)."""
         try:
             # np.load forgets to close what it opens itself where the zip is broken
             with (self.path / GOLDEN).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -162,8 +153,10 @@ class Bundle:
 
 
 def unlike(p: NDArray[Any], wanted: NDArray[Any], tolerance: float) -> tuple[float, int | None]:
-    """How far golden probabilities p (n,K) are from the wanted ones: (largest |Δp|, NaN where one is; the first
-    frame that got another label though its two best were not within the tolerance of one another, or None)."""
+    """Golden probabilities (n,K) -> (largest |Δp| or NaN, first frame with another label or None).
+
+    A frame whose two best are within the tolerance may change its label.
+    """
     difference = float(np.abs(p - wanted).max())
     second, first = np.sort(wanted)[:, -2:].T
     other = (p.argmax(1) != wanted.argmax(1)) & (first - second >= tolerance)
@@ -177,11 +170,10 @@ def write(
     frames: NDArray[np.uint8],
     golden: Mapping[str, NDArray[Any]],
 ) -> Bundle:
-    """Make the folder `path` whole, or leave what was there.
+    """Writes the folder whole, or leaves what was there; an older bundle goes in one step.
 
-    manifest: with `files` still empty. files: every file but bundle.json and golden.npz, by its name in the folder.
-    frames: uint8 (n,*shape). golden: each model's name -> float32 (n,K). An older bundle at `path` is replaced in one
-    step. Raises UserError where `path` is anything else, or where the bundle would not load.
+    manifest: `files` empty. files: all but bundle.json and golden.npz. frames: uint8 (n,*shape). golden: model name ->
+    float32 (n,K). Raises UserError where `path` is anything else or the bundle would not load.
     """
     frames, golden = np.asarray(frames), {name: np.asarray(p, np.float32) for name, p in golden.items()}
     _check_golden(path, manifest, frames, golden)
@@ -200,17 +192,16 @@ def write(
 
 
 def load(path: Path | str) -> Bundle:
-    """A bundle's folder, every listed file checked against its bytes and sha256.
+    """Checks every file's size and sha256.
 
-    Raises UserError, one line: no bundle, a manifest that is broken or from a newer stillwatch, an unknown or missing
-    key, a file that is missing, changed, of another size, outside the folder, or used by a model and not listed.
+    Raises UserError, one line: no bundle, a broken or newer manifest, an unknown or missing key, a file that is
+    missing, changed, outside, or used but not listed.
     """
     path = Path(path)
     return Bundle(path, _read(path, path))
 
 
 def _read(folder: Path, place: Path) -> Manifest:
-    """The manifest in `folder` with all its files checked. place: what to call the folder in an error."""
     manifest = _manifest(folder, place)
     used = [name for model in manifest.models for name in model.files]
     for name in (*used, GOLDEN):
@@ -254,7 +245,6 @@ def _manifest(folder: Path, place: Path) -> Manifest:
 
 
 def _fault(error: Exception) -> str:
-    """The first thing that is wrong with a manifest, in one line."""
     if not isinstance(error, ValidationError):
         return "nested too deeply"
     first = error.errors()[0]
@@ -312,7 +302,6 @@ def _form(array: NDArray[Any]) -> str:
 
 
 def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
-    """Copy one file into the draft, and say what it is."""
     try:
         _plain(name)
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
@@ -328,7 +317,7 @@ def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
 
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
-    """A draft folder beside `path`; when the body ends well it becomes `path` in one step, otherwise it is gone."""
+    """Yields a draft that becomes `path` in one step, or is removed after an error."""
     target = path.resolve()  # a link to a bundle stays a link
     old, draft = _beside(target, "old"), _beside(target, str(os.getpid()))
     _sweep(target)
@@ -357,7 +346,6 @@ def _beside(target: Path, ending: str) -> Path:
 
 
 def _sweep(target: Path) -> None:
-    """Remove the drafts of processes that were killed, and of this one."""
     for draft in target.parent.iterdir() if target.parent.is_dir() else ():
         match = re.fullmatch(re.escape(f".{target.name}.") + r"(\d{1,10})", draft.name, re.ASCII)
         if match and (int(match[1]) == os.getpid() or not alive(int(match[1]))):
@@ -365,7 +353,7 @@ def _sweep(target: Path) -> None:
 
 
 def _check_replaceable(target: Path, path: Path) -> None:
-    """Only an older bundle goes: no other folder, and no file that somebody has put into one."""
+    """Only an older bundle without added files may go."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
@@ -382,7 +370,7 @@ def _check_replaceable(target: Path, path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders in one step (Linux renameat2(2), RENAME_EXCHANGE). False where the system cannot."""
+    """Linux renameat2(2), RENAME_EXCHANGE. False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)

@@ -1,7 +1,4 @@
-"""UserError and the one line that explains it: place, value, nearest right word.
-
-Imports nothing of ours.
-"""
+"""UserError and its one line: place, value, nearest right word. Imports nothing of ours."""
 
 import difflib
 import re
@@ -12,13 +9,13 @@ from pydantic import BaseModel, ValidationError
 
 
 class UserError(Exception):
-    """Something a person can put right: one line with the place, the value and what to do."""
+    """One line that a person can act on: place, value, what to do."""
 
 
 def one_line(error: BaseException, hide: Iterable[str] = ()) -> str:
-    """What any exception says, in one line of at most 300 characters; its type's name where it says nothing.
+    """At most 300 characters; the type's name if there is no text.
 
-    hide: secrets, such as a URL's password, that become *** wherever they stand in it.
+    hide: secrets, such as a URL's password, shown as ***.
     """
     text = str(getattr(error, "strerror", None) or error)
     for secret in sorted(filter(None, hide), key=len, reverse=True):
@@ -27,7 +24,7 @@ def one_line(error: BaseException, hide: Iterable[str] = ()) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or the list of what is known."""
+    """`; did you mean X?`, or the known words."""
     known = [str(k) for k in known]
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if k.lower() == word.lower()]
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
@@ -40,9 +37,9 @@ def explain(
     prefix: str = "",
     show: Callable[[str, object], str] | None = None,
 ) -> str:
-    """Pydantic's errors for people, one line a key: place, key, value, the nearest right word.
+    """One line per key: place, key, value, nearest right word.
 
-    place: from the path of a key (names and list indices) to where it stands, such as "watch.toml: line 7".
+    place: a key's path (names, list indices) -> words such as "watch.toml: line 7".
     """
     by_key: dict[str, str] = {}
     for one in error.errors():  # where a key may be of two types, pydantic complains once for each
@@ -54,7 +51,6 @@ def explain(
 
 
 def _line(place: str, error: Any, model: type[BaseModel], prefix: str, show: Callable[[str, object], str]) -> str:
-    """One pydantic error as one line for a person."""
     # pydantic adds the tried types of a union to the place; a key is a name or a list index
     where = [str(step) for step in error["loc"] if not re.search(r"[\[\]()]|^(str|int|float|bool|dict)$", str(step))]
     key = prefix + ".".join(where)
@@ -75,7 +71,6 @@ def _line(place: str, error: Any, model: type[BaseModel], prefix: str, show: Cal
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys that may stand at this path."""
     for step in path:
         inner = model.model_fields[step].annotation if step in model.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

@@ -1,6 +1,6 @@
-"""Numbers that judge a classifier, from truth y (N,) and probabilities p (N,K), and how sure they are; never a NaN.
+"""Metrics of truth y (N,) and probabilities p (N,K), with intervals. Never NaN.
 
-Every figure divides the rows of p by their sum, so that sigmoid heads are judged like softmax heads.
+Rows of p are divided by their sum, so sigmoid and softmax heads are judged alike.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ ROUGH_DRAWS = 200  # enough for the figures that must sort: their interval's end
 
 
 def checked(y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats]:
-    """y (N,) and p (N,K) as int64 and float64 with rows that sum to 1. Raises ValueError where they are not."""
+    """int64 (N,) and float64 (N,K), rows summing to 1. Raises ValueError."""
     truth, table = np.asarray(y), np.asarray(p, np.float64)
     if table.ndim != 2 or truth.shape != table.shape[:1] or len(truth) == 0 or table.shape[1] < 2:
         raise ValueError(f"y {truth.shape} and p {table.shape} must be (N,) and (N,K) with N >= 1 and K >= 2")
@@ -30,7 +30,7 @@ def checked(y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats]:
 
 
 def normalised(p: ArrayLike) -> Floats:
-    """p (...,K) with rows divided by their sum; a row of zeros knows nothing, so it becomes 1/K each."""
+    """p (...,K) divided by row sums; a row of zeros becomes 1/K each."""
     table = np.asarray(p, np.float64)
     if not np.isfinite(table).all() or (table < 0).any():
         raise ValueError("p must be finite and not negative")
@@ -39,42 +39,40 @@ def normalised(p: ArrayLike) -> Floats:
 
 
 def confusion(y: ArrayLike, p: ArrayLike) -> Ints:
-    """(K,K) counts: row = true class, column = predicted class (the first of equal maxima)."""
+    """(K,K) counts: row = truth, column = prediction (first of equal maxima)."""
     truth, table = checked(y, p)
     k = table.shape[1]
     return np.bincount(truth * k + table.argmax(1), minlength=k * k).reshape(k, k)
 
 
 def accuracy(y: ArrayLike, p: ArrayLike) -> float:
-    """Share of samples whose most probable class is the true one."""
     return float(_accuracy(confusion(y, p)))
 
 
 def balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
-    """Mean recall over the classes that occur in y."""
+    """Mean recall over the classes in y."""
     return float(_balanced_accuracy(confusion(y, p)))
 
 
 def macro_f1(y: ArrayLike, p: ArrayLike) -> float:
-    """Mean F1 over the classes. A class that is neither in y nor ever predicted is left out of the mean."""
+    """Mean F1 over the classes that are in y or predicted."""
     return float(_macro_f1(confusion(y, p)))
 
 
 def loss(y: ArrayLike, p: ArrayLike) -> float:
-    """Mean -log p[y] in nats, p clipped at 1e-7 from below."""
+    """Mean -log p[y] in nats, p at least 1e-7."""
     truth, table = checked(y, p)
     return float(nll(truth, table).mean())
 
 
 def ece(y: ArrayLike, p: ArrayLike) -> float:
-    """Expected calibration error: 15 equal bins of the largest probability, mean |share right - mean probability|
-    weighted by bin size (Guo et al., On Calibration of Modern Neural Networks, eq. 3)."""
+    """Expected calibration error, 15 equal bins (Guo et al., On Calibration of Modern Neural Networks, eq. 3)."""
     truth, table = checked(y, p)
     return float(np.abs(_gaps(truth, table).sum(0)).sum() / len(truth))
 
 
 def reliability(y: ArrayLike, p: ArrayLike) -> list[dict[str, float]]:
-    """The filled bins behind `ece`: [{"confidence", "accuracy", "count"}], from unsure to sure."""
+    """The filled bins of `ece`: [{"confidence", "accuracy", "count"}]."""
     truth, table = checked(y, p)
     right, sure = table.argmax(1) == truth, table.max(1)
     at = _bin(sure)
@@ -89,40 +87,37 @@ def reliability(y: ArrayLike, p: ArrayLike) -> list[dict[str, float]]:
 
 
 def auroc(y: ArrayLike, p: ArrayLike) -> float | None:
-    """Area under the ROC curve: of class 1 where K = 2, else the mean of one class against the rest.
+    """ROC area of class 1 for K = 2, else the mean of one against the rest. Ties count half.
 
-    None where a class does not occur in y. Ties count half.
+    None where y lacks a class.
     """
     truth, table = checked(y, p)
     return _known(_auroc(truth, table, np.ones((1, len(truth))))[0])
 
 
 def recall_at_false_alarms(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float = 0.01) -> float | None:
-    """Share of the samples to be alarmed about that raise an alarm, when few safe samples may.
+    """Share of unsafe samples that alarm when at most `rate` of the safe ones may.
 
-    safe: the classes that raise no alarm. The alarm's score is 1 - sum p[safe]; the threshold is the smallest whose
-    share of safe samples at or above it is at most `rate`. An alarm for the wrong reason counts as an alarm.
-    None where no class is safe, all are, or one of the two kinds does not occur in y.
+    safe: classes without alarm. Score: 1 - sum p[safe]; samples at the threshold alarm. An alarm for the wrong class
+    counts. None where all or no classes are safe, or y lacks one kind.
     """
     truth, table = checked(y, p)
     return _known(_alarm_recall(truth, table, np.ones((1, len(truth))), safe, rate)[0])
 
 
 def apply_temperature(p: ArrayLike, temperature: float, head: str = "softmax") -> Floats:
-    """p (N,K) as the head would give it with its logits divided by `temperature`.
+    """p (N,K) with the head's logits divided by `temperature`. head: "softmax" or "sigmoid".
 
-    head: "softmax" (rows sum to 1) or "sigmoid" (each class by itself). As exact as p is: a float32 softmax keeps
-    logits up to 87 below the highest, a sigmoid's p rounds to 1 from a logit of 17 on.
+    A float32 softmax keeps logits up to 87 below the highest; a sigmoid's p rounds to 1 from logit 17.
     """
     return _headed(_logits(p, head) / temperature, head)
 
 
 def temperature(y: ArrayLike, p: ArrayLike, head: str = "softmax") -> float:
-    """The temperature from 1/4 to 20 at which p (N,K) surprises least (Guo et al. 2017, arXiv 1706.04599, §4.2).
+    """The temperature in [1/4, 20] of lowest negative log likelihood (Guo et al. 2017, arXiv 1706.04599, §4.2).
 
-    The negative log likelihood (a sigmoid's: that of every class by itself) is convex in 1/temperature, with the slope
-    sum (p_k - y_k) · logit_k; its zero is found by halving. Where every sample is right there is none, and the more
-    extreme the better it looks: so the lower bound.
+    Bisection on 1/temperature, where it is convex with slope sum (p_k - y_k) · logit_k (a sigmoid's: each class by
+    itself). If every sample is right the slope has no zero, hence the lower bound.
     """
     truth, _ = checked(y, p)
     logits = _logits(p, head)
@@ -136,16 +131,15 @@ def temperature(y: ArrayLike, p: ArrayLike, head: str = "softmax") -> float:
 
 
 def alarm_score(p: ArrayLike, safe: Sequence[int]) -> Floats:
-    """The alarm's score of each sample (N,): 1 - sum p[safe]."""
+    """(N,): 1 - sum p[safe]."""
     return np.asarray(1 - normalised(p)[:, list(safe)].sum(1), np.float64)
 
 
 def operating_point(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float) -> dict[str, float] | None:
-    """The lowest threshold of the alarm's score at which at most `rate` of the safe samples raise an alarm.
+    """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
 
-    A sample alarms at or above it. Returns {"threshold", "false_alarm_rate", "recall"}, the two shares as they are at
-    that threshold; None where no class is safe or all are, or one of the two kinds does not occur in y. Where even the
-    highest score is a safe sample's, the threshold lies above it: no alarm at all is the only way.
+    Samples at it alarm. Returns {"threshold", "false_alarm_rate", "recall"}; None where all or no classes are safe, or
+    y lacks one kind. It lies above every score if the highest is a safe sample's.
     Raises ValueError unless 0 <= rate < 1.
     """
     if not 0 <= rate < 1:
@@ -172,10 +166,9 @@ def operating_point(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float
 def agreement(
     p_a: ArrayLike, p_b: ArrayLike, safe: Sequence[int] = (), threshold: float | None = None
 ) -> dict[str, Any]:
-    """How far two files' probabilities (N,K) of the same samples are apart.
+    """p (N,K) of the same samples: {"n", "max_difference", "top1_agreement", "decision_flips"}.
 
-    {"n", "max_difference", "top1_agreement", "decision_flips"}: the last is how many samples alarm at `threshold` by
-    one and not by the other, None without a threshold.
+    decision_flips: samples on which the alarm differs; None without a threshold.
     """
     a, b = np.asarray(p_a, np.float64), np.asarray(p_b, np.float64)
     if a.shape != b.shape or a.ndim != 2 or not len(a):
@@ -192,10 +185,7 @@ def agreement(
 
 
 def scores(y: ArrayLike, p: ArrayLike, labels: Sequence[str], safe: Iterable[str] = ()) -> dict[str, Any]:
-    """Every figure of one model on one set of samples.
-
-    labels: the K class names; safe: those that raise no alarm. Keys: those of METRICS, "n", "per_class", "confusion".
-    """
+    """METRICS, "n", "per_class", "confusion". labels: K names. safe: labels without alarm."""
     harmless = [list(labels).index(name) for name in safe]
     table = confusion(y, p)
     hit, true, said = table.diagonal(), table.sum(1), table.sum(0)
@@ -223,7 +213,7 @@ def scores(y: ArrayLike, p: ArrayLike, labels: Sequence[str], safe: Iterable[str
 
 
 def clusters(groups: Sequence[str] | NDArray[Any]) -> tuple[Ints, int]:
-    """Groups (N,) -> (the number of each sample's group (N,), how many groups). A sample without a group is its own."""
+    """(N,) -> (group number (N,), how many). A sample without a group is its own."""
     names = np.asarray(groups, dtype=str)
     known, codes = np.unique(names, return_inverse=True)
     codes = codes.reshape(-1).astype(np.int64)
@@ -245,10 +235,9 @@ def interval(
 ) -> dict[str, list[float] | None]:
     """95 % percentile intervals by bootstrap over whole groups: {metric: [low, high]}.
 
-    names: keys of METRICS. p: (N,K), or (S,N,K) from S trainings: the figure is then the mean over them, and they are
-    drawn with replacement too. groups: (N,), "" where unknown (each such sample is drawn on its own).
-    None for a metric that is undefined here, and for all of them where there is a single group: one person tells
-    nothing about the next. Below FEW groups the interval is too narrow; the caller should say so.
+    names: of METRICS. p: (N,K), or (S,N,K) from S trainings, which are averaged and drawn too. groups: (N,), ""
+    (unknown) is drawn alone. None for an undefined metric, and for all with a single group. Below FEW groups the
+    interval is too narrow; the caller should say so.
     """
     weights, codes, picked = bootstrap_weights(groups, len(_stack(p)), draws, seed)
     return {name: _ends(_mean(_drawn(name, y, p, codes, weights, safe), picked)) for name in names}
@@ -264,10 +253,10 @@ def paired(
     seed: int = 0,
     safe: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """How much better b is than a on the same samples: {"difference": b - a, "ci95": [low, high] | None, "p_better"}.
+    """{"difference": b - a, "ci95": [low, high] | None, "p_better"}, p (N,K) or (S,N,K).
 
-    Each draw takes the same groups, and where p is (S,N,K) the same trainings, for both. p_better is the share of
-    draws in which b's figure is the larger (ties count half); None beside an interval of None.
+    Each draw takes the same groups and trainings for both. p_better: share of draws in which b is larger, ties half;
+    None where ci95 is.
     """
     stack_a, stack_b = _stack(p_a), _stack(p_b)
     if stack_a.shape != stack_b.shape:
@@ -287,10 +276,9 @@ def paired(
 def by_sequence(
     sequence: Sequence[str] | NDArray[Any], y: ArrayLike, p: ArrayLike, groups: Sequence[str] | NDArray[Any]
 ) -> tuple[Ints, Floats, NDArray[Any]] | None:
-    """Frames -> clips: the mean probability over the frames of each sequence, as (y, p, groups), one row a clip.
+    """Averages each sequence's frames: (y, p, groups), one row per clip. p: (N,K) or (S,N,K).
 
-    p: (N,K) or (S,N,K). A sample without a sequence is a clip of its own. None where that makes no sense: no sequence
-    has two frames, or one has two labels.
+    A sample without a sequence is its own clip. None where no sequence has two frames, or one has two labels.
     """
     codes, number = clusters(sequence)
     truth, table = np.asarray(y, np.int64), normalised(p)
@@ -327,7 +315,6 @@ def _macro_f1(table: NDArray[Any]) -> Floats:
 
 
 def _logits(p: ArrayLike, head: str) -> Floats:
-    """What the head was given, up to a constant a row where it is a softmax."""
     table = np.asarray(p)
     kind = np.finfo(table.dtype if table.dtype.kind == "f" else np.float64)
     table = np.clip(table.astype(np.float64), kind.tiny, 1 - kind.epsneg)  # what p could be told from 0 and from 1
@@ -354,7 +341,7 @@ def _bin(sure: Floats) -> Ints:
 
 
 def _gaps(y: Ints, p: Floats) -> Floats:
-    """(N,15): right - confidence in the sample's own bin, else 0."""
+    """(N,15): right - confidence in its own bin, else 0."""
     out = np.zeros((len(y), BINS))
     sure = p.max(1)
     out[np.arange(len(y)), _bin(sure)] = (p.argmax(1) == y) - sure
@@ -390,7 +377,6 @@ def _alarm_recall(y: Ints, p: Floats, w: Floats, safe: Sequence[int], rate: floa
 
 
 def _ties(score: Floats) -> tuple[Ints, Ints]:
-    """The order of rising score, and where in it each new value begins."""
     order = np.argsort(score, kind="stable")
     return order, np.flatnonzero(np.diff(score[order], prepend=-np.inf))
 
@@ -403,13 +389,13 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 
 
 def _stack(p: ArrayLike) -> NDArray[Any]:
-    """p as (S,N,K)."""
+    """To (S,N,K)."""
     table = np.asarray(p)
     return table[None] if table.ndim == 2 else table
 
 
 def bootstrap_weights(groups: Any, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
-    """(D,G) how often each group is drawn, (N,) each sample's group, (D,S) the share of each training."""
+    """(D,G) draws of groups, (N,) group of each sample, (D,S) shares of trainings."""
     codes, number = clusters(groups)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float64)
@@ -420,7 +406,7 @@ def bootstrap_weights(groups: Any, trainings: int, draws: int, seed: int) -> tup
 
 
 def _drawn(name: str, y: ArrayLike, p: ArrayLike, codes: Ints, weights: Floats, safe: Sequence[int]) -> Floats:
-    """The metric in each draw: (S,D). Sums over a group are made once, so that most draws are one matrix product."""
+    """(S,D). Sums per group are made once, so most draws are one matrix product."""
     if name not in METRICS:
         raise ValueError(f"{name!r} is no metric; known: {', '.join(METRICS)}")
     if np.isnan(weights).any():
@@ -433,7 +419,7 @@ def _drawn(name: str, y: ArrayLike, p: ArrayLike, codes: Ints, weights: Floats, 
 
 
 def _per_group(rows: Floats, codes: Ints, number: int) -> Floats:
-    """(N,…) -> (G,…): the sums over each group."""
+    """(N,…) -> (G,…)."""
     flat = rows.reshape(len(rows), -1)
     keys = codes[:, None] * flat.shape[1] + np.arange(flat.shape[1])
     sums = np.bincount(keys.ravel(), flat.ravel(), minlength=number * flat.shape[1])
@@ -471,7 +457,7 @@ def _drawn_alarm_recall(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: 
 
 
 def _sorted(figure: Callable[[Floats], Floats], codes: Ints, weights: Floats) -> Floats:
-    """A figure that sorts the samples, on the first draws only, a few at a time: memory stays flat."""
+    """Uses the first draws only, a few at a time, so memory stays flat."""
     few = weights[:ROUGH_DRAWS]
     step = max(1, 1_000_000 // len(codes))
     out = [figure(few[at : at + step][:, codes]) for at in range(0, len(few), step)]
@@ -479,12 +465,12 @@ def _sorted(figure: Callable[[Floats], Floats], codes: Ints, weights: Floats) ->
 
 
 def _mean(values: Floats, picked: Floats) -> Floats:
-    """(S,D) values and (D,S) shares -> (D,): the mean over the trainings drawn."""
+    """(S,D) values, (D,S) shares -> (D,)."""
     return (values * picked.T).sum(0)
 
 
 def _ends(values: Floats) -> list[float] | None:
-    """The middle 95 %, of the draws in which the figure is defined; None where most are not."""
+    """The middle 95 %; None where most draws are undefined."""
     tried = values[:ROUGH_DRAWS]
     if np.isfinite(tried).mean() < 0.5:
         return None

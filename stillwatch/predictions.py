@@ -1,7 +1,4 @@
-"""Predictions: what a function that sees pictures says about one split, kept in the run's folder.
-
-It knows no net and no file format of one.
-"""
+"""What a classifier answers for one split, kept in the run's folder. Imports no net."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +17,7 @@ Predict: TypeAlias = Callable[[NDArray[np.uint8]], ArrayLike]
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """One row a sample. id, group and sequence (N,) str, y (N,) int64, p (N,K) float32 as the head gave it."""
+    """id, group, sequence (N,) str, y (N,) int64, p (N,K) float32 as the head gave it."""
 
     id: NDArray[Any]
     group: NDArray[Any]
@@ -32,17 +29,15 @@ class Predictions:
         return len(self.id)
 
     def take(self, rows: ArrayLike) -> "Predictions":
-        """These rows, in this order."""
         return Predictions(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def predict(
     fn: Predict, batches: Iterable[NDArray[np.uint8]], count: int = 0, voice: Progress = NO_PROGRESS
 ) -> NDArray[np.float32]:
-    """Probabilities (N,K) float32 of uint8 batches, one after the other.
+    """Probabilities (N,K) float32 of uint8 batches. count: of batches, for the progress bar.
 
-    count: how many batches there are, for the voice's progress bar.
-    Raises UserError where fn gives anything but one row of finite probabilities a sample, the same K each time.
+    Raises UserError unless fn gives one row of K finite probabilities per sample, K constant.
     """
     rows: list[NDArray[np.float32]] = []
     done = 0
@@ -69,12 +64,10 @@ def save_predictions(
     batch: int = 64,
     voice: Progress = NO_PROGRESS,
 ) -> Predictions:
-    """Let fn look at every sample of a split and keep what it says as predictions/<split>.npz of the run.
+    """Saves fn's answers as the run's predictions/<split>.npz.
 
-    x: array-like uint8 (N,H,W,C) or (N,T,H,W,C), read `batch` rows at a time, so that a memory map stays on disk.
-    ids, groups, sequences, y: N each, in the order of x.
-    Raises UserError for an empty split, columns of different length, an id twice, a y that is no label of the recipe's,
-    or probabilities that are none (see `predict`).
+    x: uint8 (N,H,W,C) or (N,T,H,W,C), read by `batch`, so a memory map stays on disk. Raises UserError for an empty
+    split, unequal lengths, a repeated id, a y outside the labels, or bad probabilities (see `predict`).
     """
     run = run if isinstance(run, Run) else Run.open(run)
     place, k = f"{run.path.name}, split {split}", len(run.recipe.labels)
@@ -104,7 +97,7 @@ def save_predictions(
 
 
 def read(run: Run | Path | str, split: str = "test") -> Predictions:
-    """What save_predictions kept. Raises UserError where there is none or the file is damaged."""
+    """Raises UserError for a missing or damaged file."""
     run = run if isinstance(run, Run) else Run.open(run)
     path = run.path / _name(split)
     if not path.is_file():
@@ -118,7 +111,6 @@ def read(run: Run | Path | str, split: str = "test") -> Predictions:
 
 
 def has(run: Run, split: str) -> bool:
-    """Whether the run holds predictions of that split."""
     return (run.path / _name(split)).is_file()
 
 
@@ -127,7 +119,6 @@ def _name(split: str) -> str:
 
 
 def _wrong(p: NDArray[np.float32], n: int, k: int | None) -> str:
-    """What is wrong with one batch of probabilities; "" where nothing is."""
     if p.ndim != 2 or p.shape[0] != n or p.shape[1] != (k or p.shape[1]):
         return f"shape {p.shape} instead of ({n}, {k or 'K'})"
     if not np.isfinite(p).all():

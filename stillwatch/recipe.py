@@ -1,7 +1,4 @@
-"""Recipe: what a person writes down once, read from TOML and checked. Every default stands in this file.
-
-It knows no torch, no data and no run.
-"""
+"""The recipe: TOML, checked. Every default stands here. Imports no torch, data or run."""
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -21,8 +18,6 @@ class Strict(BaseModel):
 
 
 class Data(Strict):
-    """Where the pictures are, who is in them, and which of them may be learnt from."""
-
     source: Spec  # one of SOURCES: driver-inattention, folders, videos, idx, csv, toy
     root: Path = Path()
     group: str | None = None  # "folder", "column:NAME", or a regex whose first bracket is the group
@@ -62,7 +57,7 @@ class Data(Strict):
 
 
 class Net(Strict):
-    """One network: a name of NETS or of timm, its head, and where its weights come from."""
+    """A name of NETS or timm."""
 
     name: str
     weights: str = "imagenet"  # imagenet | scratch | a file | a run's folder
@@ -73,8 +68,6 @@ class Net(Strict):
 
 
 class Fit(Strict):
-    """One training: how long, how fast, towards what."""
-
     epochs: int = Field(10, ge=1)
     batch: int = Field(32, ge=1)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -100,8 +93,6 @@ class Fit(Strict):
 
 
 class Side(Strict):
-    """Teacher or student: its net, and what it does differently from [fit]."""
-
     net: Net
     init: Path | None = None  # teacher: a run to take as it is
     fit: dict[str, Any] = {}  # keys of [fit] that differ for this side
@@ -113,7 +104,7 @@ class Side(Strict):
 
 
 class Prune(Strict):
-    """How a student is made narrower: layer by layer by importance, healed under the same losses between steps."""
+    """Narrows layer by layer by importance, and trains with the same losses between steps."""
 
     keep: float = Field(0.6, gt=0, lt=1)  # share of the multiply-accumulates that is kept
     size: float = Field(1.0, gt=0, le=1)  # share of the parameters that is kept at most
@@ -124,7 +115,7 @@ class Prune(Strict):
 
 
 class Quantise(Strict):
-    """How INT8 is tried, and what it may cost. Calibrated on training frames only, judged on validation."""
+    """INT8, calibrated on training frames, judged on validation."""
 
     frames: int = Field(512, ge=1)  # calibration frames, evenly over the training split
     max_drop: float = Field(0.5, ge=0)  # points of macro-F1 on validation
@@ -134,8 +125,6 @@ class Quantise(Strict):
 
 
 class Export(Strict):
-    """What leaves the lab."""
-
     formats: tuple[str, ...] = ("onnx",)  # of EXPORTERS
     opset: int = Field(20, ge=13)  # of model.onnx
     false_alarms: float = Field(0.01, gt=0, lt=1)  # share of safe validation frames that may raise an alarm
@@ -144,8 +133,6 @@ class Export(Strict):
 
 
 class Tune(Strict):
-    """What `stillwatch tune` may change, and how long a trial is."""
-
     keys: dict[str, Any] = {}  # "fit.lr" = {from=1e-4, to=1e-2, log=true}, or a list of choices
     side: Literal["teacher", "student"] = "student"
     metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"  # on validation
@@ -153,7 +140,7 @@ class Tune(Strict):
 
 
 class Rule(Strict):
-    """How probabilities become alarms: a named preset of stillwatch.rules.alarm, and what differs from it. Seconds."""
+    """A preset of stillwatch.rules.alarm and its changes. Seconds."""
 
     profile: Literal["driver", "cctv", ""] = ""  # "": cctv
     threshold: float | None = Field(None, gt=0, lt=1)  # cctv: evidence grows from it; else the bundle's own
@@ -165,7 +152,7 @@ class Rule(Strict):
 
 
 class Recipe(Strict):
-    """The whole of one task. Frozen: a run keeps the one it was made from."""
+    """Frozen: a run keeps the one it was made from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     labels: tuple[str, ...] = Field(min_length=2)
@@ -190,17 +177,17 @@ class Recipe(Strict):
         return self
 
     def fit_of(self, side: Literal["teacher", "student"]) -> Fit:
-        """[fit] with that side's own keys laid over it."""
+        """[fit] with that side's own keys over it."""
         return Fit.model_validate(self.fit.model_dump() | getattr(self, side).fit)
 
     def fit_in(self, table: Literal["prune", "quantise", "tune"]) -> Fit:
-        """What a student's training is in that table: [fit], [student.fit], and the table's own fit keys over them."""
+        """[fit], then [student.fit], then the table's own keys."""
         side = self.tune.side if table == "tune" else "student"
         return Fit.model_validate(self.fit_of(side).model_dump() | getattr(self, table).fit)
 
 
 def find(path: Path | str) -> Path:
-    """A recipe's file, or the shipped one of that name: `driving`, `published/mnist`. Raises UserError."""
+    """A file, or a shipped recipe's name (`driving`, `published/mnist`). Raises UserError."""
     path = Path(path)
     if path.is_file():
         return path
@@ -215,7 +202,7 @@ def find(path: Path | str) -> Path:
 
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read one recipe file, lay `key=value` overrides over it, and check it. Raises UserError, one line a mistake."""
+    """Lays `key=value` over the file. Raises UserError, one line per mistake."""
     path = find(path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -227,7 +214,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def check(raw: dict[str, Any], place: str) -> Recipe:
-    """A plain dict -> Recipe. Raises UserError that names the place, key, value and the nearest right word."""
+    """Raises UserError with place, key, value and nearest right word."""
     try:
         recipe = Recipe.model_validate(raw)
         plans: dict[str, Callable[[Any], Fit]] = dict.fromkeys(("teacher", "student"), recipe.fit_of)
@@ -243,9 +230,9 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
 
 
 def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place: str) -> Recipe:
-    """A run's recipe with `key=value` laid over it, where that changes nothing that the run was made from.
+    """Lays `key=value` over a run's recipe, changing nothing the run was made from.
 
-    tables: those whose keys may change; data.root may always, for data that have moved. Raises UserError.
+    tables: whose keys may change; data.root always may, for moved data. Raises UserError.
     """
     raw, tables = recipe.model_dump(mode="json"), list(tables)
     for override in overrides:
@@ -258,7 +245,7 @@ def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place
 
 
 def amended_rule(raw: Mapping[str, Any], overrides: Iterable[str]) -> Rule:
-    """A bundle's rule with `key=value` laid over it. Raises UserError."""
+    """Raises UserError."""
     table = dict(raw)
     for override in overrides:
         _lay(table, override)
@@ -269,7 +256,7 @@ def amended_rule(raw: Mapping[str, Any], overrides: Iterable[str]) -> Rule:
 
 
 def _lay(raw: dict[str, Any], override: str) -> None:
-    """`a.b=value` into the nested dict; the value is TOML where it parses as TOML, else the text itself."""
+    """A value that is not TOML is text."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"{override!r}: an override is written key=value, such as fit.epochs=5")

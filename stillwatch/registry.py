@@ -1,7 +1,4 @@
-"""Plugins: a name, or a table of options, -> an entry of a plain dict, called with checked options.
-
-Imports errors alone.
-"""
+"""Plugins by name, with checked options. Imports errors alone."""
 
 import importlib
 import inspect
@@ -19,8 +16,6 @@ CONFIG = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=Tr
 
 
 class Choice(NamedTuple):
-    """A plugin that was asked for; its options are checked against its signature."""
-
     name: str
     entry: Callable[..., Any]
     options: dict[str, Any]
@@ -28,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def find(table: Table, spec: Spec, place: str = "name") -> Callable[..., Any]:
-    """The entry that a spec names; its options are not looked at. Raises UserError for an unknown name."""
+    """Does not check options. Raises UserError for an unknown name."""
     name = spec if isinstance(spec, str) else str(spec.get("name", ""))
     if name in table:
         return table[name]
@@ -49,13 +44,12 @@ def resolve(
     prefix: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Choice:
-    """A spec -> its entry and its options, each checked against the entry's signature.
+    """Checks the options against the entry's signature.
 
-    given: how many leading parameters the caller fills. place: the key that holds the spec, for errors.
-    prefix: of an option's key in errors; `place.name` by default. extra: name -> type of options that the caller
-    keeps for itself. Ranges stand in the signature: `beta: Annotated[float, Field(ge=0)] = 1.0`. Types are strict:
-    no text for a number, no bool for an int; an int does for a float; lists are `list` or `Sequence`.
-    Raises UserError for an unknown name or option, a missing one, and a value of the wrong type or range.
+    given: leading parameters that the caller fills. place: the spec's key, in errors. prefix: of option keys in errors,
+    `place.name` by default. extra: name -> type of options for the caller.
+    Ranges: `beta: Annotated[float, Field(ge=0)] = 1.0`. Types are strict, but an int does for a float; lists are `list`
+    or `Sequence`. Raises UserError for an unknown name, an unknown or missing option, a wrong type or range.
     """
     entry, own = find(table, spec, place), dict(extra or {})
     options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
@@ -77,13 +71,13 @@ def resolve(
 
 
 def build(table: Table, spec: Spec, *args: Any, place: str = "name", prefix: str | None = None) -> Any:
-    """Call the entry that a spec names with args and its checked options. Raises UserError, as resolve() does."""
+    """Calls the entry. Raises UserError as resolve() does."""
     choice = resolve(table, spec, len(args), place, prefix)
     return choice.entry(*args, **choice.options)
 
 
 def bind(table: Table, spec: Spec, given: int, place: str = "name", prefix: str | None = None) -> partial[Any]:
-    """An entry to be called later with `given` leading arguments: its options are checked and filled in now."""
+    """build() for later, with `given` leading arguments."""
     choice = resolve(table, spec, given, place, prefix)
     return partial(choice.entry, **choice.options)
 
@@ -99,6 +93,6 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
 
 
 def build_spec(table: Mapping[str, Any], spec: Spec, what: str = "name") -> tuple[Any, dict[str, Any]]:
-    """A spec -> (entry, unchecked options). Going: use build(), bind(), resolve() or find()."""
+    """(entry, unchecked options). Deprecated: use build(), bind(), resolve() or find()."""
     options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
     return find(table, spec, what), options

@@ -27,7 +27,7 @@ PACKAGES = ("stillwatch", "torch", "timm", "accelerate", "numpy", "opencv-python
 
 
 class Progress(NamedTuple):
-    """How long work speaks: bar(things, count, what) yields the same things and shows how far it is; say(line)."""
+    """bar(things, count, what) yields the same things; say(line) prints."""
 
     bar: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda things, count, what: things
     say: Callable[[str], None] = lambda line: None
@@ -41,14 +41,14 @@ Figures: TypeAlias = Annotated[dict[str, int | float], BeforeValidator(lambda va
 
 
 class Majority(BaseModel):
-    """What always answering the training split's most common label would reach."""
+    """Score of the training split's most common label."""
 
     label: str = ""
     valid_accuracy: float = 0.0
 
 
 class RunInfo(BaseModel):
-    """run.json. Keys that are not set are not written; keys that are not known (of another version) are kept."""
+    """run.json. Unset keys are not written; another version's keys are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -100,8 +100,6 @@ class RunInfo(BaseModel):
 
 
 class Kind(NamedTuple):
-    """What a report calls runs of a kind, and by which table of the recipe they train."""
-
     title: str
     colour: str  # Okabe and Ito's: safe for the colour-blind and told apart in gray print
     fit: Literal["teacher", "student", "prune", "quantise"] = "student"
@@ -119,8 +117,6 @@ KINDS = {  # in the order of a report; narrow: the baseline that pruning must be
 
 
 class Run:
-    """One folder under runs/: what was asked, what was done, what came of it."""
-
     def __init__(self, path: Path, info: RunInfo | None = None):
         self.path = path
         self.info = info or RunInfo()
@@ -128,7 +124,7 @@ class Run:
 
     @classmethod
     def create(cls, recipe: Recipe, kind: str, root: Path | str = "runs", source: str = "", **fields: Any) -> "Run":
-        """Make `root/<recipe>-<kind>-NNN` with the next free number. source: the recipe's text as it was given."""
+        """Makes `root/<recipe>-<kind>-NNN`, next free number. source: the recipe's text as given."""
         root = Path(root)
         root.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -161,7 +157,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
-        """An existing run. Raises UserError where the folder is not one."""
+        """Raises UserError where the folder is no run."""
         path = Path(path)
         try:
             info = RunInfo.model_validate(json.loads((path / "run.json").read_text(encoding="utf-8")))
@@ -180,30 +176,29 @@ class Run:
         return check(self.info.recipe, str(self.path / "run.json"))
 
     def amended(self, overrides: Iterable[str], tables: Iterable[str]) -> "Run":
-        """The same run, read with `key=value` laid over those tables of its recipe. UserError for other keys."""
+        """Lays `key=value` over those tables. Raises UserError for other keys."""
         recipe = amend(self.recipe, overrides, tables, str(self.path / "run.json"))
         return Run(self.path, self.info.changed(recipe=recipe.model_dump(mode="json")))
 
     def lock(self) -> bool:
-        """Hold this run until the process ends, however it ends. False: another process holds it."""
+        """Holds it until the process ends. False where another process does."""
         return self._lock.acquire()
 
     def unlock(self) -> None:
         self._lock.release()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     @property
     def text(self) -> str:
-        """The recipe as it was given, "" where it was not."""
+        """ "" where no text was given."""
         path = self.path / "recipe.toml"
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+        """metrics.jsonl, without a last line cut short by a kill."""
         rows: list[dict[str, Any]] = []
         with suppress(FileNotFoundError):
             for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
@@ -212,13 +207,13 @@ class Run:
         return rows
 
     def rewind(self, epochs: int) -> None:
-        """Drop the lines of metrics.jsonl after that many epochs: they are about to be run again."""
+        """Drops later lines of metrics.jsonl, before they run again."""
         rows = [row for row in self.history() if row["epoch"] <= epochs]
         with atomic(self.path / "metrics.jsonl") as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def save(self, name: str, write: Callable[[Path], Any]) -> Path:
-        """`write` is handed a draft's path; the file `name` is then there whole, or as it was before."""
+        """`write` fills a draft, which then replaces the file in one step."""
         with atomic(self.path / name) as draft:
             write(draft)
         return self.path / name
@@ -228,7 +223,7 @@ class Run:
         return self.save(name, lambda draft: draft.write_text(text + "\n", encoding="utf-8"))
 
     def read_json(self, name: str) -> Any:
-        """The JSON file `name`, or None where there is none."""
+        """None where the file is missing."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -247,18 +242,17 @@ class Run:
         return self.save(name, write)
 
     def note(self, **fields: Any) -> None:
-        """Set fields of run.json."""
         self.info = self.info.changed(**fields)
         self.save_json("run.json", self.info.model_dump(exclude_unset=True))
 
     def finish(self, status: str = "done", **fields: Any) -> None:
-        """Close the run: status "done", "failed" or "stopped"."""
+        """status: "done", "failed" or "stopped"."""
         self.note(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
         self.unlock()
 
 
 def runs(root: Path | str = "runs") -> list[Run]:
-    """Every run under root, oldest first; folders that are none are passed over."""
+    """Oldest first; other folders are skipped."""
     found = []
     for path in Path(root).glob("*/run.json"):
         with suppress(UserError):
@@ -272,7 +266,7 @@ def _number(name: str) -> int:
 
 
 def commit() -> str | None:
-    """The project's own git commit, with a + where its tree is changed; None outside a checkout."""
+    """The project's, with + for a changed tree; None outside a checkout."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)

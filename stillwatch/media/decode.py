@@ -1,6 +1,6 @@
-"""Picture and video files -> pixels and seconds; the only place that decides which frames of a film are looked at.
+"""Files -> pixels and seconds. Only this module decides which frames of a film are used.
 
-Raises nothing for a bad file, but says why; it knows no label and no net.
+A bad file gives a reason, not an error. Imports no net.
 """
 
 import io
@@ -43,7 +43,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; wrong_size() refuses
 
 
 def read_picture(path: Path) -> Picture | str:
-    """A picture file as uint8 (H,W,3) RGB, or the reason why it is none."""
+    """uint8 (H,W,3) RGB, or the reason why not."""
     try:
         raw = path.read_bytes()  # not imread: that one cannot open every name on every system
     except OSError as error:
@@ -73,7 +73,7 @@ def read_picture(path: Path) -> Picture | str:
 
 
 def wrong_size(height: int, width: int) -> str:
-    """Why a picture of so many pixels is not read, "" where it is."""
+    """Why such a picture is not read, or ""."""
     if min(height, width) < SMALLEST:
         return f"{width}×{height} pixels: the shorter side is below {SMALLEST}"
     if height * width > MAX_PIXELS:
@@ -82,7 +82,7 @@ def wrong_size(height: int, width: int) -> str:
 
 
 def _eight_bits(pixels: NDArray[np.generic]) -> Picture:
-    """(H,W) of 16 bits or (H,W,3) of 8 -> uint8 (H,W,3): the high byte, as OpenCV takes it."""
+    """(H,W) of 16 bits or (H,W,3) of 8 -> uint8 (H,W,3): the high byte, as in OpenCV."""
     if pixels.dtype == np.uint8:
         return pixels  # type: ignore[return-value]
     gray = (np.clip(pixels, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
@@ -90,7 +90,7 @@ def _eight_bits(pixels: NDArray[np.generic]) -> Picture:
 
 
 def cut_off(raw: bytes) -> bool:
-    """Whether a JPEG, PNG, BMP or WebP ends before its own end mark; a decoder would fill the rest with gray."""
+    """True where JPEG, PNG, BMP or WebP lacks its end; decoders fill the rest with gray."""
     if raw.startswith(b"\xff\xd8"):
         # An embedded thumbnail has an end mark of its own: look for ours behind the first scan's header. Bytes
         # FF D9 cannot occur within a scan (ITU T.81, B.1.1.5).
@@ -119,9 +119,9 @@ def cut_off(raw: bytes) -> bool:
 
 
 class ToRgb:
-    """av.VideoFrame -> uint8 (H,W,3) RGB, upright as its display matrix says (phones film lying on their side).
+    """av.VideoFrame -> uint8 (H,W,3) RGB, upright by its display matrix.
 
-    One for a whole film: making one costs as much as a frame.
+    Use one per film: making one costs as much as a frame.
     """
 
     def __init__(self) -> None:
@@ -134,10 +134,7 @@ class ToRgb:
 
 
 def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContainer:
-    """An av container, which is a context. threads: that decode; 0: as many as FFmpeg likes. options: of av.open.
-
-    Raises av.FFmpegError, or what else av.open does.
-    """
+    """threads: 0 leaves it to FFmpeg. options: of av.open. Raises av.FFmpegError, or what else av.open does."""
     container = av.open(str(path), metadata_errors="replace", **options)
     for stream in container.streams.video if threads else ():
         stream.codec_context.thread_count = threads
@@ -145,18 +142,17 @@ def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContai
 
 
 def frames(container: InputContainer, damaged: Callable[[str], None] | None = None) -> Iterator[VideoFrame]:
-    """The frames of a film's first video stream, in the order in which they are shown.
+    """The first video stream, in display order.
 
-    damaged: is told of each packet that cannot be decoded, which is passed over with every corrupt frame; without it
-    corrupt frames come too (`frame.is_corrupt`), and a bad packet raises av.FFmpegError. Use: `rgb = ToRgb()`, then
-    `for frame in frames(container): image = rgb(frame)`. A live camera reads its packets itself: packet_frames().
+    damaged: called for each bad packet; it and corrupt frames are skipped. Without it corrupt frames come too
+    (`frame.is_corrupt`), and a bad packet raises av.FFmpegError. Live cameras use packet_frames().
     """
     for packet in container.demux(video=0):
         yield from packet.decode() if damaged is None else packet_frames(packet, damaged)
 
 
 def packet_frames(packet: Packet, damaged: Callable[[str], None]) -> list[VideoFrame]:
-    """The whole frames that this packet completes; a corrupt one is left out, and a bad packet is told to `damaged`."""
+    """The whole frames that this packet completes; `damaged` hears of a bad packet."""
     try:
         return [frame for frame in packet.decode() if not frame.is_corrupt]
     except av.EOFError:
@@ -167,10 +163,7 @@ def packet_frames(packet: Packet, damaged: Callable[[str], None]) -> list[VideoF
 
 
 def times_of(path: Path) -> list[float] | str:
-    """The seconds at which each frame of a clip is shown, from 0 on, read from its packets without decoding.
-
-    Returns the reason, a str, where the file is no clip that can be read.
-    """
+    """When each frame is shown, in seconds from 0, read without decoding; or the reason why not."""
     try:
         if not path.stat().st_size:
             return "empty file"
@@ -195,7 +188,7 @@ def times_of(path: Path) -> list[float] | str:
 
 
 def sampled(times: Sequence[float], rate: float | None) -> list[int]:
-    """The frame nearest to each tick of `rate` a second, each frame at most once; all frames where rate is None."""
+    """The frame nearest to each tick of `rate` per second, once each; all for None."""
     if rate is None:
         return list(range(len(times)))
     seconds = np.asarray(times)
@@ -205,8 +198,7 @@ def sampled(times: Sequence[float], rate: float | None) -> list[int]:
 
 
 def windows(taken: Sequence[int], frames: int) -> list[Window]:
-    """Frame numbers in windows of `frames` that do not overlap; what is left over is too short and goes. A clip
-    shorter than one window gives one, its last frame repeated."""
+    """Windows of `frames` without overlap; the rest is dropped. A shorter clip gives one, its last frame repeated."""
     starts = range(0, max(len(taken) - frames, 0) + 1, frames)
     return [tuple([*taken[start : start + frames], *[taken[-1]] * frames][:frames]) for start in starts]
 
@@ -214,10 +206,9 @@ def windows(taken: Sequence[int], frames: int) -> list[Window]:
 def clips(
     path: Path, wanted: Sequence[Window], fit: Callable[[Picture], Picture], threads: int = 0
 ) -> Iterator[tuple[Window, list[Picture] | str]]:
-    """The frames of each window, T of them as `fit` gives them, or the reason why they cannot be had.
+    """T frames per window, or the reason why not. Each window comes as soon as it is whole: memory stays flat.
 
-    Decodes forward once, and hands out each window, in order of its frames, as soon as it is whole, so that memory
-    stays flat. fit: uint8 (H,W,3) RGB -> what is kept of it. threads: that decode; 0: as many as FFmpeg likes.
+    fit: gets uint8 (H,W,3) RGB. threads: 0 leaves it to FFmpeg.
     """
     waiting = sorted(wanted, reverse=True)  # the next one last
     numbers = {number for window in wanted for number in window}

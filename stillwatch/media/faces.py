@@ -1,7 +1,4 @@
-"""Where faces are: YuNet through OpenCV. Its weights are not shipped: STILLWATCH_WEIGHTS names their folder.
-
-Imports errors and decode alone.
-"""
+"""Faces by YuNet in OpenCV. Its weights are not shipped: STILLWATCH_WEIGHTS names their folder."""
 
 import os
 from pathlib import Path
@@ -28,7 +25,7 @@ class Box(NamedTuple):
 
 
 def model() -> Path:
-    """YuNet's weights. Raises UserError where they are missing: nobody promises a blur that cannot be done."""
+    """Raises UserError where the weights are missing, since no blur would happen."""
     folder = os.environ.get("STILLWATCH_WEIGHTS", "")
     path = Path(folder) / MODEL
     if not folder or not path.is_file():
@@ -46,7 +43,7 @@ class YuNet:
         self._net = cv2.FaceDetectorYN.create(self._path, "", (320, 320), SURE)
 
     def __call__(self, image: Picture) -> list[Box]:
-        """Faces in uint8 (H,W,3) RGB."""
+        """image: uint8 (H,W,3) RGB."""
         scale = min(1.0, SIDE / max(image.shape[:2]))
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image

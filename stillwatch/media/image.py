@@ -1,4 +1,4 @@
-"""The geometry of a picture: the only place that decides how pixels come to the net's size."""
+"""Geometry: only this module decides how pixels come to the net's size."""
 
 from typing import Literal
 
@@ -12,11 +12,10 @@ Picture = NDArray[np.uint8]
 def fit(
     image: Picture, size: tuple[int, int], how: Literal["stretch", "letterbox", "crop"] = "stretch", channels: int = 3
 ) -> Picture:
-    """Bring a picture to the net's size and channel count.
+    """uint8 (H,W), (H,W,1) or (H,W,3) RGB -> uint8 (height, width, channels).
 
-    image: uint8 (H,W), (H,W,1) or (H,W,3) RGB. size: (height, width). channels: 1 gray or 3 RGB.
-    how: "stretch" ignores the aspect ratio, "letterbox" keeps it inside black bars, "crop" keeps it and cuts the rest.
-    Returns uint8 (height, width, channels). Raises ValueError for another dtype or shape.
+    size: (height, width). channels: 1 gray or 3 RGB. how: "stretch" ignores the aspect ratio, "letterbox" adds black
+    bars, "crop" cuts. Raises ValueError for another dtype or shape.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(f"a picture is uint8 (H,W,C) with no empty side, not {image.dtype} {image.shape}")

@@ -1,6 +1,6 @@
-"""Toys: a driver's cabin and a street, drawn from whole numbers alone: the same pictures on every call.
+"""Toy scenes, a driver's cabin and a street: the same pictures on every call.
 
-Nobody real is in them, so they may be shown and shipped.
+They show nobody real, so they may be shipped.
 """
 
 import math
@@ -27,10 +27,9 @@ SUBPIXEL = 4  # binary digits behind the point of the coordinates handed to cv2
 
 
 def still(scene: str, label: str, person: int, number: int, size: tuple[int, int] = (96, 128)) -> Picture:
-    """One picture. person: who drives, or which camera; number: which picture of them. size: (height, width).
+    """uint8 (height, width, 3) RGB; the cabin's channels are equal, as in infrared.
 
-    Returns uint8 (height, width, 3) RGB; the cabin's three channels are equal, as an infrared camera's are.
-    Raises UserError for an unknown scene or label.
+    person: driver or camera. size: (height, width). Raises UserError for an unknown scene or label.
     """
     act, draw = _scene(scene)
     if label not in LABELS[scene]:
@@ -43,10 +42,9 @@ def still(scene: str, label: str, person: int, number: int, size: tuple[int, int
 def clip(
     scene: str, seconds: float, fps: float, seed: int = 0, size: tuple[int, int] = (96, 128)
 ) -> Iterator[tuple[float, Picture, str]]:
-    """A timeline in which the figures move smoothly and change what they do every few seconds.
+    """Yields (time in s, uint8 (height, width, 3) RGB, label) at fps.
 
-    Yields (time in s, uint8 (height, width, 3) RGB, label) at fps; truth() gives the same labels as segments.
-    seed: the person or camera, and the order of what is done. Raises UserError for an unknown scene.
+    seed: person or camera, and order of labels. Raises UserError for an unknown scene.
     """
     act, draw = _scene(scene)
     segments = truth(scene, seconds, seed)
@@ -67,9 +65,9 @@ def clip(
 
 
 def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
-    """What clip() of the same scene, seconds and seed shows: [{"start_s", "end_s", "label"}], without gaps.
+    """The same clip()'s labels: [{"start_s", "end_s", "label"}], without gaps.
 
-    The harmless label comes first and between the others, which take turns in a seeded order.
+    The harmless one comes first and between the others, which take turns in a seeded order.
     """
     _scene(scene)
     safe = "SafeDriving" if scene == "cabin" else "NonViolence"
@@ -97,7 +95,7 @@ def _scene(scene: str) -> tuple[Callable[..., Any], Callable[..., Picture]]:
 
 
 class Canvas:
-    """A picture in units of its height: (0, 0) in the middle, y down. Small ones are drawn at twice their size."""
+    """Units: the picture's height. (0, 0) is the middle, y points down. Small ones are drawn at twice their size."""
 
     def __init__(self, size: tuple[int, int], channels: int):
         self.size = size
@@ -115,7 +113,7 @@ class Canvas:
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, shade: Any, turn: float = 0.0, arc: tuple[int, int] = (0, 360)
     ) -> None:
-        """A filled ellipse, or a filled part of one; turn and arc in degrees."""
+        """turn, arc: degrees."""
         unit = self.height * (1 << SUBPIXEL)
         axes = (max(round(rx * unit), 8), max(round(ry * unit), 8))
         cv2.ellipse(self.image, self.at(x, y), axes, turn, *arc, shade, -1, cv2.LINE_AA, SUBPIXEL)
@@ -123,7 +121,7 @@ class Canvas:
     def curve(
         self, x: float, y: float, rx: float, ry: float, shade: Any, thick: float, arc: tuple[int, int] = (0, 360)
     ) -> None:
-        """The outline of an ellipse."""
+        """arc: degrees."""
         unit = self.height * (1 << SUBPIXEL)
         axes = (max(round(rx * unit), 8), max(round(ry * unit), 8))
         width = max(1, round(thick * self.height))
@@ -141,7 +139,7 @@ class Canvas:
     def done(
         self, chance: np.random.Generator, light: tuple[float, float, float], blur: float, noise: float
     ) -> Picture:
-        """Bring it to size, blur it, light it (gain, slope across, slope down), add noise. -> uint8 (H,W,3)."""
+        """uint8 (H,W,3). light: gain, slope across, slope down."""
         height, width = self.size
         image: Any = self.image
         if self.scale > 1:
@@ -162,7 +160,7 @@ class Canvas:
 
 
 class Driver(NamedTuple):
-    """What a driver does at one moment; all but the angles from 0 to 1."""
+    """All but the angles are from 0 to 1."""
 
     yaw: float  # -1 left .. 1 right
     pitch: float  # -1 up .. 1 down
@@ -176,7 +174,7 @@ class Driver(NamedTuple):
 
 @dataclass(frozen=True)
 class Person:
-    """One driver, car and camera, the same in every picture of them."""
+    """Driver, car and camera, the same in every picture."""
 
     wide: float
     tall: float
@@ -224,7 +222,6 @@ def _person(number: int) -> Person:
 
 
 def _drive(label: str, person: int, r: np.random.Generator) -> Callable[[float], Driver]:
-    """How this person does what the label says, this time: a function of the seconds."""
     u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
     base = Driver(u(-0.18, 0.18), u(-0.15, 0.15), u(0.7, 1.0), u(0, 0.08), 0, 0, u(-0.05, 0.05), u(-0.03, 0.03))
     if label == "DangerousDriving":
@@ -258,7 +255,7 @@ def _drive(label: str, person: int, r: np.random.Generator) -> Callable[[float],
 def _cabin(
     pose: Driver, number: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
 ) -> Picture:
-    """Draw one driver; chance: the light of the hour, grain: the sensor. -> uint8 (H,W,3), three equal channels."""
+    """uint8 (H,W,3), equal channels. chance: the light, grain: the sensor."""
     p = _person(number)
     c = Canvas(size, 1)
     c.image[:] = round(p.back)
@@ -361,7 +358,7 @@ def _towards(a: tuple[float, float], b: tuple[float, float], share: float) -> tu
 
 
 class Crowd(NamedTuple):
-    """Two figures that matter and a third that passes by; angles in radians from straight down, + to the front."""
+    """Angles: radians from straight down, + to the front."""
 
     x1: float
     x2: float
@@ -382,7 +379,6 @@ class Crowd(NamedTuple):
 
 
 def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float], Crowd]:
-    """How the people of this camera walk, or fight, this time: a function of the seconds."""
     u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
     phase = r.uniform(0, 2 * math.pi, 6)
     middle, apart, pace = u(-0.2, 0.2), u(0.32, 0.75), u(0.8, 1.2)
@@ -424,7 +420,6 @@ def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float],
 
 @lru_cache(maxsize=16)
 def _backdrop(camera: int, height: int, width: int) -> Picture:
-    """What one camera always sees: wall, windows, a door, a car, the pavement."""
     r = np.random.default_rng([camera, 2])
     u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
 
@@ -459,7 +454,7 @@ def _block(x: float, y: float, half: float, tall: float) -> list[tuple[float, fl
 def _street(
     pose: Crowd, camera: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
 ) -> Picture:
-    """Draw one moment on the street; chance: the light of the hour, grain: the sensor. -> uint8 (H,W,3)."""
+    """uint8 (H,W,3). chance: the light, grain: the sensor."""
     c = Canvas(size, 3)
     c.image[:] = _backdrop(camera, *size)
     r = np.random.default_rng([camera, 3])
@@ -477,13 +472,13 @@ def _street(
 
 
 def _figure(c: Canvas, x: float, floor: float, tall: float, act: tuple[float, ...], coat: tuple[Shade, Shade]) -> None:
-    """One person of height `tall` whose feet stand at (x, floor). act: lean, drop, arm, elbow, step, face."""
+    """Feet at (x, floor). act: lean, drop, arm, elbow, step, face."""
     lean, drop, arm, bend, step, face = act
     fallen = drop * math.pi / 2 * -face
     leg, trunk, limb = 0.46 * tall, 0.34 * tall, 0.2 * tall
 
     def reach(start: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
-        """From a joint, `angle` from straight down, positive to where the figure looks; turned as it falls."""
+        """angle: from straight down, + to where the figure looks, turned as it falls."""
         return _polar(start, face * angle + fallen, length)
 
     def rise(start: tuple[float, float], length: float) -> tuple[float, float]:
@@ -510,7 +505,7 @@ def _darker(shade: Shade, share: float) -> Shade:
 
 
 def _polar(start: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
-    """The point `length` away, at `angle` from straight down."""
+    """angle: from straight down."""
     return start[0] + length * math.sin(angle), start[1] + length * math.cos(angle)
 
 

@@ -1,7 +1,4 @@
-"""Alarm: (seconds, probabilities) of one camera -> events: smoothing, hysteresis, hold, merge, cooldown, levels.
-
-It knows no clock, no I/O and no picture.
-"""
+"""One camera's (seconds, probabilities) -> events. Uses no clock, I/O or picture."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,7 +18,7 @@ GAP = 2.0  # s without an answer after which what was seen before proves nothing
 
 
 class Case:
-    """What one indicator has said: the open event if there is one, and how long it is silent after the last."""
+    """One indicator's open event, and the silence after it."""
 
     def __init__(self, camera: str, rule: IndicatorRule, labels: Sequence[str], safe: frozenset[int]):
         self.camera, self.rule, self.labels, self.safe = camera, rule, labels, safe
@@ -31,20 +28,18 @@ class Case:
         self.unmute()
 
     def forget(self) -> None:
-        """Nothing that was seen counts any more."""
         self.indicator: Indicator = INDICATORS[self.rule.how](self.rule, self.labels, self.safe)
 
     def unmute(self) -> None:
-        """End the silence after the last event: the clock that it was counted on is gone."""
         self._silent, self._spoken = -math.inf, -1  # until when it is silent, and up to which level
 
     @property
     def now(self) -> Event | None:
-        """The open event with its peak up to now."""
+        """With the peak so far."""
         return None if self.event is None else replace(self.event, peak=self._peak)
 
     def handle(self, state: IndicatorState, now: float, fresh: str, covered: int) -> Event | None:
-        """What to say now, if anything. fresh: the next id. covered: up to which level another event says it all."""
+        """What to send now. fresh: the next id. covered: another event speaks up to this level."""
         level = state.level
         if self.event is not None:
             self._peak, self._last = max(self._peak, state.value), max(self._last, state.last)
@@ -74,7 +69,7 @@ class Case:
         return self.event
 
     def close(self, now: float) -> Event | None:
-        """End what is open: the behaviour ended when it was last seen."""
+        """The end is when the behaviour was last seen."""
         if self.event is None:
             return None
         end = min(max(self._last, self.event.start), now)
@@ -85,7 +80,7 @@ class Case:
 
 
 class Alarm:
-    """One camera's judgement. gauge_name: "awareness" (of a driver; 1: attentive) or "evidence" (0: nothing)."""
+    """gauge_name: "awareness" (1: an attentive driver) or "evidence" (0: none)."""
 
     def __init__(
         self,
@@ -96,10 +91,10 @@ class Alarm:
         threshold: float | None = None,
         salt: str = "",
     ):
-        """labels (K,): what the probabilities are of. safe: those that accuse nobody.
+        """labels: K. safe: labels that accuse nobody. salt: makes this start's ids unique.
 
-        threshold: of the bundle's operating point, for evidence; rule.threshold goes before it, 0.5 stands behind it.
-        salt: makes the ids of this start its own. Raises UserError for a rule that does not suit the labels.
+        threshold: the bundle's, for evidence. rule.threshold goes first; the default is 0.5. Raises UserError for a
+        rule that does not suit the labels.
         """
         self.camera, self.labels, self.salt = camera, tuple(labels), salt
         self.indicators, preset = indicators(rule, labels, safe, threshold), profile(rule)
@@ -113,7 +108,6 @@ class Alarm:
         self._restart()
 
     def _restart(self) -> None:
-        """Nothing seen, nothing held, no silence."""
         self._now: float | None = None  # of the newest step
         self._sight: float | None = None  # of the newest answer
         self._back: float | None = None  # where a clock went on that was set back
@@ -125,23 +119,22 @@ class Alarm:
 
     @property
     def open(self) -> list[Event]:
-        """The events that go on, as they were last said, with their peaks up to now."""
+        """As last sent, with peaks so far."""
         return [event for case in self._cases.values() if (event := case.now) is not None]
 
     @property
     def gauge(self) -> float:
-        """awareness: 1 attentive, 0 the loudest level is reached; evidence: 0 none, 1 full."""
+        """awareness: 1 attentive, 0 the loudest level; evidence: 0 none, 1 full."""
         left = min((case.indicator.left for case in self._cases.values()), default=1.0)
         return 1 - left if self.gauge_name == "evidence" else left
 
     def step(self, now: float, p: ArrayLike | None, status: Status = "ok") -> list[Event]:
-        """One frame, or word that there is none -> what to say now.
+        """Takes one frame, or word that there is none. Returns what to send.
 
-        now: seconds on any clock that goes forward, at any uneven rate from one frame a second up. p: float (K,);
-        None where there is no answer, best said about every second. With a status other than "ok" p is ignored.
-        More than 2 s without an answer are a gap: open accusations end, and nothing before it counts afterwards.
-        A step not later than the last is skipped; after 2 s of them the clock was set back, and everything begins
-        anew. NaN is no answer. Raises ValueError for p of another shape and for an unknown status.
+        now: seconds on a forward clock, at least one frame a second, evenly or not. p: float (K,), or None without an
+        answer (best sent every second). p is ignored unless status is "ok"; NaN is no answer. More than 2 s without an
+        answer end open accusations and wipe the past. A step not later than the last is skipped; after 2 s of them the
+        clock was set back and all starts anew. Raises ValueError for another shape of p or an unknown status.
         """
         x = self._checked(p) if p is not None else None
         if status not in ("ok", *TROUBLES):
@@ -160,7 +153,7 @@ class Alarm:
         return events
 
     def close(self, now: float) -> list[Event]:
-        """End what is open: the watch ends. Calling it again is harmless; a later step begins anew on any clock."""
+        """Repeated calls are harmless; a later step starts anew on any clock."""
         if self._now is not None:
             now = max(now, self._now) if math.isfinite(now) else self._now
         events = [event for case in self._cases.values() if (event := case.close(now))]
@@ -168,7 +161,7 @@ class Alarm:
         return events
 
     def _taken_at(self, now: float) -> float:
-        """When an answer counts: a picture on its way while somebody said that there is none is not too late for it."""
+        """A picture is not late because a "no picture" overtook it."""
         since = -math.inf if self._taken is None else self._taken
         self._taken = now
         if self._now is not None and self._was_blind and max(since, self._now - GAP) < now <= self._now:
@@ -176,7 +169,6 @@ class Alarm:
         return now
 
     def _forward(self, now: float, events: list[Event]) -> bool:
-        """Whether this step counts. A clock that was set back for good ends everything and begins anew."""
         if not math.isfinite(now):
             return False
         if self._now is None or now > self._now:
@@ -196,7 +188,7 @@ class Alarm:
         return np.clip(x, 0, 1) if np.isfinite(x).all() else None
 
     def _blind(self, now: float, trouble: str, events: list[Event]) -> None:
-        """No answer. Black and frozen are only said after a while, so what came just before was not seen either."""
+        """Black and frozen are reported late, so what came just before was not seen."""
         since = now if self._sight is None else self._sight
         if self._sight is not None and (trouble in ("black", "frozen") or now - self._sight > GAP):
             self._forget(now, events)
@@ -220,7 +212,7 @@ class Alarm:
         self._tell(self._cases.values(), Observation(now, dt, s, sure, calm, "", now), events)
 
     def _forget(self, now: float, events: list[Event]) -> None:
-        """A gap in sight: no accusation outlives it."""
+        """No accusation outlives a gap in sight."""
         for case in self._cases.values():
             if case.rule.how != "camera":
                 if event := case.close(now):

@@ -1,4 +1,4 @@
-"""Event: what a rule says to a person. Store, sinks, page and API build on this record; it imports nothing of ours."""
+"""The event record. Imports nothing of ours."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,7 +9,7 @@ LEVELS: tuple[Level, ...] = ("notice", "warn", "alarm")
 
 @dataclass(frozen=True)
 class Event:
-    """Something a person should know of. The same id through its life: opened, raised any number of times, closed."""
+    """One id for life: opened, raised any number of times, closed."""
 
     id: str  # camera-salt-number: unique where the salt is
     camera: str
@@ -25,7 +25,6 @@ class Event:
     words: str  # one line for a person
 
     def shifted(self, seconds: float) -> "Event":
-        """The same event on another clock."""
         end = None if self.end is None else self.end + seconds
         return replace(
             self, start=self.start + seconds, opened=self.opened + seconds, updated=self.updated + seconds, end=end

@@ -1,6 +1,6 @@
-"""Indicators: how a behaviour is measured from one answer to the next: awareness, holds, shares, counts, evidence.
+"""Measures a behaviour from answer to answer.
 
-An interval between two answers counts where both its ends show the behaviour, so that one false frame never counts.
+An interval counts where both its ends show the behaviour, so one false frame never counts.
 """
 
 import math
@@ -23,8 +23,6 @@ TROUBLES = {
 
 
 class Observation(NamedTuple):
-    """One answer of the net, or the want of one."""
-
     now: float  # s
     dt: float  # s since the last answer; 0 for the first, and for the first after a gap
     s: Sequence[float]  # (K,) smoothed probabilities
@@ -35,8 +33,6 @@ class Observation(NamedTuple):
 
 
 class IndicatorState(NamedTuple):
-    """What an indicator says now."""
-
     level: int  # how many levels are reached, less one; -1: none
     active: bool  # the behaviour is going on: only then an event opens
     over: bool  # an open event has ended
@@ -46,11 +42,10 @@ class IndicatorState(NamedTuple):
 
 
 class Hysteresis:
-    """The labels of an indicator as one probability, and whether they are there: a Schmitt trigger.
+    """A Schmitt trigger on the sum of an indicator's labels.
 
-    held: the share of the newest interval that counts: both ends show them, less a half for each end at which the net
-    is not sure. gone: neither end shows them. share: as held, but a half where one end shows them: for windows, which
-    would count many short spells too short. seen: what of it the net was sure about.
+    Shares of the newest interval. held: both ends show them, less half for each unsure end. gone: neither end. share:
+    as held, but half where one end shows them, else windows count short spells too short. seen: the net was sure.
     """
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
@@ -78,12 +73,12 @@ class Hysteresis:
         self._sure = sight.sure
 
     def label(self) -> str | None:
-        """The likeliest of them now; None where the indicator is about no label."""
+        """None for an indicator without labels."""
         return self._labels[max(self._places, key=self._s.__getitem__)] if self._places else None
 
 
 class Window:
-    """Seconds seen, and seconds that counted, within the last `length` s; in bins, so that it cannot grow."""
+    """Seconds seen and counted in the last `length` s. Bins bound its memory."""
 
     def __init__(self, length: float):
         self._width = length / BINS
@@ -93,7 +88,7 @@ class Window:
 
     @property
     def start(self) -> float | None:
-        """When the oldest second that counted was."""
+        """When the oldest second counted."""
         return next((begun for _, _, counted, begun in self._bins if counted), None)
 
     def add(self, now: float, dt: float, counts: float) -> None:
@@ -118,7 +113,7 @@ class Window:
 
 
 class Indicator:
-    """One rule, measured. A new one has seen nothing; a gap in sight is answered by making another."""
+    """After a gap in sight a new one is made."""
 
     left = 1.0  # 1: nothing yet; 0: the last level is reached
     start, last = math.nan, -math.inf  # s; when the behaviour began, and when it was last seen
@@ -137,11 +132,10 @@ class Indicator:
         raise NotImplementedError
 
     def words(self, level: int) -> str:
-        """One line for a person on what was measured, now that this level is reached."""
         raise NotImplementedError
 
     def duration(self, sight: Observation, gap: float) -> float:
-        """Count `held`, which an absence of up to `gap` s does not break; -> s since it was last seen, 0: now."""
+        """Counts `held` across absences of up to `gap` s. Returns seconds since last seen."""
         away = sight.now - self.last
         if self.switch.on and sight.sure:
             if away > gap + EPS and not self.switch.held:
@@ -151,7 +145,6 @@ class Indicator:
         return away
 
     def began(self, sight: Observation, level: int) -> float:
-        """The start of what a window holds."""
         return sight.now if level < 0 or self.window.start is None else self.window.start
 
 
@@ -160,11 +153,11 @@ def _level(steps: Sequence[float], value: float) -> int:
 
 
 class Awareness(Indicator):
-    """A driver's attention, 1 when full: it runs out in after[-1] s of looking away, and comes back faster.
+    """A driver's attention, 1 when full. It empties in after[-1] s of looking away and fills faster.
 
-    openpilot's driver monitoring: per step, awareness += ((R - r)(1 - awareness) + r) · dt/T while attentive and
-    -= dt/T while distracted, with R = 5, r = 1.25, T = 11 s. Here the first is solved for any dt, so that the frame
-    rate does not matter: with A = R/(R - r), A - awareness shrinks by exp(-(R - r)·dt/T).
+    openpilot's driver monitoring: per step, awareness += ((R - r)(1 - awareness) + r) · dt/T while attentive, -= dt/T
+    while distracted; R = 5, r = 1.25, T = 11 s. The first is solved for any dt, so the frame rate does not matter: with
+    A = R/(R - r), A - awareness shrinks by exp(-(R - r)·dt/T).
     """
 
     def measure(self, sight: Observation) -> IndicatorState:
@@ -190,7 +183,7 @@ class Awareness(Indicator):
 
 
 class Glances(Indicator):
-    """Seconds of short looks away within a window; enough attention at a stretch starts it anew."""
+    """Seconds of short looks away in a window. Enough attention resets it."""
 
     back = 0.0  # s of attention at a stretch
 
@@ -213,7 +206,7 @@ class Glances(Indicator):
 
 
 class Hold(Indicator):
-    """Seconds of one behaviour; an absence shorter than `release` does not break it, nor does it count."""
+    """Seconds of one behaviour. An absence shorter than `release` neither breaks it nor counts."""
 
     def measure(self, sight: Observation) -> IndicatorState:
         rule, switch = self.rule, self.switch
@@ -231,7 +224,7 @@ class Hold(Indicator):
 
 
 class Share(Indicator):
-    """The share of a window in which a behaviour was seen (PERCLOS), once enough of it was seen at all."""
+    """Share of a window (PERCLOS), once enough was seen."""
 
     share = 0.0
 
@@ -251,7 +244,7 @@ class Share(Indicator):
 
 
 class Count(Indicator):
-    """How often a behaviour of at least `least` s was seen within a window."""
+    """Behaviours of at least `least` s in a window."""
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
         super().__init__(rule, labels, safe)
@@ -280,7 +273,7 @@ class Count(Indicator):
 
 
 class Evidence(Indicator):
-    """An accumulator from 0 to 1 that fills in `rise` s above the threshold and empties in `fall` s below it."""
+    """From 0 to 1: fills in `rise` s above the threshold, empties in `fall` s below."""
 
     def measure(self, sight: Observation) -> IndicatorState:
         switch, rule = self.switch, self.rule
@@ -298,7 +291,7 @@ class Evidence(Indicator):
 
 
 class Unsure(Indicator):
-    """Seconds in which no label is likely enough. It is about the camera, the light or the net, and accuses nobody."""
+    """Seconds without a likely label: camera, light or net. Accuses nobody."""
 
     sure, before = 0.0, False  # s of being sure again; whether the last answer was unsure
 
@@ -322,7 +315,7 @@ class Unsure(Indicator):
 
 
 class Blocked(Indicator):
-    """Seconds without a picture that shows anything."""
+    """Seconds without a usable picture."""
 
     trouble = ""
 

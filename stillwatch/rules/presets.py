@@ -1,7 +1,4 @@
-"""Presets: the indicators of a driver and of a camera in a street, each number beside its source.
-
-Nothing here claims compliance with any of the sources named.
-"""
+"""Indicator presets, each number with its source. They claim no compliance with any source."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +27,7 @@ KEYS: dict[How, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class IndicatorRule:
-    """One thing to look for. All times in seconds of sight, whatever the frame rate."""
+    """Times in seconds of sight, at any frame rate."""
 
     how: How
     labels: tuple[str, ...] = ()
@@ -57,7 +54,7 @@ class IndicatorRule:
 
     @property
     def words(self) -> str:
-        """One line for a person: what it looks for, when it speaks, where the numbers come from."""
+        """What it looks for, when it speaks, where the numbers come from."""
         steps = self.after or self.at
         said = [f"{level} {_of(self, step)}" for level, step in zip(self.levels, steps, strict=True)]
         if self.lost:
@@ -68,8 +65,6 @@ class IndicatorRule:
 
 @dataclass(frozen=True)
 class Profile:
-    """A preset: what is common to its indicators, and the indicators by kind."""
-
     smooth: float  # s, time constant of the smoothing of every probability
     unsure: float  # below this largest probability a frame accuses nobody
     gauge: Literal["awareness", "evidence"]
@@ -198,7 +193,6 @@ PROFILES: dict[str, Profile] = {"driver": DRIVER, "cctv": CCTV}
 
 
 def profile(rule: Rule) -> Profile:
-    """The preset of a rule, with the rule's own smoothing and gate."""
     preset = PROFILES[rule.profile or "cctv"]
     smooth = preset.smooth if rule.smooth is None else rule.smooth
     unsure = preset.unsure if rule.unsure is None else rule.unsure
@@ -208,12 +202,10 @@ def profile(rule: Rule) -> Profile:
 def indicators(
     rule: Rule, labels: Sequence[str], safe: Sequence[str] = (), threshold: float | None = None
 ) -> list[IndicatorRule]:
-    """What will be looked for under this rule, with these labels: each resolved, its `words` a line for a person.
+    """What is looked for, without rule.off and indicators whose labels the bundle lacks.
 
-    An indicator of the preset whose labels the bundle lacks is left out, and so is one that rule.off names.
-    threshold: of the bundle's operating point; the rule's own goes before it, 0.5 stands behind it.
-    Raises UserError that names the key, the value and the nearest right word: for an unknown indicator, key or label, a
-    value that cannot be, a threshold where nothing has one, and where no indicator has a label of this bundle.
+    threshold: the bundle's; the rule's own goes first, the default is 0.5. Raises UserError with key, value and nearest
+    right word: an unknown indicator, key or label, a bad value, a threshold nothing uses, or no indicator left.
     """
     table = _named(profile(rule).indicators, labels, safe)
     if rule.threshold is not None and not any(one.how == "evidence" for one in table.values()):
@@ -249,7 +241,7 @@ def indicators(
 
 
 def words(rule: Rule, labels: Sequence[str], safe: Sequence[str] = (), threshold: float | None = None) -> list[str]:
-    """indicators() for a person, a line each, then what is off and which labels nobody looks at. Raises UserError."""
+    """indicators() as lines, then what is off and labels nobody looks at. Raises UserError."""
     found = indicators(rule, labels, safe, threshold)
     preset = profile(rule)
     lines = [one.words for one in found]
@@ -267,7 +259,7 @@ def words(rule: Rule, labels: Sequence[str], safe: Sequence[str] = (), threshold
 
 
 def _named(table: Mapping[str, IndicatorRule], labels: Sequence[str], safe: Sequence[str]) -> dict[str, IndicatorRule]:
-    """The preset's table with evidence about every label that is not safe, called by its name if it is one."""
+    """Evidence is about all unsafe labels, and named after a sole one."""
     unsafe = tuple(label for label in labels if label not in safe)
     own = re.sub(r"[^a-z0-9]+", "-", unsafe[0].lower()).strip("-") if len(unsafe) == 1 else ""
     found = {}
@@ -280,7 +272,6 @@ def _named(table: Mapping[str, IndicatorRule], labels: Sequence[str], safe: Sequ
 def _changed(
     name: str, changes: Mapping[str, Any], table: Mapping[str, IndicatorRule], labels: Sequence[str]
 ) -> IndicatorRule:
-    """An indicator of the table with a rule's own keys over it, or a new one that is `like` one of the table."""
     changes = dict(changes)
     like = changes.pop("like", name)
     if like not in table:
@@ -312,7 +303,7 @@ def _changed(
 
 
 def _value(place: str, key: str, value: Any, labels: Sequence[str]) -> Any:
-    """One value of a rule's own keys, checked. Lists may be written without brackets where they hold one."""
+    """Lists may be written without brackets."""
     listed = tuple(value) if isinstance(value, list | tuple) else (value,)
     if key in ("labels", "levels"):
         known: Sequence[str] = labels if key == "labels" else LEVELS
