@@ -66,8 +66,9 @@ def save_predictions(
 ) -> Predictions:
     """Saves fn's answers as the run's predictions/<split>.npz.
 
-    x: uint8 (N,H,W,C) or (N,T,H,W,C), read by `batch`, so a memory map stays on disk. Raises UserError for an empty
-    split, unequal lengths, a repeated id, a y outside the labels, or bad probabilities (see `predict`).
+    x: uint8 (N,H,W,C) or (N,T,H,W,C), read by `batch`, so a memory map stays on disk.
+    ids, groups, sequences, y: N each, in the order of x. Raises UserError for an empty split, unequal lengths, a
+    repeated id, a y outside the labels, or bad probabilities (see `predict`).
     """
     run = run if isinstance(run, Run) else Run.open(run)
     place, k = f"{run.path.name}, split {split}", len(run.recipe.labels)
