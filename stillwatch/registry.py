@@ -90,9 +90,3 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     except ValidationError as error:
         reasons = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in error.errors())
         raise UserError(f"{key} = {value!r}: {'; or: '.join(reasons)}") from None
-
-
-def build_spec(table: Mapping[str, Any], spec: Spec, what: str = "name") -> tuple[Any, dict[str, Any]]:
-    """(entry, unchecked options). Deprecated: use build(), bind(), resolve() or find()."""
-    options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
-    return find(table, spec, what), options

@@ -42,7 +42,6 @@ MAY = {  # a floor -> the floors below that it may import, the heavy libraries t
     ),
     "cli": (("ground", "media", "rules", "inference", "lab", "evaluation", "monitor"), {"typer", "rich", "numpy"}),
 }
-LEFT: set[tuple[str, str]] = set()  # what the walls of 0.1.0 left behind
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -84,8 +83,7 @@ def test_a_module_imports_only_what_its_floor_may(path: Path) -> None:
                 f"{path.name} ({floor(path)}) imports {name} ({theirs})"
             )
         elif top in HEAVY:
-            left = (str(path.relative_to(PACKAGE)), top) in LEFT
-            assert top in libraries or left, f"{path.name} ({floor(path)}) imports {top}"
+            assert top in libraries, f"{path.name} ({floor(path)}) imports {top}"
 
 
 def test_the_cli_imports_floors_only_inside_functions() -> None:

@@ -91,8 +91,7 @@ def score(
         wanted = "film" if clips else "picture or film"
         raise UserError(f"{folder}: no {wanted} in it; read are {' '.join(_kinds(clips))}")
     parts = out.with_name(f"{out.name}.parts")
-    ours = SHARD_NAME.fullmatch
-    if parts.is_symlink() or any(not ours(path.name) and path.suffix == ".npz" for path in parts.glob("*")):
+    if parts.is_symlink() or not all(SHARD_NAME.fullmatch(path.name) for path in parts.glob("*.npz")):
         raise UserError(f"{parts}: is there and not all of it was made by `stillwatch score`; choose another -o")
     with locked(parts / ".lock", busy=f"{parts}: another `stillwatch score` writes there; choose another -o"):
         if rate is None and clips:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.lab.models.classifier import ModelOutput
-from stillwatch.registry import Spec, build_spec
+from stillwatch.registry import Spec, find
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module
     """
     made: dict[str, tuple[float, nn.Module]] = {}
     for spec in specs:
-        factory, options = build_spec(LOSSES, spec, "fit.loss")
+        factory = find(LOSSES, spec, "fit.loss")
+        options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
         name = (spec if isinstance(spec, str) else spec["name"]).rpartition(":")[2]
         weight = _number(f"fit.loss.{name}.weight", options.pop("weight", 1.0), 0)
         taken = inspect.signature(factory).parameters

@@ -50,7 +50,7 @@ def teach(
     fresh: bool = False,
     voice: Progress = NO_PROGRESS,
 ) -> Run:
-    """Resumes an interrupted run of the same recipe, unless `fresh`."""
+    """Train the recipe's teacher. Resumes an interrupted run of the same recipe, unless `fresh`."""
     return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, voice))
 
 
