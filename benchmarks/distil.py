@@ -153,7 +153,7 @@ def ours(stage: Stage, task: Recipe, root: Path, spent: Spent) -> Run:
     """One stage by the pipeline: gather, decode, audit, cache, train, validate, predict and save are all counted."""
     ears = Ears()
     work = pipeline.teach if stage == "teach" else pipeline.distil
-    run = work(task, root=root, fresh=True, voice=Progress(bar=ears.bar))
+    run = work(task, root=root, fresh=True, progress=Progress(bar=ears.bar))
     spent.seen, spent.accuracy = ears.seen, run.history()[-1]["valid"]["accuracy"]
     spent.phases = ears.phases
     return run
@@ -184,9 +184,9 @@ def compare(task: Recipe, stages: Sequence[Stage], folder: Path, workers: int, r
     _warm(task.fit_of("student"))
     for repeat in range(repeats):
         root = folder / f"runs-{repeat}"
-        master: Classifier | None = None
+        teacher_net: Classifier | None = None
         if "teach" not in stages:
-            master = load_net(_accepted(untaught(task, root)))
+            teacher_net = load_net(_accepted(untaught(task, root)))
         with _cache(folder / f"cache-{repeat}"):
             for stage in stages:
                 sides = ["naive", "ours"] if repeat % 2 == 0 else ["ours", "naive"]
@@ -197,10 +197,10 @@ def compare(task: Recipe, stages: Sequence[Stage], folder: Path, workers: int, r
                         elif stage == "teach":
                             taught = naive.learn("teacher", None, spent)
                         else:
-                            naive.learn("student", master, spent)
+                            naive.learn("student", teacher_net, spent)
                     found.setdefault(f"{stage} {side}", []).append(spent)
                 if stage == "teach":
-                    master = taught
+                    teacher_net = taught
                     _accepted(run)
                 counts = {found[f"{stage} {side}"][-1].seen for side in sides}
                 if len(counts) > 1:

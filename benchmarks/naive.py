@@ -83,7 +83,7 @@ class Naive:
         samples = assign(gather(task).samples, task.data)
         return cls(task, {name: [s for s in samples if s.split == name] for name in SPLITS}, workers)
 
-    def learn(self, side: Literal["teacher", "student"], master: Classifier | None, spent: Spent) -> Classifier:
+    def learn(self, side: Literal["teacher", "student"], teacher_net: Classifier | None, spent: Spent) -> Classifier:
         """One stage from the first epoch to the test split: the recipe's nets, losses, rates, batch and epochs.
 
         Given to the naive side for nothing: frozen layers without gradients, channels_last, no checkpoint, no audit.
@@ -97,28 +97,31 @@ class Naive:
         data = self.task.data
         net = classifier.build(getattr(self.task, side).net, len(self.task.labels), data.hw, data.channels)
         step = TrainStep(
-            net, losses.parts(plan.loss if master else pipeline.without_teacher(plan.loss), self._task(net, master))
+            net,
+            losses.parts(
+                plan.loss if teacher_net else pipeline.without_teacher(plan.loss), self._task(net, teacher_net)
+            ),
         )
         step.to(device)
-        if master:
-            master.to(device).eval().requires_grad_(False)
+        if teacher_net:
+            teacher_net.to(device).eval().requires_grad_(False)
         optimizer = OPTIMIZERS[plan.optimizer]([p for p in step.parameters() if p.requires_grad], plan)
         train = self._loader("train", min(plan.batch, len(self.split["train"])), change)
         valid, test = self._loader("valid", 128), self._loader("test", 128)
         for epoch in range(plan.epochs):
-            spent.seen += self._epoch(epoch, step, master, optimizer, train, plan)
+            spent.seen += self._epoch(epoch, step, teacher_net, optimizer, train, plan)
             spent.accuracy = _accuracy(net, valid, device)
         _accuracy(net, test, device)
         return net
 
-    def _task(self, net: Classifier, master: Classifier | None) -> losses.Task:
+    def _task(self, net: Classifier, teacher_net: Classifier | None) -> losses.Task:
         counts = Counter(self.task.labels.index(sample.label) for sample in self.split["train"])
         return losses.Task(
             labels=len(self.task.labels),
             counts=tuple(counts[number] for number in range(len(self.task.labels))),
             head=net.kind,
             student=losses.Shape(*net.shape()),
-            teacher=losses.Shape(*master.shape()) if master else None,
+            teacher=losses.Shape(*teacher_net.shape()) if teacher_net else None,
         )
 
     def _loader(self, split: str, batch: int, change: augment.Augment | None = None) -> DataLoader[Any]:
@@ -130,7 +133,7 @@ class Naive:
         self,
         epoch: int,
         step: TrainStep,
-        master: Classifier | None,
+        teacher_net: Classifier | None,
         optimizer: torch.optim.Optimizer,
         batches: DataLoader[Any],
         plan: Fit,
@@ -146,7 +149,7 @@ class Naive:
             x, y = pictures.to(device), labels.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
                 with torch.no_grad():
-                    teacher = master(x, step.maps) if master else None
+                    teacher = teacher_net(x, step.maps) if teacher_net else None
                 parts = step(step.net.frozen_forward(x), y, teacher, now / max(1, len(batches) * plan.epochs - 1))
             loss = torch.stack(list(parts.values())).sum()
             optimizer.zero_grad()

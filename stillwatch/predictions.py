@@ -33,7 +33,7 @@ class Predictions:
 
 
 def predict(
-    fn: Predict, batches: Iterable[NDArray[np.uint8]], count: int = 0, voice: Progress = NO_PROGRESS
+    fn: Predict, batches: Iterable[NDArray[np.uint8]], count: int = 0, progress: Progress = NO_PROGRESS
 ) -> NDArray[np.float32]:
     """Probabilities (N,K) float32 of uint8 batches. count: of batches, for the progress bar.
 
@@ -41,7 +41,7 @@ def predict(
     """
     rows: list[NDArray[np.float32]] = []
     done = 0
-    for x in voice.bar(batches, count, "predict"):
+    for x in progress.bar(batches, count, "predict"):
         p = np.asarray(fn(x), np.float32)
         if wrong := _wrong(p, len(x), rows[0].shape[1] if rows else None):
             raise UserError(f"prediction of samples {done} to {done + len(x) - 1}: {wrong}")
@@ -62,7 +62,7 @@ def save_predictions(
     sequences: Sequence[str],
     y: ArrayLike,
     batch: int = 64,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
 ) -> Predictions:
     """Saves fn's answers as the run's predictions/<split>.npz.
 
@@ -85,7 +85,7 @@ def save_predictions(
         raise UserError(f"{place}: y must be whole numbers from 0 to {k - 1}, one for each of the recipe's {k} labels")
     starts = range(0, len(x), batch)
     try:
-        p = predict(fn, (np.ascontiguousarray(x[at : at + batch]) for at in starts), len(starts), voice)
+        p = predict(fn, (np.ascontiguousarray(x[at : at + batch]) for at in starts), len(starts), progress)
     except UserError as mistake:
         raise UserError(f"{place}: {mistake}") from None
     if p.shape[1] != k:

@@ -78,7 +78,7 @@ def test_both_loops_see_the_same_pictures(tmp_path: Path) -> None:
 
 
 def test_loops_that_differ_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def idle(self: Naive, side: str, master: object, spent: Spent) -> None:
+    def idle(self: Naive, side: str, teacher_net: object, spent: Spent) -> None:
         spent.seen = 1
 
     monkeypatch.setattr(Naive, "learn", idle)

@@ -27,7 +27,7 @@ def judge_bundle(
     out: Path | str,
     split: str = "test",
     pictures: "Album | None" = None,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Run each file on a split and report on it beside the run it was exported from.
 
@@ -46,9 +46,9 @@ def judge_bundle(
         except UserError as mistake:
             problems.append(f"{model.name} is not judged: {mistake}")
             continue
-        voice.say(f"{model.name} through {runtime}: {len(said):,} {split} samples")
+        progress.say(f"{model.name} through {runtime}: {len(said):,} {split} samples")
         file = _folder(bundle, model, run, runtime, out)
-        save_predictions(file, split, fn, x, ids, groups, sequences, y, voice=voice)
+        save_predictions(file, split, fn, x, ids, groups, sequences, y, progress=progress)
         file.finish()
         files.append((model, file))
     if not files:

@@ -103,8 +103,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     said, lines = read(run), list[str]()
     with pytest.MonkeyPatch.context() as patch:
         answering(patch, said, worse)
-        voice = Progress(say=lines.append)
-        found = judge_bundle(packed(root / "b", run), run, pictures(said), root / "report", voice=voice)
+        progress = Progress(say=lines.append)
+        found = judge_bundle(packed(root / "b", run), run, pictures(said), root / "report", progress=progress)
     return Case(said, root / "report", found, lines)
 
 

@@ -45,7 +45,7 @@ def test_mark_keeps_what_read_gives_back(tmp_path: Path) -> None:
         told.append(count)
         yield from things
 
-    kept = predictions.save_predictions(run, "test", fn, x, **columns(10), batch=4, voice=Progress(bar))
+    kept = predictions.save_predictions(run, "test", fn, x, **columns(10), batch=4, progress=Progress(bar))
     assert seen == [4, 4, 2]
     assert told == [3]
     again = predictions.read(run.path, "test")

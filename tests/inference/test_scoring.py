@@ -322,11 +322,11 @@ def test_another_rate_or_bundle_starts_anew_with_a_word(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     one, two = bundle_of(tmp_path), bundle_of(tmp_path / "two", name="other")
     said: list[str] = []
-    voice = Progress(say=said.append)
-    done = score(one.path, root, out, 1, voice)
+    progress = Progress(say=said.append)
+    done = score(one.path, root, out, 1, progress)
     assert done["kept"] == 0 and said == [f"m.onnx in {done['runtime']}, 1 worker, 8 files"]
-    assert score(one.path, root, out, 1, voice, rate=1.0)["kept"] == 0
-    assert score(two.path, root, out, 1, voice, rate=1.0)["kept"] == 0
+    assert score(one.path, root, out, 1, progress, rate=1.0)["kept"] == 0
+    assert score(two.path, root, out, 1, progress, rate=1.0)["kept"] == 0
     anew = f"{out}.parts: of another bundle, rate or runtime; everything is looked at anew"
     assert [line for line in said if line == anew] == [anew] * 2
 

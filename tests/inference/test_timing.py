@@ -72,8 +72,8 @@ def test_no_garbage_is_collected_meanwhile_and_afterwards_it_is() -> None:
 
 def test_a_long_race_says_where_it_is(clock: Clock) -> None:
     said: list[str] = []
-    voice = Progress(say=said.append)
-    timing.race({"a": lambda: clock.takes(4_000)}, rounds=7, warmup=1, progress=voice)  # a round: 8 s
+    progress = Progress(say=said.append)
+    timing.race({"a": lambda: clock.takes(4_000)}, rounds=7, warmup=1, progress=progress)  # a round: 8 s
     assert said == ["race of 1: round 3 of 7", "race of 1: round 6 of 7"]
 
 

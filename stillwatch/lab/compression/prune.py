@@ -36,7 +36,7 @@ def prune(parent: Run, options: RunOptions) -> Run:
     recipe, net = parent.recipe, runs.load_net(parent)
     if net.frozen_steps:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
-    data, asked = dataset_of(parent, options.voice), recipe.prune
+    data, asked = dataset_of(parent, options.progress), recipe.prune
 
     # ---- the most MACs and parameters after each step; all steps are tried on a copy before any fine-tuning
     cost, trial = classifier.cost(net, recipe.data.hw, recipe.data.channels), copy.deepcopy(net)
@@ -55,7 +55,7 @@ def prune(parent: Run, options: RunOptions) -> Run:
     run = None
     for old in runs.matching_runs(recipe, "pruned", parent, data, options) if asked.narrow else ():
         if old.info.status == "done" and not old.info.narrow:
-            options.voice.say(f"{old.path} is there; its baseline is not")
+            options.progress.say(f"{old.path} is there; its baseline is not")
             run = old
             break
     run = run or _prune_steps(parent, net, goals, data, options)
@@ -84,18 +84,18 @@ def _prune_steps(
             narrow(net, data, *goal, recipe.prune.round_to)
             cost = classifier.cost(net, *size)
             reached = {key: cost[key] / before[key] for key in ("macs", "params")}
-            options.voice.say(
+            options.progress.say(
                 f"step {number} of {len(goals)}: {reached['macs']:.0%} of the arithmetic, "
                 f"{reached['params']:.0%} of the parameters"
             )
             torch.manual_seed(plan.seed)  # a loss may draw weights of its own
             step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
-            best = pipeline.train(step, data, teacher_net, plan, place, accelerator, options.voice)
+            best = pipeline.train(step, data, teacher_net, plan, place, accelerator, options.progress)
             steps.append({"step": number, **cost, "epochs": len(place.history()), "valid": best})
             keep = {"asked": recipe.prune.keep, "size": recipe.prune.size, **reached}
             changed = {"before": widths, "after": layer_widths(net)}
             run.note(steps=steps, cost=cost, before=before, keep=keep, widths=changed)
-        runs.save_split_predictions(run, data, runs.predictor(net), options.voice)
+        runs.save_split_predictions(run, data, runs.predictor(net), options.progress)
         run.finish(best=steps[-1]["valid"], epochs=steps[-1]["epochs"])
     return run
 
@@ -112,19 +112,19 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
     about = {"teacher": teacher.path.name if teacher else None, "target": target, "planned": epochs}
     for old in runs.matching_runs(recipe, "narrow", teacher, data, options, **about):
         if old.info.status == "done":
-            options.voice.say(f"the narrower baseline is there: {old.path}")
+            options.progress.say(f"the narrower baseline is there: {old.path}")
             return old
     torch.manual_seed(plan.seed)
     net = classifier.build(recipe.student.net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     width = multiply(net, data, target, recipe.prune.round_to)
-    options.voice.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
+    options.progress.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
     teacher_net = runs.load_net(teacher) if teacher else None
     step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
     run = runs.create_or_resume(recipe, "narrow", teacher, data, accelerator, options, **about, width=width)
     with runs.recording_failure(run, accelerator):
         run.note(cost=classifier.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layer_widths(net)})
-        best = pipeline.train(step, data, teacher_net, plan, run, accelerator, options.voice)
-        runs.save_split_predictions(run, data, runs.predictor(net), options.voice)
+        best = pipeline.train(step, data, teacher_net, plan, run, accelerator, options.progress)
+        runs.save_split_predictions(run, data, runs.predictor(net), options.progress)
         run.finish(best=best, epochs=len(run.history()))
     return run
 

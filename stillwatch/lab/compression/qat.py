@@ -33,7 +33,7 @@ def learn(
     plan: Fit,
     config: QuantConfig,
     run: Run,
-    voice: Progress,
+    progress: Progress,
 ) -> None:
     """Fine-tune net under fake quantisation, in place, with batch norms folded first.
 
@@ -44,7 +44,7 @@ def learn(
     fold(net, data.picture(data.rows["train"][:2]))
     hooks = insert_fake_quant(net, config)
     step = pipeline.build_step(net, data, teacher, pipeline.specs_of(plan, teacher is not None))
-    pipeline.train(step, data, teacher, plan, run, pipeline.device(plan), voice)
+    pipeline.train(step, data, teacher, plan, run, pipeline.device(plan), progress)
     remove_fake_quant(hooks)
     net.cpu().eval()
 

@@ -162,14 +162,14 @@ class Evaluator:
         return min(stages, key=lambda s: (s.share >= 1, max(s.drop, self.max_drop), s.share))
 
 
-def quantise(run: Run, root: Path | str = "runs", voice: Progress = NO_PROGRESS) -> Run:
+def quantise(run: Run, root: Path | str = "runs", progress: Progress = NO_PROGRESS) -> Run:
     """Bring a finished run's net to INT8 as the recipe's [quantise] says; returns the finished run.
 
     info.stages has a row per StageResult. The best file is always written; info.kept and info.why say whether export
     may use it. Raises UserError for an unfinished run, a run without a net, and changed data.
     """
     runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
-    recipe, data = run.recipe, dataset_of(run, voice)
+    recipe, data = run.recipe, dataset_of(run, progress)
     evaluator = Evaluator(data, recipe.quantise.max_drop)
     teacher, accelerator = runs.teacher_of(run), pipeline.device(recipe.fit_in("quantise"))
     made = runs.create_or_resume(
@@ -178,19 +178,19 @@ def quantise(run: Run, root: Path | str = "runs", voice: Progress = NO_PROGRESS)
         run,
         data,
         accelerator,
-        RunOptions(root, run.text, False, voice),
+        RunOptions(root, run.text, False, progress),
         teacher=teacher.path.name if teacher else None,
         temperature=exporters.temperature_of(run),
     )
     with runs.recording_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
         calibration = spread(data, recipe.quantise.frames)
         reference = evaluator.judge("fp32", _export_float(runs.load_net(run), run, data, Path(scratch) / "fp32.onnx"))
-        stages = _stages(evaluator, reference, calibration, run, made, voice)
+        stages = _stages(evaluator, reference, calibration, run, made, progress)
         best = evaluator.best(stages)
         made.save(INT8, partial(shutil.copyfile, best.file))
         fn = runtimes.open(made.path / INT8, best.runtime, data.shape)
-        runs.save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), voice)
-        voice.say(f"{made.path}: {best.name}" + ("" if best.kept else f", left out of a bundle: {best.why}"))
+        runs.save_split_predictions(made, data, lambda x: fn(x.reshape(-1, *data.shape)), progress)
+        progress.say(f"{made.path}: {best.name}" + ("" if best.kept else f", left out of a bundle: {best.why}"))
         made.finish(
             stages=[stage.row() for stage in (reference, *stages)],
             stage=best.name,
@@ -217,19 +217,19 @@ def spread(data: Dataset, frames: int) -> list[int]:
 
 
 def _stages(
-    evaluator: Evaluator, reference: StageResult, calibration: list[int], run: Run, made: Run, voice: Progress
+    evaluator: Evaluator, reference: StageResult, calibration: list[int], run: Run, made: Run, progress: Progress
 ) -> list[StageResult]:
     recipe, folder = run.recipe, reference.file.parent
     stages: list[StageResult] = []
     configs: dict[str, QuantConfig] = {}
 
     def attempt(config: QuantConfig, source: Path, control: Control | None = None) -> bool:
-        voice.say(f"{config.name}: calibrated on {len(calibration)} training frames")
+        progress.say(f"{config.name}: calibrated on {len(calibration)} training frames")
         target = folder / f"int8-{len(stages)}.onnx"
         ptq.quantise_file(source, target, calibration, evaluator.frame, config, control)
         stages.append(evaluator.judge(config.name, target, reference))
         configs[config.name] = config
-        voice.say(str(stages[-1]))
+        progress.say(str(stages[-1]))
         return stages[-1].kept
 
     # ---- post-training, in each arrangement
@@ -256,7 +256,7 @@ def _stages(
     teacher, place = runs.teacher_of(run), Run(made.path / "qat")
     net, teacher_net = runs.load_net(run), runs.load_net(teacher) if teacher else None
     place.path.mkdir(exist_ok=True)
-    qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, voice)
+    qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, progress)
     source = _export_float(net, run, evaluator.data, folder / "qat.onnx")
     # Training moves the float net as well: what its layers in float can still give back is counted from there
     left = evaluator.check(source, valid) - (reference.macro_f1 - evaluator.max_drop / 100)

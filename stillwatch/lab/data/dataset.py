@@ -56,9 +56,9 @@ class Dataset:
         )
 
 
-def load_dataset(recipe: Recipe, voice: Progress = NO_PROGRESS) -> Dataset:
+def load_dataset(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
     """Raises UserError where nothing is left."""
-    store = cache.pictures(gather(recipe), recipe.data, progress=voice)
+    store = cache.pictures(gather(recipe), recipe.data, progress=progress)
     samples = assign(store.samples, recipe.data)
     place = {label: number for number, label in enumerate(recipe.labels)}
     y = np.array([place[sample.label] for sample in samples], np.int64)
@@ -71,10 +71,10 @@ def load_dataset(recipe: Recipe, voice: Progress = NO_PROGRESS) -> Dataset:
     return Dataset(recipe, store, samples, y, numbers, rows)
 
 
-def dataset_of(run: Run, voice: Progress = NO_PROGRESS) -> Dataset:
+def dataset_of(run: Run, progress: Progress = NO_PROGRESS) -> Dataset:
     """Raises UserError where the data have changed."""
     recipe = run.recipe
-    data = load_dataset(recipe, voice)
+    data = load_dataset(recipe, progress)
     if data.store.fingerprint == run.info.fingerprint:
         return data
     with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:

@@ -117,7 +117,7 @@ def export(
     int8: Run | None = None,
     out: Path = Path("bundle"),
     formats: Sequence[str] = (),
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
     anyway: bool = False,
 ) -> bundle.Bundle:
     """Write the bundle of a finished run. int8: its quantised run. formats: besides "onnx" and the recipe's.
@@ -131,7 +131,7 @@ def export(
     if (nothing := learnt_nothing(run)) and not anyway:
         raise UserError(f"{run.path}: not exported: {nothing}. Train it longer, or --anyway")
     if nothing:
-        voice.say(f"warning: {run.path}: {nothing}")
+        progress.say(f"warning: {run.path}: {nothing}")
     if int8:
         if int8.info.kind != "quantised" or int8.info.status != "done":
             raise UserError(f"{int8.path}: a {int8.info.kind} run ({int8.info.status}), not what `quantise` made")
@@ -140,12 +140,12 @@ def export(
     recipe = run.recipe
     names = dict.fromkeys(("onnx", *recipe.export.formats, *formats))
     exporters = {name: bind(EXPORTERS, name, given=5, place="export.formats") for name in names}
-    net, data = load_net(run), dataset_of(run, voice)
+    net, data = load_net(run), dataset_of(run, progress)
     reference = Reference.of(run, net, data)
     made, left = list[Exported](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (net, data.shape, Path(scratch), reference.temperature["value"], recipe.export.opset)
-        for name in voice.bar(exporters, len(exporters), "export"):
+        for name in progress.bar(exporters, len(exporters), "export"):
             try:
                 made.append(exporters[name](*arguments))
             except UserError as error:
@@ -159,7 +159,7 @@ def export(
         elif int8:
             left.append({"name": bundle.INT8, "why": int8.info.why, "stages": int8.info.stages})
         proofs = dict[Exported, Proof]()
-        for file in voice.bar(made, len(made), "validation"):
+        for file in progress.bar(made, len(made), "validation"):
             max_drop = int8.recipe.quantise.max_drop if int8 and file.path.name == bundle.INT8 else None
             proof = reference.prove(file, max_drop)
             if not proof.why:

@@ -34,10 +34,10 @@ class InputPipeline:
         maps: tuple[int, ...],
         plan: Fit,
         accelerator: Accelerator,
-        voice: Progress,
+        progress: Progress,
     ):
         self.data, self.net, self.teacher, self.maps = data, net, teacher, maps
-        self.plan, self.accelerator, self.voice = plan, accelerator, voice
+        self.plan, self.accelerator, self.progress = plan, accelerator, progress
         self.train = data.rows["train"]
         self.augment = augment.plan(plan.augment, plan.seed)
         self.views = (plan.views or 0) if self.augment else 1
@@ -112,7 +112,7 @@ class InputPipeline:
         key = [data.store.key, ids, drawn, cache.digest(weights), f"{more} {plan.precision}"]
         size = 16 if self.accelerator.device.type == "cpu" else 256  # a CPU's caches hold the maps of 16, not of 64
         with self.accelerator.main_process_first():
-            return cache.outputs(compute, len(self.train), self.views, key, self.voice, what, size)
+            return cache.outputs(compute, len(self.train), self.views, key, self.progress, what, size)
 
 
 def to_arrays(out: ModelOutput) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ def fit(
     plan: Fit,
     run: Run,
     accelerator: Accelerator,
-    voice: Progress,
+    progress: Progress,
     after: EpochCallback | None = None,
 ) -> dict[str, Any]:
     """Train step.net for plan.epochs, or from where `run` stopped. Returns the kept epoch's figures.
@@ -83,18 +83,18 @@ def fit(
     steps = max(1, lesson.count // plan.batch)
 
     # ---- where it was cut off
-    progress = _resume(run, step, optimizer, average)
+    state = _resume(run, step, optimizer, average)
     if accelerator.is_main_process:
-        run.rewind(progress.epoch)
+        run.rewind(state.epoch)
 
-    for epoch in range(progress.epoch + 1, plan.epochs + 1):
+    for epoch in range(state.epoch + 1, plan.epochs + 1):
         # ---- one epoch
         started = time.perf_counter()
         torch.manual_seed(_seed(plan.seed, epoch, accelerator.process_index))
         prepared.train()
         meter = Meter(list(step.parts))
         order = _order(lesson.count, plan, epoch)
-        for number, rows in voice.bar(enumerate(order), steps, f"epoch {epoch}/{plan.epochs}"):
+        for number, rows in progress.bar(enumerate(order), steps, f"epoch {epoch}/{plan.epochs}"):
             now = (epoch - 1) * steps + number
             for group in optimizer.param_groups:
                 group["lr"] = rate(plan, now, steps)
@@ -114,8 +114,8 @@ def fit(
         with swapped_ema(step.net, average):
             figures = judge(step.net)
             enough = after is not None and after(epoch, figures)
-            better = plan.select == "last" or _better(figures, progress.best, plan.metric)
-            progress.stale = 0 if better else progress.stale + 1
+            better = plan.select == "last" or _better(figures, state.best, plan.metric)
+            state.stale = 0 if better else state.stale + 1
             row: dict[str, Any] = {
                 "epoch": epoch,
                 "seconds": time.perf_counter() - started,
@@ -123,24 +123,24 @@ def fit(
             }
             row |= {"train": train, "valid": figures}
             if better:
-                progress.best = {"epoch": epoch, **figures}
-            progress.epoch = epoch
+                state.best = {"epoch": epoch, **figures}
+            state.epoch = epoch
             if accelerator.is_main_process:
                 run.log(row)
-                voice.say(_line(row, plan.epochs, better and plan.select == "best"))
+                progress.say(_line(row, plan.epochs, better and plan.select == "best"))
                 if better and (plan.select == "best" or enough or epoch == plan.epochs):
                     kept = {"net": step.net.state_dict(), "epoch": epoch, "valid": figures}
                     run.save("best.pt", partial(torch.save, kept))
         if accelerator.is_main_process:
-            state = {"step": step.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-            run.save("last.pt", partial(torch.save, state | {"progress": vars(progress)}))
+            checkpoint = {"step": step.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            run.save("last.pt", partial(torch.save, checkpoint | {"progress": vars(state)}))
         accelerator.wait_for_everyone()
         if enough:
             break
-        if plan.patience and progress.stale >= plan.patience:
-            voice.say(f"stopped early: no better {plan.metric} for {plan.patience} epochs")
+        if plan.patience and state.stale >= plan.patience:
+            progress.say(f"stopped early: no better {plan.metric} for {plan.patience} epochs")
             break
-    return progress.best
+    return state.best
 
 
 class Meter:

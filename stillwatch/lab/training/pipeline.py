@@ -34,10 +34,10 @@ from stillwatch.run import NO_PROGRESS, Progress, Run
 
 
 def inspect(
-    recipe: Recipe, root: Path | str = "runs", source: str = "", voice: Progress = NO_PROGRESS
+    recipe: Recipe, root: Path | str = "runs", source: str = "", progress: Progress = NO_PROGRESS
 ) -> tuple[Run, Dataset]:
     """`stillwatch audit`: writes audit.json and split.csv, without training."""
-    data = load_dataset(recipe, voice)
+    data = load_dataset(recipe, progress)
     run = Run.create(recipe, "audit", root, source)
     write_audit(run, data)
     return run, data
@@ -48,10 +48,10 @@ def teach(
     root: Path | str = "runs",
     source: str = "",
     fresh: bool = False,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
 ) -> Run:
     """Train the recipe's teacher. Resumes an interrupted run of the same recipe, unless `fresh`."""
-    return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, voice))
+    return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, progress))
 
 
 def distil(
@@ -60,10 +60,10 @@ def distil(
     root: Path | str = "runs",
     source: str = "",
     fresh: bool = False,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
 ) -> Run:
     """Train the student under its teacher; `alone`: the control, without the parts that need one."""
-    options = RunOptions(root, source, fresh, voice)
+    options = RunOptions(root, source, fresh, progress)
     if alone:
         return _train_run(recipe, "alone", None, options)
     specs = recipe.fit_of("student").loss
@@ -84,20 +84,20 @@ def _train_run(
     plan = recipe.fit_of(side)
     specs = specs_of(plan, kind == "distilled")
     accelerator = device(plan)
-    voice = options.voice if accelerator.is_main_process else NO_PROGRESS
+    progress = options.progress if accelerator.is_main_process else NO_PROGRESS
 
     # ---- the net (before the data: a wrong word in the recipe should not have to wait for them)
     torch.manual_seed(plan.seed)
     net = classifier.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     augment.plan(plan.augment, plan.seed)
-    master = load_net(teacher) if teacher else None
+    teacher_net = load_net(teacher) if teacher else None
 
     # ---- data (one process decodes, the others find it done) and losses
     with accelerator.main_process_first():
-        data = load_dataset(recipe, voice)
+        data = load_dataset(recipe, progress)
     if teacher:
         check_teacher(teacher, data)
-    step = build_step(net, data, master, specs)
+    step = build_step(net, data, teacher_net, specs)
 
     # ---- the run: a new one, or one that was cut off
     run = create_or_resume(recipe, kind, teacher, data, accelerator, options)
@@ -106,9 +106,9 @@ def _train_run(
 
     # ---- fit, and judge the epoch that was kept
     with recording_failure(run, accelerator):
-        best = train(step, data, master, plan, run, accelerator, voice)
+        best = train(step, data, teacher_net, plan, run, accelerator, progress)
         if accelerator.is_main_process:
-            save_split_predictions(run, data, predictor(net), voice)
+            save_split_predictions(run, data, predictor(net), progress)
             run.finish(best=best, epochs=len(run.history()))
     accelerator.wait_for_everyone()
     return run
@@ -122,9 +122,9 @@ def specs_of(plan: Fit, taught: bool) -> tuple[Spec, ...]:
     return plan.loss if taught else without_teacher(plan.loss)
 
 
-def build_step(net: Classifier, data: Dataset, master: Classifier | None, specs: Sequence[Spec]) -> TrainStep:
+def build_step(net: Classifier, data: Dataset, teacher_net: Classifier | None, specs: Sequence[Spec]) -> TrainStep:
     """Raises UserError for an impossible loss or map."""
-    step = TrainStep(net, losses.parts(specs, task_of(data, net, master)))
+    step = TrainStep(net, losses.parts(specs, task_of(data, net, teacher_net)))
     net.check(step.maps)
     return step
 
@@ -132,11 +132,11 @@ def build_step(net: Classifier, data: Dataset, master: Classifier | None, specs:
 def train(
     step: TrainStep,
     data: Dataset,
-    master: Classifier | None,
+    teacher_net: Classifier | None,
     plan: Fit,
     run: Run,
     accelerator: Accelerator,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
     after: EpochCallback | None = None,
 ) -> dict[str, Any]:
     """Fit any net and load the kept epoch's weights. Returns that epoch's figures.
@@ -144,16 +144,16 @@ def train(
     run: gets best.pt, last.pt and metrics.jsonl; an interrupted run resumes. after: as in fit.
     """
     step.to(accelerator.device)
-    inputs = InputPipeline(data, step.net, master, step.maps, plan, accelerator, voice)
+    inputs = InputPipeline(data, step.net, teacher_net, step.maps, plan, accelerator, progress)
     source = BatchSource(len(data.rows["train"]), inputs.batch)
-    best = fit(step, source, validator(data, step.net, accelerator, voice), plan, run, accelerator, voice, after)
+    best = fit(step, source, validator(data, step.net, accelerator, progress), plan, run, accelerator, progress, after)
     kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
     step.net.load_state_dict(kept["net"])
     return best
 
 
 def validator(
-    data: Dataset, net: Classifier, accelerator: Accelerator, voice: Progress
+    data: Dataset, net: Classifier, accelerator: Accelerator, progress: Progress
 ) -> Callable[[Classifier], dict[str, float]]:
     """net -> figures on the validation split, which all processes share."""
     rows = data.rows["valid"]
@@ -170,7 +170,7 @@ def validator(
         net.eval()
         with torch.inference_mode():
             said = []
-            for number, start in voice.bar(enumerate(starts), len(starts), "validation"):
+            for number, start in progress.bar(enumerate(starts), len(starts), "validation"):
                 if frozen is not None:
                     out = net.forward_from(frozen[number])
                 else:
@@ -201,12 +201,12 @@ def needs_teacher(spec: Spec) -> bool:
     return bool(getattr(find(losses.LOSSES, spec, "fit.loss"), "needs_teacher", False))
 
 
-def task_of(data: Dataset, net: Classifier, master: Classifier | None) -> losses.Task:
+def task_of(data: Dataset, net: Classifier, teacher_net: Classifier | None) -> losses.Task:
     counts = np.bincount(data.y[data.rows["train"]], minlength=len(data.recipe.labels))
     return losses.Task(
         labels=len(data.recipe.labels),
         counts=tuple(int(count) for count in counts),
-        head=data.recipe.student.net.head if master else net.kind,
+        head=data.recipe.student.net.head if teacher_net else net.kind,
         student=losses.Shape(*net.shape()),
-        teacher=losses.Shape(*master.shape()) if master else None,
+        teacher=losses.Shape(*teacher_net.shape()) if teacher_net else None,
     )

@@ -38,7 +38,7 @@ class RunOptions:
     root: Path | str
     source: str
     fresh: bool
-    voice: Progress
+    progress: Progress
 
 
 def load_net(run: Run) -> Classifier:
@@ -80,11 +80,11 @@ def save_split_predictions(
     run: Run,
     data: "Dataset",
     predict: Predict,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
     splits: Sequence[str] = ("valid", "test"),
 ) -> None:
     for split in splits:
-        predictions.save_predictions(run, split, predict, *data.eval_arrays(split), voice=voice)
+        predictions.save_predictions(run, split, predict, *data.eval_arrays(split), progress=progress)
 
 
 def require_finished(run: Run, kinds: Sequence[str], what: str) -> None:
@@ -130,7 +130,7 @@ def create_or_resume(
     if accelerator.is_main_process:
         for old in matching_runs(recipe, kind, parent, data, options, **fields):
             if old.info.status != "done" and any(old.path.rglob("last.pt")) and old.lock():
-                options.voice.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
+                options.progress.say(f"going on with {old.path}, which was cut off (--fresh starts anew)")
                 run = old
                 run.note(status="running")
                 break
@@ -139,7 +139,7 @@ def create_or_resume(
             about = {"parent": parent.path.name if parent else None, "seed": seed, **fields}
             run = Run.create(recipe, kind, options.root, options.source, fingerprint=data.store.fingerprint, **about)
             write_audit(run, data)
-        options.voice.say(f"run: {run.path}")
+        options.progress.say(f"run: {run.path}")
         names = [str(run.path)]
     broadcast_object_list(names)
     return run or Run.open(str(names[0]))

@@ -42,7 +42,7 @@ def tune(
     root: Path | str = "runs",
     source: str = "",
     fresh: bool = False,
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
 ) -> Path:
     """Search recipe.tune.keys for the best validation figure, up to `trials` in all; returns best.toml.
 
@@ -64,7 +64,7 @@ def tune(
     taught = recipe.tune.side == "student" and any(pipeline.needs_teacher(spec) for spec in specs)
     teacher = runs.newest_teacher(recipe, root) if taught else None
     teacher_net = runs.load_net(teacher) if teacher else None
-    data = load_dataset(recipe, voice)
+    data = load_dataset(recipe, progress)
     if teacher:
         runs.check_teacher(teacher, data)
     for place, trial, net in checked:
@@ -72,14 +72,14 @@ def tune(
             pipeline.build_step(net, data, teacher_net, pipeline.specs_of(side_of(trial)[1], taught))
 
     # ---- the trials
-    home = _home(recipe, data, teacher, RunOptions(root, source, fresh, voice))
-    search = Search(recipe, keys, data, teacher, teacher_net, home, voice)
+    home = _home(recipe, data, teacher, RunOptions(root, source, fresh, progress))
+    search = Search(recipe, keys, data, teacher, teacher_net, home, progress)
     try:
         with _opened(search) as study:
             while claimed := _claim(search, study, trials):
                 outcome = _run_trial(search, study, *claimed)
-                voice.say(f"{claimed[2].path.name}: {outcome}; {_write(search, study, trials)}")
-            voice.say(f"{home.path}: {_write(search, study, trials)}")
+                progress.say(f"{claimed[2].path.name}: {outcome}; {_write(search, study, trials)}")
+            progress.say(f"{home.path}: {_write(search, study, trials)}")
     except BaseException as error:
         home.note(status="stopped" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
@@ -99,7 +99,7 @@ class Search:
     teacher: Run | None
     teacher_net: Classifier | None
     home: Run
-    voice: Progress
+    progress: Progress
 
     def own(self) -> dict[str, Value]:
         return {key.name: own_value(self.recipe, key) for key in self.keys}
@@ -148,12 +148,12 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOption
     with locked(root / f".{recipe.name}-tune"):  # two processes that start together find one folder
         for old in [] if options.fresh else reversed(runs_in(root)):
             if mine == identity(old.info.recipe, old.info.kind, old.info.parent, old.info.fingerprint):
-                options.voice.say(f"resuming {old.path} (--fresh starts anew)")
+                options.progress.say(f"resuming {old.path} (--fresh starts anew)")
                 return old
         run = Run.create(recipe, "tune", root, options.source, parent=parent, fingerprint=fingerprint)
         runs.write_audit(run, data)
         run.unlock()  # no process owns it: each trial is locked by the process that works on it
-        options.voice.say(f"run: {run.path}")
+        options.progress.say(f"run: {run.path}")
         return run
 
 
@@ -195,7 +195,7 @@ def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe,
             folder = search.folder(old.number)
             run = Run.open(folder) if (folder / "run.json").is_file() else None
             if run is None or run.lock():
-                search.voice.say(f"{folder.name} was cut off and is run again")
+                search.progress.say(f"{folder.name} was cut off and is run again")
                 study.tell(old.number, state=TrialState.FAIL)
                 study.enqueue_trial(old.params, old.user_attrs)
                 if run:
@@ -226,7 +226,11 @@ def _counts(trial: "FrozenTrial") -> bool:
 def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, run: Run) -> str:
     from optuna.trial import TrialState
 
-    data, quiet, metric = search.data, Progress(search.voice.bar), recipe.tune.metric  # bars, but not a line an epoch
+    data, quiet, metric = (
+        search.data,
+        Progress(search.progress.bar),
+        recipe.tune.metric,
+    )  # bars, but not a line an epoch
     spec, plan = side_of(recipe)
     cut: list[int] = []
 

@@ -202,11 +202,11 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, at: str) -> list[str]:
     """Every lesson whose folder's name ends so is interrupted before it starts; a list of those that are learnt."""
     train, learnt = pipeline.train, []
 
-    def cut(step: Any, data: Any, master: Any, plan: Any, run: Run, *rest: Any) -> Any:
+    def cut(step: Any, data: Any, teacher_net: Any, plan: Any, run: Run, *rest: Any) -> Any:
         if run.path.name.endswith(at):
             raise KeyboardInterrupt
         learnt.append(run.path.name)
-        return train(step, data, master, plan, run, *rest)
+        return train(step, data, teacher_net, plan, run, *rest)
 
     monkeypatch.setattr(pipeline, "train", cut)
     return learnt

@@ -132,15 +132,15 @@ def recipe() -> Recipe:
     )
 
 
-def learn(place: Path, voice: Progress = NO_PROGRESS, **plan: Any) -> Classifier:
+def learn(place: Path, progress: Progress = NO_PROGRESS, **plan: Any) -> Classifier:
     asked = recipe()
     torch.manual_seed(1)
     student = classifier.build(asked.student.net, 2, asked.data.hw, 3)
     torch.manual_seed(2)
-    master = classifier.build(asked.teacher.net, 2, asked.data.hw, 3)
+    teacher_net = classifier.build(asked.teacher.net, 2, asked.data.hw, 3)
     place.mkdir(parents=True, exist_ok=True)
     fit = Fit.model_validate(asked.fit.model_dump() | plan)
-    qat.learn(student, master, load_dataset(asked), fit, QuantConfig("x"), Run(place), voice)
+    qat.learn(student, teacher_net, load_dataset(asked), fit, QuantConfig("x"), Run(place), progress)
     return student
 
 

@@ -201,7 +201,7 @@ def test_cut_off_in_training_it_goes_on_there(student: Run, spoil: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantise(student, student.path.parent, voice=NO_PROGRESS._replace(say=stop))
+        quantise(student, student.path.parent, progress=NO_PROGRESS._replace(say=stop))
     cut = Run.open(student.path.parent / "toy-quantised-001")
     assert cut.info.status == "stopped"
     assert not cut.info.stages

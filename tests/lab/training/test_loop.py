@@ -55,7 +55,7 @@ def learn(
     run: Run,
     plan: Fit,
     specs: tuple[Any, ...] = ("ce",),
-    voice: Progress = NO_PROGRESS,
+    progress: Progress = NO_PROGRESS,
     after: EpochCallback | None = None,
 ) -> tuple[TrainStep, dict[str, Any]]:
     x, y = dots()
@@ -72,7 +72,7 @@ def learn(
         right = float((logits.argmax(1) == y).float().mean())
         return {"loss": float(nn.functional.cross_entropy(logits, y)), "accuracy": right, "macro_f1": right}
 
-    return step, fit(step, BatchSource(COUNT, batch), judge, plan, run, Accelerator(cpu=True), voice, after)
+    return step, fit(step, BatchSource(COUNT, batch), judge, plan, run, Accelerator(cpu=True), progress, after)
 
 
 def run_in(root: Path) -> Run:
@@ -120,7 +120,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_unbroken_one(tmp_path: Path) -> N
 
     broken = run_in(tmp_path)
     with pytest.raises(Killed):
-        learn(broken, PLAN, voice=Progress(say=die))
+        learn(broken, PLAN, progress=Progress(say=die))
     assert len(broken.history()) == 3
     learn(broken, PLAN)
     assert rows_of(broken) == rows_of(whole)

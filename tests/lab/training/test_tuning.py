@@ -187,7 +187,7 @@ def test_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         save_predictions(run, split, *rest, **more)
 
     monkeypatch.setattr(SAVE, watched)
-    best = tune(asked, 2, root, source="# mine", voice=Progress(say=lines.append))
+    best = tune(asked, 2, root, source="# mine", progress=Progress(say=lines.append))
     assert best == root / "toy-tune-001" / "best.toml"
     assert optuna.logging.get_verbosity() == before
     home = Run.open(best.parent)
