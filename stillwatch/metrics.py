@@ -4,6 +4,7 @@ Rows of p are divided by their sum, so sigmoid and softmax heads are judged alik
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,15 @@ def interval(
     return {name: _ends(_mean(_drawn(name, y, p, codes, weights, safe), picked)) for name in names}
 
 
+@dataclass(frozen=True)
+class Paired:
+    """b - a; p_better: share of draws in which b is larger, ties half. The last two are None for a single group."""
+
+    difference: float
+    ci95: list[float] | None
+    p_better: float | None
+
+
 def paired(
     y: ArrayLike,
     p_a: ArrayLike,
@@ -252,12 +262,8 @@ def paired(
     draws: int = 1000,
     seed: int = 0,
     safe: Sequence[int] = (),
-) -> dict[str, Any]:
-    """{"difference": b - a, "ci95": [low, high] | None, "p_better"}, p (N,K) or (S,N,K).
-
-    Each draw takes the same groups and trainings for both. p_better: share of draws in which b is larger, ties half;
-    None where ci95 is.
-    """
+) -> Paired:
+    """p (N,K) or (S,N,K). Each draw takes the same groups and trainings for both."""
     stack_a, stack_b = _stack(p_a), _stack(p_b)
     if stack_a.shape != stack_b.shape:
         raise ValueError(f"p_a {stack_a.shape} and p_b {stack_b.shape} must match")
@@ -270,7 +276,7 @@ def paired(
     ends = _ends(gain)
     told = gain[np.isfinite(gain)]
     better = float((told > 0).mean() + (told == 0).mean() / 2) if ends else None
-    return {"difference": _known(whole.mean()), "ci95": ends, "p_better": better}
+    return Paired(float(whole.mean()), ends, better)
 
 
 def by_sequence(

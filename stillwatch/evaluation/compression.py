@@ -1,25 +1,32 @@
 """What each compression step cost, and whether pruning beats a narrower student."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from stillwatch.evaluation import pooling, verdict
 from stillwatch.evaluation.pooling import Model, ModelKey
-from stillwatch.evaluation.verdict import points
+from stillwatch.evaluation.verdict import Comparison, Figures
 
 EQUAL = 0.1  # share by which the arithmetic of two models may differ and still be called the same
 SLIGHT = 0.05  # share of a size below which a difference goes without saying
 SIZES = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
-Figures = Mapping[str, Mapping[str, Any]]  # model name -> as in report.json
 
 
-def compression(models: Sequence[Model], figures: Figures) -> list[dict[str, Any]]:
-    """One row a pair of models.
+@dataclass(frozen=True)
+class Cost(Comparison):
+    """A pair of models; positive differences favour the candidate."""
 
-    {"base", "candidate", "about", "question", "sentence", "outcome", "folds", "ratio": {params, macs, bytes}} and the
-    figures of verdict.paired_difference; positive ones favour the candidate. about: baseline | narrow | pruned | int8
-    | both | file. outcome: "better" | "worse" | "unclear" | "same".
-    """
+    base: str
+    candidate: str
+    about: str  # baseline | narrow | pruned | int8 | both | file
+    question: str
+    outcome: str  # "better" | "worse" | "unclear" | "same"
+    folds: list[int]
+    ratio: dict[str, float | None]  # of SIZES, candidate to base
+    sentence: str
+
+
+def compression(models: Sequence[Model], figures: Figures) -> list[Cost]:
     rows = [_row(about, base, candidate, figures) for candidate in models for about, base in _bases(candidate, models)]
     return [row for row in rows if row]
 
@@ -64,25 +71,27 @@ def _cost(model: Model, key: str) -> float:
     return float(model.entries[0].run.info.cost.get(key) or 0)
 
 
-def _row(about: str, base: Model, candidate: Model, figures: Figures) -> dict[str, Any] | None:
+def _row(about: str, base: Model, candidate: Model, figures: Figures) -> Cost | None:
     pair = pooling.shared(base, candidate)
     found = verdict.paired_difference(*pair) if pair else None
     if pair is None or found is None:
         return None
-    told = {"yes": "better", "no": "worse"}.get(verdict.outcome(found["ci95"], found["groups"]), "unclear")
-    if found["difference"] == 0 and (found["ci95"] or [0, 0]) == [0, 0]:
-        told = "same"
-    row = {
-        "base": base.name,
-        "candidate": candidate.name,
-        "about": about,
-        "question": _question(about, candidate),
-        "outcome": told,
-        "folds": pair[0].folds,
-        "ratio": _ratios(figures[base.name], figures[candidate.name]),
-        **found,
-    }
-    return row | {"sentence": sentence(row, verdict.who(pair[0]), base.key, candidate.key)}
+    one, two = figures[base.name], figures[candidate.name]
+    ratio = {key: two[key] / one[key] if one[key] and two[key] else None for key in SIZES}
+    words = {told: text.replace("{who}", candidate.key.title) for told, text in WORDS[about].items()}
+    # a net and its own INT8 share the luck of one training
+    sentence = found.in_words(words, verdict.who(pair[0]), luck=about not in ("int8", "file"))
+    return Cost(
+        **vars(found),
+        base=base.name,
+        candidate=candidate.name,
+        about=about,
+        question=_question(about, candidate),
+        outcome=verdict.outcome_of(found, found.groups),
+        folds=pair[0].folds,
+        ratio=ratio,
+        sentence=sentence + _size(about, ratio, base.key),
+    )
 
 
 def _question(about: str, candidate: Model) -> str:
@@ -90,46 +99,12 @@ def _question(about: str, candidate: Model) -> str:
     return QUESTIONS[about].format(candidate.key.title) + which
 
 
-def _ratios(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, float | None]:
-    return {key: candidate[key] / base[key] if base[key] and candidate[key] else None for key in SIZES}
-
-
-# ---- in words
-
-
-def sentence(row: Mapping[str, Any], who: str, base: ModelKey, candidate: ModelKey) -> str:
-    """who: the test set, such as "5 new drivers"."""
-    words = WORDS[row["about"]]
-    name = candidate.title
-    seeds, change, ends = row["seeds"], row["difference"], row["ci95"]
-    trained = f"{seeds} seeds" if seeds > 1 else "one seed"
-    changed = f"macro-F1 changed by {points(change, sign=True)} points"
-    size = _size(row, base)
-    if row["outcome"] == "same":
-        return f"{words['same'].format(name)}, over {who} and {trained}.{size}"
-    if ends is None:
-        alone = f"on {who} with {trained} there is no telling how the next one would do"
-        return f"{words['cannot'].format(name)}: {changed}, but {alone}.{size}"
-    span = verdict.interval(ends, {"better": "yes", "worse": "no"}.get(row["outcome"], "unclear"))
-    # two trainings are compared, so their luck matters; a net and its own INT8 share theirs
-    span += f"; {verdict.LUCK}" if seeds == 1 and row["about"] not in ("int8", "file") else ""
-    if row["groups"] < verdict.DECIDE:
-        few = f"where there are fewer than {verdict.DECIDE}, all agreeing may be chance"
-        return f"{words['cannot'].format(name)}: {changed} ({span}), but over only {who} and {trained}: {few}.{size}"
-    begin = {
-        "better": words["better"].format(name, points(change)),
-        "worse": words["worse"].format(name, points(-change)),
-        "unclear": f"{words['unclear'].format(name)}: {changed}",
-    }[row["outcome"]]
-    return f"{begin} ({span}), over {who} and {trained}.{size}"
-
-
-def _size(row: Mapping[str, Any], base: ModelKey) -> str:
-    known = {SIZES[key]: ratio for key, ratio in row["ratio"].items() if ratio}
-    if row["about"] == "baseline":
-        share = row["ratio"]["macs"]
+def _size(about: str, ratio: Mapping[str, float | None], base: ModelKey) -> str:
+    if about == "baseline":
+        share = ratio["macs"]
         return f" The pruned one does {100 * share:.0f} % of the narrower one's arithmetic." if share else ""
-    parts = [f"{100 * ratio:.0f} % of the {what}" for what, ratio in known.items() if abs(ratio - 1) > SLIGHT]
+    told = {what: ratio[key] or 1 for key, what in SIZES.items()}
+    parts = [f"{100 * share:.0f} % of the {what}" for what, share in told.items() if abs(share - 1) > SLIGHT]
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return f" It has {listed} of {base.inline}." if parts else ""
 
@@ -137,7 +112,7 @@ def _size(row: Mapping[str, Any], base: ModelKey) -> str:
 # ---- what the steps themselves recorded
 
 
-def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
+def stages(models: Sequence[Model]) -> list[dict[str, object]]:
     """What quantise recorded.
 
     [{"model", "run", "fold", "seed", "stages", "stage" (the best), "kept" (may leave the lab), "why" (not),
@@ -152,7 +127,7 @@ def stages(models: Sequence[Model]) -> list[dict[str, Any]]:
     ]
 
 
-def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
+def steps(models: Sequence[Model]) -> list[dict[str, object]]:
     """What prune recorded.
 
     [{"model", "run", "fold", "seed", "before", "best", "steps", "widths", "narrow"}]. before, best: cost and validation
@@ -176,7 +151,7 @@ def steps(models: Sequence[Model]) -> list[dict[str, Any]]:
     return found
 
 
-def _of(model: Model, entry: pooling.Entry) -> dict[str, Any]:
+def _of(model: Model, entry: pooling.Entry) -> dict[str, object]:
     return {"model": model.name, "run": entry.name, "fold": entry.cell.fold, "seed": entry.cell.seed}
 
 
@@ -221,10 +196,10 @@ QUESTIONS = {
 
 
 def _price(subject: str, cost: str) -> dict[str, str]:
-    """{0}: the candidate's name, {1}: points of macro-F1."""
+    """{}: points of macro-F1."""
     return {
-        "better": f"{subject} cost nothing: macro-F1 rose by {{1}} points",
-        "worse": f"{subject} cost {{1}} points of macro-F1",
+        "better": f"{subject} cost nothing: macro-F1 rose by {{}} points",
+        "worse": f"{subject} cost {{}} points of macro-F1",
         "unclear": f"No evidence that {cost} cost anything",
         "cannot": f"Cannot tell what {cost} cost",
         "same": f"{subject} cost nothing: macro-F1 is the same",
@@ -233,8 +208,8 @@ def _price(subject: str, cost: str) -> dict[str, str]:
 
 WORDS = {
     "baseline": {
-        "better": "Pruning beats a narrower student: its macro-F1 is {1} points higher",
-        "worse": "A narrower student beats pruning: its macro-F1 is {1} points higher",
+        "better": "Pruning beats a narrower student: its macro-F1 is {} points higher",
+        "worse": "A narrower student beats pruning: its macro-F1 is {} points higher",
         "unclear": "No evidence that pruning beats a narrower student: from the one to the other",
         "cannot": "Cannot tell whether pruning beats a narrower student: from the one to the other",
         "same": "Pruning and a narrower student come out the same in macro-F1",
@@ -244,10 +219,10 @@ WORDS = {
     "int8": _price("INT8", "INT8"),
     "both": _price("Pruning and INT8 together", "pruning and INT8 together"),
     "file": {
-        "better": "{0} is {1} points better in macro-F1 than the run it was exported from",
-        "worse": "{0} is {1} points worse in macro-F1 than the run it was exported from",
-        "unclear": "{0} is not shown to be worse than the run it was exported from",
-        "cannot": "Cannot tell whether {0} is as good as the run it was exported from",
-        "same": "{0} has the same macro-F1 as the run it was exported from",
+        "better": "{who} is {} points better in macro-F1 than the run it was exported from",
+        "worse": "{who} is {} points worse in macro-F1 than the run it was exported from",
+        "unclear": "{who} is not shown to be worse than the run it was exported from",
+        "cannot": "Cannot tell whether {who} is as good as the run it was exported from",
+        "same": "{who} has the same macro-F1 as the run it was exported from",
     },
 }

@@ -1,8 +1,9 @@
 """Did distillation help, by how much, how surely; and warnings."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,30 +17,112 @@ DECIDE = 5  # with fewer groups all of them agree by chance more often than once
 LUCK = "the chance of training is not in this interval"
 SMALL = 100  # samples below which a test says little
 GAP = 0.05  # of accuracy between people seen in training and new ones, above which it is said
+Figures: TypeAlias = Mapping[str, Mapping[str, Any]]  # model name -> as in report.json
+Outcome: TypeAlias = Literal["better", "worse", "unclear", "same"]
+HELPED: dict[Outcome, Literal["yes", "no"]] = {"better": "yes", "worse": "no"}  # else "unclear"
 
 
-def verdict(alone: Model, distilled: Model) -> dict[str, Any] | None:
-    """Compare two models on the same samples; None if they share no fold and seed.
+@dataclass(frozen=True)
+class Difference(metrics.Paired):
+    by_seed: list[float]
 
-    Positive differences favour the distilled one. "helped": "yes" | "no" (it hurt) | "unclear".
-    """
+
+@dataclass(frozen=True)
+class Comparison(metrics.Paired):
+    """How much better one model is than another, sample by sample, in `metric`."""
+
+    metric: str
+    seeds: int
+    pairs: int
+    groups: int
+    grouped: bool
+    differences: dict[str, Difference]  # of COMPARED
+
+    def in_words(self, words: Mapping[str, str], who: str, luck: bool = True) -> str:
+        """words: of each outcome and "cannot"; {} is the points. who: the test set, such as "5 new drivers".
+
+        luck: one seed says nothing of the next; False where both models are of one training.
+        """
+        trained = f"{self.seeds} seeds" if self.seeds > 1 else "one seed"
+        outcome = outcome_of(self, self.groups)
+        if outcome == "same":
+            return f"{words['same']}, over {who} and {trained}."
+        changed = f"macro-F1 changed by {points(self.difference, sign=True)} points"
+        if self.ci95 is None:
+            none = f"on {who} with {trained} there is no telling how the next one would do"
+            return f"{words['cannot']}: {changed}, but {none}."
+        ends = sorted(-end for end in self.ci95) if outcome == "worse" else self.ci95
+        low, high = (points(end, sign=outcome == "unclear") for end in ends)
+        span = f"95 % interval {low} to {high}" + (f"; {LUCK}" if luck and self.seeds == 1 else "")
+        if self.groups < DECIDE:
+            why = f"where there are fewer than {DECIDE}, all agreeing may be chance"
+            return f"{words['cannot']}: {changed} ({span}), but over only {who} and {trained}: {why}."
+        told = words[outcome].format(points(abs(self.difference)))
+        told += f": {changed}" if outcome == "unclear" else ""
+        return f"{told} ({span}), over {who} and {trained}."
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Accuracy, mean over seeds."""
+
+    group: str
+    n: int
+    alone: float
+    distilled: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two runs of one fold and seed."""
+
+    fold: int
+    seed: int
+    runs: list[str]
+    accuracy: dict[str, float]  # alone, distilled, difference
+    macro_f1: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Clips(metrics.Paired):
+    """Each recording counts once."""
+
+    n: int
+    helped: str
+
+
+@dataclass(frozen=True)
+class Verdict(Comparison):
+    """Positive differences favour the distilled student."""
+
+    helped: str  # "yes", "no" (it hurt) or "unclear"
+    by_group: list[GroupRow]  # samples without a group are left out
+    by_pair: list[PairRow]
+    clips: Clips | None
+    sentence: str
+
+
+def verdict(alone: Model, distilled: Model) -> Verdict | None:
+    """None if they share no fold and seed."""
     found = paired_difference(alone, distilled)
     if found is None:
         return None
-    found |= {
-        "helped": outcome(found["ci95"], found["groups"]),
-        "by_group": _by_group(alone, distilled) if found["grouped"] else [],
-        "by_pair": _by_pair(alone, distilled),
-        "clips": _clips(alone, distilled),
-    }
-    return found | {"sentence": sentence(found, who(alone))}
+    told = outcome_of(found, found.groups)
+    few = found.grouped and DECIDE <= found.groups < metrics.FEW and told != "same"
+    return Verdict(
+        **vars(found),
+        helped=HELPED.get(told, "unclear"),
+        by_group=_by_group(alone, distilled),
+        by_pair=_by_pair(alone, distilled),
+        clips=_clips(alone, distilled),
+        sentence=found.in_words(WORDS, who(alone))
+        + (" So few groups make a rough interval, rather too narrow." if few else ""),
+    )
 
 
-def paired_difference(one: Model, other: Model) -> dict[str, Any] | None:
-    """How much better `other` is, by sample; None if folds or seeds differ.
-
-    "difference", "ci95", "p_better": of METRIC. "differences": all of COMPARED, each with "by_seed".
-    """
+def paired_difference(one: Model, other: Model) -> Comparison | None:
+    """How much better `other` is, by sample; None if folds or seeds differ."""
     if (one.folds, one.seeds) != (other.folds, other.seeds):
         return None
     y, group = one.said.y, one.said.group
@@ -47,49 +130,28 @@ def paired_difference(one: Model, other: Model) -> dict[str, Any] | None:
     for name in COMPARED:
         figures = [[getattr(metrics, name)(y, p) for p in model.p] for model in (one, other)]
         by_seed = np.subtract(figures[1], figures[0]).tolist()
-        differences[name] = metrics.paired(y, one.p, other.p, group, name) | {"by_seed": by_seed}
-    return {
-        "metric": METRIC,
-        **{key: differences[METRIC][key] for key in ("difference", "ci95", "p_better")},
-        "seeds": len(one.seeds),
-        "pairs": len(one.entries),
-        "groups": metrics.clusters(group)[1],
-        "grouped": bool((group != "").any()),
-        "differences": differences,
-    }
+        differences[name] = Difference(**vars(metrics.paired(y, one.p, other.p, group, name)), by_seed=by_seed)
+    first = differences[METRIC]
+    return Comparison(
+        first.difference,
+        first.ci95,
+        first.p_better,
+        metric=METRIC,
+        seeds=len(one.seeds),
+        pairs=len(one.entries),
+        groups=metrics.clusters(group)[1],
+        grouped=bool((group != "").any()),
+        differences=differences,
+    )
 
 
-def sentence(found: dict[str, Any], who: str) -> str:
-    """who: the test set, such as "5 new drivers"."""
-    change, seeds = found["difference"], found["seeds"]
-    trained = f"{seeds} seeds" if seeds > 1 else "one seed"
-    changed = f"macro-F1 changed by {points(change, sign=True)} points"
-    if found["ci95"] is None:
-        return (
-            f"Cannot tell whether distillation helped: {changed}, but on {who} with {trained} there is no telling how "
-            "the next one would do."
-        )
-    span = interval(found["ci95"], found["helped"]) + ("" if seeds > 1 else f"; {LUCK}")
-    if found["groups"] < DECIDE:
-        return (
-            f"Cannot tell whether distillation helped: {changed} ({span}), but over only {who} and {trained}: where "
-            f"there are fewer than {DECIDE}, all agreeing may be chance."
-        )
-    begin = {
-        "yes": f"Distillation helped: macro-F1 rose by {points(change)} points",
-        "no": f"Distillation hurt: macro-F1 fell by {points(-change)} points",
-        "unclear": f"No evidence that distillation helped: {changed}",
-    }[found["helped"]]
-    few = found["grouped"] and found["groups"] < metrics.FEW
-    rough = " So few groups make a rough interval, rather too narrow." if few else ""
-    return f"{begin} ({span}), over {who} and {trained}.{rough}"
-
-
-def interval(ends: Sequence[float], told: str) -> str:
-    """Points, negated if told as a loss ("no"), signed if unclear."""
-    low, high = ends if told != "no" else (-ends[1], -ends[0])
-    signed = told == "unclear"
-    return f"95 % interval {points(low, signed)} to {points(high, signed)}"
+def outcome_of(found: metrics.Paired, groups: int) -> Outcome:
+    """ "unclear": the interval holds zero, or so few groups may agree by chance."""
+    if found.difference == 0 and (found.ci95 or [0, 0]) == [0, 0]:
+        return "same"
+    if found.ci95 is None or found.ci95[0] <= 0 <= found.ci95[1] or groups < DECIDE:
+        return "unclear"
+    return "better" if found.ci95[0] > 0 else "worse"
 
 
 def points(value: float, sign: bool = False) -> str:
@@ -98,13 +160,6 @@ def points(value: float, sign: bool = False) -> str:
     places = 1 if abs(value) >= 0.05 or value == 0 else 2
     text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
     return text.replace("-", "−")
-
-
-def outcome(ends: Sequence[float] | None, groups: int) -> str:
-    """ "yes" (better), "no" (worse) or "unclear": it holds zero, or so few groups may agree by chance."""
-    if ends is None or ends[0] <= 0 <= ends[1] or groups < DECIDE:
-        return "unclear"
-    return "yes" if ends[0] > 0 else "no"
 
 
 def who(model: Model) -> str:
@@ -118,39 +173,37 @@ def who(model: Model) -> str:
     return f"{groups} {'new ' if data.split == 'grouped' else ''}{one if groups == 1 else many}"
 
 
-def _by_group(alone: Model, distilled: Model) -> list[dict[str, Any]]:
-    """Mean over seeds; samples without a group are left out."""
+def _by_group(alone: Model, distilled: Model) -> list[GroupRow]:
     right = [(model.p.argmax(-1) == model.said.y).mean(0) for model in (alone, distilled)]
     rows = []
     for group in np.unique(alone.said.group[alone.said.group != ""]):
         mine = alone.said.group == group
         one, two = (float(r[mine].mean()) for r in right)
-        rows.append(
-            {"group": str(group), "n": int(mine.sum()), "alone": one, "distilled": two, "difference": two - one}
-        )
+        rows.append(GroupRow(str(group), int(mine.sum()), one, two, two - one))
     return rows
 
 
-def _by_pair(alone: Model, distilled: Model) -> list[dict[str, Any]]:
+def _by_pair(alone: Model, distilled: Model) -> list[PairRow]:
     rows = []
     for one, two in zip(alone.entries, distilled.entries, strict=True):
-        row: dict[str, Any] = {"fold": one.cell.fold, "seed": one.cell.seed, "runs": [one.name, two.name]}
+        figures = []
         for name in ("accuracy", METRIC):
             values = [getattr(metrics, name)(entry.said.y, entry.said.p) for entry in (one, two)]
-            row[name] = {"alone": values[0], "distilled": values[1], "difference": values[1] - values[0]}
-        rows.append(row)
+            figures.append({"alone": values[0], "distilled": values[1], "difference": values[1] - values[0]})
+        rows.append(PairRow(one.cell.fold, one.cell.seed, [one.name, two.name], *figures))
     return rows
 
 
-def _clips(alone: Model, distilled: Model) -> dict[str, Any] | None:
-    """Each recording counts once; None if the data has no clips."""
+def _clips(alone: Model, distilled: Model) -> Clips | None:
+    """None if the data has no clips."""
     said = alone.said
-    one = metrics.by_sequence(said.sequence, said.y, alone.p, said.group)
-    two = metrics.by_sequence(said.sequence, said.y, distilled.p, said.group)
+    one, two = (metrics.by_sequence(said.sequence, said.y, model.p, said.group) for model in (alone, distilled))
     if one is None or two is None:
         return None
-    found = metrics.paired(one[0], one[1], two[1], one[2], METRIC)
-    return found | {"n": len(one[0]), "helped": outcome(found["ci95"], metrics.clusters(one[2])[1])}
+    y, _, group = one
+    found = metrics.paired(y, one[1], two[1], group, METRIC)
+    told = HELPED.get(outcome_of(found, metrics.clusters(group)[1]), "unclear")
+    return Clips(**vars(found), n=len(y), helped=told)
 
 
 def retention(teacher: Model, student: Model) -> float | None:
@@ -185,7 +238,7 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
 # ---- what to beware of
 
 
-def warnings(models: Sequence[Model], figures: dict[str, dict[str, Any]]) -> list[str]:
+def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
     found = [*_size(models[0]), *_seeds(models), *_training(models), *_teachers(models, figures)]
     for model in models:
         gap = figures[model.name].get("seen")
@@ -244,17 +297,17 @@ def _training(models: Sequence[Model]) -> list[str]:
     return found
 
 
-def _settings(entry: Entry, with_loss: bool) -> dict[str, Any]:
+def _settings(entry: Entry, with_loss: bool) -> dict[str, object]:
     fit = entry.plan.model_dump(mode="json", exclude={"seed", "device"} | (set() if with_loss else {"loss"}))
     data = entry.recipe.data.model_dump(mode="json", exclude={"root", "fold", "max_bad"})
     return {f"fit.{k}": v for k, v in fit.items()} | {f"data.{k}": v for k, v in data.items()}
 
 
-def _apart(settings: Sequence[dict[str, Any]]) -> list[str]:
+def _apart(settings: Sequence[dict[str, object]]) -> list[str]:
     return [key for key in settings[0] if any(other[key] != settings[0][key] for other in settings)]
 
 
-def _teachers(models: Sequence[Model], figures: dict[str, dict[str, Any]]) -> list[str]:
+def _teachers(models: Sequence[Model], figures: Figures) -> list[str]:
     found = []
     given = {entry.name: entry for model in models if model.kind == "teacher" for entry in model.entries}
     strangers = set()
@@ -293,4 +346,11 @@ def _audits(models: Sequence[Model]) -> list[str]:
     return list(found.values())
 
 
+WORDS = {
+    "better": "Distillation helped: macro-F1 rose by {} points",
+    "worse": "Distillation hurt: macro-F1 fell by {} points",
+    "unclear": "No evidence that distillation helped",
+    "cannot": "Cannot tell whether distillation helped",
+    "same": "Distillation changed nothing: macro-F1 is the same",
+}
 NOUNS = {"driver-inattention": ("driver", "drivers"), "toy": ("person", "people")}  # source -> what a group of it is

@@ -64,7 +64,7 @@ def rows(runs: list[Run]) -> dict[tuple[str, str], dict[str, Any]]:
 
 def paired(base: Run, candidate: Run) -> dict[str, Any]:
     one, two = read(base), read(candidate)
-    return metrics.paired(one.y, one.p, two.p, one.group, "macro_f1")
+    return vars(metrics.paired(one.y, one.p, two.p, one.group, "macro_f1"))
 
 
 def keys(models: list[pooling.Model]) -> dict[str, pooling.ModelKey]:

@@ -238,10 +238,11 @@ def test_paired_is_surer_than_two_intervals() -> None:
     b[wrong] = np.eye(3)[y[wrong]]
     groups = [f"g{i % 12}" for i in range(600)]
     found = metrics.paired(y, a, b, groups, "accuracy", draws=400)
-    assert found["difference"] == pytest.approx(len(wrong) / 600)
-    assert found["p_better"] == 1.0
-    low, high = found["ci95"]
-    assert 0 < low < found["difference"] < high
+    assert found.difference == pytest.approx(len(wrong) / 600)
+    assert found.p_better == 1.0
+    assert found.ci95 is not None
+    low, high = found.ci95
+    assert 0 < low < found.difference < high
     alone = metrics.interval(["accuracy"], y, a, groups, draws=400)["accuracy"]
     assert alone is not None and high - low < (alone[1] - alone[0]) / 1.5
 
@@ -249,15 +250,15 @@ def test_paired_is_surer_than_two_intervals() -> None:
 def test_paired_with_itself_is_nothing() -> None:
     y, p = draw(3)
     found = metrics.paired(y, p, p, [str(i % 9) for i in range(200)])
-    assert found == {"difference": 0.0, "ci95": [0.0, 0.0], "p_better": 0.5}
+    assert found == metrics.Paired(0.0, [0.0, 0.0], 0.5)
 
 
 def test_paired_says_nothing_of_one_group() -> None:
     y, a = draw(3)
     _, b = draw(3, skill=3.0)
     found = metrics.paired(y, a, b, ["one"] * 200)
-    assert found["difference"] > 0.2
-    assert found["ci95"] is None and found["p_better"] is None
+    assert found.difference > 0.2
+    assert found.ci95 is None and found.p_better is None
 
 
 def test_several_trainings_are_averaged_and_drawn_too() -> None:
@@ -269,7 +270,7 @@ def test_several_trainings_are_averaged_and_drawn_too() -> None:
     assert steady is not None and shaky is not None
     assert shaky[1] - shaky[0] > 1.5 * (steady[1] - steady[0])
     gain = metrics.paired(y, np.stack([a, a]), np.stack([a, b]), groups, "accuracy")
-    assert gain["difference"] == pytest.approx((metrics.accuracy(y, b) - metrics.accuracy(y, a)) / 2)
+    assert gain.difference == pytest.approx((metrics.accuracy(y, b) - metrics.accuracy(y, a)) / 2)
 
 
 def test_ten_thousand_samples_take_no_time() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,8 +15,10 @@ from stillwatch import metrics
 from stillwatch.atomic import atomic
 from stillwatch.evaluation import compression, pooling, verdict
 from stillwatch.evaluation.pooling import DISTILLATION, Model, ModelKey
+from stillwatch.evaluation.verdict import Figures
 from stillwatch.run import Run
 
+Report: TypeAlias = dict[str, Any]  # what report.json holds
 Album: TypeAlias = Callable[[Sequence[str]], Mapping[str, NDArray[np.uint8] | None]]
 MISTAKES = 24  # the most confident ones that are shown
 
@@ -26,7 +29,7 @@ def compare(
     pictures: Album | None = None,
     split: str = "test",
     more: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Compare runs, write the report into `out` and return what report.json holds.
 
     Folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the confident mistakes. more:
@@ -36,21 +39,22 @@ def compare(
     report, models = assess(runs, split)
     more = dict(more or {})
     report |= more | {"warnings": [*more.get("warnings", []), *report["warnings"]]}
-    album = _album(report["mistakes"]["samples"], pictures)
+    album = _album([sample["id"] for sample in report["mistakes"]["samples"]], pictures)
     _write(Path(out), report, {model.name: model.key for model in models}, _paint(report, models), album)
     return report
 
 
-def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], list[Model]]:
+def assess(runs: Sequence[Run], split: str = "test") -> tuple[Report, list[Model]]:
     """(what report.json holds, its models). Raises UserError like `compare`."""
     entries = pooling.enter(runs, split)
     models, left = pooling.models(entries)
     recipe = entries[0].recipe
     figures = {model.name: judged(model) for model in models}
-    comparisons, missing = _comparisons(models, figures)
+    families, missing = _comparisons(models, figures)
+    comparisons = {name: asdict(family) for name, family in families.items()}
     first = next(iter(comparisons.values()))
     shown = next((m for kind in LAST_FIRST for m in models if m.kind == kind), models[0])
-    report: dict[str, Any] = {
+    report: Report = {
         "recipe": ", ".join(dict.fromkeys(entry.recipe.name for entry in entries)),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "split": _split(entries, models, split),
@@ -59,7 +63,7 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
         "models": figures,
         **first,
         **({"comparisons": comparisons} if len(comparisons) > 1 else {}),
-        "compression": compression.compression(models, figures),
+        "compression": [asdict(row) for row in compression.compression(models, figures)],
         "stages": compression.stages(models),
         "steps": compression.steps(models),
         "warnings": [
@@ -68,7 +72,7 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[dict[str, Any], li
             *compression.warnings(models, figures),
             *verdict.warnings(models, figures),
         ],
-        "mistakes": {"model": shown.name, "samples": confident_mistakes(shown)},
+        "mistakes": {"model": shown.name, "samples": [asdict(one) for one in confident_mistakes(shown)]},
         "runs": [_run(entry) for entry in entries],
     }
     return report, models
@@ -128,10 +132,17 @@ def _epochs(entry: pooling.Entry) -> int:
     return int(entry.run.info.epochs or entry.plan.epochs)
 
 
-def _comparisons(
-    models: Sequence[Model], figures: dict[str, dict[str, Any]]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """({family: {"compression_ratio", "retention", "verdict"}}, why a verdict is missing)."""
+@dataclass(frozen=True)
+class Family:
+    """Of one recipe and student; None where runs are missing."""
+
+    compression_ratio: float | None
+    retention: float | None
+    verdict: verdict.Verdict | None
+
+
+def _comparisons(models: Sequence[Model], figures: Figures) -> tuple[dict[str, Family], list[str]]:
+    """(family -> comparison, why a verdict is missing)."""
     found, missing = {}, []
     for family in dict.fromkeys(model.key.family for model in models if model.kind != "teacher") or [""]:
         kin = {model.kind: model for model in models if model.key.family == family and model.kind != "teacher"}
@@ -154,22 +165,19 @@ def _comparisons(
             missing.append(
                 f"{place}the teacher was tested on other folds: retention is of the samples both were tested on"
             )
-        found[family] = {
-            "compression_ratio": _ratio(figures, teacher, student),
-            "retention": verdict.retention(teacher, student) if teacher and student else None,
-            "verdict": told,
-        }
-    return dict(sorted(found.items(), key=lambda item: item[1]["verdict"] is None)), missing
+        kept = verdict.retention(teacher, student) if teacher and student else None
+        found[family] = Family(_ratio(figures, teacher, student), kept, told)
+    return dict(sorted(found.items(), key=lambda item: item[1].verdict is None)), missing
 
 
-def _ratio(figures: dict[str, dict[str, Any]], teacher: Model | None, student: Model | None) -> float | None:
+def _ratio(figures: Figures, teacher: Model | None, student: Model | None) -> float | None:
     if not teacher or not student:
         return None
     heavy, light = figures[teacher.name]["params"], figures[student.name]["params"]
     return heavy / light if heavy and light else None
 
 
-def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str) -> dict[str, Any]:
+def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str) -> dict[str, object]:
     shown = next((model for model in reversed(models) if model.kind in DISTILLATION), models[-1])
     data, said = entries[0].recipe.data, shown.said
     most = int(np.bincount(said.y).argmax())
@@ -186,7 +194,7 @@ def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str
     }
 
 
-def _run(entry: pooling.Entry) -> dict[str, Any]:
+def _run(entry: pooling.Entry) -> dict[str, object]:
     info = entry.run.info
     return {
         "id": entry.name,
@@ -205,15 +213,23 @@ def _run(entry: pooling.Entry) -> dict[str, Any]:
     }
 
 
-def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, Any]]:
-    """The wrong answers of highest mean probability: [{"id", "true", "predicted", "probability"}].
+@dataclass(frozen=True)
+class Mistake:
+    id: str
+    true: str
+    predicted: str
+    probability: float
+
+
+def confident_mistakes(model: Model, number: int = MISTAKES) -> list[Mistake]:
+    """The wrong answers of highest mean probability.
 
     At most two of one recording with the same confusion: neighbouring frames are alike.
     """
     labels, said = model.entries[0].recipe.labels, model.said
     p = metrics.normalised(model.p).mean(0)
     guess, sure = p.argmax(1), p.max(1)
-    found: list[dict[str, Any]] = []
+    found = list[Mistake]()
     told: dict[tuple[str, int, int], int] = {}
     for row in np.argsort(-sure, kind="stable"):
         story = (str(said.sequence[row]) or str(said.id[row]), int(said.y[row]), int(guess[row]))
@@ -221,7 +237,7 @@ def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, A
             continue
         told[story] = told.get(story, 0) + 1
         true, predicted = labels[said.y[row]], labels[guess[row]]
-        found.append({"id": str(said.id[row]), "true": true, "predicted": predicted, "probability": float(sure[row])})
+        found.append(Mistake(str(said.id[row]), true, predicted, float(sure[row])))
         if len(found) == number:
             break
     return found
@@ -230,7 +246,7 @@ def confident_mistakes(model: Model, number: int = MISTAKES) -> list[dict[str, A
 # ---- pictures and files
 
 
-def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[bytes, bytes]]:
+def _paint(report: Report, models: Sequence[Model]) -> dict[str, tuple[bytes, bytes]]:
     from stillwatch.evaluation.report import plots
 
     figures, labels = {model.key: report["models"][model.name] for model in models}, report["labels"]
@@ -260,9 +276,9 @@ def _paint(report: dict[str, Any], models: Sequence[Model]) -> dict[str, tuple[b
     return {name: (draw(False), draw(True)) for name, draw in wanted.items()}
 
 
-def _album(samples: Sequence[dict[str, Any]], pictures: Album | None) -> dict[str, tuple[str, bytes]]:
+def _album(ids: Sequence[str], pictures: Album | None) -> dict[str, tuple[str, bytes]]:
     """id -> (media type, encoded picture)."""
-    found = pictures([sample["id"] for sample in samples]) if pictures and samples else {}
+    found = pictures(ids) if pictures and ids else {}
     return {name: _encoded(picture) for name, picture in found.items() if picture is not None}
 
 
@@ -280,7 +296,7 @@ def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
 
 def _write(
     out: Path,
-    report: dict[str, Any],
+    report: Report,
     keys: dict[str, ModelKey],
     painted: dict[str, tuple[bytes, bytes]],
     album: dict[str, tuple[str, bytes]],

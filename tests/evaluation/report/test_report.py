@@ -11,6 +11,7 @@ from stillwatch import metrics
 from stillwatch.errors import UserError
 from stillwatch.evaluation.pooling import DISTILLATION
 from stillwatch.evaluation.report import report
+from stillwatch.evaluation.verdict import WORDS, Comparison
 from stillwatch.run import Run
 
 
@@ -86,8 +87,8 @@ def test_samples_without_a_group_stand_for_themselves(tmp_path: Path) -> None:
 
 
 def test_a_tiny_gain_is_not_written_as_zero() -> None:
-    found = {"difference": 0.0004, "ci95": [0.0001, 0.0007], "seeds": 2, "groups": 30, "grouped": True, "helped": "yes"}
-    said = report.verdict.sentence(found, "30 new drivers")
+    found = Comparison(0.0004, [0.0001, 0.0007], 1.0, "macro_f1", 2, 2, 30, True, {})
+    said = found.in_words(WORDS, "30 new drivers")
     assert said.startswith("Distillation helped: macro-F1 rose by 0.04 points (95 % interval 0.01 to 0.1), over 30")
 
 
