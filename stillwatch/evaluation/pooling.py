@@ -266,6 +266,7 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
         partner = found.get(ModelKey(key.recipe, key.net, "distilled")) if key.kind == "alone" else None
         if partner and blocks[key] == blocks[partner.key]:
             _check_aligned(found[key], partner)
+            _check_different(found[key], partner)
     return list(found.values()), left
 
 
@@ -383,6 +384,15 @@ def _check_aligned(one: Model, other: Model) -> None:
     if not _same_samples(one.said, other.said):
         first, second = one.entries[0].run.path, other.entries[0].run.path
         raise UserError(f"{first} and {second} were tested on different samples; judge them again")
+
+
+def _check_different(alone: Model, distilled: Model) -> None:
+    for one, other in zip(alone.entries, distilled.entries, strict=True):
+        if np.array_equal(one.said.p, other.said.p):
+            raise UserError(
+                f"{one.run.path} and {other.run.path} are the same: they agree on all {len(one.said)} samples to the "
+                "last digit, so nothing came from a teacher; distil again with a loss that has one, such as kd"
+            )
 
 
 def _left_out(key: ModelKey, cells: Cells, block: Block) -> list[str]:

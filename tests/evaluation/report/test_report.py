@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def verdict(runs: list[Run]) -> dict[str, Any]:
 
 
 # ---- the verdict
+
+
+def test_two_runs_that_are_one_are_no_comparison(tmp_path: Path) -> None:
+    alone, distilled = (fabricate(tmp_path, kind) for kind in ("alone", "distilled"))
+    shutil.copyfile(alone.path / "predictions/test.npz", distilled.path / "predictions/test.npz")
+    with pytest.raises(UserError, match="are the same: they agree on all 120 samples to the last digit"):
+        report.assess([alone, distilled])
 
 
 def test_it_helped(tmp_path: Path) -> None:
