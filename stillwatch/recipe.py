@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stillwatch.errors import UserError, explain, nearest
 
 Spec: TypeAlias = str | dict[str, Any]  # what registry.build takes
+WITHOUT_WEIGHTS = ("smallcnn", "mnist-cnn", "mnist-small", "yolo-cls-n")  # nets of NETS that have none of ImageNet
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -60,11 +61,17 @@ class Net(Strict):
     """A name of NETS or timm."""
 
     name: str
-    weights: str = "imagenet"  # imagenet | scratch | a file | a run's folder
+    weights: str = "imagenet"  # imagenet | scratch (default of WITHOUT_WEIGHTS) | a file | a run's folder
     head: Literal["softmax", "sigmoid"] = "softmax"
     dropout: float = Field(0.0, ge=0, lt=1)  # before the head
     frozen: bool | int = False  # true: all but the head; k: the stem and the first k stages
     options: dict[str, Any] = {}  # handed to the builder as they are
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scratch(cls, value: Any) -> Any:
+        plain = isinstance(value, dict) and value.get("name") in WITHOUT_WEIGHTS
+        return {"weights": "scratch"} | value if plain else value
 
 
 class Fit(Strict):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from stillwatch.errors import UserError
 from stillwatch.lab.models import classifier, weights
-from stillwatch.recipe import Net
+from stillwatch.lab.models.zoo import FILES, NETS
+from stillwatch.recipe import WITHOUT_WEIGHTS, Net
 
 TINY = "mobilenetv3_small_050"
 
@@ -447,3 +448,10 @@ def test_the_yolo_sized_rival_has_the_published_sizes_layer_by_layer() -> None:
     assert net.frozen_steps == 7  # the stem and three stages
     assert net.forward_from(net.frozen_forward(x)).logits.equal(out.logits)
     assert make("yolo-cls-n", 2, (64, 64), 1)(pictures(3, 64, 64, 1)).logits.shape == (3, 2)
+
+
+def test_an_own_net_without_imagenet_weights_starts_from_scratch() -> None:
+    assert set(WITHOUT_WEIGHTS) == set(NETS) - set(FILES)
+    for name in NETS:
+        assert Net(name=name).weights == ("scratch" if name in WITHOUT_WEIGHTS else "imagenet")
+    assert Net(name="smallcnn", weights="runs/a").weights == "runs/a"
