@@ -41,7 +41,7 @@ Figures: TypeAlias = Annotated[dict[str, int | float], BeforeValidator(lambda va
 
 
 class Majority(BaseModel):
-    """Score of the training split's most common label."""
+    """Score of the best constant answer."""
 
     label: str = ""
     valid_accuracy: float = 0.0
@@ -67,6 +67,7 @@ class RunInfo(BaseModel):
     seed: int | None = None
     majority: Majority = Majority()
     cost: Cost = {}
+    teacher_cost: Cost = {}
     processes: int | None = None
     best: Figures = {}  # epoch, and the figures on validation
     epochs: int | None = None
@@ -94,6 +95,24 @@ class RunInfo(BaseModel):
     side: Literal["teacher", "student"] | None = None
     runtime: str | None = None
     precision: str | None = None
+
+    @property
+    def learnt_nothing(self) -> str:
+        """Why its net is no better than one constant answer; "" where it is better."""
+        accuracy, majority = self.best.get("accuracy", 1.0), self.majority
+        if accuracy > majority.valid_accuracy:
+            return ""
+        return (
+            f"learnt nothing: its validation accuracy, {100 * accuracy:.1f} %, does not beat always saying "
+            f"{majority.label} ({100 * majority.valid_accuracy:.1f} %)"
+        )
+
+    @property
+    def above_teacher(self) -> str:
+        """Says that the student is larger than its teacher; "" where it is not."""
+        mine, theirs = self.cost.get("params", 0), self.teacher_cost.get("params", 0)
+        larger = f"the student has {mine:,} parameters, its teacher {theirs:,}: it is larger than what it learns from"
+        return larger if 0 < theirs < mine else ""
 
     def changed(self, **fields: Any) -> "RunInfo":
         return RunInfo.model_validate(self.model_dump(exclude_unset=True) | fields)

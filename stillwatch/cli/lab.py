@@ -23,6 +23,7 @@ def keys(example: str) -> Any:
     return typer.Argument(metavar="[KEY=VALUE]...", help=f"recipe keys to change, such as {example}")
 
 
+Anyway = Annotated[bool, typer.Option("--anyway", help="also a net that is no better than a constant answer")]
 Overrides = Annotated[list[str] | None, keys("fit.epochs=5")]
 
 
@@ -112,6 +113,7 @@ def prune(
     overrides: Annotated[list[str] | None, keys("prune.steps=3 or prune.fit={epochs=5}")] = None,
     keep: Annotated[float | None, typer.Option("--keep", help="share of the arithmetic to keep (prune.keep)")] = None,
     fresh: Fresh = False,
+    anyway: Anyway = False,
 ) -> None:
     """Remove the channels that matter least and fine-tune; also trains the narrower student that it must beat."""
     from stillwatch.lab.compression.prune import prune as work
@@ -119,18 +121,19 @@ def prune(
 
     changes = [*(overrides or ()), *([f"prune.keep={keep}"] if keep is not None else [])]
     parent = Run.open(run).amended(changes, ("prune",))
-    print_run(work(parent, RunOptions(run.parent, parent.text, fresh, progress())))
+    print_run(work(parent, RunOptions(run.parent, parent.text, fresh, progress()), anyway))
 
 
 @app.command(epilog="Example: stillwatch quantise runs/driving-pruned-001")
 def quantise(
     run: RunFolder,
     overrides: Annotated[list[str] | None, keys("quantise.frames=256 or quantise.fit={epochs=2}")] = None,
+    anyway: Anyway = False,
 ) -> None:
     """INT8: post-training, then in training if too much is lost. Every stage is judged and timed."""
     from stillwatch.lab.compression.quantise import quantise as work
 
-    made = work(Run.open(run).amended(overrides or (), ("quantise",)), run.parent, progress())
+    made = work(Run.open(run).amended(overrides or (), ("quantise",)), run.parent, progress(), anyway)
     table(
         (
             [
@@ -155,9 +158,7 @@ def export(
     form: Annotated[
         list[str] | None, typer.Option("--format", help="onnx-legacy, openvino or ncnn, besides onnx; repeatable")
     ] = None,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="also a net that is no better than a constant answer")
-    ] = False,
+    anyway: Anyway = False,
 ) -> None:
     """Make the bundle, the only folder that leaves the lab: files that answer as the trained net does, or an error."""
     from stillwatch.lab.export.packaging import export as work

@@ -241,6 +241,10 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
 def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
     found = [*_size(models[0]), *_seeds(models), *_training(models), *_teachers(models, figures)]
     for model in models:
+        for info in (entry.run.info for entry in model.entries):
+            said = (info.learnt_nothing and f"{info.id} {info.learnt_nothing}", info.above_teacher)
+            found += [f"{model.key.title}: {words}" for words in said if words]
+    for model in models:
         gap = figures[model.name].get("seen")
         if gap and gap["known"] - gap["new"] > GAP:
             found.append(

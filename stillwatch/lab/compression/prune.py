@@ -24,15 +24,16 @@ STUDENTS = ("distilled", "alone", "pruned")
 Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
-def prune(parent: Run, options: RunOptions) -> Run:
+def prune(parent: Run, options: RunOptions, anyway: bool = False) -> Run:
     """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the finished run.
 
     Channels are ranked by the norm of the weights that go with them (Fang et al. 2023, DepGraph, arXiv 2301.12900)
     among isomorphic layers (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616), in recipe.prune.steps equal steps,
     each fine-tuned. Resumes an interrupted run. Raises UserError, before a run is made, for an unfinished student,
-    changed data, or an unreachable prune.keep.
+    one that learnt nothing (unless `anyway`), changed data, or an unreachable prune.keep.
     """
     runs.require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
+    runs.require_learnt(parent, "not pruned", anyway, options.progress)
     recipe, net = parent.recipe, runs.load_net(parent)
     if net.frozen_steps:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")

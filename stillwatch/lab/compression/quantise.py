@@ -162,13 +162,15 @@ class Evaluator:
         return min(stages, key=lambda s: (s.share >= 1, max(s.drop, self.max_drop), s.share))
 
 
-def quantise(run: Run, root: Path | str = "runs", progress: Progress = NO_PROGRESS) -> Run:
+def quantise(run: Run, root: Path | str = "runs", progress: Progress = NO_PROGRESS, anyway: bool = False) -> Run:
     """Bring a finished run's net to INT8 as the recipe's [quantise] says; returns the finished run.
 
     info.stages has a row per StageResult. The best file is always written; info.kept and info.why say whether export
-    may use it. Raises UserError for an unfinished run, a run without a net, and changed data.
+    may use it. Raises UserError for an unfinished run, a run without a net, one that learnt nothing (unless `anyway`),
+    and changed data.
     """
     runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
+    runs.require_learnt(run, "not quantised", anyway, progress)
     recipe, data = run.recipe, dataset_of(run, progress)
     evaluator = Evaluator(data, recipe.quantise.max_drop)
     teacher, accelerator = runs.teacher_of(run), pipeline.device(recipe.fit_in("quantise"))

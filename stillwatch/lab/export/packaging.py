@@ -18,7 +18,7 @@ from stillwatch.inference import runtimes
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
 from stillwatch.lab.models.classifier import Classifier
-from stillwatch.lab.training.runs import TRAINED, Predict, learnt_nothing, load_net, require_finished
+from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished, require_learnt
 from stillwatch.media import image, synthetic
 from stillwatch.registry import bind
 from stillwatch.run import NO_PROGRESS, Progress, Run
@@ -128,10 +128,7 @@ def export(
     data have changed.
     """
     require_finished(run, TRAINED, "run with a net")
-    if (nothing := learnt_nothing(run)) and not anyway:
-        raise UserError(f"{run.path}: not exported: {nothing}. Train it longer, or --anyway")
-    if nothing:
-        progress.say(f"warning: {run.path}: {nothing}")
+    require_learnt(run, "not exported", anyway, progress)
     if int8:
         if int8.info.kind != "quantised" or int8.info.status != "done":
             raise UserError(f"{int8.path}: a {int8.info.kind} run ({int8.info.status}), not what `quantise` made")
@@ -234,7 +231,7 @@ def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Ru
             "ci95": metrics.interval(["macro_f1"], test.y, test.p, test.group)["macro_f1"],
         }
     return environment.get_template("CARD.md").render(
-        nothing=learnt_nothing(run),
+        nothing=run.info.learnt_nothing,
         manifest=manifest,
         run=manifest.run,
         heat=manifest.temperature,

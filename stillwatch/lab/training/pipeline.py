@@ -88,7 +88,10 @@ def _train_run(
 
     # ---- the net (before the data: a wrong word in the recipe should not have to wait for them)
     torch.manual_seed(plan.seed)
-    net = classifier.build(getattr(recipe, side).net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    spec = getattr(recipe, side).net
+    if spec.weights == "scratch":
+        progress.say(f'net {spec.name}: weights = "scratch": it starts from random weights')
+    net = classifier.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
     augment.plan(plan.augment, plan.seed)
     teacher_net = load_net(teacher) if teacher else None
 
@@ -102,7 +105,10 @@ def _train_run(
     # ---- the run: a new one, or one that was cut off
     run = create_or_resume(recipe, kind, teacher, data, accelerator, options)
     if accelerator.is_main_process:
-        run.note(cost=classifier.cost(net, recipe.data.hw, recipe.data.channels), processes=accelerator.num_processes)
+        cost, theirs = classifier.cost(net, recipe.data.hw, recipe.data.channels), teacher.info.cost if teacher else {}
+        run.note(cost=cost, teacher_cost=theirs, processes=accelerator.num_processes)
+        if run.info.above_teacher:
+            progress.say(run.info.above_teacher)
 
     # ---- fit, and judge the epoch that was kept
     with recording_failure(run, accelerator):

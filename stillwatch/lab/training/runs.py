@@ -1,7 +1,6 @@
 """Runs of the lab: creates or resumes them, loads their nets, finds and checks their teachers."""
 
 import csv
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +93,14 @@ def require_finished(run: Run, kinds: Sequence[str], what: str) -> None:
         raise UserError(f"{run.path}: a {kind} run ({status}); name a finished {what}")
 
 
+def require_learnt(run: Run, refused: str, anyway: bool, progress: Progress) -> None:
+    """Raises UserError for a net that learnt nothing; `anyway`: says it instead. refused: such as "not exported"."""
+    if (nothing := run.info.learnt_nothing) and not anyway:
+        raise UserError(f"{run.path}: {refused}: it {nothing}. Train it longer, or --anyway")
+    if nothing:
+        progress.say(f"warning: {run.path} {nothing}")
+
+
 def teacher_of(run: Run) -> Run | None:
     """None where the run trained alone."""
     name = run.info.parent if run.info.kind == "distilled" else run.info.teacher
@@ -163,11 +170,11 @@ def write_audit(run: Run, data: "Dataset") -> None:
     run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
     report = cached_audit(data.store, data.samples, data.recipe.labels, data.recipe.data.split)
     run.save_json("audit.json", report.model_dump())
-    most = Counter(data.y[data.rows["train"]].tolist()).most_common(1)[0][0]
-    share = float(np.mean(data.y[data.rows["valid"]] == most))
+    valid = data.y[data.rows["valid"]]
+    most = int(np.bincount(valid).argmax())
     run.note(
         fingerprint=data.store.fingerprint,
-        majority={"label": data.recipe.labels[most], "valid_accuracy": share},
+        majority={"label": data.recipe.labels[most], "valid_accuracy": float(np.mean(valid == most))},
         status="done" if run.info.kind == "audit" else "running",
     )
 
@@ -213,20 +220,9 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude={"root", "max_bad"})}
 
 
-def learnt_nothing(run: Run) -> str:
-    """Why a run's net is no better than the commonest label; "" where it is better."""
-    best, majority = run.info.best, run.info.majority
-    if best["accuracy"] > majority.valid_accuracy:
-        return ""
-    return (
-        f"its validation accuracy, {100 * best['accuracy']:.1f} %, does not beat always saying {majority.label} "
-        f"({100 * majority.valid_accuracy:.1f} %)"
-    )
-
-
 def check_teacher(teacher: Run, data: "Dataset") -> None:
     """Raises UserError for a teacher that learnt nothing or has seen the student's test samples."""
-    if nothing := learnt_nothing(teacher):
+    if nothing := teacher.info.learnt_nothing:
         raise UserError(f"{teacher.path}: refused as a teacher: {nothing}. Teach it longer, or with another fit.lr")
     seen = set(trained_on(teacher))
     held = [data.samples[row].id for split in ("valid", "test") for row in data.rows[split]]

@@ -156,7 +156,9 @@ def student(here: Path, *more: str, alone: bool = False) -> Run:
     if not alone:
         teacher = pipeline.teach(asked)
         teacher.note(best=teacher.info.best | {"accuracy": 1.0})  # whatever one epoch is worth
-    return pipeline.distil(asked, alone)
+    run = pipeline.distil(asked, alone)
+    run.note(best=run.info.best | {"accuracy": 1.0})
+    return run
 
 
 def test_a_pruned_run_and_the_baseline_beside_it(here: Path) -> None:
@@ -183,7 +185,7 @@ def test_a_pruned_run_and_the_baseline_beside_it(here: Path) -> None:
     assert load_net(narrow).head.out_features == 6
 
     # ---- a pruned run is pruned further, under the same teacher
-    further = prune.prune(Run.open(run.path).amended(["prune.keep=0.8"], ["prune"]), DESK)
+    further = prune.prune(Run.open(run.path).amended(["prune.keep=0.8"], ["prune"]), DESK, anyway=True)
     assert further.info.teacher == "toy-teacher-001"
     assert prune.epochs_in_all(further) == 5
     assert len(list(here.glob("runs/toy-narrow-*"))) == 2  # of another size, so another one
@@ -272,4 +274,7 @@ def test_who_is_refused(here: Path) -> None:
     split = student(here, "student.net={name='yolo-cls-n',weights='scratch'}", alone=True)
     with pytest.raises(UserError, match=r"net yolo-cls-n: torch-pruning cannot take it apart \(IndexError: "):
         prune.prune(split, DESK)
+    parent.note(best=parent.info.best | {"accuracy": 0.0})
+    with pytest.raises(UserError, match=r"toy-distilled-001: not pruned: it learnt nothing"):
+        prune.prune(parent, DESK)
     assert not list(here.glob("runs/toy-pruned-*"))

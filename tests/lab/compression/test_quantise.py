@@ -12,6 +12,7 @@ import pytest
 
 from stillwatch import metrics
 from stillwatch.errors import UserError
+from stillwatch.evaluation.report.report import assess
 from stillwatch.inference import runtimes, timing
 from stillwatch.lab.compression.quantise import Evaluator, StageResult, quantise, spread
 from stillwatch.lab.data.dataset import load_dataset
@@ -287,3 +288,19 @@ def test_which_stage_is_best(stages: list[dict[str, Any]], best: int) -> None:
     made = [judged(**stage) for stage in stages]
     evaluator = Evaluator(data=None, max_drop=0.5)  # type: ignore[arg-type]
     assert evaluator.best(made) is made[best]
+
+
+def test_a_net_that_learnt_nothing_is_quantised_only_on_demand_and_the_report_says_so(student: Run) -> None:
+    student.note(best=student.info.best | {"accuracy": 0.0})
+    with pytest.raises(UserError, match=r"not quantised: it learnt nothing: .* does not beat always saying .*--anyway"):
+        quantise(student, student.path.parent)
+    assert not list(student.path.parent.glob("*quantised*"))
+    said: list[str] = []
+    made = quantise(student, student.path.parent, NO_PROGRESS._replace(say=said.append), anyway=True)
+    assert "warning: " in said[0]
+    made.note(best=made.info.best | {"accuracy": 0.0})
+    warnings = assess([student, made])[0]["warnings"]
+    assert [line.split(": ")[0] for line in warnings if "learnt nothing" in line] == [
+        "Student distilled",
+        "Student INT8",
+    ]

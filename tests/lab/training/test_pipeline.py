@@ -11,14 +11,15 @@ import torch
 import toys
 
 from stillwatch.errors import UserError
+from stillwatch.evaluation.report.report import assess
 from stillwatch.lab.data import audit, cache
 from stillwatch.lab.data.dataset import dataset_of, image_lookup, load_dataset
 from stillwatch.lab.models import classifier
 from stillwatch.lab.training import inputs, pipeline
-from stillwatch.lab.training.runs import load_net, predictor
+from stillwatch.lab.training.runs import load_net, predictor, write_audit
 from stillwatch.predictions import read
 from stillwatch.recipe import Recipe, check
-from stillwatch.run import Run
+from stillwatch.run import NO_PROGRESS, Majority, Run
 
 LABELS = ["SafeDriving", "Yawn"]
 WARP = [{"name": "crop", "scale": 0.8}, "contrast", "noise"]
@@ -273,3 +274,26 @@ def test_data_that_changed_are_named(tmp_path: Path) -> None:
     (tmp_path / "data" / LABELS[1] / "person1" / "1.jpg").unlink()
     with pytest.raises(UserError, match=r"1 new \(such as .*new\.jpg\), 1 gone \(such as .*person1/1\.jpg\); put"):
         dataset_of(run)
+
+
+def test_a_student_larger_than_its_teacher_is_said(tmp_path: Path) -> None:
+    small = {"name": "mnist-cnn", "options": {"width": 4}}
+    asked = recipe(teacher__net=small, student__net=small | {"options": {"width": 5}}, fit__epochs=1)
+    teacher = taught(asked, tmp_path)
+    said: list[str] = []
+    run = pipeline.distil(asked, root=tmp_path, progress=NO_PROGRESS._replace(say=said.append))
+    numbers = f"{run.info.cost['params']:,} parameters, its teacher {teacher.info.cost['params']:,}"
+    assert numbers in run.info.above_teacher
+    assert run.info.above_teacher in said
+    assert sum("random weights" in line for line in said) == 1
+    assert any(numbers in line for line in assess([teacher, run])[0]["warnings"])
+
+
+def test_a_constant_answer_is_measured_by_the_best_one(tmp_path: Path) -> None:
+    """Not by the label that is commonest in training: a student may say another one alone."""
+    run, data = pipeline.inspect(recipe(), tmp_path)
+    rows = data.rows["valid"]
+    data.y[rows] = 1
+    data.y[rows[0]] = 0
+    write_audit(run, data)
+    assert run.info.majority == Majority(label=recipe().labels[1], valid_accuracy=1 - 1 / len(rows))
