@@ -2,7 +2,8 @@
 
 A Server's `fault` may be changed at any time: "" is well; "freeze" sends nothing more; "still" repeats one picture;
 "drop" ends every connection; "refuse" is not there; "deaf" takes connections and never answers; "garbage" sends bytes
-that are no picture; "slow" sends one picture in 0.8 s. `size` may be changed too.
+that are no picture; "cut" sends every second picture without its lower half, in turns with and without an end mark;
+"slow" sends one picture in 0.8 s. `size` may be changed too.
 """
 
 import io
@@ -149,6 +150,8 @@ class Server:
         one.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=" + BOUNDARY + b"\r\n\r\n")
         for number in self._numbers():
             data = np.random.default_rng(number).bytes(4000) if self._fault == "garbage" else _jpeg(number, self.size)
+            if self._fault == "cut" and number % 2:
+                data = data[: len(data) // 2] + (b"\xff\xd9" if number % 4 == 1 else b"")
             head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(data))
             one.sendall(head + data + b"\r\n")
 

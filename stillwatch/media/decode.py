@@ -69,6 +69,16 @@ def read_picture(path: Path) -> Picture | str:
         return f"cannot be decoded: {one_line(error)}"
     if image is None or not image.size:
         return "cannot be decoded"
+    # A JPEG whose data end before its end mark is filled with this gray, to a corner
+    if raw.startswith(b"\xff\xd8") and (image[[0, 0, -1, -1], [0, -1, 0, -1]] == 128).all(-1).any():
+        try:
+            strict = av.CodecContext.create("mjpeg", "r")
+            strict.options = {"err_detect": "explode"}
+            strict.decode(Packet(raw))
+        except av.error.InvalidDataError:
+            return "truncated"
+        except av.FFmpegError:  # a kind of JPEG that FFmpeg does not know
+            pass
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 
@@ -144,22 +154,39 @@ def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContai
 def frames(container: InputContainer, damaged: Callable[[str], None] | None = None) -> Iterator[VideoFrame]:
     """The first video stream, in display order.
 
-    damaged: called for each bad packet; it and corrupt frames are skipped. Without it corrupt frames come too
-    (`frame.is_corrupt`), and a bad packet raises av.FFmpegError. Live cameras use packet_frames().
+    damaged: hears of each frame that WholeFrames leaves out. Without it corrupt frames come too
+    (`frame.is_corrupt`), and a bad packet raises av.FFmpegError.
     """
+    whole = WholeFrames(damaged) if damaged else Packet.decode
     for packet in container.demux(video=0):
-        yield from packet.decode() if damaged is None else packet_frames(packet, damaged)
+        yield from whole(packet)
 
 
-def packet_frames(packet: Packet, damaged: Callable[[str], None]) -> list[VideoFrame]:
-    """The whole frames that this packet completes; `damaged` hears of a bad packet."""
-    try:
-        return [frame for frame in packet.decode() if not frame.is_corrupt]
-    except av.EOFError:
-        return []
-    except av.FFmpegError as error:
-        damaged(f"a packet that cannot be decoded: {one_line(error)}")
-        return []
+class WholeFrames:
+    """One stream's packets -> the frames that they complete, without corrupt ones.
+
+    After a bad packet or a corrupt frame the next ones may refer to it: they too are left out, up to a keyframe.
+    """
+
+    def __init__(self, damaged: Callable[[str], None]):
+        """damaged: called for each packet or frame that is left out."""
+        self._damaged, self._broken = damaged, False
+
+    def __call__(self, packet: Packet) -> list[VideoFrame]:
+        whole: list[VideoFrame] = []
+        try:
+            for frame in packet.decode():
+                self._broken = frame.is_corrupt or (self._broken and not frame.key_frame)
+                if self._broken:
+                    self._damaged("a damaged picture")
+                else:
+                    whole.append(frame)
+        except av.EOFError:
+            pass
+        except av.FFmpegError as error:
+            self._broken = True
+            self._damaged(f"a packet that cannot be decoded: {one_line(error)}")
+        return whole
 
 
 def times_of(path: Path) -> list[float] | str:
@@ -215,12 +242,13 @@ def clips(
     kept: dict[int, Picture | str] = {}
     rgb = ToRgb()
     number = -1
-    reason = ""
+    reason, broken = "", False
     try:
         with open_film(path, threads) as container:
             for number, frame in enumerate(frames(container)):
+                broken = frame.is_corrupt or (broken and not frame.key_frame)
                 if number in numbers:
-                    kept[number] = "damaged frame" if frame.is_corrupt else fit(rgb(frame))
+                    kept[number] = "damaged frame" if broken else fit(rgb(frame))
                 while waiting and waiting[-1][-1] <= number:
                     window = waiting.pop()
                     yield window, _whole(window, kept)

@@ -197,7 +197,8 @@ class Watch:
         if p is not None:
             self.board.update(slot.name, p=[round(float(value), 4) for value in p])
         gauge = float(slot.alarm.gauge)
-        self.board.update(slot.name, status=frame.status, gauge=gauge, age_ms=1e3 * age, seen=time.time())
+        status = "damaged" if frame.status == "ok" and slot.camera.damaged else frame.status
+        self.board.update(slot.name, status=status, gauge=gauge, age_ms=1e3 * age, seen=time.time())
 
     def tick(self) -> None:
         now = time.monotonic()

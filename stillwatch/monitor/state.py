@@ -21,6 +21,7 @@ COUNTERS = {
     "reconnects": "Times a camera's stream was opened again",
     "respawns": "Times a camera's process was started again",
     "bytes": "Bytes that came from a camera",
+    "damaged": "Pictures that arrived damaged and were left out",
 }
 
 

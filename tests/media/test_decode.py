@@ -8,9 +8,10 @@ import av
 import cv2
 import numpy as np
 import pytest
+import streams
 from PIL import Image
 
-from stillwatch.media.decode import MAX_PIXELS, clips, read_picture, times_of
+from stillwatch.media.decode import MAX_PIXELS, WholeFrames, clips, read_picture, times_of
 
 
 def corner() -> np.ndarray:
@@ -82,3 +83,30 @@ def test_sizes_are_read_before_pixels(tmp_path: Path) -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(bomb)
     assert read_picture(tmp_path / "bomb.png") == f"{side}×{side} pixels: more than 100 million"
+
+
+def test_a_frame_that_refers_to_a_damaged_one_is_damaged_too(tmp_path: Path) -> None:
+    with av.open(str(streams.film(tmp_path / "a.ts", 2))) as container:
+        stream = container.streams.video[0]
+        said: list[str] = []
+        whole, shown = WholeFrames(said.append), []
+        for number, packet in enumerate(container.demux(stream)):
+            if number == 7:
+                half = av.Packet(bytes(packet)[: packet.size // 2])
+                half.pts, half.dts, half.stream = packet.pts, packet.dts, stream
+                packet = half
+            shown += [frame.pts for frame in whole(packet)]
+    first, step = shown[0], shown[1] - shown[0]
+    assert [(pts - first) // step for pts in shown] == [*range(7), *range(10, 20)], "a keyframe each second"
+    assert said == ["a damaged picture"] * 3
+
+
+def test_a_picture_whose_data_end_before_its_end_mark_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    for image in (streams.picture(1, (96, 128)), np.full((96, 128, 3), 128, np.uint8)):
+        cv2.imwrite(str(path), image)
+        assert not isinstance(read_picture(path), str)
+    raw = cv2.imencode(".jpg", streams.picture(1, (96, 128)))[1].tobytes()
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(raw[: int(share * len(raw))] + b"\xff\xd9")
+        assert read_picture(path) == "truncated", share

@@ -26,7 +26,7 @@ DANGER = np.full(SHAPE, (0, 255, 0), np.uint8)
 class Fake:
     """A camera without a process: frames are put in by the test, what the loop asks for is written down."""
 
-    live = True
+    live, damaged = True, False
 
     def __init__(self, camera: CameraConfig, keep: Keep, shape: tuple[int, ...], how: str):
         if camera.source == "bad":

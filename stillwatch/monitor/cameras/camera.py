@@ -19,7 +19,8 @@ from stillwatch.monitor.config import CameraConfig, Keep
 from stillwatch.rules.alarm import Status
 
 State = Literal["starting", "live", "lost", "ended", "failed"]
-COUNTERS = ("frames", "dropped", "stalls", "reconnects", "respawns", "bytes")
+COUNTERS = ("frames", "dropped", "stalls", "reconnects", "respawns", "bytes", "damaged")
+PULSE = ("dropped", "reconnects", "bytes", "damaged")  # counted by the child
 GRACE = 4.0  # seconds beyond twice the stall in which a child must say that it is alive
 YOUNG = 20.0  # seconds in which a child must have come up
 SETTLED = 10.0  # seconds after which a child that died is not held to be one that cannot live
@@ -56,6 +57,7 @@ class Camera:
             faces.model()
         self.state: State = "starting"
         self.words = "starting"
+        self.damaged = False  # a share of its pictures is, which are left out
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.connection: Channel | None = None
         self._settings = (config, keep, shape, fit)
@@ -140,7 +142,7 @@ class Camera:
                 self._respawn = time.monotonic() + next(self._backoff)
                 return
         self.connection = Channel(mine, blocking=False, load=load_plain)
-        self._respawn = None
+        self._respawn, self.damaged = None, False
         self._born = self._heard = self._seen = time.monotonic()
         # Over the channel and not as arguments: those can be read by every user of the machine
         self._send("begin", *self._settings, self._position)
@@ -181,11 +183,13 @@ class Camera:
                 self.counters["frames"] += 1
                 self._position = (index + 1, seconds)
                 if not self._stopping:
-                    self._set("live", "live")
+                    self._set("live", "some pictures arrive damaged and are left out" if self.damaged else "live")
                 self._inbox.append(Frame(self.config.name, index, seconds, image, status, captured))
             case ("pulse", *counts):
-                for name, count in zip(("dropped", "reconnects", "bytes"), counts, strict=True):
+                for name, count in zip(PULSE, counts, strict=True):
                     self.counters[name] = self._earlier.get(name, 0) + count
+            case ("damaged", damaged):
+                self.damaged = damaged
             case ("lost", words, stalled):
                 self.counters["stalls"] += self.state == "live" and stalled
                 self._set("lost", words)
@@ -222,7 +226,7 @@ class Camera:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-        self._earlier = {name: self.counters[name] for name in ("dropped", "reconnects", "bytes")}
+        self._earlier = {name: self.counters[name] for name in PULSE}
         for event, path in self._clips.items():  # fragmented, so what reached the disk can be played
             part = path.with_name(path.name + ".part")
             if part.is_file() and part.stat().st_size:

@@ -20,7 +20,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from stillwatch.errors import UserError
-from stillwatch.media.decode import Picture, ToRgb, packet_frames
+from stillwatch.media.decode import Picture, ToRgb, WholeFrames
 from stillwatch.media.image import fit
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.blur import Blur
@@ -33,6 +33,7 @@ from stillwatch.monitor.config import CameraConfig, Keep
 Fit = Literal["stretch", "letterbox", "crop"]
 PULSE = 0.5  # seconds between two signs of life
 STEADY = 5.0  # seconds of pictures after which the back-off begins anew
+SHARE, PICTURES = 0.1, 30  # of so many pictures, about: where more arrive damaged, it is said
 PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG quality
 
 
@@ -137,7 +138,8 @@ class CaptureProcess:
         self._public: tuple[VideoFrame, Picture] | None = None
         self._blurring = threading.Lock()
         self._pulsed = 0.0
-        self._bytes = self._reconnects = 0
+        self._bytes = self._reconnects = self._damaged = 0
+        self._damage, self._said = 0.0, False  # the share of damaged pictures lately; whether it was said to be large
         self._trouble = ""
 
     # --- messages
@@ -152,7 +154,7 @@ class CaptureProcess:
         now = time.monotonic()
         if now - self._pulsed >= PULSE:
             self._pulsed = now
-            self.send("pulse", self._sender.dropped, self._reconnects, self._bytes)
+            self.send("pulse", self._sender.dropped, self._reconnects, self._bytes, self._damaged)
 
     def public(self, frame: VideoFrame) -> Picture:
         with self._blurring:
@@ -194,6 +196,18 @@ class CaptureProcess:
         if words != self._trouble:  # said once, not with every packet
             self._trouble = words
             self.send("trouble", words)
+
+    def _count(self, damaged: bool) -> None:
+        self._damaged += damaged
+        self._damage += (damaged - self._damage) / PICTURES
+        if self._damage > SHARE if not self._said else self._damage < SHARE / 2:
+            self._said = not self._said
+            self.send("damaged", self._said)
+
+    def _spoilt(self, words: str) -> None:
+        if not self._damaged:  # said once; the share is said where it is large
+            self._warn(words)
+        self._count(damaged=True)
 
     # --- frames
 
@@ -243,6 +257,8 @@ class CaptureProcess:
         bursts = bool(source.BURSTS.intersection(container.format.name.split(",")))
         clock = PlaybackClock(1.0 if bursts else 0.0, longest=self.config.stall)
         to_rgb, started = ToRgb(), False
+        # Errors before the first keyframe are normal
+        whole = WholeFrames(lambda words: self._spoilt(words) if started else None)
         arrivals: dict[int | None, float] = {}
         good = time.monotonic()
         for packet in container.demux():
@@ -259,9 +275,12 @@ class CaptureProcess:
             arrivals[packet.pts] = now
             if intra and not self._limiter.due(now):
                 continue
-            # Errors before the first keyframe are normal
-            for raw in packet_frames(packet, self._warn if started else lambda words: None):
+            frames = whole(packet)
+            if intra and not frames:  # the next one takes its turn
+                self._limiter = RateLimiter(self.config.fps)
+            for raw in frames:
                 good, started = arrivals.get(raw.pts, now), True
+                self._count(damaged=False)
                 if intra or self._limiter.due(good):
                     frame = VideoFrame(raw, good, good, to_rgb)
                     self._record(frame)
@@ -273,19 +292,20 @@ class CaptureProcess:
             if self._remux:
                 self._remux.push(packet, now)
             if now - good > patience:
-                raise Stalled(f"nothing that can be decoded for {self.config.stall:g} s")
+                raise Stalled(f"no whole picture for {self.config.stall:g} s")
 
     def _watch_file(self) -> None:
         """Raises where the file cannot be read."""
         clock, to_rgb = PlaybackClock(self.config.speed), ToRgb()
-        start, again = 0.0, True
+        start, again, whole = 0.0, True, WholeFrames(self._spoilt)
         while again:
             with source.open_video(self.config.source) as container:
                 stream = container.streams.video[0]
                 self._open_remux(stream)
                 packet_clock, frame_clock = FileClock(stream, start), FileClock(stream, start)
                 for packet in container.demux(stream):
-                    for raw in packet_frames(packet, self._warn):
+                    for raw in whole(packet):
+                        self._count(damaged=False)
                         frame = VideoFrame(raw, frame_clock.time(raw), 0.0, to_rgb)
                         if self._limiter.due(frame.time) and not self._show(frame, clock):
                             return

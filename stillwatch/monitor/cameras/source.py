@@ -289,6 +289,8 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
         if codec is None:
             raise ValueError("its codec is unknown")
         codec.thread_count, codec.thread_type = 1, "SLICE"  # each frame thread would add a frame of delay
+        if codec.name == "mjpeg":  # else a picture that was cut off is filled with gray
+            codec.options = {"err_detect": "explode"}
         if what != "file":
             codec.flags |= LOW_DELAY
     except BaseException:

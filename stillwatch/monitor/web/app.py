@@ -89,7 +89,8 @@ def metrics(hub: Hub) -> Response:
     level = hub.gauges.level
     for camera in hub.board.cameras():
         name = camera["name"]
-        level("camera_watching", "1: pictures come and can be judged", plain(camera)[0] == "watching", camera=name)
+        judged = plain(camera)[0] in ("watching", "damaged")
+        level("camera_watching", "1: pictures come and can be judged", judged, camera=name)
         level("viewers", "Who looks at its pictures now", hub.board.viewers(name), camera=name)
     level("ready", "1: every camera has been looked at, or has failed", hub.board.ready)
     if hub.store:

@@ -16,10 +16,11 @@ CONDITIONS = {
     "lost": "No signal",
     "frozen": "Picture frozen",
     "black": "Dark, or the lens is covered",
+    "damaged": "Some pictures arrive damaged",
     "ended": "The film has ended",
     "failed": "Cannot be opened",
 }
-Condition = Literal["starting", "watching", "lost", "frozen", "black", "ended", "failed"]
+Condition = Literal["starting", "watching", "lost", "frozen", "black", "damaged", "ended", "failed"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Camera(BaseModel):
     source: str | None = Field(None, description="Without its credentials")
     state: str
     live: bool | None = Field(None, description="false: a film or a folder, not a camera")
-    status: str | None = Field(None, description="Of the newest picture: ok, black, frozen, lost")
+    status: str | None = Field(None, description="Of the newest picture: ok, black, frozen, damaged, lost")
     condition: Condition = Field(description="Both in one word")
     says: str = Field(description="And in words for a person")
     since: float | None = Field(None, description="When that began, seconds since 1970, where it is known")
@@ -129,9 +130,9 @@ def plain(fields: Mapping[str, Any]) -> tuple[Condition, str]:
     if state != "live":
         condition: Condition = state if state in CONDITIONS else "starting"
     else:
-        condition = status if status in ("lost", "frozen", "black") else "watching"
+        condition = status if status in ("lost", "frozen", "black", "damaged") else "watching"
     says = CONDITIONS[condition]
-    return condition, f"{says}: {words}" if words and condition not in ("watching", "frozen", "black") else says
+    return condition, f"{says}: {words}" if words and state != "live" else says
 
 
 def finite(value: Any) -> float | None:

@@ -58,7 +58,7 @@ class StreamHub:
         """Fields of the model Camera."""
         fields = next(fields for fields in self.board.cameras() if fields["name"] == name)
         condition, says = plain(fields)
-        seen = condition in ("watching", "frozen", "black")
+        seen = condition in ("watching", "frozen", "black", "damaged")
         p = fields.get("p") if seen else None
         since = (fields.get("seen") if condition in ("lost", "ended") else None) or fields.get("since")
         return {

@@ -251,6 +251,19 @@ def test_every_fault_is_noticed_and_comes_back_and_no_other_camera_sees_any_of_i
         assert np.diff([frame.captured for frame in healthy.frames]).max() < 1.5
 
 
+def test_a_picture_that_is_cut_off_is_counted_and_never_looked_at(watched: Any) -> None:
+    with streams.Server("mjpeg", fault="cut") as server:
+        cab = watched(server.url)
+        cab.until(lambda: cab.camera.damaged and cab.camera.counters["damaged"] >= 10)
+        cab.until(cab.more(10))
+        assert (cab.camera.state, cab.camera.counters["stalls"]) == ("live", 0)
+        assert cab.camera.words == "some pictures arrive damaged and are left out"
+        assert len(cab.of("trouble")) == 1
+        server.fault = ""
+        cab.until(lambda: cab.camera.words == "live")
+    assert min(frame.image[-8:].std() for frame in cab.frames) > 3, "what decoders fill in has one shade"
+
+
 def test_a_stream_that_comes_in_pieces_is_seen_in_its_own_time(watched: Any, tmp_path: Path) -> None:
     streams.pieces(streams.film(tmp_path / "a.mp4", 4), tmp_path / "a.m3u8")
     handler = partial(SilentFiles, directory=str(tmp_path))

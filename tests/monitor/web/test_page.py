@@ -204,6 +204,9 @@ def test_what_is_not_live_is_gray_and_says_since_when(chromium: Any, street: Str
         shade(street, "cab", 90)
         cab.get_by_text("Live", exact=True).wait_for()
         assert over.is_hidden()
+        live(street, "cab", status="damaged")  # those that are whole are shown
+        cab.locator(".pill").get_by_text("Some pictures arrive damaged").wait_for()
+        assert over.is_hidden() and cab.get_attribute("data-fresh") == "yes"
 
 
 def test_a_picture_that_stops_is_not_shown_as_live(chromium: Any, street: Street) -> None:

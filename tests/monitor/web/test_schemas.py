@@ -16,6 +16,7 @@ from stillwatch.monitor.web.schemas import CONDITIONS, Condition, finite, plain
         ({"state": "live"}, "watching", "Watching"),
         ({"state": "live", "status": "frozen"}, "frozen", "Picture frozen"),
         ({"state": "live", "status": "black"}, "black", "Dark, or the lens is covered"),
+        ({"state": "live", "status": "damaged", "words": "some"}, "damaged", "Some pictures arrive damaged"),
         ({"state": "live", "status": "lost"}, "lost", "No signal"),
         ({"state": "lost", "status": "ok", "words": "timed out"}, "lost", "No signal: timed out"),
         ({"state": "ended", "status": "black"}, "ended", "The film has ended"),

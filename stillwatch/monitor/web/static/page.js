@@ -170,7 +170,7 @@ function freshen(it) {
   const patience = Math.max(STALE, fields.fps ? 3000 / fields.fps : 0);
   let condition = fields.condition;
   if (heard.lostAt) condition = "cut";
-  else if (condition === "watching" && (!it.picture || quiet > patience)) condition = "stale";
+  else if (["watching", "damaged"].includes(condition) && (!it.picture || quiet > patience)) condition = "stale";
   const last = it.picture ? `Last picture ${clock(it.picture)}.` : "";
   const since = fields.since || it.began;
   const head = fields.says.split(": ")[0];
@@ -183,14 +183,15 @@ function freshen(it) {
     failed: [head, reason],
     ended: [head, it.picture ? last : ""],
   }[condition] || [head, `since ${clock(since)}${reason ? ` · ${reason}` : ""}. ${condition === "lost" ? last : ""}`];
+  const live = condition === "watching" || condition === "damaged";
   flag(it.root, "condition", condition);
-  flag(it.root, "fresh", condition === "watching" ? "yes" : "no");
+  flag(it.root, "fresh", live ? "yes" : "no");
   write(it.pill, condition !== "watching" ? says[0] : fields.live === false ? "Playing" : "Live");
   write(it.strong, says[0]);
   write(it.why, says[1].trim());
-  it.over.hidden = condition === "watching";
+  it.over.hidden = live;
   const age = fields.age_ms === null || fields.age_ms === undefined ? "" : ` · ${Math.round(fields.age_ms)} ms`;
-  write(it.pace, condition === "watching" && fields.fps ? `${fields.fps.toFixed(0)} fps${age}` : "");
+  write(it.pace, live && fields.fps ? `${fields.fps.toFixed(0)} fps${age}` : "");
   it.pace.hidden = !it.pace.textContent;
   it.canvas.setAttribute("aria-label", condition === "watching" ? `Live picture of ${it.name}` : `${it.name}: ${says[0]}`);
 }
