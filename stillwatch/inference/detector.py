@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stillwatch import bundle
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError, nearest
-from stillwatch.inference import runtimes
+from stillwatch.inference import face_reader, runtimes
 from stillwatch.inference.timing import cores, machine, race
 from stillwatch.media import image
 from stillwatch.recipe import Rule
@@ -151,6 +151,7 @@ def diagnosis() -> list[str]:
     memory = f", {about.memory / 2**30:.1f} GiB" if about.memory else ""
     lines = [f"{about.cpu}, {about.cores} cores{memory}"]
     lines += [f"  {name:12} {version}" for name, version in about.runtimes.items()]
+    lines.append(f"  {'faces':12} {face_reader.found()}")
     known = choices()
     lines.append("" if known else "no bundle was run here yet: stillwatch doctor BUNDLE measures one")
     for one in known:

@@ -24,16 +24,27 @@ class Session(NamedTuple):
     takes: int | None
 
 
+class Ports(NamedTuple):
+    """What a file takes and gives: several outputs are joined into one; pixels times `scale` where it takes floats."""
+
+    shape: Shape  # of one sample
+    outputs: int = 1
+    scale: float = 1.0
+
+
 class Runtime(NamedTuple):
     formats: tuple[str, ...]
     needs: str
-    open: Callable[[Path, Shape, int, int], Session]  # (file, shape of one sample, threads, batch)
+    open: Callable[[Path, Ports, int, int], Session]  # (file, its ports, threads, batch)
 
 
-def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 1) -> Predict:
+def open(
+    path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 1, outputs: int = 1, scale: float = 1.0
+) -> Predict:
     """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time.
 
     shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad.
+    outputs, scale: of a file that is not a bundle's (ONNX alone).
     Raises UserError for an unknown or missing runtime, or an unreadable or misshapen file. The function raises
     ValueError for other pictures.
     """
@@ -50,7 +61,7 @@ def open(path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return _whole(entry.open(path, shape, threads, batch), shape)
+        return _whole(entry.open(path, Ports(shape, outputs, scale), threads, batch), shape)
     except UserError as error:
         raise UserError(f"{path}: {runtime}: {error}") from None
     except Exception as error:  # each library has exceptions of its own, and no common ancestor below this one
@@ -112,9 +123,9 @@ def _whole(session: Session, shape: Shape) -> Predict:
     return predict
 
 
-def _only(found: list[Any], what: str) -> Any:
-    if len(found) != 1:
-        raise UserError(f"the file has {len(found)} {what}s; wanted: one")
+def _only(found: list[Any], what: str, wanted: int = 1) -> Any:
+    if len(found) != wanted:
+        raise UserError(f"the file has {len(found)} {what}s; wanted: {'one' if wanted == 1 else wanted}")
     return found[0]
 
 
@@ -134,7 +145,7 @@ def _fitting(found: list[Any], shape: Shape) -> int | None:
     return sides[0]
 
 
-def _onnxruntime(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     telemetry_off()
     import onnxruntime as ort
 
@@ -147,25 +158,35 @@ def _onnxruntime(path: Path, shape: Shape, threads: int, batch: int) -> Session:
     # A camera computes a few milliseconds and waits for the next frame: threads that spin meanwhile heat the board
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    entrance, way_out = _only(session.get_inputs(), "input"), _only(session.get_outputs(), "output")
-    takes, outputs, feed = _fitting(entrance.shape, shape), [way_out.name], entrance.name
+    entrance = _only(session.get_inputs(), "input")
+    _only(session.get_outputs(), "output", ports.outputs)
+    takes, feed = _fitting(entrance.shape, ports.shape), entrance.name
     if entrance.type == "tensor(uint8)":
-        return Session(lambda x: session.run(outputs, {feed: x})[0], takes)
+        return Session(lambda x: _joined(session.run(None, {feed: x})), takes)
     if entrance.type != "tensor(float)":
         raise UserError(f"the file takes {entrance.type}; wanted: uint8 or float")
     # onnx-legacy: the same pixels 0..255, but as floats, which is what TensorRT 8 takes
-    return Session(lambda x: session.run(outputs, {feed: x.astype(np.float32)})[0], takes)
+    return Session(lambda x: _joined(session.run(None, {feed: _floats(x, ports.scale)})), takes)
 
 
-def _openvino(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+def _joined(outputs: list[Any]) -> NDArray[Any]:
+    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
+
+
+def _floats(x: NDArray[np.uint8], scale: float) -> NDArray[np.float32]:
+    return x.astype(np.float32) if scale == 1 else np.multiply(x, scale, dtype=np.float32)
+
+
+def _openvino(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     with no_telemetry():
         core = importlib.import_module("openvino").Core()
     model = core.read_model(path)
-    entrance, _ = _only(model.inputs, "input"), _only(model.outputs, "output")
+    entrance = _only(model.inputs, "input")
+    _only(model.outputs, "output", ports.outputs)
     sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
-    takes = _fitting(sides, shape) or batch
+    takes = _fitting(sides, ports.shape) or batch
     if entrance.partial_shape.is_dynamic:
-        model.reshape({entrance: [takes, *shape]})
+        model.reshape({entrance: [takes, *ports.shape]})
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
@@ -177,13 +198,15 @@ def _openvino(path: Path, shape: Shape, threads: int, batch: int) -> Session:
     kind = entrance.element_type.to_dtype()
 
     def run(x: NDArray[np.uint8]) -> NDArray[Any]:
-        request.infer([x.astype(kind, copy=False)], share_inputs=True)
-        return np.array(request.get_output_tensor(0).data)  # a copy: the next call writes into the same tensor
+        fed = _floats(x, ports.scale) if kind == np.float32 else x.astype(kind, copy=False)
+        request.infer([fed], share_inputs=True)
+        # a copy: the next call writes into the same tensors
+        return np.array(_joined([request.get_output_tensor(place).data for place in range(ports.outputs)]))
 
     return Session(run, takes)
 
 
-def _ncnn(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+def _ncnn(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     """pnnx's two files: float pixels 0..255 (H,W,C) in, K probabilities out; one picture a call."""
     import ncnn
 
@@ -203,20 +226,20 @@ def _ncnn(path: Path, shape: Shape, threads: int, batch: int) -> Session:
         extractor.input(entrance, ncnn.Mat(pixels))
         failed, p = extractor.extract(way_out)
         if failed:
-            raise UserError(f"ncnn stopped with code {failed} on a picture of {shape}")
+            raise UserError(f"ncnn stopped with code {failed} on a picture of {ports.shape}")
         return np.array(p).reshape(1, -1)
 
     return Session(run, 1)
 
 
-def _litert(path: Path, shape: Shape, threads: int, batch: int) -> Session:
+def _litert(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
     entrance = _only(interpreter.get_input_details(), "input")
     way_out = _only(interpreter.get_output_details(), "output")
-    takes = _fitting([int(side) for side in entrance["shape"]], shape)
+    takes = _fitting([int(side) for side in entrance["shape"]], ports.shape)
 
     def run(x: NDArray[np.uint8]) -> NDArray[Any]:
         interpreter.set_tensor(entrance["index"], x.astype(entrance["dtype"], copy=False))

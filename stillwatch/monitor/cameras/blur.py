@@ -6,7 +6,8 @@ from typing import Literal
 import cv2
 
 from stillwatch.media.decode import Picture
-from stillwatch.media.faces import Box, YuNet
+from stillwatch.media.faces import YuNet
+from stillwatch.media.points import Box
 
 GROWN = 0.35  # of a face's box, on each side: hair and chin
 HELD = 1.0  # seconds that a face stays blurred after it was last found there
@@ -19,7 +20,7 @@ class Blur:
     def __init__(self, how: Literal["none", "faces", "all"], find: Callable[[Picture], list[Box]] | None = None):
         """find: the face detector; None: YuNet. Raises UserError where its weights are missing."""
         self.how = how
-        self._find = (find or YuNet()) if how == "faces" else None
+        self._find = (find or boxes(YuNet())) if how == "faces" else None
         self._held: list[tuple[float, Box]] = []
 
     def __call__(self, image: Picture, seconds: float) -> Picture:
@@ -42,6 +43,10 @@ class Blur:
             if rows.start < rows.stop and columns.start < columns.stop:
                 out[rows, columns] = _pixelate(out[rows, columns], FACE_BLOCKS, FACE_BLOCKS)
         return out
+
+
+def boxes(detect: YuNet) -> Callable[[Picture], list[Box]]:
+    return lambda image: [found.box for found in detect(image)]
 
 
 def _pixelate(image: Picture, across: int, down: int) -> Picture:

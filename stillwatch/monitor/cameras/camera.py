@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.media import faces
+from stillwatch.errors import UserError
+from stillwatch.media import weights
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.channel import Channel, load_plain
 from stillwatch.monitor.config import CameraConfig, Keep
@@ -54,7 +55,10 @@ class Camera:
         self.config = config
         self.live = source.is_live(config.source)
         if config.blur == "faces":
-            faces.model()
+            try:
+                weights.find(weights.YUNET)
+            except UserError as error:  # no blur would happen
+                raise UserError(f'blur = "faces": {error}; or blur = "all"') from None
         self.state: State = "starting"
         self.words = "starting"
         self.damaged = False  # a share of its pictures is, which are left out

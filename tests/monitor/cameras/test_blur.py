@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from stillwatch.errors import UserError
-from stillwatch.media.faces import Box
+from stillwatch.media import weights
+from stillwatch.media.points import Box
 from stillwatch.monitor.cameras import blur as blurring
 from stillwatch.monitor.cameras.blur import Blur
 
@@ -54,8 +55,12 @@ def test_what_cannot_be_searched_is_blurred_whole() -> None:
 
 
 def test_without_weights_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'blur = "faces": STILLWATCH_WEIGHTS = not set: yunet.*is needed'):
+    def offline(url: str, timeout: float) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(weights.urllib.request, "urlopen", offline)
+    with pytest.raises(UserError, match=r"yunet_n_320_320[.]onnx .* is needed: .*now not set.*no route to host"):
         Blur("faces")
     monkeypatch.setenv("STILLWATCH_WEIGHTS", str(tmp_path))
-    with pytest.raises(UserError, match=r"yunet_n_320_320[.]onnx is needed there"):
+    with pytest.raises(UserError, match=rf"STILLWATCH_WEIGHTS names .now {tmp_path}"):
         Blur("faces")
