@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sqlite3
 import time
@@ -15,6 +16,7 @@ from stillwatch.errors import UserError, nearest
 from stillwatch.rules.events import LEVELS, Event
 
 NAME = "events.db"
+JOURNAL = "events.waiting.jsonl"  # events that a locked database has not taken yet
 FILES = ("", "-wal", "-shm")  # what its files' names end in
 
 # Each entry brings a database from its number to the next one
@@ -107,6 +109,24 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 def error_code(error: BaseException) -> int:
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def remember(folder: Path, events: Sequence[Event]) -> None:
+    """On disk before it returns. Raises OSError."""
+    lines = [json.dumps({name: storable(value) for name, value in event.as_dict().items()}) + "\n" for event in events]
+    with (folder / JOURNAL).open("ab", buffering=0) as file:
+        file.write("".join(lines).encode())
+        os.fsync(file.fileno())
+
+
+def recall(folder: Path) -> list[Event]:
+    """What remember() kept; a line that a kill cut short is passed over."""
+    found: list[Event] = []
+    with suppress(OSError):
+        for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, TypeError):
+                found.append(Event(**json.loads(line)))
+    return found
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:

@@ -141,6 +141,7 @@ class SinkWorker:
 
     def _deliver_from_memory(self, last: bool) -> bool:
         busy = False
+        self._store.journal()
         for event, changes in [] if self.sink.wait_clip else self._store.pending_in_memory(self.sink):
             fresh = [change for change in changes if (event.id, change) not in self._decided]
             if not fresh or self._over(last):

@@ -75,6 +75,8 @@ class Store:
         self._open_events: dict[str, Event] = {}  # are written again where the database is removed
         self._file = (0, 0, 0)  # device, inode and size of the open database
         self._removed: list[str] = []  # files that made room and that rows may still mention
+        self._journaled: set[Event] = set()
+        self._journaling = threading.Lock()
         self._lock = FileLock(self.folder / ".lock")
         self._recovered = False
         self._offset, self._trusted = time.time() - time.monotonic(), time.monotonic() + START
@@ -128,6 +130,15 @@ class Store:
                 fields = {name: storable(value) for name, value in event.as_dict().items()}
                 pending.append((Event(**fields), changes(sink, event)))
         return [(event, messages) for event, messages in pending if messages]
+
+    def journal(self) -> None:
+        """Note events beside a database that takes none: a kill must not lose what sinks have heard."""
+        with self._journaling, suppress(OSError, TypeError):
+            with self._changed:
+                fresh = [job.event for job in self._rows if job.event and job.event not in self._journaled]
+            if fresh:
+                database.remember(self.folder, fresh)
+                self._journaled.update(fresh)
 
     def attach(self, event_id: str, clip: Path | None = None, thumbnail: bytes | None = None) -> None:
         """clip: a file under the folder. thumbnail: JPEG."""
@@ -208,8 +219,12 @@ class Store:
             self._file = identity(self.folder)
             if not self._recovered:
                 with transaction(db):
+                    for event in database.recall(self.folder):
+                        with suppress(ValueError, sqlite3.IntegrityError):  # not of ours, or not whole
+                            _write_event(db, event, self._sinks)
                     media_files.recover_orphans(db, self.folder, self._before)
                     _close_interrupted(db, self._sinks)
+                (self.folder / database.JOURNAL).unlink(missing_ok=True)
                 self._recovered, self._before = True, []
         except BaseException:
             db.close()
@@ -234,10 +249,15 @@ class Store:
                         due = time.monotonic() + (0.0 if self._sweep(db) else SWEEP)
                     pause = 0.0
                     self._report(None)
+                    if self._journaled and not self._rows:
+                        with self._journaling, suppress(OSError):
+                            (self.folder / database.JOURNAL).unlink(missing_ok=True)
+                            self._journaled.clear()
                 except Exception as error:
                     pause = min(2 * pause or PAUSE, LONGEST)
                     db = self._after_failure(db, error)
                     self._report(f"event cannot be written: {error}")
+                    self.journal()
                     self.wake_listeners()
         finally:
             if db is not None:
@@ -368,7 +388,7 @@ def _write_event(db: sqlite3.Connection, event: Event, sinks: Sequence[Sink]) ->
     updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
     db.execute(
         f"INSERT INTO events ({', '.join(columns)}) VALUES ({', '.join('?' * len(row))})"
-        f" ON CONFLICT (id) DO UPDATE SET {updates}",
+        f" ON CONFLICT (id) DO UPDATE SET {updates} WHERE excluded.updated >= events.updated",
         list(row.values()),
     )
     messages = [(event.id, sink.name, change, time.time()) for sink in sinks for change in changes(sink, event)]
