@@ -46,6 +46,7 @@ class Input(Strict):
 
     shape: tuple[int, ...] = Field(min_length=3, max_length=4)
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
+    aspect: float | None = Field(None, gt=0, allow_inf_nan=False)  # width / height of the training pictures, median
 
     @model_validator(mode="after")
     def _pixels(self) -> "Input":

@@ -64,6 +64,7 @@ class RunInfo(BaseModel):
     commit: str | None = None
     versions: dict[str, str] | None = None
     fingerprint: str | None = None  # of the data
+    aspect: float | None = None  # width / height of its pictures before resizing, median
     seed: int | None = None
     majority: Majority = Majority()
     cost: Cost = {}

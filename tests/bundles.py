@@ -96,8 +96,10 @@ def made(
     tolerance: float = 1e-4,
     name: str = "toy",
     frames: Any = FRAMES,
+    **takes: Any,
 ) -> Bundle:
-    """A bundle of these files; golden: what a file must give, where that is not what the net gives by hand."""
+    """A bundle of these files; golden: what a file must give, where that is not what the net gives by hand. takes: of
+    Input."""
     models = tuple(
         Model(name=main, files=tuple(f for f in files if f.startswith(main.removesuffix("param"))),
               precision="fp32", tolerance=tolerance)
@@ -107,7 +109,7 @@ def made(
         name=name,
         labels=("safe", "danger"),
         safe=("safe",),
-        input=Input(shape=frames.shape[1:], fit="letterbox"),
+        input=Input(**{"shape": frames.shape[1:], "fit": "letterbox"} | takes),
         operating={"threshold": 0.7},
         licence="CC0",
         created="now",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from stillwatch.monitor.events.database import StoredEvent
 
 app = commands()
+
+Fit: TypeAlias = Literal["stretch", "letterbox", "crop"]
+FIT = typer.Option("--fit", help="for a picture of another shape than the training pictures: stretch, letterbox, crop")
 
 
 @app.command(
@@ -83,6 +86,7 @@ def watch(
     ] = None,
     fps: Annotated[float, typer.Option("--fps", min=0.1, help="frames a second to classify, at most")] = 10.0,
     port: Annotated[int | None, typer.Option("--port", help="port of the page; 0: a free one")] = None,
+    fit: Annotated[Fit | None, FIT] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="serve the page on 127.0.0.1")] = True,
     out: Annotated[Path | None, typer.Option("--out", help="folder for events, clips, thumbnails")] = None,
     seconds: Annotated[float | None, typer.Option("--for", min=0.1, help="stop after so many seconds")] = None,
@@ -93,7 +97,7 @@ def watch(
 
     if (what.suffix == ".toml") == (source is not None):
         raise UserError(f"{what}: a bundle is watched with --source X, a plan (watch.toml) without")
-    loaded = config.single(what, source, fps=fps) if source is not None else config.load(what)
+    loaded = config.single(what, source, fps=fps, fit=fit) if source is not None else config.load(what)
     changes = {"port": port} if port is not None else {}
     amended = loaded.config.amended(on=page and loaded.config.web.on, folder=out, **changes)
     serve(loaded._replace(config=amended), progress().say, seconds)
@@ -108,9 +112,11 @@ def replay(
         list[str] | None, typer.Option("--rule", help="KEY=VALUE of the rule, such as threshold=0.6; repeatable")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder of replay.json and replay.png")] = None,
+    fit: Annotated[Fit | None, FIT] = None,
 ) -> None:
     """Run a film through detector and rule: events and, against a truth, misses, false alarms, seconds to detect."""
     from stillwatch.evaluation import replay as judged
+    from stillwatch.inference.aspect import shaped
     from stillwatch.inference.detector import Detector, alarm_of, steps
     from stillwatch.monitor.cameras import source
     from stillwatch.monitor.config import camera_name
@@ -120,7 +126,7 @@ def replay(
     rule = amended_rule(detector.bundle.manifest.rule, overrides or ())
     alarm = alarm_of(detector.bundle, name, rule)
     known = judged.read_truth(truth, detector.labels) if truth else None
-    answers = steps(detector, source.frames(video))
+    answers = steps(detector, shaped(detector, source.frames(video), fit, print))
     report = judged.replay(answers, alarm, known, detector.labels, detector.safe)
     print(judged.words(report))
     print(

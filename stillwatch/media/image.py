@@ -36,6 +36,24 @@ def fit(
     return canvas
 
 
+def to_aspect(
+    image: Picture, aspect: float, how: Literal["stretch", "letterbox", "crop"], border: int = cv2.BORDER_CONSTANT
+) -> Picture:
+    """uint8 (H,W,C) of that width / height: cut ("crop"), widened by a border ("letterbox"), or as it is."""
+    h, w = image.shape[:2]
+    if how == "stretch":
+        return image
+    if (w > h * aspect) == (how == "crop"):
+        height, width = h, max(1, round(h * aspect))
+    else:
+        height, width = max(1, round(w / aspect)), w
+    top, left = abs(height - h) // 2, abs(width - w) // 2
+    if how == "crop":
+        return image[top : top + height, left : left + width]
+    rest = (max(height - h, 0) - top, max(width - w, 0) - left)
+    return cv2.copyMakeBorder(image, top, rest[0], left, rest[1], border)  # type: ignore[return-value]
+
+
 def to_channels(image: Picture, channels: int) -> Picture:
     """uint8 (H,W) or (H,W,1|3|4) RGB(A) -> uint8 (H,W,channels)."""
     if image.ndim == 2:

@@ -32,6 +32,7 @@ class CameraConfig(Strict):
     stall: float = Field(3.0, gt=0)  # without a frame for so long the stream is lost
     backoff: tuple[float, float] = (0.5, 4.0)  # first and longest wait before it is opened again; jittered, no limit
     transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
+    fit: Literal["stretch", "letterbox", "crop"] | None = None  # where its shape is not the training pictures'
     blur: Literal["none", "faces", "all"] = "none"  # burnt into page, thumbnail and clip; the net sees the picture
     clips: bool = True
     rule: Rule | None = None  # this camera's own; else the file's, else the bundle's

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from stillwatch import bundle
 from stillwatch.errors import UserError
+from stillwatch.inference import aspect
 from stillwatch.inference.detector import Detector, rule_of, threshold_of
-from stillwatch.monitor.cameras.camera import Camera, Frame
+from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redacted_error
 from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, secret
 from stillwatch.monitor.events.sinks import open_sink
@@ -34,15 +35,16 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
         yield Finding(False, name, words)
     try:
         made = bundle.load(config.bundle)
-        choice = Detector(made, config.threads, runtime=config.runtime).choice
+        detector = Detector(made, config.threads, runtime=config.runtime)
     except UserError as error:
         yield Finding(False, "bundle", str(error))
         return
+    choice = detector.choice
     words = f"{made.manifest.name}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a forward"
     yield Finding(True, "bundle", words)
     for camera in config.camera:
         try:
-            yield from _examine_camera(camera, config, made)
+            yield from _examine_camera(camera, config, detector)
         except UserError as error:
             yield Finding(False, camera.name, str(error))
         except Exception as error:  # one camera's failure is not the others'
@@ -62,14 +64,13 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
     yield _examine_disk(config.keep)
 
 
-def _examine_camera(config: CameraConfig, watch: WatchConfig, made: bundle.Bundle) -> Iterator[Finding]:
+def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector) -> Iterator[Finding]:
     """Raises UserError where it can never open."""
-    manifest = made.manifest
+    made, manifest = detector.bundle, detector.bundle.manifest
     rule = presets.words(rule_of(made, config.rule or watch.rule), manifest.labels, manifest.safe, threshold_of(made))
     config = config.model_copy(update={"source": secret(config.source)})
-    height, width, channels = manifest.input.shape[-3:]
-    camera = Camera(config, watch.keep, (height, width, channels), manifest.input.fit)
-    start, frame = time.monotonic(), None
+    camera = Camera(config, watch.keep, manifest.input)
+    start, frame, unlike = time.monotonic(), None, ""
     camera.start()
     try:
         while frame is None and time.monotonic() < start + PATIENCE and camera.state not in ("failed", "ended"):
@@ -78,7 +79,12 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, made: bundle.Bundl
             else:
                 time.sleep(0.1)
             camera.tick(time.monotonic())
-            frame = next((item for item in camera.take() if isinstance(item, Frame)), None)
+            for item in camera.take():
+                match item:
+                    case Frame():
+                        frame = frame or item
+                    case Note(what="shape", fields={"height": height, "width": width}):
+                        unlike = aspect.warning(detector, height, width, config.fit)
         took = time.monotonic() - start
     finally:
         camera.stop(1.0)
@@ -87,6 +93,8 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, made: bundle.Bundl
     else:
         status = "" if frame.status == "ok" else f"; the picture is {frame.status}"
         yield Finding(frame.status == "ok", config.name, f"first frame after {took:.1f} s{status}")
+    if unlike:
+        yield Finding(False, config.name, unlike)
     for words in rule:
         yield Finding(True, config.name, words)
 

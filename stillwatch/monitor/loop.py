@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillwatch import bundle
 from stillwatch.errors import UserError
-from stillwatch.inference import detector
+from stillwatch.inference import aspect, detector
 from stillwatch.inference.detector import Detector
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redact, redacted_error
@@ -118,12 +118,12 @@ class Watch:
 
     def _open(self, config: CameraConfig) -> CameraSlot:
         manifest = self.bundle.manifest
-        *frames, height, width, channels = manifest.input.shape
+        frames = manifest.input.shape[:-3]
         rate = detector.rate(manifest) if frames and frames[0] > 1 else None
         alarm = detector.alarm_of(self.bundle, config.name, config.rule or self.config.rule)
         changes = {"source": secret(config.source), "fps": min(config.fps, rate or config.fps)}
         config = config.model_copy(update=changes)
-        camera = Camera(config, self.config.keep, (height, width, channels), manifest.input.fit)
+        camera = Camera(config, self.config.keep, manifest.input)
         shown = redact(config.source)
         self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name)
         return CameraSlot(camera, alarm, frames[0] if frames else 1)
@@ -245,6 +245,10 @@ class Watch:
                         slot.clear_window()
                     self.board.publish("camera", camera=slot.name, state=state, words=words)
                     self.log(f"{slot.name}: {state}: {words}" if state != words else f"{slot.name}: {state}")
+                case Note(what="shape", fields={"height": height, "width": width}):
+                    if words := aspect.warning(self.detector, height, width, slot.camera.config.fit):
+                        self.board.publish("trouble", camera=slot.name, words=words)
+                        self.log(f"{slot.name}: warning: {words}")
                 case Note(what="trouble", fields={"words": words}):
                     self.board.publish("trouble", camera=slot.name, words=words)
                     self.log(f"{slot.name}: {words}")

@@ -1,5 +1,7 @@
 """Geometry: three ways to fit, and what stays where."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -51,3 +53,19 @@ def test_any_picture_fits_any_size(h: int, w: int, height: int, width: int, how:
     assert out.shape == (height, width, channels)
     assert out.dtype == np.uint8
     assert out.max() in (89, 90)  # nothing is invented
+
+
+@pytest.mark.parametrize(("h", "w", "how", "shape"), [
+    (30, 80, "crop", (30, 60)), (80, 30, "crop", (15, 30)), (30, 80, "letterbox", (40, 80)),
+    (80, 30, "letterbox", (80, 160)), (40, 80, "crop", (40, 80)), (40, 80, "letterbox", (40, 80)),
+    (1, 9, "crop", (1, 2)), (9, 1, "letterbox", (9, 18)), (9, 9, "stretch", (9, 9)),
+])  # fmt: skip
+def test_a_picture_is_cut_or_widened_in_the_middle(h: int, w: int, how: Any, shape: tuple[int, int]) -> None:
+    picture = np.arange(1, h * w + 1, dtype=np.uint16).astype(np.uint8).reshape(h, w, 1).repeat(3, 2)
+    out = image.to_aspect(picture, 2.0, how)
+    assert out.shape[:2] == shape
+    top, left = (abs(a - b) // 2 for a, b in zip(shape, (h, w), strict=True))
+    if how == "letterbox":
+        assert (out[top : top + h, left : left + w] == picture).all()
+    else:
+        assert (out == picture[top : top + shape[0], left : left + shape[1]]).all()

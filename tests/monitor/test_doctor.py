@@ -13,7 +13,7 @@ from stillwatch.recipe import Rule
 
 def read(folder: Path, *cameras: CameraConfig, **keys: Any) -> LoadedConfig:
     if not (folder / "bundle-toy").exists():
-        made(folder, {"model.onnx": onnx_net(folder / "m.onnx")})
+        made(folder, {"model.onnx": onnx_net(folder / "m.onnx")}, aspect=4 / 3)
     keep = keys.pop("keep", Keep(folder=folder / "kept", gigabytes=0.001, free=0))
     config = WatchConfig(bundle=folder / "bundle-toy", camera=cameras, keep=keep, rule=Rule(profile="cctv"), **keys)
     return LoadedConfig(config, {}, {})
@@ -67,3 +67,10 @@ def test_without_its_bundle_nothing_else_is_tried(tmp_path: Path) -> None:
     config = WatchConfig(bundle=tmp_path / "none", camera=(CameraConfig(name="yard", source="toy://street"),))
     (finding,) = doctor.examine(LoadedConfig(config, {}, {}))
     assert str(finding).startswith("!!  bundle: ")
+
+
+def test_a_camera_of_another_shape_is_found(tmp_path: Path) -> None:
+    wide = {"source": "toy://street?size=36x64"}
+    by = found(read(tmp_path, CameraConfig(name="wide", **wide), CameraConfig(name="cut", **wide, fit="crop")))
+    assert [finding.words.partition(",")[0] for finding in by["wide"] if not finding.good] == ["its picture"]
+    assert all(finding.good for finding in by["cut"])

@@ -28,7 +28,7 @@ class Fake:
 
     live, damaged = True, False
 
-    def __init__(self, camera: CameraConfig, keep: Keep, shape: tuple[int, ...], how: str):
+    def __init__(self, camera: CameraConfig, keep: Keep, takes: Any):
         if camera.source == "bad":
             raise UserError("bad: cannot be opened")
         if camera.source == "broken":
@@ -93,7 +93,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def watch_config(folder: Path, *sources: str, **more: Any) -> WatchConfig:
     path = folder / "bundle-toy"
     if not path.exists():
-        made(folder, {"model.onnx": onnx_net(folder / "m.onnx")})
+        made(folder, {"model.onnx": onnx_net(folder / "m.onnx")}, aspect=4 / 3)
     cameras = tuple(CameraConfig(name=f"c{n}", source=source) for n, source in enumerate(sources))
     return WatchConfig(
         bundle=path, camera=cameras, keep=Keep(folder=folder / "kept"), rule=Rule(profile="cctv"), **more
@@ -272,3 +272,13 @@ def test_steps_gives_every_frame_its_answer_in_order(tmp_path: Path) -> None:
     found = list(steps(Detector(toy), [(n / 10, x) for n, x in enumerate(pictures)], batch=3))
     assert [time for time, _ in found] == [0, 0.1, 0.2, 0.3, 0.4]
     assert [int(p.argmax()) for _, p in found if p is not None] == [0, 1, 0, 1, 1]
+
+
+def test_a_camera_of_another_shape_than_the_training_pictures_is_said_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    with loop.Watch(watch_config(tmp_path, "rtsp://x/", "rtsp://y/"), log=said.append) as watch:
+        for slot, size in zip(watch.slots, ((480, 640), (640, 480)), strict=True):
+            slot.camera.put(Note(slot.name, "shape", dict(zip(("height", "width"), size, strict=True))))  # type: ignore[attr-defined]
+        turn(watch)
+    assert [line.split(": ")[:2] for line in said] == [["c1", "warning"]]
+    assert "480×640, is 0.75 times as wide as high (portrait)" in said[0]

@@ -48,6 +48,7 @@ class Store:
     pixels: NDArray[np.uint8]  # (N,T,H,W,C), memory-mapped
     fingerprint: str
     key: str
+    aspect: float | None = None  # width / height before resizing, median; None: decoded by 0.1.0
 
 
 def pictures(found: Found, data: Data, workers: int | None = None, progress: Progress = NO_PROGRESS) -> Store:
@@ -79,7 +80,7 @@ def pictures(found: Found, data: Data, workers: int | None = None, progress: Pro
             f"{data.max_bad:g} (first: {first}). Mend the files, or raise data.max_bad"
         )
     pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(samples), *shape))
-    return Store(samples, skipped, pixels, fingerprint, key)
+    return Store(samples, skipped, pixels, fingerprint, key, index.get("aspect"))
 
 
 def _decode_all(samples: list[Sample], data: Data, size: int, draft: Path, workers: int, progress: Progress) -> None:
@@ -88,12 +89,13 @@ def _decode_all(samples: list[Sample], data: Data, size: int, draft: Path, worke
     starts = np.cumsum([0, *map(len, by_file)]).tolist()
     ids: list[str | None] = [None] * len(samples)  # by row; None: bad
     skipped: list[tuple[str, str]] = []
+    aspects: list[float] = []
     # OpenCV and FFmpeg release the GIL
     with (draft / "pixels.u8").open("w+b") as file, ThreadPoolExecutor(workers) as pool:
         number = file.fileno()
 
         def decode_file(which: int) -> None:
-            for row, (sample, picture) in enumerate(decode(by_file[which], data), start=starts[which]):
+            for row, (sample, picture) in enumerate(decode(by_file[which], data, aspects), start=starts[which]):
                 if isinstance(picture, str):
                     skipped.append((sample.id, picture))
                 else:
@@ -116,7 +118,7 @@ def _decode_all(samples: list[Sample], data: Data, size: int, draft: Path, worke
             ids[hole] = ids[row]
         os.ftruncate(number, count * size)
         os.fsync(number)
-    index = {"ids": ids[:count], "skipped": sorted(skipped)}
+    index = {"ids": ids[:count], "skipped": sorted(skipped), "aspect": round(float(np.median(aspects or [1])), 4)}
     (draft / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 

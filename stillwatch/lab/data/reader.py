@@ -99,13 +99,17 @@ def _negatives(root: Path, labels: tuple[str, ...]) -> Found:
     return Found(found.samples, [replace(bad, file=f"negatives/{bad.file}") for bad in found.skipped])
 
 
-def decode(samples: Sequence[Sample], data: Data) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
+def decode(
+    samples: Sequence[Sample], data: Data, aspects: list[float] | None = None
+) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
     """The pixels of samples that share one file: uint8 (T,h,w,C) of data.hw and data.channels, or the reason, a str.
 
-    Opens the file once, and raises nothing for a bad one.
+    Opens the file once, and raises nothing for a bad one. aspects: gets each picture's width / height as it came.
     """
 
     def fit(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if aspects is not None:
+            aspects.append(picture.shape[1] / picture.shape[0])
         return image.fit(picture, data.hw, data.fit, data.channels)
 
     if not samples:

@@ -193,7 +193,7 @@ def _write(
         name=recipe.name,
         labels=recipe.labels,
         safe=recipe.safe,
-        input=bundle.Input(shape=reference.data.shape, fit=recipe.data.fit),
+        input=bundle.Input(shape=reference.data.shape, fit=recipe.data.fit, aspect=run.info.aspect),
         rule=recipe.rule.model_dump(mode="json"),
         temperature=reference.temperature,
         operating=reference.operating,

@@ -174,6 +174,7 @@ def write_audit(run: Run, data: "Dataset") -> None:
     most = int(np.bincount(valid).argmax())
     run.note(
         fingerprint=data.store.fingerprint,
+        aspect=data.store.aspect,
         majority={"label": data.recipe.labels[most], "valid_accuracy": float(np.mean(valid == most))},
         status="done" if run.info.kind == "audit" else "running",
     )

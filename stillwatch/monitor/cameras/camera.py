@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stillwatch.bundle import Input
 from stillwatch.errors import UserError
 from stillwatch.media import weights
 from stillwatch.monitor.cameras import source
@@ -38,20 +39,20 @@ class Frame(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Any other message. Fields: state {state, words}; jpeg {jpeg}; thumbnail {event, jpeg}; clip {event, path,
-    seconds, whole}; trouble {words}.
+    """Any other message. Fields: state {state, words}; shape {height, width}; jpeg {jpeg}; thumbnail {event, jpeg};
+    clip {event, path, seconds, whole}; trouble {words}.
     """
 
     camera: str
-    what: Literal["state", "jpeg", "thumbnail", "clip", "trouble"]
+    what: Literal["state", "shape", "jpeg", "thumbnail", "clip", "trouble"]
     fields: dict[str, Any]
 
 
 class Camera:
     """Not thread-safe. Only stop() waits."""
 
-    def __init__(self, config: CameraConfig, keep: Keep, shape: tuple[int, int, int], fit: str):
-        """shape: (height, width, channels) of the net. fit: how to resize. Raises UserError where it can never open."""
+    def __init__(self, config: CameraConfig, keep: Keep, takes: Input):
+        """takes: what the net does. Raises UserError where it can never open."""
         self.config = config
         self.live = source.is_live(config.source)
         if config.blur == "faces":
@@ -64,7 +65,7 @@ class Camera:
         self.damaged = False  # a share of its pictures is, which are left out
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.connection: Channel | None = None
-        self._settings = (config, keep, shape, fit)
+        self._settings = (config, keep, takes)
         self._child: subprocess.Popen[bytes] | None = None
         self._inbox: list[Frame | Note] = []
         self._preview_fps = 0.0
@@ -199,6 +200,8 @@ class Camera:
                 self._set("lost", words)
             case ("ended" | "failed" as state, words):
                 self._set(state, words)
+            case ("shape", int(height), int(width)) if min(height, width) > 0:
+                self._note("shape", height=height, width=width)
             case ("jpeg", jpeg):
                 self._send("shown")
                 self._note("jpeg", jpeg=jpeg)
@@ -213,7 +216,7 @@ class Camera:
             case _:
                 raise EOFError
 
-    def _note(self, what: Literal["state", "jpeg", "thumbnail", "clip", "trouble"], **fields: object) -> None:
+    def _note(self, what: Literal["state", "shape", "jpeg", "thumbnail", "clip", "trouble"], **fields: object) -> None:
         self._inbox.append(Note(self.config.name, what, fields))
 
     def _set(self, state: State, words: str) -> None:

@@ -19,9 +19,10 @@ import cv2
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from stillwatch.bundle import Input
 from stillwatch.errors import UserError
 from stillwatch.media.decode import Picture, ToRgb, WholeFrames
-from stillwatch.media.image import fit
+from stillwatch.media.image import fit, to_aspect
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.blur import Blur
 from stillwatch.monitor.cameras.channel import Channel
@@ -43,9 +44,10 @@ class FrameSender:
     The decoding thread offers, the listening thread acknowledges.
     """
 
-    def __init__(self, process: "CaptureProcess", shape: tuple[int, int, int], fit: Fit):
+    def __init__(self, process: "CaptureProcess", takes: Input, fit: Fit | None):
         self.dropped = 0
-        self._process, self._shape, self._fit = process, shape, fit
+        self._process, self._takes, self._fit = process, takes, fit
+        self._shape: tuple[int, int] | None = None  # of the newest picture as it came
         self._health = PictureHealth(process.live)
         self._changed = threading.Condition()
         self._credit = self._preview_credit = True
@@ -101,8 +103,14 @@ class FrameSender:
         if not self._credit or self._waiting is None:
             return
         (index, frame), self._waiting, self._credit = self._waiting, None, False
-        height, width, channels = self._shape
-        image = fit(frame.rgb(), (height, width), self._fit, channels)
+        *_, height, width, channels = self._takes.shape
+        image = frame.rgb()
+        if self._shape != image.shape[:2]:
+            self._shape = (image.shape[0], image.shape[1])
+            self._process.send("shape", *self._shape)
+        if self._takes.aspect and self._fit:
+            image = to_aspect(image, self._takes.aspect, self._fit)
+        image = fit(image, (height, width), self._takes.fit, channels)
         status = self._health.status(frame, self._process.keyframes)
         self._process.send("frame", index, frame.time, image, status, frame.captured)
 
@@ -117,17 +125,14 @@ class FrameSender:
 class CaptureProcess:
     """The main thread reads the source, another one the parent, so that a hanging stream cannot keep a clip open."""
 
-    def __init__(
-        self, channel: Channel, config: CameraConfig, keep: Keep, shape: tuple[int, int, int], fit: Fit,
-        position: tuple[int, float],
-    ):  # fmt: skip
+    def __init__(self, channel: Channel, config: CameraConfig, keep: Keep, takes: Input, position: tuple[int, float]):
         """position: frames and last second of a file that a killed process has shown."""
         self.config = config
         self.stop = threading.Event()
         self.live = source.is_live(config.source)
         self.keyframes = 0
         self._channel = channel
-        self._sender = FrameSender(self, shape, fit)
+        self._sender = FrameSender(self, takes, config.fit)
         self._buffer = PacketBuffer(keep.pre, keep.memory, keep.longest, self.send) if config.clips else None
         self._encode = Encode(self._buffer, config.fps) if self._buffer else None
         self._remux: Remux | None = None

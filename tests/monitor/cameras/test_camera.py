@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import streams
 
+from stillwatch.bundle import Input
 from stillwatch.errors import UserError
 from stillwatch.media import image as pixels
 from stillwatch.monitor import config
@@ -38,7 +39,8 @@ class Watched:
     def __init__(self, address: str, keep: config.Keep | None = None, shape: tuple[int, int, int] = SHAPE, **keys: Any):
         # Shorter than the defaults, so that the tests are
         keys = {"name": "cab", "fps": streams.FPS, "stall": 1.0, "backoff": (0.1, 0.5), **keys}
-        self.camera = Camera(config.CameraConfig(source=address, **keys), keep or config.Keep(pre=1), shape, "stretch")
+        takes = Input(shape=shape, aspect=keys.pop("aspect", None))
+        self.camera = Camera(config.CameraConfig(source=address, **keys), keep or config.Keep(pre=1), takes)
         self.frames: list[Frame] = []
         self.notes: list[Note] = []
         self.camera.start()
@@ -362,9 +364,10 @@ def test_a_deaf_child_is_killed_at_the_end_of_a_stop(watched: Any) -> None:
 
 ORPHAN = """
 import os, signal, sys, time
+from stillwatch.bundle import Input
 from stillwatch.monitor.cameras.camera import Camera
 from stillwatch.monitor.config import CameraConfig, Keep
-cab = Camera(CameraConfig(name="cab", source=sys.argv[1]), Keep(), (48, 64, 1), "stretch")
+cab = Camera(CameraConfig(name="cab", source=sys.argv[1]), Keep(), Input(shape=(48, 64, 1)))
 cab.start()
 while not cab.take():
     time.sleep(0.05)
@@ -461,9 +464,9 @@ def test_no_password_is_ever_said(watched: Any, tmp_path: Path, capfd: pytest.Ca
 
 def test_what_can_never_open_is_refused_or_failed(watched: Any, here: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        Camera(config.CameraConfig(name="cab", source="gone.mp4"), config.Keep(), SHAPE, "stretch")
+        Camera(config.CameraConfig(name="cab", source="gone.mp4"), config.Keep(), Input(shape=SHAPE))
     with pytest.raises(UserError, match='blur = "faces"'):
-        Camera(config.CameraConfig(name="cab", source="toy://driver", blur="faces"), config.Keep(), SHAPE, "stretch")
+        Camera(config.CameraConfig(name="cab", source="toy://driver", blur="faces"), config.Keep(), Input(shape=SHAPE))
     Path("a.mp4").write_bytes(b"x" * 1000)
     cab = watched("a.mp4")
     cab.until(cab.is_("failed"))
@@ -545,3 +548,14 @@ def test_an_rtsp_camera_freezes_dies_and_comes_back(rtsp: streams.Rtsp, watched:
     assert cab.until(cab.more(3)) < 5
     assert length(tmp_path / "one.mp4") >= 10
     assert "Xk9" not in repr(cab.notes)
+
+
+def test_the_picture_s_shape_is_told_and_brought_to_that_of_the_training_pictures(watched: Any) -> None:
+    plain, cut = (watched("toy://street?size=48x96", aspect=4 / 3, fit=how) for how in ("stretch", "crop"))
+    plain.until(plain.more(1), cut)
+    cut.until(cut.more(1), plain)
+    for cab in (plain, cut):
+        assert [note.fields for note in cab.notes if note.what == "shape"] == [{"height": 48, "width": 96}]
+    drawn = next(image for _, image in source.frames("toy://street?size=48x96&seconds=1"))
+    assert (plain.frames[0].image == pixels.fit(drawn, (48, 64), "stretch", 1)).all()
+    assert (cut.frames[0].image == pixels.fit(drawn[:, 16:80], (48, 64), "stretch", 1)).all()
