@@ -38,13 +38,7 @@ class Signals(NamedTuple):
 
     @property
     def eyes(self) -> float:
-        """Mean opening; of a head that is turned far only the nearer eye can be seen."""
-        if abs(self.yaw) < TURNED:
-            return (self.left_eye + self.right_eye) / 2
-        return self.left_eye if self.yaw > 0 else self.right_eye
-
-
-TURNED = 30.0  # degrees of yaw from which on the farther eye is foreshortened too much
+        return (self.left_eye + self.right_eye) / 2
 
 
 class Face(NamedTuple):

@@ -1,0 +1,111 @@
+"""A driver's normal: each signal's running centre and spread, learnt as the drive goes. Pure; imports media.points."""
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from stillwatch.media.points import Signals
+
+EVERY = 0.2  # s between two samples: five a second, whatever the camera's rate
+KEPT = 1500  # samples: five minutes; older ones are forgotten
+PRIOR = 40.0  # samples that the prior is worth at first …
+LEARNT = 300  # … and samples after which it is worth none: a minute
+GONE = 20.0  # s without a face after which the next one may be another driver's, and all is learnt anew
+
+
+class Range(NamedTuple):
+    """Of one signal before anything is known, and what its spread is clipped to. Measured on five drivers."""
+
+    centre: float
+    spread: float  # between the quartiles
+    least: float
+    most: float
+
+
+class Ranges(NamedTuple):
+    eyes: Range = Range(0.25, 0.04, 0.02, 0.08)
+    mouth: Range = Range(0.05, 0.05, 0.03, 0.15)
+    yaw: Range = Range(-5.0, 12.0, 5.0, 25.0)
+    pitch: Range = Range(-9.0, 8.0, 4.0, 15.0)
+    roll: Range = Range(0.0, 6.0, 3.0, 12.0)
+
+
+FRONTAL = 20.0  # degrees of yaw from the usual within which an opening is learnt: a turned eye looks wider open
+# How far the lids of an open eye can fall: to the rarest opening seen (a blink shows it), within these limits. Ours
+TRAVEL = (0.08, 0.18)
+RAREST = 1.0  # per cent
+
+
+class Deviation(NamedTuple):
+    """A face against its driver's normal."""
+
+    shut: float  # how far the lids have fallen: 0 as usual, 1 shut
+    mouth: float  # opening above the usual
+    yaw: float  # degrees from the usual, as Signals has them
+    pitch: float
+    roll: float
+    z: tuple[float, ...]  # each signal less its centre, over its spread: eyes, mouth, yaw, pitch, roll
+
+
+class Normal:
+    """Running quartiles of the last KEPT samples. Ten bad frames move them little, and a shift of a signal moves none.
+
+    The centre is the median, of the eyes the upper quartile less half a spread: lids that are shut for half of the
+    time must not become what is usual.
+    """
+
+    def __init__(self, prior: Ranges | None = None):
+        self._prior = prior or Ranges()
+        normal = np.array([-1.15, -0.67, -0.32, -0.1, 0.1, 0.32, 0.67, 1.15]) / 0.815  # its quartiles lie 1 apart
+        self._guess = np.array([[one.centre + one.spread * q for one in self._prior] for q in normal])
+        self._centre, self._spread = (np.array([one[place] for one in self._prior]) for place in (0, 1))
+        self._samples: deque[tuple[float, ...]] = deque(maxlen=KEPT)
+        self._next = -math.inf
+        self._seen = math.inf
+        self._update()
+
+    @property
+    def learnt(self) -> float:
+        """0: the prior alone; 1: this driver alone."""
+        return min(1.0, len(self._samples) / LEARNT)
+
+    @property
+    def centre(self) -> tuple[float, ...]:
+        """Of eyes, mouth, yaw, pitch, roll."""
+        return tuple(self._centre.tolist())
+
+    def step(self, now: float, signals: Signals | None) -> Deviation | None:
+        """now: s, rising. None: no face, and nothing is learnt or said."""
+        if signals is None or not all(map(math.isfinite, signals)):
+            return None
+        x = (signals.eyes, signals.mouth, signals.yaw, signals.pitch, signals.roll)
+        if now - self._seen > GONE or now < self._seen < math.inf:
+            self._samples.clear()
+            self._next = -math.inf
+        self._seen = now
+        if now >= self._next - 1e-6:
+            self._next = max(self._next, now - EVERY) + EVERY if self._next > -math.inf else now + EVERY
+            frontal = abs(signals.yaw - self._centre[2]) <= FRONTAL
+            self._samples.append(x if frontal else (math.nan, *x[1:]))
+            self._update()
+        less = np.array(x) - self._centre
+        shut = min(max(-less[0] / self._travel, 0.0), 1.0)
+        _, mouth, yaw, pitch, roll = less.tolist()
+        return Deviation(float(shut), mouth, yaw, pitch, roll, tuple((less / self._spread).tolist()))
+
+    def _update(self) -> None:
+        guess = np.repeat(self._guess, round(PRIOR * (1 - self.learnt) / len(self._guess)), axis=0)
+        own = np.array(self._samples).reshape(-1, len(self._prior))
+        for place, (_, _, least, most) in enumerate(self._prior):
+            x = np.concatenate([own[:, place], guess[:, place]])
+            x = x[~np.isnan(x)]
+            if not len(x):  # the head is turned all the time
+                continue
+            low, middle, high = np.percentile(x, (25, 50, 75))
+            self._spread[place] = min(max(high - low, least), most)
+            self._centre[place] = middle if place else high - self._spread[0] / 2
+        lids = own[~np.isnan(own[:, 0]), 0]
+        rarest = np.percentile(lids, RAREST) if len(lids) else math.inf
+        self._travel = min(max(float(self._centre[0] - rarest), TRAVEL[0]), TRAVEL[1])
