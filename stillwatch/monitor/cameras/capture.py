@@ -266,7 +266,7 @@ class CaptureProcess:
         whole = WholeFrames(lambda words: self._spoilt(words) if started else None)
         arrivals: dict[int | None, float] = {}
         good = time.monotonic()
-        for packet in container.demux():
+        for packet in source.packets(container, self.config.stall):
             self.pulse()
             if packet.dts is not None and not self._hold(clock, float(packet.dts * packet.time_base)):
                 return

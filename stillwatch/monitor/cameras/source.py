@@ -7,6 +7,7 @@ import math
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,6 +30,7 @@ TOYS = {"driver": "cabin", "street": "street"}
 LEAST = {"size": 16, "fps": 0.1}  # of a toy
 ROUND = 600.0  # seconds after which an endless toy begins again
 REPLAYED = 60.0  # seconds of an endless toy that frames() gives
+TIMEOUT = 0.95  # of a stall, for one read: FFmpeg checks ten times a second
 PROBE = "500000"  # bytes, and microseconds, in which a stream must show what it is
 GRID = 48  # samples of brightness across and down, about
 LUMA = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "nv21", "gray")
@@ -279,7 +281,7 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
         if source.startswith("rtsp"):
             options |= {"rtsp_transport": transport, "max_delay": "300000", "reorder_queue_size": "64"}
             options |= {"allowed_media_types": "video"}
-    timeout = None if what == "file" else (stall, 0.95 * stall)  # FFmpeg checks ten times a second
+    timeout = None if what == "file" else (stall, TIMEOUT * stall)
     form = "v4l2" if what == "device" else None
     container = decode.open_film(address, format=form, options=options, timeout=timeout)
     try:
@@ -297,6 +299,16 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
         container.close()
         raise
     return container
+
+
+def packets(container: InputContainer, stall: float) -> Iterator[Packet]:
+    """Of a stream. Raises TimeoutError instead of what FFmpeg held back until a read timed out: that is not new."""
+    asked = time.monotonic()
+    for packet in container.demux():
+        if time.monotonic() - asked >= TIMEOUT * stall:
+            raise TimeoutError
+        yield packet
+        asked = time.monotonic()
 
 
 def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> Iterator[tuple[float, Picture]]:

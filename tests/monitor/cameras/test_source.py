@@ -1,6 +1,8 @@
 """Sources: what they are, their names without secrets, their moments, and the paces at which they are read."""
 
 import random
+import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -212,3 +214,20 @@ def test_a_source_that_does_not_open_says_what_to_do(address: str, error: OSErro
     assert words in reason
     assert "ter2" not in reason
     assert "percent" not in source.open_error(error, "rtsp://admin:hun%40ter2@h/")
+
+
+def test_what_is_held_back_until_a_time_out_is_no_new_packet() -> None:
+    class Frozen:
+        def demux(self) -> Iterator[str]:
+            yield "new"
+            yield "new"
+            time.sleep(0.2)  # FFmpeg's time-out
+            yield "its parser's last"
+
+    with pytest.raises(TimeoutError):
+        list(source.packets(Frozen(), 0.2))  # type: ignore[arg-type]
+    taken = []
+    for packet in source.packets(Frozen(), 0.5):  # type: ignore[arg-type]
+        taken.append(packet)
+        time.sleep(0.3)  # who looks at one for long makes the next no older
+    assert len(taken) == 3
