@@ -18,7 +18,7 @@ from stillwatch.run import Run, commit
 
 COLUMNS = (
     "recipe", "split", "model", "net", "folds", "seeds", "samples", "groups", "accuracy", "macro_f1", "macro_f1_low",
-    "macro_f1_high", "spread", "auroc", "ece", "recall_at_1pct_fa", "clip_accuracy", "clip_macro_f1", "clip_auroc",
+    "macro_f1_high", "interval", "spread", "auroc", "ece", "recall_at_1pct_fa", "clip_accuracy", "clip_macro_f1", "clip_auroc",
     "params", "macs", "commit", "note",
 )  # fmt: skip
 KEY = ("recipe", "split", "model", "folds", "seeds")
@@ -37,6 +37,7 @@ def rows_of(runs: list[Run], recipe: str, note: str) -> list[dict[str, Any]]:
             "recipe": recipe, "split": mine[0].recipe.data.split, "model": name, "net": side.net.name,
             "folds": len(model["folds"]), "seeds": len(model["seeds"]), "samples": model["n"],
             "groups": model["groups"], "macro_f1_low": low, "macro_f1_high": high,
+            "interval": None if low is None else "expanded",
             "spread": (model.get("spread") or {}).get("macro_f1"),
             "clip_accuracy": clips.get("accuracy"), "clip_macro_f1": clips.get("macro_f1"),
             "clip_auroc": clips.get("auroc"), "params": model["params"], "macs": model["macs"],

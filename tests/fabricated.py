@@ -74,13 +74,15 @@ def _say(run: Run, split: str, fold: int, seed: int, skill: float, groups: int, 
     )
 
 
-def three(root: Path, distilled: float, folds: int = 3, **more: Any) -> list[Run]:
-    """Teacher, alone (skill 1) and distilled runs on every fold."""
+def three(root: Path, distilled: float, folds: int = 3, seeds: int = 1, **more: Any) -> list[Run]:
+    """Teacher, and for each seed alone (skill 1) and distilled runs, on every fold."""
     runs = []
     for fold in range(folds):
         teacher = fabricate(root, "teacher", fold, skill=2.2, **more)
-        runs += [teacher, fabricate(root, "alone", fold, **more)]
-        runs.append(fabricate(root, "distilled", fold, skill=distilled, parent=teacher.path.name, **more))
+        runs.append(teacher)
+        for seed in range(seeds):
+            runs.append(fabricate(root, "alone", fold, seed, **more))
+            runs.append(fabricate(root, "distilled", fold, seed, distilled, parent=teacher.path.name, **more))
     return runs
 
 

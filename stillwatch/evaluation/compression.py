@@ -79,18 +79,17 @@ def _row(about: str, base: Model, candidate: Model, figures: Figures) -> Cost | 
     one, two = figures[base.name], figures[candidate.name]
     ratio = {key: two[key] / one[key] if one[key] and two[key] else None for key in SIZES}
     words = {told: text.replace("{who}", candidate.key.title) for told, text in WORDS[about].items()}
-    # a net and its own INT8 share the luck of one training
-    sentence = found.in_words(words, verdict.who(pair[0]), luck=about not in ("int8", "file"))
+    luck = about not in ("int8", "file")  # a net and its own INT8 share that of one training
     return Cost(
         **vars(found),
         base=base.name,
         candidate=candidate.name,
         about=about,
         question=_question(about, candidate),
-        outcome=verdict.outcome_of(found, found.groups),
+        outcome=found.conclusion(luck),
         folds=pair[0].folds,
         ratio=ratio,
-        sentence=sentence + _size(about, ratio, base.key),
+        sentence=found.in_words(words, verdict.who(pair[0]), luck) + _size(about, ratio, base.key),
     )
 
 

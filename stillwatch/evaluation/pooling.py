@@ -96,6 +96,7 @@ class Model:
     seeds: list[int]
     said: Predictions  # of the first seed, sorted by id; its p is that seed's
     p: NDArray[np.float32]  # (S,N,K), in the order of seeds
+    fold: NDArray[np.int64]  # (N,) in which each sample was tested
 
     @property
     def name(self) -> str:
@@ -359,7 +360,9 @@ def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
             first, other = (cells[FoldSeed(folds[0], s)].run.path for s in (seeds[0], seed))
             raise UserError(f"{first} and {other}: these seeds were tested on different samples; judge them again")
     entries = [cells[FoldSeed(fold, seed)] for seed in seeds for fold in folds]
-    return Model(key, entries, list(folds), list(seeds), trainings[0], np.stack([said.p for said in trainings]))
+    of = {name: entry.cell.fold for entry in entries for name in entry.said.id.tolist()}
+    fold, p = np.array([of[name] for name in trainings[0].id.tolist()]), np.stack([said.p for said in trainings])
+    return Model(key, entries, list(folds), list(seeds), trainings[0], p, fold)
 
 
 def _joined(entries: Sequence[Entry]) -> Predictions:

@@ -13,8 +13,7 @@ from stillwatch.predictions import has, read
 
 METRIC = "macro_f1"  # the one the verdict is about
 COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
-DECIDE = 5  # with fewer groups all of them agree by chance more often than once in twenty (1/2^4 = 1/16)
-LUCK = "the chance of training is not in this interval"
+DECIDE = 6  # with fewer groups all of them agree by chance more often than once in twenty (five: 2/2^5 = 1/16)
 SMALL = 100  # samples below which a test says little
 GAP = 0.05  # of accuracy between people seen in training and new ones, above which it is said
 Figures: TypeAlias = Mapping[str, Mapping[str, Any]]  # model name -> as in report.json
@@ -38,28 +37,33 @@ class Comparison(metrics.Paired):
     grouped: bool
     differences: dict[str, Difference]  # of COMPARED
 
+    def conclusion(self, luck: bool = True) -> Outcome:
+        return outcome_of(self, self.groups, self.seeds > 1 or not luck)
+
     def in_words(self, words: Mapping[str, str], who: str, luck: bool = True) -> str:
         """words: of each outcome and "cannot"; {} is the points. who: the test set, such as "5 new drivers".
 
         luck: one seed says nothing of the next; False where both models are of one training.
         """
-        trained = f"{self.seeds} seeds" if self.seeds > 1 else "one seed"
-        outcome = outcome_of(self, self.groups)
-        if outcome == "same":
-            return f"{words['same']}, over {who} and {trained}."
+        told, seeds = self.conclusion(luck), f" and {self.seeds} seeds" if self.seeds > 1 else ""
+        if told == "same":
+            return f"{words['same']}, over {who}{seeds or ' and one seed'}."
         changed = f"macro-F1 changed by {points(self.difference, sign=True)} points"
         if self.ci95 is None:
-            none = f"on {who} with {trained} there is no telling how the next one would do"
+            none = f"on {who}{seeds or ' with one seed'} there is no telling how the next one would do"
             return f"{words['cannot']}: {changed}, but {none}."
-        ends = sorted(-end for end in self.ci95) if outcome == "worse" else self.ci95
-        low, high = (points(end, sign=outcome == "unclear") for end in ends)
-        span = f"95 % interval {low} to {high}" + (f"; {LUCK}" if luck and self.seeds == 1 else "")
+        ends = sorted(-end for end in self.ci95) if told == "worse" else self.ci95
+        low, high = (points(end, sign=told == "unclear") for end in ends)
+        span = f"95 % interval {low} to {high}, from the spread of {who}{seeds}"
+        why = []
         if self.groups < DECIDE:
-            why = f"where there are fewer than {DECIDE}, all agreeing may be chance"
-            return f"{words['cannot']}: {changed} ({span}), but over only {who} and {trained}: {why}."
-        told = words[outcome].format(points(abs(self.difference)))
-        told += f": {changed}" if outcome == "unclear" else ""
-        return f"{told} ({span}), over {who} and {trained}."
+            why.append(f"where there are fewer than {DECIDE} to test on, all agreeing may be chance")
+        if self.seeds == 1 and luck:
+            why.append("of one seed, whose chance in training is not in this interval")
+        if why:
+            return f"{words['cannot']}: {changed} ({span}), but {', and '.join(why)}."
+        begin = words[told].format(points(abs(self.difference)))
+        return f"{begin}{f': {changed}' if told == 'unclear' else ''} ({span})."
 
 
 @dataclass(frozen=True)
@@ -108,16 +112,13 @@ def verdict(alone: Model, distilled: Model) -> Verdict | None:
     found = paired_difference(alone, distilled)
     if found is None:
         return None
-    told = outcome_of(found, found.groups)
-    few = found.grouped and DECIDE <= found.groups < metrics.FEW and told != "same"
     return Verdict(
         **vars(found),
-        helped=HELPED.get(told, "unclear"),
+        helped=HELPED.get(found.conclusion(), "unclear"),
         by_group=_by_group(alone, distilled),
         by_pair=_by_pair(alone, distilled),
         clips=_clips(alone, distilled),
-        sentence=found.in_words(WORDS, who(alone))
-        + (" So few groups make a rough interval, rather too narrow." if few else ""),
+        sentence=found.in_words(WORDS, who(alone)),
     )
 
 
@@ -145,11 +146,11 @@ def paired_difference(one: Model, other: Model) -> Comparison | None:
     )
 
 
-def outcome_of(found: metrics.Paired, groups: int) -> Outcome:
-    """ "unclear": the interval holds zero, or so few groups may agree by chance."""
+def outcome_of(found: metrics.Paired, groups: int, several: bool) -> Outcome:
+    """ "unclear": the interval holds zero, so few groups may agree by chance, or there are not several seeds."""
     if found.difference == 0 and (found.ci95 or [0, 0]) == [0, 0]:
         return "same"
-    if found.ci95 is None or found.ci95[0] <= 0 <= found.ci95[1] or groups < DECIDE:
+    if found.ci95 is None or found.ci95[0] <= 0 <= found.ci95[1] or groups < DECIDE or not several:
         return "unclear"
     return "better" if found.ci95[0] > 0 else "worse"
 
@@ -197,12 +198,13 @@ def _by_pair(alone: Model, distilled: Model) -> list[PairRow]:
 def _clips(alone: Model, distilled: Model) -> Clips | None:
     """None if the data has no clips."""
     said = alone.said
-    one, two = (metrics.by_sequence(said.sequence, said.y, model.p, said.group) for model in (alone, distilled))
+    one, two = (metrics.by_sequence(said.sequence, said.y, model.p) for model in (alone, distilled))
     if one is None or two is None:
         return None
-    y, _, group = one
+    y, _, first = one
+    group = said.group[first]
     found = metrics.paired(y, one[1], two[1], group, METRIC)
-    told = HELPED.get(outcome_of(found, metrics.clusters(group)[1]), "unclear")
+    told = HELPED.get(outcome_of(found, metrics.clusters(group)[1], len(alone.seeds) > 1), "unclear")
     return Clips(**vars(found), n=len(y), helped=told)
 
 
@@ -262,8 +264,8 @@ def _size(model: Model) -> list[str]:
         found.append(f"only {n} test samples: every figure here is rough")
     if named and number == 1:
         found.append("the test holds a single group (one person or camera): no interval can be given; use more folds")
-    elif named and number < metrics.FEW:
-        found.append(f"only {number} groups in the test: the intervals are rough, and rather too narrow")
+    elif named and number < DECIDE:
+        found.append(f"only {number} groups in the test: fewer than {DECIDE} can decide nothing")
     if not named:
         found.append(
             "the samples have no group: the intervals take them as independent, which frames of a video are not"

@@ -4,6 +4,7 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from stillwatch import metrics
 
@@ -186,7 +187,7 @@ def test_the_fast_bootstrap_is_the_plain_one() -> None:
     weights = np.random.default_rng(0).multinomial(number, [1 / number] * number, size=25).astype(float)
     compared = 0
     for name in metrics.METRICS:
-        drawn = metrics._drawn(name, y, p, codes, weights, [0])
+        drawn, _ = metrics._drawn(name, y, p, codes, weights, [0])
         for d, row in enumerate(weights):
             index = np.repeat(np.arange(60), row[codes].astype(int))
             plain = metrics.scores(y[index], p[index], LABELS, ["safe"])[name]
@@ -204,22 +205,57 @@ def test_groups_widen_the_interval() -> None:
     by_person = metrics.interval(["accuracy"], y, p, groups)["accuracy"]
     by_frame = metrics.interval(["accuracy"], y, p, [""] * 1000)["accuracy"]
     assert by_person is not None and by_frame is not None
-    assert by_person == pytest.approx([0.2, 0.8], abs=0.06)  # binomial, n = 10
+    assert by_person == pytest.approx([0.12, 0.88], abs=0.06)  # Student's t: 0.5 ± 2.26 · 0.5 / sqrt(9)
     assert by_frame == pytest.approx([0.469, 0.531], abs=0.01)  # binomial, n = 1000
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    inside = 0
-    for trial in range(60):
-        skill = rng.uniform(0.5, 0.9, size=30)  # thirty people, 0.7 right on average
-        right = rng.random((30, 20)) < skill[:, None]
-        p = np.stack([right.ravel(), ~right.ravel()], 1).astype(float)
-        groups = np.repeat([f"p{i}" for i in range(30)], 20)
-        ends = metrics.interval(["accuracy"], np.zeros(600, int), p, groups, draws=300, seed=trial)["accuracy"]
+@pytest.mark.parametrize("number, least", [(5, 0.91), (9, 0.93), (43, 0.93)])
+@pytest.mark.parametrize("seeds, luck", [(1, 0.0), (3, 0.15)])
+def test_the_interval_covers_the_truth_as_often_as_it_says(number: int, least: float, seeds: int, luck: float) -> None:
+    """Two nets of the same skill meet people whom each knows more or less well, after more or less lucky trainings."""
+    rng, trials, n = np.random.default_rng(0), {5: 1500, 9: 800, 43: 400}[number], 12
+    groups, inside = np.repeat([f"g{i}" for i in range(number)], n), 0
+    for trial in range(trials):
+        y, said = rng.integers(3, size=number * n), []
+        for skill in 1 + 0.8 * rng.normal(size=(2, number)):
+            z = rng.normal(size=(seeds, number * n, 3))
+            z[:, np.arange(number * n), y] += np.repeat(skill, n) + luck * rng.normal(size=(seeds, 1))
+            said.append(np.exp(z) / np.exp(z).sum(-1, keepdims=True))
+        ends = metrics.paired(y, *said, groups, draws=1000, seed=trial).ci95
         assert ends is not None
-        inside += ends[0] <= 0.7 <= ends[1]
-    assert 50 <= inside <= 60
+        inside += ends[0] <= 0 <= ends[1]
+    assert least <= inside / trials <= 0.99
+
+
+def test_students_t_is_scipys() -> None:
+    for free in (1.0, 1.7, 2.0, 5.0, 42.0, 1e6):
+        assert metrics._student(free) == pytest.approx(stats.t.ppf(0.975, free), rel=1e-3)
+
+
+def test_one_training_has_hesterbergs_quantiles() -> None:
+    y, p = draw(7, n=90)
+    groups = [f"g{i % 9}" for i in range(90)]
+    ends = metrics.interval(["accuracy"], y, p, groups)["accuracy"]
+    weights, codes, _ = metrics.bootstrap_weights(groups, 1, metrics.DRAWS, 0)
+    right = np.bincount(codes, p.argmax(1) == y) / np.bincount(codes)
+    tail = stats.norm.cdf(-np.sqrt(9 / 8) * stats.t.ppf(0.975, 8))
+    assert ends == pytest.approx(np.quantile(weights @ right / 9, [tail, 1 - tail]), abs=1e-3)
+
+
+def test_what_sorts_is_taken_fold_by_fold() -> None:
+    """The second fold's net is as good but shifted: pooled, its safe samples would stand above the first's dangers."""
+    y = np.tile([0, 0, 0, 1, 1, 1], 2)
+    danger = np.array([0.1, 0.2, 0.35, 0.3, 0.4, 0.45, 0.6, 0.7, 0.85, 0.8, 0.9, 0.95])
+    p, folds, labels = np.stack([1 - danger, danger], 1), np.repeat([0, 1], 6), ["safe", "danger"]
+    found = metrics.scores(y, p, labels, ["safe"], folds)
+    assert found["auroc"] == pytest.approx(8 / 9) and found["recall_at_1pct_fa"] == pytest.approx(2 / 3)
+    pooled = metrics.scores(y, p, labels, ["safe"])
+    assert pooled["auroc"] < 0.8 and pooled["recall_at_1pct_fa"] == pytest.approx(1 / 3)
+    only = metrics.scores(np.append(y, 0), np.append(p, [[0.5, 0.5]], 0), labels, ["safe"], np.append(folds, 2))
+    assert only["auroc"] == found["auroc"]  # a fold without dangers has none
+    groups = [f"g{i // 3}" for i in range(12)]
+    ends = metrics.interval(["auroc"], y, p, groups, folds=folds)["auroc"]
+    assert ends is not None and ends[0] <= 8 / 9 <= ends[1]
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -283,22 +319,20 @@ def test_ten_thousand_samples_take_no_time() -> None:
 
 def test_clips_are_the_mean_of_their_frames() -> None:
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
-    found = metrics.by_sequence(["v1", "v2", "v1", ""], np.array([0, 1, 0, 1]), p, ["a", "b", "a", "c"])
+    found = metrics.by_sequence(["v1", "v2", "v1", ""], np.array([0, 1, 0, 1]), p)
     assert found is not None
-    y, clips, groups = found
+    y, clips, first = found
     assert y.tolist() == [0, 1, 1]
     assert clips == pytest.approx(np.array([[0.6, 0.4], [0.2, 0.8], [0.6, 0.4]]))
-    assert groups.tolist() == ["a", "b", "c"]
-    stacked = metrics.by_sequence(
-        ["v1", "v2", "v1", ""], np.array([0, 1, 0, 1]), np.stack([p, p]), ["a", "b", "a", "c"]
-    )
+    assert first.tolist() == [0, 1, 3]
+    stacked = metrics.by_sequence(["v1", "v2", "v1", ""], np.array([0, 1, 0, 1]), np.stack([p, p]))
     assert stacked is not None and stacked[1] == pytest.approx(np.stack([clips, clips]))
 
 
 def test_no_clips_of_single_frames_or_of_mixed_labels() -> None:
     p = np.full((2, 2), 0.5)
-    assert metrics.by_sequence(["v1", "v2"], np.array([0, 1]), p, ["a", "b"]) is None
-    assert metrics.by_sequence(["v1", "v1"], np.array([0, 1]), p, ["a", "a"]) is None
+    assert metrics.by_sequence(["v1", "v2"], np.array([0, 1]), p) is None
+    assert metrics.by_sequence(["v1", "v1"], np.array([0, 1]), p) is None
 
 
 def test_temperature_sharpens_what_is_too_unsure_and_softens_what_is_too_sure() -> None:

@@ -16,6 +16,7 @@ from stillwatch.atomic import atomic
 from stillwatch.evaluation import compression, pooling, verdict
 from stillwatch.evaluation.pooling import DISTILLATION, Model, ModelKey
 from stillwatch.evaluation.verdict import Figures
+from stillwatch.recipe import Recipe
 from stillwatch.run import Run
 
 Report: TypeAlias = dict[str, Any]  # what report.json holds
@@ -85,8 +86,8 @@ def judged(model: Model) -> dict[str, Any]:
     """Mean over seeds, spread, 95 % intervals."""
     recipe, said = model.entries[0].recipe, model.said
     cost = model.entries[0].run.info.cost
-    found = _means(said.y, model.p, said.group, recipe.labels, recipe.safe)
-    clips = metrics.by_sequence(said.sequence, said.y, model.p, said.group)
+    found = _means(said.y, model.p, said.group, model.fold, recipe)
+    clips = metrics.by_sequence(said.sequence, said.y, model.p)
     return {
         **found,
         **{key: cost.get(key) for key in ("params", "macs", "bytes")},
@@ -98,13 +99,14 @@ def judged(model: Model) -> dict[str, Any]:
         "runs": [entry.name for entry in model.entries],
         "reliability": metrics.reliability(np.tile(said.y, len(model.p)), model.p.reshape(-1, model.p.shape[-1])),
         "seen": verdict.known_vs_new(model),
-        "clips": _means(*clips, recipe.labels, recipe.safe) if clips else None,
+        "clips": _means(*clips[:2], said.group[clips[2]], model.fold[clips[2]], recipe) if clips else None,
     }
 
 
-def _means(y: Any, p: Any, group: Any, labels: Sequence[str], safe: Sequence[str]) -> dict[str, Any]:
+def _means(y: Any, p: Any, group: Any, fold: Any, recipe: Recipe) -> dict[str, Any]:
     """metrics.scores of p (S,N,K), mean over S, with "spread" (standard deviation over S) and "ci95"."""
-    each = [metrics.scores(y, one, labels, safe) for one in p]
+    labels, safe = recipe.labels, recipe.safe
+    each = [metrics.scores(y, one, labels, safe, fold) for one in p]
     found: dict[str, Any] = {name: _mean([one[name] for one in each]) for name in metrics.METRICS}
     known = [name for name in metrics.METRICS if found[name] is not None and len(each) > 1]
     spread = {name: float(np.std([one[name] for one in each], ddof=1)) for name in known}
@@ -118,7 +120,7 @@ def _means(y: Any, p: Any, group: Any, labels: Sequence[str], safe: Sequence[str
             for label in labels
         },
         "confusion": np.mean([one["confusion"] for one in each], axis=0).tolist(),
-        "ci95": metrics.interval(metrics.METRICS, y, p, group, safe=harmless),
+        "ci95": metrics.interval(metrics.METRICS, y, p, group, safe=harmless, folds=fold),
         "spread": spread,
     }
 
