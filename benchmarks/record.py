@@ -18,8 +18,8 @@ from stillwatch.run import Run, commit
 
 COLUMNS = (
     "recipe", "split", "model", "net", "folds", "seeds", "samples", "groups", "accuracy", "macro_f1", "macro_f1_low",
-    "macro_f1_high", "interval", "spread", "auroc", "ece", "recall_at_1pct_fa", "clip_accuracy", "clip_macro_f1", "clip_auroc",
-    "params", "macs", "commit", "note",
+    "macro_f1_high", "interval", "spread", "auroc", "ece", "recall_at_1pct_fa", "clip_accuracy", "clip_macro_f1",
+    "clip_auroc", "params", "macs", "commit", "note",
 )  # fmt: skip
 KEY = ("recipe", "split", "model", "folds", "seeds")
 
