@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.bundle import Input
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, one_line
 from stillwatch.media import weights
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.channel import Channel, load_plain
@@ -131,9 +132,9 @@ class Camera:
         self._end_child("stopped")
 
     def _spawn(self) -> None:
-        mine, theirs = socket.socketpair()
-        with theirs:
+        with ExitStack() as opened:
             try:
+                mine, theirs = map(opened.enter_context, socket.socketpair())
                 self._child = subprocess.Popen(
                     [sys.executable, "-m", "stillwatch.monitor.cameras.capture", str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
@@ -141,11 +142,12 @@ class Camera:
                     stdout=subprocess.DEVNULL,
                     env={**os.environ, **QUIET},
                 )
-            except OSError as error:  # no memory, no process numbers: others may be released again
-                mine.close()
-                self._set("lost", f"no process could be started: {error.strerror}")
+            except (OSError, MemoryError) as error:  # no memory, descriptor or process number: one may be free again
+                self._set("lost", f"no process could be started: {one_line(error)}")
                 self._respawn = time.monotonic() + next(self._backoff)
                 return
+            opened.pop_all()
+            theirs.close()
         self.connection = Channel(mine, blocking=False, load=load_plain)
         self._respawn, self.damaged = None, False
         self._born = self._heard = self._seen = time.monotonic()
