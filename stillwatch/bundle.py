@@ -7,10 +7,13 @@ import ctypes
 import hashlib
 import io
 import json
+import math
+import mmap
 import os
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +21,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import TypedDict
 
 from stillwatch.atomic import alive
 from stillwatch.errors import UserError, nearest, one_line
-from stillwatch.recipe import Strict
+from stillwatch.recipe import Rule, Strict
 
 FORMAT = 1
 MANIFEST, GOLDEN, INT8 = "bundle.json", "golden.npz", "model-int8.onnx"
 LARGEST = 8 << 20  # bytes of a bundle.json that is still read
+LARGEST_GOLDEN = 256 << 20  # bytes of all arrays of a golden.npz, as their headers declare them
+# The parts of an ONNX file that may hold tensors, by their field numbers in onnx.proto; 13 of a tensor: external data
+ONNX: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
 BESIDE = {".xml": ".bin", ".param": ".bin"}  # what a runtime opens unasked beside a file, so it must be hashed too
 
 
@@ -115,6 +131,10 @@ class Manifest(Strict):
                 raise ValueError(f"the model {model.name!r} does not list the {beside} file that is read with it")
         for name in (*self.files, *(name for model in self.models for name in model.files)):
             _plain(name)
+        try:
+            Rule.model_validate(self.rule)
+        except ValidationError as error:
+            raise ValueError(f"rule.{_fault(error)}") from None
         return self
 
 
@@ -145,6 +165,7 @@ class Bundle:
         try:
             # np.load forgets to close what it opens itself where the zip is broken
             with (self.path / GOLDEN).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                _check_declared(arrays.zip)
                 frames = arrays["frames"]
                 golden = {model.name: arrays[f"p {model.name}"] for model in self.manifest.models}
         except Exception as error:  # a broken zip can raise almost anything: NotImplementedError, MemoryError, zlib's…
@@ -211,7 +232,66 @@ def _read(folder: Path, place: Path) -> Manifest:
     root = folder.resolve()
     for name, entry in manifest.files.items():
         _check_file(root, place, name, entry)
+    for model in manifest.models:
+        for other in _external(place / model.name, root / model.name) if model.name.endswith(".onnx") else ():
+            beside = os.path.normpath(Path(model.name).parent / other)
+            if beside not in model.files:
+                raise UserError(f"{place / model.name}: reads {other!r}, which the manifest does not list for it")
     return manifest
+
+
+def _external(place: Path, path: Path) -> set[str]:
+    """The files that an ONNX file's tensors lie in. Raises UserError where there may be some and it cannot be read."""
+    if not (whole := path.stat().st_size):
+        return set()
+    found, todo = set[str](), [("model", 0, whole)]
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(b"location") < 0:  # the key under which a tensor names its file
+                return found
+            while todo:
+                kind, at, end = todo.pop()
+                entry = dict[int, bytes]()  # its key and its value
+                while at < end:
+                    tag, at = _varint(data, at)
+                    if (wire := tag & 7) == 0:
+                        _, at = _varint(data, at)
+                        continue
+                    size, at = _varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+                    if at + size > end:
+                        raise ValueError
+                    if wire == 2 and kind == "entry":
+                        entry[tag >> 3] = data[at : at + size]
+                    elif wire == 2 and (inner := ONNX[kind].get(tag >> 3)):
+                        todo.append((inner, at, at + size))
+                    at += size
+                if entry.get(1) == b"location":
+                    found.add(entry.get(2, b"").decode())
+    except (IndexError, KeyError, ValueError):
+        raise UserError(f"{place}: not an ONNX file; export the run again") from None
+    return found
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """(value, place behind it). Raises ValueError for more than 64 bits."""
+    value = 0
+    for shift in range(0, 70, 7):
+        value |= (data[at + shift // 7] & 127) << shift
+        if data[at + shift // 7] < 128:
+            return value, at + shift // 7 + 1
+    raise ValueError
+
+
+def _check_declared(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError where its arrays are too large, by the zip's word or by their own headers."""
+    size = sum(member.file_size for member in archive.infolist())
+    for name in archive.namelist():
+        with archive.open(name) as file:
+            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+            shape, _, kind = read(file)
+        size = max(size, math.prod(shape) * kind.itemsize)
+    if size > LARGEST_GOLDEN:
+        raise ValueError(f"its arrays would take {size / 2**20:,.0f} MiB; at most {LARGEST_GOLDEN >> 20} are read")
 
 
 def _manifest(folder: Path, place: Path) -> Manifest:

@@ -7,9 +7,25 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+MANY = 40  # known words that are listed
+WORD, LINE = 240, 1500  # characters at most of one word and of one line of an error, whatever it quotes
+
 
 class UserError(Exception):
     """One line that a person can act on: place, value, what to do."""
+
+    def __init__(self, text: str):
+        super().__init__(bounded(text))
+
+
+def bounded(text: str) -> str:
+    """Longer words and lines lose their middle."""
+    text = re.sub(rf"\S{{{WORD + 1},}}", lambda word: _cut(word[0], WORD), text)
+    return "\n".join(_cut(line, LINE) for line in text.split("\n")[:50])
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: 2 * most // 3]}…{text[1 - most // 3 :]}"
 
 
 def one_line(error: BaseException, hide: Iterable[str] = ()) -> str:
@@ -26,8 +42,10 @@ def one_line(error: BaseException, hide: Iterable[str] = ()) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or the known words."""
     known = [str(k) for k in known]
+    word = word[:WORD]
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or [k for k in known if k.lower() == word.lower()]
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    rest = f" and {len(known) - MANY} more" if len(known) > MANY else ""
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known[:MANY])}{rest}"
 
 
 def explain(

@@ -6,7 +6,7 @@ import typer
 
 from stillwatch.cli import demo, deploy, lab
 from stillwatch.cli.console import print_anything
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, bounded
 from stillwatch.inference import runtimes
 
 EXTRAS = {"pyarrow": "parquet", "openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn", "apprise": "apprise"}
@@ -40,7 +40,11 @@ def main() -> None:
         show = getattr(error, "show", None)  # a usage error of click's, which newer typer carries in itself
         if debug and not show:
             raise
-        show() if show else print(f"error: {_explained(error)}", file=sys.stderr)
+        if show:
+            error.message = bounded(str(getattr(error, "message", "")))  # type: ignore[attr-defined]
+            show()
+        else:
+            print(f"error: {_explained(error)}", file=sys.stderr)
         code = 2 if show else 1
     if code == 130:  # Ctrl-C, which some versions of typer turn into an exit of their own
         print("\nstopped; the same command resumes from the last finished epoch", file=sys.stderr)
@@ -53,4 +57,4 @@ def _explained(error: Exception) -> str:
     package = str(getattr(error, "name", "")).partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package != "stillwatch":
         return f"{package} is not installed; pip install 'stillwatch[{EXTRAS.get(package, 'lab')}]' brings it"
-    return f"{type(error).__name__}: {error} (--debug shows where)"
+    return bounded(f"{type(error).__name__}: {error} (--debug shows where)")

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -411,3 +414,61 @@ def test_a_manifest_is_frozen_and_defaults_are_nobodys(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="frozen"):
         one.name = "other"
     assert deepcopy(two) == two
+
+
+# ---- what a stranger may send
+
+
+def test_a_bad_rule_is_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "b").path
+    edit(path, lambda raw: raw.update(rule={"profile": "drivr", "threshold": 7, "smoth": 1}))
+    refused(path, r"bundle.json: rule.profile: Input should be 'driver', 'cctv' or ''")
+    edit(path, lambda raw: raw.update(rule={"smoth": "x" * 5000}))
+    refused(path, "bundle.json: rule.smoth: unknown key")
+
+
+def onnx_of(*locations: str) -> bytes:
+    """A model whose node holds a graph with tensors in these files."""
+    tensors = [onnx.TensorProto(name="w", data_location=onnx.TensorProto.EXTERNAL) for _ in locations]
+    for tensor, location in zip(tensors, locations, strict=True):
+        tensor.external_data.add(key="offset", value="0")
+        tensor.external_data.add(key="location", value=location)
+    inner = onnx.helper.make_graph([], "inner", [], [], tensors[1:])
+    node = onnx.helper.make_node("If", [], [], then_branch=inner, name="location")
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "net", [], [], tensors[:1])).SerializeToString()
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "/etc/passwd", "sub/../../w", "."])
+def test_external_data_must_be_listed(tmp_path: Path, location: str) -> None:
+    for number, net in enumerate((onnx_of(location), onnx_of("model.data", location))):
+        files = {"model.onnx": net, "model.data": b"0"}
+        model = Model(name="model.onnx", files=("model.onnx", "model.data"), precision="fp32", tolerance=1e-3)
+        with pytest.raises(UserError, match=r"model\.onnx: reads '.*', which the manifest does not list for it"):
+            bundle.write(tmp_path / str(number), manifest("toy", model), files, FRAMES, {"model.onnx": GOLDEN})
+    good = files | {"model.onnx": onnx_of("model.data", "./model.data")}
+    bundle.write(tmp_path / "good", manifest("toy", model), good, FRAMES, {"model.onnx": GOLDEN})
+    for broken in (onnx_of(location)[:-3], b"\x0b" + onnx_of(location), b"location" + b"\xff" * 99):
+        bad = files | {"model.onnx": broken}
+        with pytest.raises(UserError, match="not an ONNX file"):
+            bundle.write(tmp_path / "x", manifest("toy", model), bad, FRAMES, {"model.onnx": GOLDEN})
+
+
+@pytest.mark.parametrize("lie", [False, True])
+def test_a_golden_file_s_size_is_checked_before_it_is_read(tmp_path: Path, lie: bool) -> None:
+    path = written(tmp_path / "b").path
+    with (
+        zipfile.ZipFile(path / "golden.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("frames.npy", "w", force_zip64=True) as file,
+    ):
+        form = {"descr": "|u1", "fortran_order": False, "shape": (40_000_000, *SHAPE)}
+        np.lib.format.write_array_header_1_0(file, form)
+        for _ in range(0 if lie else 300):
+            file.write(bytes(1 << 20))
+    raw = (path / "golden.npz").read_bytes()
+    assert len(raw) < 1 << 20
+    entry = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    edit(path, lambda manifest: manifest["files"].update({"golden.npz": entry}))
+    tracemalloc.start()
+    refused(path, r"golden.npz: cannot be read: its arrays would take 1,831 MiB; at most 256 are read")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
