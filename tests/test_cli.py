@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import bundles
 import pytest
 from fabricated import three
 
@@ -85,6 +86,7 @@ def test_wrong_usage_is_status_2(say: Any, words: tuple[str, ...]) -> None:
         (("score", "bundle", "archive"), "archive: no such folder"),
         (("events",), "watch: no events are kept there"),
         (("events", "--since", "soon"), "--since soon: is a time such as 30m, 1h, 7d"),
+        (("audit", "x" * 900), "x…"),
         (("events", "--level", "loud"), "--level loud: is notice, warn or alarm"),
         (("tune", "toy", "tune.keys={'fit.lrr'=[1,2]}"), "did you mean 'lr'"),
     ],
@@ -210,3 +212,13 @@ def test_a_missing_library_names_the_extra_that_brings_it(
     code, _, err = say("teach", "toy")
     assert (code, err.count("\n")) == (1, 1)
     assert f"'stillwatch[{extra}]'" in err
+
+
+def test_a_bundle_away_from_its_runs_says_how_to_name_them(say: Any, here: Path) -> None:
+    bundles.made(here, {"model.onnx": bundles.onnx_net(here / "model.onnx")}).path.rename("moved")
+    code, _, err = say("judge", "moved")
+    assert code == 1
+    assert f"is not in 'runs' (relative to {here}); name the folder of runs with --runs" in err
+    three(here / "elsewhere", 1.2, 1)
+    assert say("judge", "elsewhere/toy-alone-001", "data.root=anywhere")[0] == 0
+    assert "what may change here: data.root" in say("judge", "elsewhere/toy-alone-001", "fit.lr=1")[2]

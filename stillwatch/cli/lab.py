@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillwatch.cli.console import Fresh, RecipeFile, RunFolder, RunsFolder, Split, commands, print_run, progress, table
+from stillwatch.errors import UserError
 from stillwatch.recipe import find
 from stillwatch.recipe import load as read_recipe
 from stillwatch.run import Run
@@ -87,6 +88,7 @@ def compare(
 @app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
 def judge(
     run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="a run folder or a bundle folder")],
+    overrides: Annotated[list[str] | None, keys("data.root=FOLDER, where the data were moved")] = None,
     split: Split = "test",
     runs: RunsFolder = Path("runs"),
     out: Annotated[Path | None, typer.Option("--out", help="report folder of a bundle")] = None,
@@ -94,14 +96,20 @@ def judge(
     """Report on one run, or on a bundle's files beside the run that they were exported from."""
     if not (run / "bundle.json").is_file():
         from stillwatch.evaluation.pooling import comparison_set
+        from stillwatch.evaluation.report.report import compare as write
 
-        return compare([each.path for each in comparison_set(Run.open(run), split)], out or run / "report", split)
+        asked, folder = Run.open(run).amended(overrides or (), ()), out or run / "report"
+        return _print_report(write(comparison_set(asked, split), folder, _album(asked), split), folder)
     from stillwatch import bundle
     from stillwatch.evaluation.bundle_eval import judge_bundle
     from stillwatch.lab.data.dataset import load_dataset
 
     opened = bundle.load(run)
-    origin = Run.open(runs / str(opened.manifest.run["id"]))
+    name = str(opened.manifest.run.get("id"))
+    if not (runs / name / "run.json").is_file():
+        where = "" if runs.is_absolute() else f" (relative to {Path.cwd()})"
+        raise UserError(f"{run}: its run {name!r} is not in '{runs}'{where}; name the folder of runs with --runs")
+    origin = Run.open(runs / name).amended(overrides or (), ())
     arrays = load_dataset(origin.recipe, progress()).eval_arrays(split)
     folder = out or Path(f"{run}-report")
     _print_report(judge_bundle(opened, origin, arrays, folder, split, _album(origin), progress()), folder)

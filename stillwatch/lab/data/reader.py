@@ -59,7 +59,9 @@ def gather(recipe: Recipe) -> Found:
 def _check_folder(key: str, path: Path) -> None:
     if not path.is_dir():
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise UserError(f"{key} = '{path}': no such folder" + (nearest(path.name, beside) if beside else ""))
+        close = hint if "mean" in (hint := nearest(path.name, beside)) else ""  # a list of what lies there is no help
+        where = f" in {Path.cwd()}, where a relative path starts; {key}=FOLDER names another"
+        raise UserError(f"{key} = '{path}': no such folder{'' if path.is_absolute() else where}{close}")
 
 
 def _give_groups(found: Found, rule: str) -> None:

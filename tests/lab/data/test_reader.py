@@ -101,6 +101,10 @@ def test_gather_names_a_missing_root_source_or_option(tmp_path: Path) -> None:
     (tmp_path / "drivers").mkdir()
     with pytest.raises(UserError, match=r"data\.root = '.*driver': no such folder; did you mean 'drivers'"):
         gather(recipe(source="folders", root=str(tmp_path / "driver")))
+    with pytest.raises(UserError, match=r"data\.root = '/no-such-thing': no such folder$"):  # what lies in / is no help
+        gather(recipe(source="folders", root="/no-such-thing"))
+    with pytest.raises(UserError, match=r"'moved': no such folder in /.*, where a relative path starts; data.root="):
+        gather(recipe(source="folders", root="moved"))
     with pytest.raises(UserError, match=r"data\.root = '.*c': no such folder$"):
         gather(recipe(source="folders", root=str(tmp_path / "a/b/c")))
     with pytest.raises(UserError, match=r"data\.source = 'folder': unknown; did you mean 'folders'"):
