@@ -19,7 +19,7 @@ from stillwatch.run import Run
 
 COMMANDS = (
     "audit", "teach", "distil", "compare", "judge", "prune", "quantise", "export", "bench", "tune", "doctor", "ls",
-    "demo", "watch", "replay", "events", "score", "test-sinks",
+    "demo", "watch", "replay", "events", "score", "test-sinks", "crossval",
 )  # fmt: skip
 
 

@@ -85,6 +85,36 @@ def compare(
     _print_report(write(chosen, folder, _album(chosen[-1]), split), folder)
 
 
+@app.command(
+    epilog="Example: stillwatch crossval driving data.root=data/driver-inattention --seeds 3 --jobs 2. A Slurm array "
+    "calls it with --task $SLURM_ARRAY_TASK_ID, and once more without --task for the report."
+)
+def crossval(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="from fit.seed on")] = 3,
+    folds: Annotated[int | None, typer.Option("--folds", min=1, help="the first so many; by default all")] = None,
+    only: Annotated[str, typer.Option("--only", help="of teacher, alone and distilled")] = "teacher,alone,distilled",
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="tasks at a time, each a process")] = 1,
+    task: Annotated[int | None, typer.Option("--task", min=0, help="this one alone, from 0, and no report")] = None,
+    runs: RunsFolder = Path("runs"),
+    fresh: Fresh = False,
+) -> None:
+    """Train every fold and seed of teacher, alone and distilled, and report on all. Finished ones are kept."""
+    from stillwatch.evaluation.report.report import compare as write
+    from stillwatch.lab.training import crossval as work
+    from stillwatch.lab.training.runs import RunOptions
+
+    plan = read_recipe(recipe, overrides or ())
+    wanted = work.tasks(plan, seeds, folds, only.split(","))
+    if task is not None and task >= len(wanted):
+        raise UserError(f"--task {task}: there are {len(wanted)}, numbered from 0")
+    chosen = wanted if task is None else wanted[task : task + 1]
+    folder, made = work.crossval(plan, chosen, RunOptions(runs, _text(recipe), fresh, progress()), jobs)
+    if task is None:
+        _print_report(write(made, folder.path / "report", _album(made[-1])), folder.path / "report")
+
+
 @app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
 def judge(
     run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="a run folder or a bundle folder")],

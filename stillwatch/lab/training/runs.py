@@ -192,7 +192,7 @@ def recording_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
 
 
 def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
-    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net.
+    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net, best of its seed.
 
     Raises UserError where there is none.
     """
@@ -206,11 +206,15 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
         if run.recipe.labels != recipe.labels:
             raise UserError(f"teacher.init = {recipe.teacher.init}: its labels are {', '.join(run.recipe.labels)}")
         return run
-    for run in reversed(runs(root)):
-        if run.info.kind == "teacher" and run.info.status == "done" and run.recipe.name == recipe.name:
-            theirs, ours = run.recipe.teacher.net, recipe.teacher.net
-            if _comparable(run.recipe) == _comparable(recipe) and theirs == ours:
-                return run
+    found = [
+        run
+        for run in reversed(runs(root))
+        if run.info.kind == "teacher" and run.info.status == "done" and run.recipe.name == recipe.name
+        and (_comparable(run.recipe), run.recipe.teacher.net) == (_comparable(recipe), recipe.teacher.net)
+    ]  # fmt: skip
+    seed = recipe.fit_of("teacher").seed
+    if found:
+        return next((run for run in found if run.info.seed == seed), found[0])
     raise UserError(
         f"{root}: no finished teacher for {recipe.name!r} with this data, split (fold {recipe.data.fold}) and net; run "
         "`stillwatch teach` with the same recipe and overrides first, or name one with teacher.init=RUN"

@@ -1,0 +1,145 @@
+"""Crossval: every fold and seed of teacher, alone and distilled, as tasks that need not know of one another."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+
+from stillwatch.atomic import locked
+from stillwatch.errors import UserError, nearest, one_line
+from stillwatch.lab.data.dataset import load_dataset
+from stillwatch.lab.training import pipeline, runs
+from stillwatch.lab.training.runs import RunOptions
+from stillwatch.recipe import Recipe, check
+from stillwatch.run import Run
+from stillwatch.run import runs as runs_in
+
+Trained: TypeAlias = Literal["teacher", "alone", "distilled"]
+KINDS: tuple[Trained, ...] = get_args(Trained)
+
+
+class Task(NamedTuple):
+    fold: int
+    seed: int
+    kind: Trained
+
+
+def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, source: str = "") -> Run:
+    """The finished run of one fold, seed and kind in `root`: found, gone on with, or trained.
+
+    A distilled one first asks for its teacher, of the same fold and seed. Whoever asks for what another process works
+    on waits for it, so tasks may run in any order, in any number of processes. Raises UserError as teach and distil do.
+    """
+    mine = at(recipe, fold, seed)
+    if kind == "distilled" and not mine.teacher.init:
+        task(recipe, fold, seed, "teacher", root, source)
+    with locked(Path(root) / f".fold{fold}-seed{seed}-{kind}"):
+        if run := finished(mine, kind, root):
+            return run
+        if kind == "teacher":
+            return pipeline.teach(mine, root, source)
+        return pipeline.distil(mine, kind == "alone", root, source)
+
+
+def at(recipe: Recipe, fold: int, seed: int) -> Recipe:
+    """The recipe with this fold, and this seed for both sides."""
+    raw = recipe.model_dump(mode="json")
+    raw["data"]["fold"], raw["fit"]["seed"] = fold, seed
+    for side in ("teacher", "student"):
+        raw[side]["fit"].pop("seed", None)
+    return check(raw, recipe.name)
+
+
+def finished(recipe: Recipe, kind: str, root: Path | str) -> Run | None:
+    wanted = (kind, "done", recipe.model_dump(mode="json"))
+    found = (run for run in reversed(runs_in(root)) if (run.info.kind, run.info.status, run.info.recipe) == wanted)
+    return next(found, None)
+
+
+def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[str] = KINDS) -> list[Task]:
+    """Numbered from 0. The folds of one seed come first, so that a first report need not wait for all seeds.
+
+    folds: the first so many; None: all. An official split has one. With teacher.init, no teacher is trained.
+    """
+    for word in only:
+        if word not in KINDS:
+            raise UserError(f"--only {word}: unknown{nearest(word, KINDS)}")
+    most = 1 if recipe.data.split == "official" else recipe.data.folds
+    if folds is not None and not 1 <= folds <= most:
+        raise UserError(f"--folds {folds}: from 1 to {most}, which is data.folds; data.folds=N makes another split")
+    kinds = [kind for kind in KINDS if kind in only and not (kind == "teacher" and recipe.teacher.init)]
+    first, each = recipe.fit.seed, range(most if folds is None else folds)
+    return [Task(fold, seed, kind) for seed in range(first, first + seeds) for kind in kinds for fold in each]
+
+
+def home(recipe: Recipe, options: RunOptions) -> Run:
+    """The folder of its runs: a new one, or that of the same recipe and data, whatever its folds and seeds."""
+    data, root = load_dataset(recipe, options.progress), Path(options.root)
+
+    def identity(raw: dict[str, Any], *others: object) -> list[object]:
+        data = {key: value for key, value in raw["data"].items() if key not in ("root", "fold")}
+        fit = {key: value for key, value in raw["fit"].items() if key != "seed"}
+        return [data, fit, *(raw.get(table) for table in ("name", "labels", "safe", "teacher", "student")), *others]
+
+    mine = identity(recipe.model_dump(mode="json"), "crossval", data.store.fingerprint)
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root / f".{recipe.name}-crossval"):  # processes that start together find one folder
+        for old in [] if options.fresh else reversed(runs_in(root)):
+            if old.info.kind == "crossval" and mine == identity(old.info.recipe, "crossval", old.info.fingerprint):
+                return old
+        run = Run.create(recipe, "crossval", root, options.source, fingerprint=data.store.fingerprint)
+        runs.write_audit(run, data)
+        run.unlock()  # each run inside is locked by the process that works on it
+        return run
+
+
+def crossval(recipe: Recipe, wanted: Sequence[Task], options: RunOptions, jobs: int = 1) -> tuple[Run, list[Run]]:
+    """Do the tasks, `jobs` at a time. Returns the folder and its finished runs. A task that fails stops no other.
+
+    Raises UserError, after all have ended, where one failed; the same call then does what is left.
+    """
+    folder, say = home(recipe, options), options.progress.say
+    say(f"{folder.path}: {len(wanted)} tasks, {jobs} at a time")
+    done, failed = list[Run](), list[str]()
+    calls = [partial(task, recipe, *each, folder.path, options.source) for each in wanted]
+    for number, outcome in options.progress.bar(_outcomes(calls, jobs), len(calls), f"crossval {recipe.name}"):
+        place = "fold {}, seed {}, {}".format(*wanted[number])
+        if isinstance(outcome, Run):
+            done.append(outcome)
+            say(f"{place}: macro-F1 {outcome.info.best['macro_f1']:.3f} on validation ({outcome.path.name})")
+        else:
+            failed.append(place)
+            say(f"{place}: failed: {outcome}")
+    if failed:
+        raise UserError(f"{folder.path}: {len(failed)} of {len(wanted)} tasks failed, the first {failed[0]}; see above")
+    folder.note(status="done")
+    return folder, done
+
+
+def _outcomes(calls: Sequence[Callable[[], Run]], jobs: int) -> Iterator[tuple[int, Run | str]]:
+    """Each task's number, and its run or why it failed, as they end."""
+    if jobs == 1:
+        for number, call in enumerate(calls):
+            yield number, _tried(call)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        futures = {pool.submit(_tried, call): number for number, call in enumerate(calls)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _tried(call: Callable[[], Run]) -> Run | str:
+    try:
+        return call()
+    except Exception as error:  # memory that ran out, a disk that is full: the other tasks go on
+        return one_line(error)
