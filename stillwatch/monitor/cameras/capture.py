@@ -35,6 +35,7 @@ Fit = Literal["stretch", "letterbox", "crop"]
 PULSE = 0.5  # seconds between two signs of life
 STEADY = 5.0  # seconds of pictures after which the back-off begins anew
 SHARE, PICTURES = 0.1, 30  # of so many pictures, about: where more arrive damaged, it is said
+WIDEST = 1920  # pixels of the longer side of what people see
 PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG quality
 
 
@@ -164,7 +165,7 @@ class CaptureProcess:
     def public(self, frame: VideoFrame) -> Picture:
         with self._blurring:
             if self._public is None or self._public[0] is not frame:
-                self._public = (frame, self._blur(frame.rgb(), frame.time))
+                self._public = (frame, self._blur(shrunk(frame.rgb(), WIDEST), frame.time))
             return self._public[1]
 
     def leave(self) -> None:
@@ -288,8 +289,8 @@ class CaptureProcess:
                 self._count(damaged=False)
                 if intra or self._limiter.due(good):
                     frame = VideoFrame(raw, good, good, to_rgb)
-                    self._record(frame)
                     self._sender.offer(self._index, frame, wait=False)
+                    self._record(frame)
                 self._index += 1
                 yield good
             if len(arrivals) > 64:  # decoders reorder by at most 16
@@ -338,13 +339,14 @@ class CaptureProcess:
     def _show(self, frame: VideoFrame, clock: PlaybackClock) -> bool:
         """False: told to stop."""
         index, self._index = self._index, self._index + 1
+        if index >= self._position[0]:  # else an earlier process has shown it
+            if not self._hold(clock, frame.time):
+                return False
+            frame.captured = time.monotonic()
+            if not self._sender.offer(index, frame, wait=True):
+                return False
         self._record(frame)
-        if index < self._position[0]:  # an earlier process has shown it
-            return True
-        if not self._hold(clock, frame.time):
-            return False
-        frame.captured = time.monotonic()
-        return self._sender.offer(index, frame, wait=True)
+        return True
 
     def _hold(self, clock: PlaybackClock, seconds: float) -> bool:
         """False: told to stop."""
@@ -367,13 +369,19 @@ class Stalled(Exception):
     """No picture came for too long."""
 
 
+def shrunk(image: Picture, side: int) -> Picture:
+    """Its longer side at most `side` pixels; the same array where it is."""
+    while (scale := side / max(image.shape[:2])) < 1:
+        step = max(scale, 0.5)  # by halves, which is fast
+        size = (max(1, round(image.shape[1] * step)), max(1, round(image.shape[0] * step)))
+        how = cv2.INTER_AREA if step == 0.5 else cv2.INTER_LINEAR
+        image = cv2.resize(image, size, interpolation=how)  # type: ignore[assignment]
+    return image
+
+
 def jpeg(image: Picture, side: int, quality: int) -> bytes:
     """uint8 (H,W,3) RGB -> JPEG, its longer side at most `side` pixels."""
-    scale = side / max(image.shape[:2])
-    if scale < 1:
-        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    bgr = cv2.cvtColor(shrunk(image, side), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 

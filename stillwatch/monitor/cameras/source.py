@@ -30,6 +30,7 @@ TOYS = {"driver": "cabin", "street": "street"}
 LEAST = {"size": 16, "fps": 0.1}  # of a toy
 ROUND = 600.0  # seconds after which an endless toy begins again
 REPLAYED = 60.0  # seconds of an endless toy that frames() gives
+LARGEST = 33_177_600  # pixels of one picture: 8K. A larger one would take more memory than the service allows
 TIMEOUT = 0.95  # of a stall, for one read: FFmpeg checks ten times a second
 PROBE = "500000"  # bytes, and microseconds, in which a stream must show what it is
 GRID = 48  # samples of brightness across and down, about
@@ -274,25 +275,29 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
     there is no video.
     """
     what = kind(source)
-    options: dict[str, str] = {}
+    opening: dict[str, str] = {}
     address = f"/dev/video{source}" if source.isdigit() else source
     if what == "stream":  # a camera that comes back must be seen at once
-        options = {"probesize": PROBE, "analyzeduration": PROBE, "fpsprobesize": "0"}
+        opening = {"probesize": PROBE, "analyzeduration": PROBE, "fpsprobesize": "0"}
         if source.startswith("rtsp"):
-            options |= {"rtsp_transport": transport, "max_delay": "300000", "reorder_queue_size": "64"}
-            options |= {"allowed_media_types": "video"}
+            opening |= {"rtsp_transport": transport, "max_delay": "300000", "reorder_queue_size": "64"}
+            opening |= {"allowed_media_types": "video"}
     timeout = None if what == "file" else (stall, TIMEOUT * stall)
     form = "v4l2" if what == "device" else None
-    container = decode.open_film(address, format=form, options=options, timeout=timeout)
+    container = decode.open_film(address, format=form, options=opening, timeout=timeout)
     try:
         if not container.streams.video:
             raise ValueError("there is no picture in it")
         codec = container.streams.video[0].codec_context
         if codec is None:
             raise ValueError("its codec is unknown")
+        if codec.width * codec.height > LARGEST:
+            raise ValueError(f"{codec.width}×{codec.height} pixels: more than {LARGEST / 1e6:.0f} million")
+        options = {"max_pixels": str(LARGEST)}  # also where it changes later
         codec.thread_count, codec.thread_type = 1, "SLICE"  # each frame thread would add a frame of delay
         if codec.name == "mjpeg":  # else a picture that was cut off is filled with gray
-            codec.options = {"err_detect": "explode"}
+            options["err_detect"] = "explode"
+        codec.options = options
         if what != "file":
             codec.flags |= LOW_DELAY
     except BaseException:

@@ -408,6 +408,16 @@ def test_a_clip_holds_what_led_to_the_event(watched: Any, tmp_path: Path) -> Non
         assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_clip_that_must_be_encoded_is_no_wider_than_people_need(watched: Any, tmp_path: Path) -> None:
+    cab = watched(str(streams.film(tmp_path / "a.avi", 2, (64, 2400), "mjpeg")), speed=1)
+    cab.until(cab.more(3))
+    cab.camera.record("one", tmp_path / "one.mp4", 0, 1.5)
+    cab.until(lambda: cab.of("clip"))
+    with av.open(str(tmp_path / "one.mp4")) as clip:
+        assert (clip.streams.video[0].width, clip.streams.video[0].height) == (1920, 50)
+    assert length(tmp_path / "one.mp4") >= 10
+
+
 @pytest.mark.parametrize("blur", ["none", "all"])
 def test_pictures_are_made_only_for_viewers_and_blurred_where_it_is_asked(
     blur: Any, watched: Any, tmp_path: Path

@@ -231,3 +231,11 @@ def test_what_is_held_back_until_a_time_out_is_no_new_packet() -> None:
         taken.append(packet)
         time.sleep(0.3)  # who looks at one for long makes the next no older
     assert len(taken) == 3
+
+
+def test_a_picture_that_would_take_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = str(streams.film(tmp_path / "a.mp4", 0.3))
+    source.open_video(film).close()
+    monkeypatch.setattr(source, "LARGEST", 96 * 128 - 1)
+    with pytest.raises(ValueError, match="128×96 pixels: more than"):
+        source.open_video(film)
