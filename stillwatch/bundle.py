@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError, model_validator
 from typing_extensions import TypedDict
 
 from stillwatch.atomic import alive
-from stillwatch.errors import UserError, nearest, one_line
+from stillwatch.errors import UserError, in_plain_words, nearest, one_line
 from stillwatch.recipe import Rule, Strict
 
 FORMAT = 1
@@ -335,7 +335,7 @@ def _fault(error: Exception) -> str:
         return f"{key[:200]}: unknown key"
     if first["type"] == "missing":
         return f"{key[:200]}: missing"
-    return (f"{key[:200]}: " if key else "") + first["msg"].removeprefix("Value error, ")[:300]
+    return (f"{key[:200]}: " if key else "") + in_plain_words(first["msg"])[:300]
 
 
 def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:

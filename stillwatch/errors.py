@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -74,10 +74,12 @@ def _line(place: str, error: Any, model: type[BaseModel], prefix: str, show: Cal
     key = prefix + ".".join(where)
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        return f"{place}: {key} = {show('', value)}: unknown key{nearest(where[-1], _keys(model, where[:-1]))}"
+        other = [".".join(path) for path in _places(model) if path[-1] == where[-1]]
+        hint = f"; it is {other[0]}" if other else nearest(where[-1], _keys(model, where[:-1]))
+        return f"{place}: {key} = {show('', value)}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{place}: {key}: missing, and it has no default"
-    reason = error["msg"].removeprefix("Value error, ")
+    reason = in_plain_words(error["msg"])
     if isinstance(value, dict) or not key:
         return f"{place}: {key + ': ' if key else ''}{reason}"
     allowed = error.get("ctx", {}).get("expected")
@@ -86,6 +88,21 @@ def _line(place: str, error: Any, model: type[BaseModel], prefix: str, show: Cal
         hint = nearest(value, re.findall(r"'([^']*)'", str(allowed)))
         reason = "not allowed"
     return f"{place}: {key} = {show(where[-1], value)}: {reason}{hint}"
+
+
+def in_plain_words(message: str) -> str:
+    """pydantic's, in the words of a recipe: it has lists."""
+    message = message.removeprefix("Value error, ").removesuffix(" after validation")
+    return re.sub("[Tt]uple", "list", message).replace(" after validation,", ",")
+
+
+def _places(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key's path that is in a table."""
+    for name, field in model.model_fields.items():
+        if above:
+            yield (*above, name)
+        if isinstance(inner := field.annotation, type) and issubclass(inner, BaseModel) and len(above) < 2:
+            yield from _places(inner, (*above, name))
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The recipe: TOML, checked. Every default stands here. Imports no torch, data or run."""
 
+import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -95,7 +96,7 @@ class Fit(Strict):
     augment: tuple[Spec, ...] = ()
     views: int = Field(0, ge=0)  # V augmented views a sample, replayed in turn; 0: a new one each epoch
     precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
 
 
@@ -162,7 +163,7 @@ class Recipe(Strict):
     """Frozen: a run keeps the one it was made from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: tuple[str, ...]
     safe: tuple[str, ...] = ()  # labels that raise no alarm
     data: Data
     teacher: Side
@@ -176,6 +177,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "Recipe":
+        if len(self.labels) < 2:
+            raise ValueError(
+                f"labels = {list(self.labels)}: a net tells at least two labels apart, such as calm and danger"
+            )
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels has one name twice: {', '.join(self.labels)}")
         for label in self.safe:
@@ -232,8 +237,18 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
             except ValidationError as error:
                 raise UserError(_lines(place, error, Fit, f"{table}.fit.")) from error
     except ValidationError as error:
-        raise UserError(_lines(place, error, Recipe, "")) from error
+        raise UserError(_lines(place, error, Recipe, "") + _folders(raw)) from error
     return recipe
+
+
+def _folders(raw: dict[str, Any]) -> str:
+    """Where labels are missing: those of the folders in data.root."""
+    root = raw["data"].get("root") if isinstance(raw.get("data"), dict) else None
+    if "labels" in raw or not isinstance(root, str) or not Path(root).is_dir():
+        return ""
+    inner = next((folder for folder in (Path(root, "train"),) if folder.is_dir()), Path(root))
+    names = sorted(folder.name for folder in inner.iterdir() if folder.is_dir() and folder.name[0] != ".")
+    return f"; by the folders in {inner}: labels = {json.dumps(names[:40], ensure_ascii=False)}" if names else ""
 
 
 def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place: str) -> Recipe:

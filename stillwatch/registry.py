@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from stillwatch.errors import UserError, nearest
+from stillwatch.errors import UserError, in_plain_words, nearest
 
 Spec: TypeAlias = str | dict[str, Any]  # "kd", {name="kd", temperature=4} or "mypackage.losses:mine"
 Table: TypeAlias = Mapping[str, Callable[..., Any]]
@@ -88,5 +88,5 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     try:
         return TypeAdapter(annotation, config=CONFIG).validate_python(value)
     except ValidationError as error:
-        reasons = dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        reasons = dict.fromkeys(in_plain_words(e["msg"]) for e in error.errors())
         raise UserError(f"{key} = {value!r}: {'; or: '.join(reasons)}") from None

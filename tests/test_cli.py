@@ -14,6 +14,7 @@ import pytest
 from fabricated import three
 
 from stillwatch.cli import console, deploy, main
+from stillwatch.lab.models.zoo import NETS
 from stillwatch.lab.training import pipeline
 from stillwatch.run import Run
 
@@ -68,6 +69,8 @@ def test_wrong_usage_is_status_2(say: Any, words: tuple[str, ...]) -> None:
         (("teach", "toy", "teacher.net.name=resnet10tt"), "resnet10t"),
         (("teach", "toy", "fit.augment=['flop']"), "did you mean 'flip'"),
         (("distil", "toy", "fit.loss=['kdd']", "--alone"), "did you mean 'kd'"),
+        (("teach", "toy", "fit.device=cuda"), "fit.device = 'cuda': PyTorch finds no GPU on this machine"),
+        (("teach", "toy", "teacher.net=resnet-ten"), "and the names of timm.list_models()"),
         (("distil", "toy"), "no finished teacher for 'toy'"),
         (("distil", "toy", "teacher.init=runs/x"), "runs/x: not a run"),
         (("compare", "runs/x"), "runs/x: not a run"),
@@ -222,3 +225,16 @@ def test_a_bundle_away_from_its_runs_says_how_to_name_them(say: Any, here: Path)
     three(here / "elsewhere", 1.2, 1)
     assert say("judge", "elsewhere/toy-alone-001", "data.root=anywhere")[0] == 0
     assert "what may change here: data.root" in say("judge", "elsewhere/toy-alone-001", "fit.lr=1")[2]
+
+
+def test_own_nets_are_named_where_one_looks_for_them(say: Any) -> None:
+    page = (Path(__file__).parent.parent / "docs/train.md").read_text()
+    for name in NETS:
+        assert name in re.sub(r"-\s+", "-", say("teach", "--help")[1])
+        assert f"`{name}`" in page
+
+
+def test_help_is_as_narrow_as_the_terminal(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    for command in COMMANDS:
+        assert max(map(len, say(command, "--help")[1].splitlines())) <= 60, command

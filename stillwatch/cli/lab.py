@@ -46,7 +46,10 @@ def audit(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Pa
 def teach(
     recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Path("runs"), fresh: Fresh = False
 ) -> None:
-    """Train the recipe's teacher. Resumes an interrupted run."""
+    """Train the recipe's teacher. Resumes an interrupted run.
+
+    Nets: any of timm's, and vgg16-gap, smallcnn, mnist-cnn, mnist-small, yolo-cls-n.
+    """
     from stillwatch.lab.training import pipeline
 
     print_run(pipeline.teach(read_recipe(recipe, overrides or ()), runs, _text(recipe), fresh, progress()))

@@ -60,6 +60,10 @@ def test_a_recipe_is_read_with_its_defaults(file: Path) -> None:
         ("labels=['a','a']", ["one name twice"]),
         ("teacher.fit.lrr=1", ["teacher.fit.lrr = 1", "did you mean 'lr'"]),
         ("student.net.dropuot=0.1", ["student.net.dropuot", "did you mean 'dropout'"]),
+        ("labels=['a']", ["labels = ['a']", "at least two labels"]),
+        ("labels=a", ["labels = 'a'", "a valid list"]),
+        ("data.lr=1", ["data.lr = 1", "unknown key; it is fit.lr"]),
+        ("rate=5", ["rate = 5", "unknown key; it is data.rate"]),
         ("studnet.net=x", ["studnet", "did you mean 'student'"]),
     ],
 )
@@ -157,3 +161,18 @@ def test_a_table_s_fit_lies_over_the_student_s() -> None:
     assert (asked.fit_in("prune").epochs, asked.fit_in("prune").batch) == (2, 9)
     assert asked.fit_in("quantise").batch == 9
     assert asked.fit_in("tune").batch == asked.fit_of("teacher").batch == 20
+
+
+def test_missing_labels_are_offered_from_the_folders(file: Path, tmp_path: Path) -> None:
+    file.write_text(
+        TEXT.replace('labels = ["calm", "fight"]', "").replace("[data]", f"[data]\nroot = '{tmp_path}/films'")
+    )
+    with pytest.raises(UserError, match=r"toy.toml: labels: missing, and it has no default$"):
+        recipe.load(file)
+    for name in ("train/a b", "train/c", "test/c"):
+        (tmp_path / "films" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r'by the folders in .*/films/train: labels = \["a b", "c"\]$'):
+        recipe.load(file)
+    file.write_text("labels = 3\ndata = 4\n")
+    with pytest.raises(UserError, match="labels = 3"):
+        recipe.load(file)

@@ -55,9 +55,10 @@ def from_timm(name: str, options: dict[str, Any], own: Iterable[str] = ()) -> Ba
     Raises UserError for an unknown name, a wrong option, or a net without a pooled feature.
     """
     if not timm.is_model(name):
-        close = nearest(name, [*own, *timm.list_models()])
-        hint = close if close.startswith("; did") else f"; known: {', '.join(own)} and the names of timm.list_models()"
-        raise UserError(f"net.name = {name!r}: unknown{hint}")
+        close = hint if "did you" in (hint := nearest(name, [*own, *timm.list_models()])) else ""
+        raise UserError(
+            f"net.name = {name!r}: unknown{close}; known: {', '.join(own)} and the names of timm.list_models()"
+        )
     for key in options.keys() & ELSEWHERE.keys():
         raise UserError(f"net.options.{key}: not an option; {ELSEWHERE[key]}")
     try:

@@ -121,6 +121,9 @@ def _train_run(
 
 
 def device(plan: Fit) -> Accelerator:
+    """Raises UserError where a GPU is asked for and there is none."""
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("fit.device = 'cuda': PyTorch finds no GPU on this machine; set fit.device = 'auto' or 'cpu'")
     return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
 
 

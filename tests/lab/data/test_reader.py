@@ -111,6 +111,8 @@ def test_gather_names_a_missing_root_source_or_option(tmp_path: Path) -> None:
         gather(recipe(source="folder", root=str(tmp_path)))
     with pytest.raises(UserError, match=r"data\.source\.limt = 3: unknown option; did you mean 'limit'"):
         gather(recipe(source={"name": "videos", "limt": 3}, root=str(tmp_path)))
+    with pytest.raises(UserError, match=r"data\.source\.rate = 3: not an option of a source; it is data\.rate"):
+        gather(recipe(source={"name": "videos", "rate": 3}, root=str(tmp_path)))
     with pytest.raises(UserError, match=r"data\.source\.limit = 'x': Input should be a valid integer"):
         gather(recipe(source={"name": "videos", "limit": "x"}, root=str(tmp_path)))
     with pytest.raises(UserError, match=r"data\.source\.people = -1: Input should be greater than or equal to 0"):
