@@ -26,8 +26,9 @@ def gather(recipe: Recipe) -> Found:
     recipe's, and nothing found.
     """
     data, labels = recipe.data, recipe.labels
-    for key in data.source.keys() & Data.model_fields.keys() if isinstance(data.source, dict) else ():
-        raise UserError(f"data.source.{key} = {data.source[key]!r}: not an option of a source; it is data.{key}")
+    options = data.source if isinstance(data.source, dict) else {}
+    for key in options.keys() & Data.model_fields.keys():
+        raise UserError(f"data.source.{key} = {options[key]!r}: not an option of a source; it is data.{key}")
     source = bind(SOURCES, data.source, 2, "data.source", "data.source")
     if source.func is not drawn:
         _check_folder("data.root", data.root)
