@@ -128,6 +128,24 @@ def test_ctrl_c_says_how_to_go_on(say: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert "resumes from the last finished epoch" in err
 
 
+def test_ctrl_c_promises_nothing_where_nothing_is_resumed(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stillwatch.monitor.service.serve", stop)
+    code, _, err = say("watch", "b", "--source", "0")
+    assert (code, err) == (130, "\nstopped\n")
+
+
+@pytest.mark.parametrize("words", [("watch", "b", "--source", "0"), ("doctor", "b")])
+def test_too_little_address_space_is_said(words: tuple[str, ...]) -> None:
+    limit = "import resource as r, runpy; r.setrlimit(r.RLIMIT_AS, (400 << 20, r.RLIM_INFINITY))\n"
+    code = limit + "runpy.run_module('stillwatch', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: ulimit -v 409600: is too little to load the libraries; 655360 at least\n"
+
+
 def test_ls_of_nothing_says_what_to_do(say: Any) -> None:
     assert say("ls") == (0, "runs: no runs yet; `stillwatch teach RECIPE` makes one\n", "")
 

@@ -1,5 +1,6 @@
 """The command `stillwatch`. Exit status: 0 done, 1 failed with one line, 2 wrong usage. Imports no floor."""
 
+import resource
 import sys
 
 import typer
@@ -10,6 +11,12 @@ from stillwatch.errors import UserError, bounded
 from stillwatch.inference import runtimes
 
 EXTRAS = {"pyarrow": "parquet", "openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn", "apprise": "apprise"}
+ADDRESSES = 640 << 20  # bytes of address space with less of which libraries crash as they are loaded
+LIGHT = ("events", "ls", "test-sinks")  # need less
+GOES_ON = dict.fromkeys(
+    ("teach", "distil", "prune", "quantise", "tune", "crossval", "demo"),
+    "; the same command resumes from the last finished epoch",
+) | {"score": "; the same command goes on where it was"}
 
 app = typer.Typer(
     add_completion=False,
@@ -31,6 +38,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if 0 <= limit < ADDRESSES and not {*LIGHT, "-h", "--help"}.intersection(arguments):
+            raise UserError(f"ulimit -v {limit >> 10}: is too little to load the libraries; {ADDRESSES >> 10} at least")
         code = app(arguments, standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
@@ -47,7 +57,7 @@ def main() -> None:
             print(f"error: {_explained(error)}", file=sys.stderr)
         code = 2 if show else 1
     if code == 130:  # Ctrl-C, which some versions of typer turn into an exit of their own
-        print("\nstopped; the same command resumes from the last finished epoch", file=sys.stderr)
+        print(f"\nstopped{GOES_ON.get(next(iter(arguments), ''), '')}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
