@@ -27,7 +27,7 @@ LARGEST = 64 * 1024  # bytes of a POST
 SHORTEST = 8  # characters of a token
 SESSION = 30 * 86400.0  # seconds that a login lasts
 WAIT = (1.0, 10.0)  # seconds after a wrong token of an address, doubled by each, and the longest
-FREE = 3  # wrong tokens of an address before it must wait: one typing error locks nobody out
+FREE = 3  # wrong tokens of an address before the next wrong one must wait
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -178,15 +178,15 @@ class AuthMiddleware:
 
 
 def try_token(keys: TokenAuth, patience: LoginThrottle, token: str, address: str) -> None:
-    """Raises Refusal for a wrong token or while the address must wait."""
+    """Raises Refusal for a wrong token. The right one never waits: a guesser locks nobody of its address out."""
+    if keys.right(token):
+        return
     now = time.monotonic()
-    left = patience.left(address, now)
-    if left > 0:
+    if (left := patience.left(address, now)) > 0:
         wait = math.ceil(left)
         raise Refusal(429, f"too many wrong tokens; try again in {wait} s", {"retry-after": str(wait)})
-    if not keys.right(token):
-        patience.wrong(address, now)
-        raise Refusal(401, "wrong token", {"www-authenticate": "Bearer"})
+    patience.wrong(address, now)
+    raise Refusal(401, "wrong token", {"www-authenticate": "Bearer"})
 
 
 def cookie_name(scope: Scope) -> str:
