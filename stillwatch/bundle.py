@@ -71,23 +71,35 @@ class Input(Strict):
         return self
 
 
-class OperatingPoint(TypedDict, total=False):
-    """wanted: share of false alarms asked for. safe, others: samples of each kind on `split`."""
+class Origin(TypedDict, total=False):
+    """people: "new", "chosen" (in no training, but the epoch was chosen on them) or "known"."""
+
+    split: str  # "valid" or "out of fold"
+    people: str
+    source: str
+
+
+class OperatingPoint(Origin, total=False):
+    """wanted: share of false alarms asked for. safe, others: samples of each kind on `split`, of `groups` people.
+
+    upper: 95 % bound of the rate on new people; worst: the highest of one person.
+    """
 
     threshold: float
     false_alarm_rate: float
     recall: float
     wanted: float
-    split: str
     safe: int
     others: int
+    groups: int
+    upper: float | None
+    worst: float | None
 
 
-class Temperature(TypedDict, total=False):
+class Temperature(Origin, total=False):
     value: float
     ece_before: float
     ece_after: float
-    split: str
 
 
 class Entry(Strict):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -137,12 +137,14 @@ def alarm_score(p: ArrayLike, safe: Sequence[int]) -> Floats:
     return np.asarray(1 - normalised(p)[:, list(safe)].sum(1), np.float64)
 
 
-def operating_point(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float) -> dict[str, float] | None:
+def operating_point(
+    y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float, groups: Sequence[str] | NDArray[Any] | None = None
+) -> dict[str, float] | None:
     """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
 
-    Samples at it alarm. Returns {"threshold", "false_alarm_rate", "recall"}; None where all or no classes are safe, or
-    y lacks one kind. It lies above every score if the highest is a safe sample's.
-    Raises ValueError unless 0 <= rate < 1.
+    groups: (N,): and for four groups in five at most twice `rate` of their own. Samples at it alarm. Returns
+    {"threshold", "false_alarm_rate", "recall"}; None where all or no classes are safe, or y lacks one kind. It lies
+    above every score if the highest is a safe sample's. Raises ValueError unless 0 <= rate < 1.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate {rate} must lie from 0 to below 1")
@@ -152,17 +154,48 @@ def operating_point(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float
         return None
     score = alarm_score(table, safe)
     tried = np.unique(score)  # at the lowest of them every safe sample alarms, which is too many
-    false = 1 - np.searchsorted(np.sort(score[harmless]), tried) / harmless.sum()
-    first = int((false > rate + 1e-9).sum())
+
+    def false(rows: NDArray[np.bool_]) -> Floats:
+        return 1 - np.searchsorted(np.sort(score[rows]), tried) / rows.sum()
+
+    wrong = false(harmless) > rate + 1e-9
+    if groups is not None:
+        names = np.asarray(groups, dtype=str)
+        each = [false(harmless & (names == name)) > 2 * rate + 1e-9 for name in np.unique(names[harmless])]
+        wrong |= np.mean(each, axis=0) > 0.2
+    first = int(wrong.sum())
     # Halfway to the score below: rounding in another runtime then moves no sample across it
     above = tried[first] if first < len(tried) else tried[-1] + 1e-3
     threshold = float(tried[first - 1] + above) / 2
+    threshold = threshold if threshold > tried[first - 1] else float(above)  # there is no number between neighbours
     found = score >= threshold
     return {
         "threshold": threshold,
         "false_alarm_rate": float(found[harmless].mean()),
         "recall": float(found[~harmless].mean()),
     }
+
+
+class FalseAlarms(NamedTuple):
+    groups: int
+    upper: float | None  # end of the 95 % interval over groups; None for a single group
+    worst: float  # of any group
+
+
+def false_alarms(
+    p: ArrayLike, safe: Sequence[int], threshold: float, groups: Sequence[str] | NDArray[Any]
+) -> FalseAlarms:
+    """Shares of alarms among safe samples p (N,K), by group.
+
+    upper is 3/N at least, what N samples without an alarm can say (Hanley, Lippman-Hand 1983).
+    """
+    codes, number = clusters(groups)
+    alarms, sizes = np.bincount(codes, alarm_score(p, safe) >= threshold), np.bincount(codes)
+    weights, _, picked = bootstrap_weights(groups, 1, DRAWS, 0)
+    whole = np.array([alarms.sum() / sizes.sum()])
+    ends = _ends(((weights @ alarms) / (weights @ sizes))[None], whole, picked, number)
+    upper = min(max(ends[1], 3 / len(codes)), 1.0) if ends else None
+    return FalseAlarms(number, upper, float((alarms / sizes).max()))
 
 
 def agreement(

@@ -200,12 +200,17 @@ def export(
         list[str] | None, typer.Option("--format", help="onnx-legacy, openvino or ncnn, besides onnx; repeatable")
     ] = None,
     anyway: Anyway = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="CROSSVAL", help="temperature and threshold from the people it left out"),
+    ] = None,
 ) -> None:
     """Make the bundle, the only folder that leaves the lab: files that answer as the trained net does, or an error."""
     from stillwatch.lab.export.packaging import export as work
 
     origin = Run.open(run).amended(overrides or (), ("export", "rule"))
-    _print_bundle(work(origin, Run.open(int8) if int8 else None, out, form or (), progress(), anyway))
+    others = [Run.open(path) if path else None for path in (int8, calibrate)]
+    _print_bundle(work(origin, others[0], out, form or (), progress(), anyway, others[1]))
 
 
 @app.command(epilog="Example: stillwatch tune driving --trials 40; again, or in a second terminal, it goes on.")
@@ -250,12 +255,16 @@ def _print_bundle(bundle: "Bundle") -> None:
     for missing in manifest.left_out:
         print(f"left out: {missing['name']}: {missing['why']}")
     if heat := manifest.temperature:
-        print(f"temperature {heat['value']:.2f}: ECE {heat['ece_before']:.3f} -> {heat['ece_after']:.3f} on validation")
+        error = f"ECE {heat['ece_before']:.3f} -> {heat['ece_after']:.3f}"
+        print(f"temperature {heat['value']:.2f}: {error} ({heat['source']}, {heat['people']} people)")
     if point := manifest.operating:
         print(
-            f"threshold {point['threshold']:.4f}: {point['false_alarm_rate']:.2%} of safe validation frames alarm, "
-            f"{point['recall']:.0%} of the others"
+            f"threshold {point['threshold']:.4f}: {point['false_alarm_rate']:.2%} of safe frames alarm, "
+            f"{point['recall']:.0%} of the others ({point['source']}, {point['people']} people)"
         )
+        upper = point["upper"]
+        bound = "no telling how many" if upper is None else f"at most {upper:.0%} at 95 %"
+        print(f"false alarms on new people: {bound}" + (" (--calibrate CROSSVAL)" if upper is None else ""))
     whole = sum(entry.bytes for entry in manifest.files.values()) + (bundle.path / "bundle.json").stat().st_size
     print(f"bundle: {bundle.path}, {whole / 1e6:.2f} MB")
 

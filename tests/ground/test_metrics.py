@@ -373,6 +373,46 @@ def test_the_operating_point_is_the_lowest_threshold_within_the_rate() -> None:
     assert (none["false_alarm_rate"], none["recall"]) == (0.0, pytest.approx(1 / 3))
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(2, 30).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 6), min_size=n, max_size=n)] * 2)),
+    st.sampled_from([0.0, 0.01, 0.1, 1 / 3, 0.5]),
+    st.sampled_from([1.0, 1e-8, 1e-16, 1e-17]),
+    st.booleans(),
+)
+def test_the_operating_point_never_exceeds_its_rate(
+    drawn: tuple[list[int], list[int]], rate: float, scale: float, grouped: bool
+) -> None:
+    """Also where scores are coarse, tied, or neighbours between which there is no number."""
+    score = 0.5 + scale * np.array(drawn[0]) / 12
+    y, groups = np.array(drawn[1]) % 2, np.array([f"g{i % 3}" for i in range(len(score))])
+    p = np.stack([1 - score, score], 1)
+    point = metrics.operating_point(y, p, [0], rate, groups if grouped else None)
+    assert (point is None) == (len(set(y)) < 2)
+    if point is None:
+        return
+    alarm = metrics.alarm_score(p, [0]) >= point["threshold"]
+    assert alarm[y == 0].mean() == point["false_alarm_rate"] <= rate + 1e-9
+    assert alarm[y == 1].mean() == point["recall"]
+    if grouped:
+        assert all(alarm[(y == 0) & (groups == g)].mean() <= 2 * rate + 1e-9 for g in set(groups[y == 0]))
+
+
+def test_one_person_of_many_alarms_does_not_hide_behind_the_others() -> None:
+    """Five people of a hundred safe frames; one of them looks dangerous in ten: 2 % of all, and 10 % of his."""
+    score = np.concatenate([np.full(490, 0.1), np.linspace(0.5, 0.6, 10), np.full(100, 0.9)])
+    y, groups = np.repeat([0, 1], [500, 100]), [*np.repeat(list("abcde"), 100), *"a" * 100]
+    p, safe = np.stack([1 - score, score], 1), y == 0
+    plain = metrics.operating_point(y, p, [0], 0.02)
+    assert plain is not None
+    found = metrics.false_alarms(p[safe], [0], plain["threshold"], np.array(groups)[safe])
+    assert plain["false_alarm_rate"] == 0.02 and found.worst == pytest.approx(0.1) and found.groups == 5
+    assert found.upper is not None and 0.04 < found.upper <= 0.1
+    six = metrics.false_alarms(p[safe], [0], 0.7, np.array(groups)[safe])
+    assert six.worst == 0 and six.upper == pytest.approx(3 / 500)  # none in 500: at most 3 in 500
+    assert metrics.false_alarms(p[:100], [0], 0.7, ["a"] * 100).upper is None
+
+
 def test_where_a_safe_sample_scores_highest_nothing_may_alarm() -> None:
     point = metrics.operating_point([0, 1], [[0.1, 0.9], [0.5, 0.5]], [0], 0.1)
     assert point is not None

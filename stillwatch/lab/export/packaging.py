@@ -16,6 +16,7 @@ from stillwatch import bundle, metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
 from stillwatch.lab.data.dataset import Dataset, dataset_of
+from stillwatch.lab.export.calibration import on_validation, out_of_fold, reheated
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished, require_learnt
@@ -45,31 +46,18 @@ class Reference:
     operating: bundle.OperatingPoint | None
 
     @classmethod
-    def of(cls, run: Run, net: Classifier, data: Dataset) -> "Reference":
-        recipe, y = run.recipe, data.y[data.rows["valid"]]
-        safe = [recipe.labels.index(label) for label in recipe.safe]
-        frames, temperature = golden_frames(data.shape, recipe.data.fit), temperature_of(run)
+    def of(cls, run: Run, net: Classifier, data: Dataset, crossval: Run | None) -> "Reference":
+        recipe, frames = run.recipe, golden_frames(data.shape, run.recipe.data.fit)
 
         def logits(x: NDArray[np.uint8]) -> NDArray[np.float32]:
             with torch.inference_mode():
                 return net(torch.from_numpy(x)).logits.numpy()
 
         valid, drawn = _predict(logits, data), logits(frames)
-        raw, p, golden = (
-            net.probabilities(torch.from_numpy(values / by)).numpy()
-            for values, by in ((valid, 1), (valid, temperature), (drawn, temperature))
-        )
-        calibration: bundle.Temperature = {
-            "value": temperature,
-            "ece_before": metrics.ece(y, raw),
-            "ece_after": metrics.ece(y, p),
-            "split": "valid",
-        }
-        wanted, harmless = recipe.export.false_alarms, int(np.isin(y, safe).sum())
-        point: Any = metrics.operating_point(y, p, safe, wanted)
-        if point:
-            point |= {"wanted": wanted, "split": "valid", "safe": harmless, "others": len(y) - harmless}
-        return cls(data, p, frames, golden, calibration, point)
+        heard = out_of_fold(crossval, run) if crossval else on_validation(run, data)
+        heat = heard.temperature(net.kind)
+        p, golden = (net.probabilities(torch.from_numpy(x / heat["value"])).numpy() for x in (valid, drawn))
+        return cls(data, p, frames, golden, heat, heard.operating(recipe, heat["value"], net.kind))
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
         """max_drop: points of macro-F1 that an INT8 file may lose; None for a float file."""
@@ -119,8 +107,10 @@ def export(
     formats: Sequence[str] = (),
     progress: Progress = NO_PROGRESS,
     anyway: bool = False,
+    crossval: Run | None = None,
 ) -> bundle.Bundle:
     """Write the bundle of a finished run. int8: its quantised run. formats: besides "onnx" and the recipe's.
+    crossval: the folder whose out-of-fold answers set temperature and threshold, in place of the validation split's.
 
     An unfaithful file stays out, with its reason in the manifest: float beyond export.max_difference of PyTorch or of
     another class where it is not close, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where
@@ -138,7 +128,7 @@ def export(
     names = dict.fromkeys(("onnx", *recipe.export.formats, *formats))
     exporters = {name: bind(EXPORTERS, name, given=5, place="export.formats") for name in names}
     net, data = load_net(run), dataset_of(run, progress)
-    reference = Reference.of(run, net, data)
+    reference = Reference.of(run, net, data, crossval)
     made, left = list[Exported](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (net, data.shape, Path(scratch), reference.temperature["value"], recipe.export.opset)
@@ -152,7 +142,11 @@ def export(
             except ImportError as error:
                 left.append({"name": name, "why": f"{error.name} is not installed; pip install 'stillwatch[{name}]'"})
         if int8 and int8.info.kept:
-            made.append(Exported(int8.path / bundle.INT8, "onnxruntime"))
+            source = int8.path / bundle.INT8
+            if crossval:
+                by = (int8.info.temperature or temperature_of(run)) / reference.temperature["value"]
+                source = reheated(source, Path(scratch) / bundle.INT8, by)
+            made.append(Exported(source, "onnxruntime"))
         elif int8:
             left.append({"name": bundle.INT8, "why": int8.info.why, "stages": int8.info.stages})
         proofs = dict[Exported, Proof]()
@@ -235,6 +229,11 @@ def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Ru
         manifest=manifest,
         run=manifest.run,
         heat=manifest.temperature,
+        told_on={
+            "new": "people left out of training",
+            "chosen": "validation, people in no training, on whom the epoch was chosen",
+            "known": "validation",
+        },
         point=manifest.operating,
         kilobytes={model.name: sum(sizes[name] for name in model.files) / 1000 for model in manifest.models},
         frames=frames,

@@ -96,6 +96,66 @@ def test_a_bundle_is_what_the_run_is(student: Run, here: Path) -> None:
     assert detector.threshold == again.operating["threshold"]
 
 
+def out_of_fold(student: Run, kinds: tuple[str, ...] = ("alone",), folds: int = 4) -> Run:
+    """A crossval whose nets are surer than they should be, and worse with one person."""
+    recipe_of, chance = student.recipe, np.random.default_rng(0)
+    folder = Run.create(recipe_of, "crossval", student.path.parent, fingerprint=student.info.fingerprint)
+    for fold, kind in ((fold, kind) for fold in range(folds) for kind in kinds):
+        raw = recipe_of.model_dump(mode="json")
+        run = Run.create(recipe.check(raw | {"data": raw["data"] | {"fold": fold}}, "x"), kind, folder.path, seed=0)
+        y, k = np.repeat(np.arange(6), 40), 6
+        z = chance.normal(size=(240, k))
+        z[np.arange(240), y] += 2
+        group = np.array([f"p{fold}-{i % 2}" for i in range(240)])
+        z[(group == "p0-0") & (y == 3), 0] += 2
+        p = np.exp(3 * z) / np.exp(3 * z).sum(1, keepdims=True)
+        names = np.array([f"{fold}/{i}" for i in range(240)])
+        run.save_arrays("predictions/test.npz", id=names, group=group, sequence=names, y=y, p=p.astype(np.float32))
+        run.finish()
+    return folder
+
+
+def test_a_crossval_sets_temperature_and_threshold(student: Run, here: Path) -> None:
+    folder = out_of_fold(student)
+    made = packaging.export(student, int8_of(student, True, here / "runs"), crossval=folder)
+    heat, point = made.manifest.temperature, made.manifest.operating
+    assert heat is not None and point is not None
+    assert heat["value"] > 1.2 and heat["ece_after"] < heat["ece_before"] and heat["people"] == "new"
+    assert point["source"] == f"{folder.path.name}: alone, 4 folds, 1 seed"
+    assert (point["groups"], point["safe"], point["split"]) == (8, 160, "out of fold")
+    assert point["false_alarm_rate"] <= point["wanted"] < (point["upper"] or 0) <= 1
+    text = " ".join((made.path / "CARD.md").read_text().split())
+    assert f"On new people: at most {point['upper']:.0%} at 95 %, by the spread of 8; the worst" in text
+    _, golden = made.golden()  # the INT8 file has the crossval's temperature too
+    assert golden[bundle.INT8] == pytest.approx(golden["model.onnx"], abs=1e-5)
+    plain = packaging.export(student, out=here / "plain")
+    assert np.abs(plain.golden()[1]["model.onnx"] - golden["model.onnx"]).max() > 1e-3
+    pruned = packaging.out_of_fold(out_of_fold(student, ("alone", "distilled")), student)
+    assert ": alone" in pruned.source  # its own kind, where there is one
+
+
+def test_without_people_left_out_the_card_says_so(student: Run) -> None:
+    made = packaging.export(student)
+    assert made.manifest.operating is not None and made.manifest.operating["people"] == "chosen"
+    rows = student.read_json("run.json")["recipe"]
+    student.note(recipe=rows | {"data": rows["data"] | {"valid": 0.25}})
+    known = packaging.export(Run.open(student.path))
+    point = known.manifest.operating
+    assert point is not None and (point["people"], point["upper"]) == ("known", None)
+    assert "Only people known from training were at hand" in (known.path / "CARD.md").read_text()
+
+
+def test_a_crossval_of_something_else_is_refused(student: Run) -> None:
+    with pytest.raises(UserError, match=r"a alone run; `stillwatch crossval toy` makes"):
+        packaging.export(student, crossval=student)
+    with pytest.raises(UserError, match="no finished alone of fold 3"):
+        packaging.export(student, crossval=out_of_fold(student, folds=3))
+    other = out_of_fold(student)
+    other.note(fingerprint="beef")
+    with pytest.raises(UserError, match="is of other labels, data or another student"):
+        packaging.export(student, crossval=other)
+
+
 def test_the_card_says_it_in_words(student: Run) -> None:
     made = packaging.export(student.amended(["export.licence='mine: ask me'"], ["export"]))
     card = (made.path / "CARD.md").read_text()
