@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from stillwatch.cli import main
 from stillwatch.media import synthetic
-from stillwatch.rules import presets
+from stillwatch.rules import profiles
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/train.md", "docs/compress.md", "docs/deploy.md")  # in the order in which one reads them
@@ -138,9 +138,9 @@ def test_links_lead_somewhere() -> None:
 
 def test_the_rules_page_has_every_indicator_and_its_numbers() -> None:
     page = (ROOT / "docs" / "rules.md").read_text()
-    for name, profile in presets.PROFILES.items():
+    for name, profile in profiles.PROFILES.items():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
-        lines = dict(re.findall(r"^\* (\w+): (.*)$", section, re.M))
+        lines = dict(re.findall(r"^\* ([\w-]+): (.*)$", section, re.M))
         assert lines.keys() == profile.indicators.keys()
         for kind, rule in profile.indicators.items():
             numbers = [

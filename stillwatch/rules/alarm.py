@@ -11,9 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from stillwatch.recipe import Rule
 from stillwatch.rules.events import LEVELS, Event
 from stillwatch.rules.indicators import INDICATORS, TROUBLES, Indicator, IndicatorState, Observation
-from stillwatch.rules.presets import IndicatorRule, indicators, profile
+from stillwatch.rules.presets import indicators, profile
+from stillwatch.rules.profiles import IndicatorRule
+from stillwatch.rules.signs import Face, Reading, Signs
 
 Status = Literal["ok", "black", "frozen", "lost"]  # of the picture; lost: there is none
+READ = ("spells", "unseen")  # indicators that step with every reading of the face, and without an answer
+STALE = 0.5  # s after which a reading says nothing about the answer
 GAP = 2.0  # s without an answer after which what was seen before proves nothing any more
 
 
@@ -113,6 +117,9 @@ class Alarm:
         self._back: float | None = None  # where a clock went on that was set back
         self._taken: float | None = None  # of the newest answer, as its picture says
         self._was_blind = False  # the newest step had no answer
+        self.face = Face()
+        self._read: float | None = None  # of the newest reading
+        self._signs: Signs | None = None
         for case in self._cases.values():
             case.forget()
             case.unmute()
@@ -128,13 +135,25 @@ class Alarm:
         left = min((case.indicator.left for case in self._cases.values()), default=1.0)
         return 1 - left if self.gauge_name == "evidence" else left
 
-    def step(self, now: float, p: ArrayLike | None, status: Status = "ok") -> list[Event]:
+    @property
+    def notes(self) -> list[str]:
+        """What is off because faces are read too seldom."""
+        rate = self.face.rate
+        return [] if rate is None else [
+            f"{one.kind} is off: the face is read {rate:.1f} times a second, {one.rate:g} are needed"
+            for one in self.indicators if rate < one.rate
+        ]  # fmt: skip
+
+    def step(
+        self, now: float, p: ArrayLike | None, status: Status = "ok", readings: Sequence[Reading] = ()
+    ) -> list[Event]:
         """Takes one frame, or word that there is none. Returns what to send.
 
         now: seconds on a forward clock, at least one frame a second, evenly or not. p: float (K,), or None without an
         answer (best sent every second). p is ignored unless status is "ok"; NaN is no answer. More than 2 s without an
-        answer end open accusations and wipe the past. A step not later than the last is skipped; after 2 s of them the
-        clock was set back and all starts anew. Raises ValueError for another shape of p or an unknown status.
+        answer end open accusations and wipe the past. readings: of the face since the last step, at the camera's own
+        rate. A step not later than the last is skipped; after 2 s of them the clock was set back and all starts anew.
+        Raises ValueError for another shape of p or an unknown status.
         """
         x = self._checked(p) if p is not None else None
         if status not in ("ok", *TROUBLES):
@@ -146,6 +165,12 @@ class Alarm:
         if not self._forward(now, events):
             return events
         self._now, self._was_blind = now, blind
+        for reading in readings if status == "ok" else ():
+            if (self._read is None or self._read < reading.seconds) and reading.seconds <= now:
+                self._glimpsed(reading, events)
+        if self._read is not None and now - self._read > GAP:
+            self._forget(now, events, READ)
+            self._read = None
         if x is None or blind:
             self._blind(now, status if status != "ok" else "mute", events)
         else:
@@ -209,16 +234,35 @@ class Alarm:
         self._sight = now
         s = self._s.tolist()
         calm = sure and (not self._safe or max(range(len(s)), key=s.__getitem__) in self._safe)
-        self._tell(self._cases.values(), Observation(now, dt, s, sure, calm, "", now), events)
+        signs = self._signs if self._read is not None and now - self._read <= STALE else None
+        cases = (case for case in self._cases.values() if case.rule.how not in READ)
+        self._tell(cases, Observation(now, dt, s, sure, calm, "", now, signs), events)
 
-    def _forget(self, now: float, events: list[Event]) -> None:
-        """No accusation outlives a gap in sight."""
+    def _glimpsed(self, reading: Reading, events: list[Event]) -> None:
+        """A picture of which only the face was read."""
+        now, dt = reading.seconds, 0.0 if self._read is None else reading.seconds - self._read
+        if dt > GAP:
+            self._forget(now, events, READ)
+            dt = 0.0
+        self._read, self._signs = now, self.face.step(reading)
+        rate = self.face.rate
+        cases = []
         for case in self._cases.values():
-            if case.rule.how != "camera":
+            if case.rule.how in READ and (rate is None or rate >= case.rule.rate):
+                cases.append(case)
+            elif case.rule.how in READ:
+                case.forget()
+        self._tell(cases, Observation(now, dt, self._s.tolist(), True, False, "", now, self._signs), events)
+
+    def _forget(self, now: float, events: list[Event], only: tuple[str, ...] = ()) -> None:
+        """No accusation outlives a gap in sight. only: of these indicators."""
+        for case in self._cases.values():
+            if case.rule.how != "camera" and (not only or case.rule.how in only):
                 if event := case.close(now):
                     events.append(event)
                 case.forget()
-        self._sight = None
+        if not only:
+            self._sight = None
 
     def _tell(self, cases: Iterable[Case], sight: Observation, events: list[Event]) -> None:
         for case in cases:

@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from stillwatch.rules.presets import IndicatorRule
+from stillwatch.rules import signs
+from stillwatch.rules.profiles import WORDS, IndicatorRule
+from stillwatch.rules.signs import Signs
 
 BINS = 120  # of a window: its memory, whatever the frame rate
 FALLEN = 0.8  # of the first level: below it a share or a sum is over; our choice
@@ -30,6 +32,7 @@ class Observation(NamedTuple):
     calm: bool  # a safe label is the likeliest
     trouble: str  # why there is no answer; "": there is one
     since: float  # s of the last answer before
+    signs: Signs | None = None  # of the driver's face; None: no face, or nobody reads it
 
 
 class IndicatorState(NamedTuple):
@@ -46,6 +49,7 @@ class Hysteresis:
 
     Shares of the newest interval. held: both ends show them, less half for each unsure end. gone: neither end. share:
     as held, but half where one end shows them, else windows count short spells too short. seen: the net was sure.
+    sign: a face's sign beside or instead of the labels, as the rule's `wins` says; None: there is none.
     """
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
@@ -53,7 +57,9 @@ class Hysteresis:
         unsafe = set(range(len(labels))) - set(safe)
         # The operating threshold was chosen for 1 - sum p[safe] (metrics.operating_point), so it is compared with that
         self._rest = sorted(safe) if rule.how == "evidence" and safe and set(self._places) == unsafe else []
-        self._on, self._off = rule.threshold or rule.on, rule.threshold or rule.off
+        self._on, self._off, self._alone = rule.threshold or rule.on, rule.threshold or rule.off, rule.wins == "signs"
+        self.sign: float | None = None
+        self.signed = False  # the sign decided
         self.on = self.gone = self.active = self._sure = False
         self.q = self.held = self.share = self.seen = 0.0
         self._s: Sequence[float] = [0.0] * len(labels)
@@ -62,8 +68,11 @@ class Hysteresis:
         before, s = self.on, sight.s
         self._s = s
         q = 1 - sum(s[place] for place in self._rest) if self._rest else sum(s[place] for place in self._places)
+        off, self.signed = self._off, self.sign is not None and (self._alone or self.sign >= q)
+        if self.sign is not None and self.signed:
+            q, off = self.sign, signs.OFF
         self.q = min(max(q, 0.0), 1.0)
-        self.on = self.q >= self._on or (before and self.q >= self._off)
+        self.on = self.q >= self._on or (before and self.q >= off)
         first, last = before and self._sure, self.on and sight.sure
         self.held = (first + last) / 2 if before and self.on else 0.0
         self.share = (first + last) / 2
@@ -120,11 +129,23 @@ class Indicator:
     held = 0.0  # s of it
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
-        self.rule, self.names = rule, " or ".join(rule.labels)
+        self.rule = rule
         self.switch = Hysteresis(rule, labels, safe)
         self.window = Window(rule.window)
 
+    @property
+    def names(self) -> str:
+        """What is seen: the face's sign where it decided, else the labels."""
+        return WORDS[self.rule.sign] if self.switch.signed else " or ".join(self.rule.labels)
+
     def step(self, sight: Observation) -> IndicatorState:
+        rule = self.rule
+        if rule.sign and sight.signs is not None and rule.wins != "net":
+            self.switch.sign = sign = getattr(sight.signs, rule.sign)
+            if rule.wins == "signs" or sign >= signs.ON:  # what the face says needs no sure net
+                sight = sight._replace(sure=True)
+        else:
+            self.switch.sign = None
         self.switch.step(sight)
         return self.measure(sight)
 
@@ -272,6 +293,38 @@ class Count(Indicator):
         return f"{self.rule.kind}: {len(self._times)} times {self.names} within {self.rule.window:g} s"
 
 
+class Spells(Indicator):
+    """A face's signs that last from `least` to `most` s, counted in a window when they end.
+
+    A spell reaches from the middle between two readings to the middle between two, so it is known to half a reading.
+    """
+
+    def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
+        super().__init__(rule, labels, safe)
+        self._times: deque[float] = deque(maxlen=256)  # when each began
+
+    def measure(self, sight: Observation) -> IndicatorState:
+        switch, rule, half = self.switch, self.rule, sight.dt / 2
+        if sight.signs is None:  # a face that went is no spell that ended
+            self.start = math.nan
+        elif switch.on and math.isnan(self.start):
+            self.start = sight.now - half
+        elif not switch.on and not math.isnan(self.start):
+            lasted = sight.now - half - self.start + half + EPS
+            if rule.least <= lasted < rule.most:
+                self._times.append(self.start)
+                self.last = sight.now - half
+            self.start = math.nan
+        while self._times and self._times[0] <= sight.now - rule.window:
+            self._times.popleft()
+        level = _level(rule.at, len(self._times))
+        start = self._times[0] if self._times else sight.now
+        return IndicatorState(level, level >= 0, len(self._times) < rule.at[0], start, self.last, switch.q)
+
+    def words(self, level: int) -> str:
+        return f"{self.rule.kind}: {len(self._times)} times {WORDS[self.rule.sign]} within {self.rule.window:g} s"
+
+
 class Evidence(Indicator):
     """From 0 to 1: fills in `rise` s above the threshold, empties in `fall` s below."""
 
@@ -295,8 +348,11 @@ class Unsure(Indicator):
 
     sure, before = 0.0, False  # s of being sure again; whether the last answer was unsure
 
+    def unknown(self, sight: Observation) -> bool:
+        return not sight.sure
+
     def measure(self, sight: Observation) -> IndicatorState:
-        rule, unsure = self.rule, not sight.sure
+        rule, unsure = self.rule, self.unknown(sight)
         if unsure:
             if math.isnan(self.start) or (not self.before and not self.held):
                 self.held, self.start = 0.0, sight.now
@@ -312,6 +368,16 @@ class Unsure(Indicator):
 
     def words(self, level: int) -> str:
         return f"{self.rule.kind}: no label was likely for {self.held:.0f} s: look at the camera, the light, the model"
+
+
+class Unseen(Unsure):
+    """Seconds without a face where faces are read: an empty seat, a hand, a camera that was turned. No eye is shut."""
+
+    def unknown(self, sight: Observation) -> bool:
+        return sight.signs is None
+
+    def words(self, level: int) -> str:
+        return f"{self.rule.kind}: no face for {self.held:.0f} s: look at the seat, the camera, the light"
 
 
 class Blocked(Indicator):
@@ -340,6 +406,8 @@ INDICATORS: dict[str, type[Indicator]] = {
     "share": Share,
     "count": Count,
     "evidence": Evidence,
+    "spells": Spells,
     "unsure": Unsure,
+    "unseen": Unseen,
     "camera": Blocked,
 }

@@ -1,7 +1,6 @@
 """A driver's normal: each signal's running centre and spread, learnt as the drive goes. Pure; imports media.points."""
 
 import math
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ EVERY = 0.2  # s between two samples: five a second, whatever the camera's rate
 KEPT = 1500  # samples: five minutes; older ones are forgotten
 PRIOR = 40.0  # samples that the prior is worth at first …
 LEARNT = 300  # … and samples after which it is worth none: a minute
+AT_ONCE = 50  # samples of which each moves the normal; later ones do so once a second
 GONE = 20.0  # s without a face after which the next one may be another driver's, and all is learnt anew
 
 
@@ -61,7 +61,8 @@ class Normal:
         normal = np.array([-1.15, -0.67, -0.32, -0.1, 0.1, 0.32, 0.67, 1.15]) / 0.815  # its quartiles lie 1 apart
         self._guess = np.array([[one.centre + one.spread * q for one in self._prior] for q in normal])
         self._centre, self._spread = (np.array([one[place] for one in self._prior]) for place in (0, 1))
-        self._samples: deque[tuple[float, ...]] = deque(maxlen=KEPT)
+        self._samples = np.empty((KEPT, len(self._prior)))
+        self._count = 0
         self._next = -math.inf
         self._seen = math.inf
         self._update()
@@ -69,7 +70,7 @@ class Normal:
     @property
     def learnt(self) -> float:
         """0: the prior alone; 1: this driver alone."""
-        return min(1.0, len(self._samples) / LEARNT)
+        return min(1.0, self._count / LEARNT)
 
     @property
     def centre(self) -> tuple[float, ...]:
@@ -82,14 +83,16 @@ class Normal:
             return None
         x = (signals.eyes, signals.mouth, signals.yaw, signals.pitch, signals.roll)
         if now - self._seen > GONE or now < self._seen < math.inf:
-            self._samples.clear()
+            self._count = 0
             self._next = -math.inf
         self._seen = now
         if now >= self._next - 1e-6:
             self._next = max(self._next, now - EVERY) + EVERY if self._next > -math.inf else now + EVERY
             frontal = abs(signals.yaw - self._centre[2]) <= FRONTAL
-            self._samples.append(x if frontal else (math.nan, *x[1:]))
-            self._update()
+            self._samples[self._count % KEPT] = x if frontal else (math.nan, *x[1:])
+            self._count += 1
+            if self._count < AT_ONCE or self._count % 5 == 0:
+                self._update()
         less = np.array(x) - self._centre
         shut = min(max(-less[0] / self._travel, 0.0), 1.0)
         _, mouth, yaw, pitch, roll = less.tolist()
@@ -97,7 +100,7 @@ class Normal:
 
     def _update(self) -> None:
         guess = np.repeat(self._guess, round(PRIOR * (1 - self.learnt) / len(self._guess)), axis=0)
-        own = np.array(self._samples).reshape(-1, len(self._prior))
+        own = self._samples[: self._count]
         for place, (_, _, least, most) in enumerate(self._prior):
             x = np.concatenate([own[:, place], guess[:, place]])
             x = x[~np.isnan(x)]

@@ -3,7 +3,7 @@
 import pytest
 
 from stillwatch.rules.indicators import BINS, INDICATORS, Hold, Hysteresis, Observation, Window
-from stillwatch.rules.presets import DRIVER, IndicatorRule
+from stillwatch.rules.profiles import DRIVER, IndicatorRule
 
 
 def sight(now: float, *s: float, dt: float = 0.1, sure: bool = True) -> Observation:

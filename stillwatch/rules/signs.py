@@ -1,0 +1,60 @@
+"""What a face says now, from 0 to 1: eyes shut, head away, mouth wide open, head dropped. Pure."""
+
+from collections import deque
+from typing import NamedTuple
+
+from stillwatch.media.points import Signals
+from stillwatch.rules.normal import Deviation, Normal
+
+ON, OFF = 0.63, 0.5  # a sign is ON at its limit, and there until it falls below OFF: four fifths of the limit
+# Limits, all against the driver's own normal
+SHUT = 0.8  # of the lids' travel: P80, Wierwille et al. 1994
+YAW, DOWN, UP = 25.0, 15.0, 20.0  # degrees: head pose tells 25° for certain, and a phone in the lap lies lower; ours
+MOUTH = 0.3  # height over width above the usual: speech reaches 0.2 on the drivers measured; ours
+NOD = 20.0  # degrees down, with eyes shut: a head that drops and not one that reads; ours
+RECENT = 12  # readings whose pace is the rate
+
+
+class Reading(NamedTuple):
+    """seconds: when the picture was taken, on the Alarm's clock. signals: None where there was no face."""
+
+    seconds: float
+    signals: Signals | None
+
+
+class Signs(NamedTuple):
+    shut: float
+    away: float
+    yawn: float
+    drop: float
+
+
+class Face:
+    """One camera's driver, reading by reading: signals, how they differ from his normal, signs, and the rate."""
+
+    def __init__(self) -> None:
+        self.normal = Normal()
+        self.signals: Signals | None = None
+        self.deviation: Deviation | None = None
+        self._times: deque[float] = deque(maxlen=RECENT)
+
+    @property
+    def rate(self) -> float | None:
+        """Readings a second; None before it is known."""
+        if len(self._times) < RECENT or self._times[-1] <= self._times[0]:
+            return None
+        return (RECENT - 1) / (self._times[-1] - self._times[0])
+
+    def step(self, reading: Reading) -> Signs | None:
+        """None: no face, which is no sign."""
+        self._times.append(reading.seconds)
+        self.signals = reading.signals
+        self.deviation = self.normal.step(reading.seconds, reading.signals)
+        return None if self.deviation is None else signs(self.deviation)
+
+
+def signs(d: Deviation) -> Signs:
+    nod = d.pitch / DOWN if d.pitch > 0 else -d.pitch / UP
+    shut, drop = d.shut / SHUT, max(d.pitch, 0.0) / NOD
+    found = (shut, max(abs(d.yaw) / YAW, nod), max(d.mouth, 0.0) / MOUTH, min(drop, shut))
+    return Signs(*(min(ON * one, 1.0) for one in found))
