@@ -1,6 +1,7 @@
 """The parent's handle of one camera, whose child process (cameras.capture) may hang or die alone. Decodes nothing."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -27,6 +28,11 @@ PULSE = ("dropped", "reconnects", "bytes", "damaged")  # counted by the child
 GRACE = 4.0  # seconds beyond twice the stall in which a child must say that it is alive
 YOUNG = 20.0  # seconds in which a child must have come up
 SETTLED = 10.0  # seconds after which a child that died is not held to be one that cannot live
+# Of the environment: whoever takes over a child finds no secret there, and its own address came over the channel
+NEEDED = re.compile(
+    r"PATH|HOME|USER|LANG\w*|LC_\w+|TZ|TMPDIR|PYTHON\w*|VIRTUAL_ENV|LD_\w+|DYLD_\w+|XDG_\w+"
+    r"|STILLWATCH_(CACHE|WEIGHTS)|(HTTPS?|NO)_PROXY|SSL_CERT_\w+", re.IGNORECASE,
+)  # fmt: skip
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "OPENCV_LOG_LEVEL": "ERROR"}
 
 
@@ -67,6 +73,7 @@ class Camera:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.connection: Channel | None = None
         self._settings = (config, keep, takes)
+        self._takes = takes.shape[-3:]
         self._child: subprocess.Popen[bytes] | None = None
         self._inbox: list[Frame | Note] = []
         self._preview_fps = 0.0
@@ -140,7 +147,7 @@ class Camera:
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={**os.environ, **QUIET},
+                    env={name: value for name, value in os.environ.items() if NEEDED.fullmatch(name)} | QUIET,
                 )
             except (OSError, MemoryError) as error:  # no memory, descriptor or process number: one may be free again
                 self._set("lost", f"no process could be started: {one_line(error)}")
@@ -180,11 +187,17 @@ class Camera:
             except subprocess.TimeoutExpired:
                 pass
             self._end_child(words)
+        except ValueError:
+            self._end_child("its process said what is no message")
 
     def _handle(self, *message: Any) -> None:
-        """Raises EOFError for an unknown message."""
+        """Raises ValueError for a message that the child of this version does not send: it may have been taken over."""
         match message:
-            case ("frame", index, seconds, image, status, captured):
+            case (
+                "frame", int(index), float(seconds),
+                np.ndarray(shape=self._takes, dtype=np.dtypes.UInt8DType()) as image,
+                "ok" | "black" | "frozen" as status, float(captured),
+            ):  # fmt: skip
                 self._send("seen")
                 self._seen = time.monotonic()
                 self.counters["frames"] += 1
@@ -192,31 +205,31 @@ class Camera:
                 if not self._stopping:
                     self._set("live", "some pictures arrive damaged and are left out" if self.damaged else "live")
                 self._inbox.append(Frame(self.config.name, index, seconds, image, status, captured))
-            case ("pulse", *counts):
+            case ("pulse", *counts) if len(counts) == len(PULSE) and all(isinstance(n, int) for n in counts):
                 for name, count in zip(PULSE, counts, strict=True):
                     self.counters[name] = self._earlier.get(name, 0) + count
-            case ("damaged", damaged):
+            case ("damaged", bool(damaged)):
                 self.damaged = damaged
-            case ("lost", words, stalled):
+            case ("lost", str(words), bool(stalled)):
                 self.counters["stalls"] += self.state == "live" and stalled
                 self._set("lost", words)
-            case ("ended" | "failed" as state, words):
+            case ("ended" | "failed" as state, str(words)):
                 self._set(state, words)
             case ("shape", int(height), int(width)) if min(height, width) > 0:
                 self._note("shape", height=height, width=width)
-            case ("jpeg", jpeg):
+            case ("jpeg", bytes(jpeg)):
                 self._send("shown")
                 self._note("jpeg", jpeg=jpeg)
-            case ("thumbnail", event, jpeg):
+            case ("thumbnail", str(event), bytes(jpeg)):
                 self._note("thumbnail", event=event, jpeg=jpeg)
-            case ("clip", event, seconds, whole) if event in self._clips:
+            case ("clip", str(event), float(seconds), bool(whole)) if event in self._clips:
                 self._note("clip", event=event, path=self._clips.pop(event), seconds=seconds, whole=whole)
-            case ("missed", event):
+            case ("missed", str(event)):
                 self._clips.pop(event, None)
-            case ("trouble", words):
+            case ("trouble", str(words)):
                 self._note("trouble", words=words)
             case _:
-                raise EOFError
+                raise ValueError
 
     def _note(self, what: Literal["state", "shape", "jpeg", "thumbnail", "clip", "trouble"], **fields: object) -> None:
         self._inbox.append(Note(self.config.name, what, fields))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 SIZE = 4  # bytes that say how long a message is
+MANY = 64  # messages read at a time: one camera must not keep the others waiting
+LONGEST = 64 << 20  # bytes of a message: a net's picture is less
 
 
 class Channel:
@@ -28,9 +30,9 @@ class Channel:
             self._end.sendall(len(data).to_bytes(SIZE, "big") + data)
 
     def read(self) -> list[tuple[Any, ...]]:
-        """The messages that arrived; blocking: at least one. Raises EOFError at the end."""
+        """The messages that arrived, about MANY at most; blocking: at least one. Raises EOFError at the end."""
         messages: list[tuple[Any, ...]] = []
-        while not (messages and self._blocking):
+        while len(messages) < (1 if self._blocking else MANY):
             try:
                 data = self._end.recv(1 << 18)
             except (BlockingIOError, InterruptedError):
@@ -42,9 +44,14 @@ class Channel:
                     break
                 raise EOFError
             self._buffer += data
-            while len(self._buffer) >= (end := SIZE + int.from_bytes(self._buffer[:SIZE], "big")) > SIZE:
-                messages.append(self._load(self._buffer[SIZE:end]))
-                del self._buffer[:end]
+            while len(self._buffer) >= SIZE:
+                length = int.from_bytes(self._buffer[:SIZE], "big")
+                if not 0 < length <= LONGEST:
+                    raise EOFError
+                if len(self._buffer) < SIZE + length:
+                    break
+                messages.append(self._load(self._buffer[SIZE : SIZE + length]))
+                del self._buffer[: SIZE + length]
         return messages
 
     def close(self) -> None:
@@ -63,6 +70,9 @@ class PlainUnpickler(pickle.Unpickler):
 def load_plain(data: bytes | bytearray) -> Any:
     """Raises EOFError for an invalid message, which ends that child."""
     try:
-        return PlainUnpickler(io.BytesIO(data)).load()
+        message = PlainUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a broken pickle can raise almost anything
         raise EOFError from error
+    if not isinstance(message, tuple):
+        raise EOFError
+    return message

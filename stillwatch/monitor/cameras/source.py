@@ -3,6 +3,7 @@
 Imports errors and media alone.
 """
 
+import errno
 import math
 import random
 import re
@@ -95,6 +96,8 @@ def open_error(error: BaseException, source: str) -> str:
         return f"no such webcam; this machine has {devices or 'none'}"
     if what == "stream" and isinstance(error, av.error.InvalidDataError):
         reason += "; this is no video stream, perhaps a web page: give the address of the stream itself"
+    if source.startswith("http") and error.args[:1] == (errno.EIO,):
+        reason += "; where it redirects, which is not followed, give the address that it is at now"
     login, at, _ = source.partition("://")[2].rpartition("@")
     if what == "stream" and at and re.search(r"[^\w.~%:-]", login):
         reason += "; percent-encode the password: @ is %40, # is %23, / is %2F, ? is %3F, ! is %21"
@@ -279,6 +282,8 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
     address = f"/dev/video{source}" if source.isdigit() else source
     if what == "stream":  # a camera that comes back must be seen at once
         opening = {"probesize": PROBE, "analyzeduration": PROBE, "fpsprobesize": "0"}
+        if source.startswith("http"):  # a camera must not lead us to another host or port, such as one of this machine
+            opening["max_redirects"] = "0"
         if source.startswith("rtsp"):
             opening |= {"rtsp_transport": transport, "max_delay": "300000", "reorder_queue_size": "64"}
             opening |= {"allowed_media_types": "video"}

@@ -14,10 +14,11 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, ClassVar, Protocol
@@ -33,6 +34,7 @@ from stillwatch.monitor.events.database import StoredEvent
 from stillwatch.monitor.events.mqtt import Mqtt, Refused
 
 TIMEOUT = 10.0  # seconds for a whole answer
+KEPT = 2000  # bytes of what a command says
 PLAYERS = (
     ("pw-play",),
     ("paplay",),
@@ -242,28 +244,34 @@ class Command(Sender):
     def send(self, event: Message, clip: Path | None) -> None:
         text = json_line({**event.payload(), "clip_path": str(clip) if clip else None})
         name = self._command[0]
-        # Files, not pipes: a program may leave another one running, which would hold a pipe open for ever
-        with scratch("stdin") as stdin, scratch("stderr") as stderr:
+        with scratch("stdin") as stdin:
             stdin.write(text.encode())
             stdin.seek(0)
             try:
                 process = subprocess.Popen(
-                    self._command, stdin=stdin, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
-                )
+                    self._command, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                    start_new_session=True, bufsize=0,
+                )  # fmt: skip
             except OSError as error:
                 raise Refused(f"{name}: {error.strerror}") from None
-            try:
-                status = process.wait(self._timeout)
-            except subprocess.TimeoutExpired:
-                raise Refused(f"{name}: did not end within {self._timeout:g} s") from None
-            finally:
-                if process.returncode is None:
-                    os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-                    process.wait()
-            if status:
-                stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - 2000))
-                last = "".join(stderr.read().decode(errors="replace").strip().splitlines()[-1:])
-                raise Refused(f"{name}: exit status {status}{': ' + last[:200] if last else ''}")
+        assert process.stderr is not None
+        said = bytearray()
+        # A program may leave another one running, which holds the pipe open: it is read on, and not waited for
+        reader = threading.Thread(target=keep_last, args=(process.stderr, said), daemon=True)
+        reader.start()
+        try:
+            status = process.wait(self._timeout)
+        except subprocess.TimeoutExpired:
+            raise Refused(f"{name}: did not end within {self._timeout:g} s") from None
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel
+                    process.wait(1.0)
+        if status:
+            reader.join(0.5)
+            last = "".join(said.decode(errors="replace").strip().splitlines()[-1:])
+            raise Refused(f"{name}: exit status {status}{': ' + last[:200] if last else ''}")
 
 
 def scratch(name: str) -> IO[bytes]:
@@ -271,6 +279,14 @@ def scratch(name: str) -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create(name), "w+b")
     return tempfile.TemporaryFile()
+
+
+def keep_last(pipe: IO[bytes], said: bytearray) -> None:
+    """Read a pipe to its end, and keep its last KEPT bytes."""
+    with pipe:
+        while more := pipe.read(1 << 16):
+            said += more
+            del said[:-KEPT]
 
 
 class Sound(Sender):

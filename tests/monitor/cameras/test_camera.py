@@ -28,7 +28,7 @@ from stillwatch.media import image as pixels
 from stillwatch.monitor import config
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
-from stillwatch.monitor.cameras.channel import load_plain
+from stillwatch.monitor.cameras.channel import Channel, load_plain
 
 SHAPE = (48, 64, 1)
 PATIENCE = 30.0  # seconds that a busy machine may need for what takes one
@@ -473,6 +473,65 @@ def test_no_password_is_ever_said(watched: Any, tmp_path: Path, capfd: pytest.Ca
     said = repr([cab.notes, gone.notes, cab.camera.words, gone.camera.words, command]) + "".join(capfd.readouterr())
     for secret in ("Xk9", "secretQ", "Zq7", "tokenQ", "YWRtaW46"):
         assert secret not in said
+
+
+def test_a_child_gets_no_secret_but_its_own(watched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_CAMERA", "rtsp://u:hunter2@h/")
+    monkeypatch.setenv("STILLWATCH_TOKEN", "hunter2 again")
+    cab = watched("toy://driver?size=48x64")
+    cab.until(cab.more(1))
+    environment = Path(f"/proc/{cab.camera._child.pid}/environ").read_bytes()
+    assert b"hunter2" not in environment and b"PATH=" in environment
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        5, (), ("frame",), ("frame", "0", 1.0, np.zeros(SHAPE, np.uint8), "ok", 0.0),
+        ("frame", 0, 1.0, np.zeros((1, 1, 1), np.uint8), "ok", 0.0), ("frame", 0, 1.0, np.zeros(SHAPE), "ok", 0.0),
+        ("frame", 0, 1.0, np.zeros(SHAPE, np.uint8), "fine", 0.0), ("pulse", 1), ("pulse", "1", 2, 3, 4),
+        ("lost", 5, True), ("jpeg", "x"), ("thumbnail", None, b""), ("trouble", ["x"]), ("what",), ["trouble", "x"],
+    ],
+)  # fmt: skip
+def test_what_a_child_says_that_is_no_message_ends_that_child_alone(watched: Any, message: Any) -> None:
+    cab = watched("toy://driver?size=48x64")
+    cab.until(cab.more(1))
+    mine, theirs = socket.socketpair()
+    with cab.camera.connection._end:
+        cab.camera.connection = Channel(mine, blocking=False, load=load_plain)
+    data = pickle.dumps(message)
+    theirs.sendall(len(data).to_bytes(4, "big") + data)
+    cab.until(cab.is_("lost"))
+    assert cab.camera.words.startswith("its process")
+    theirs.close()
+    cab.until(cab.more(1))
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\0", b"\xff\xff\xff\xff"])
+def test_a_message_without_an_end_takes_no_memory(head: bytes) -> None:
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        theirs.sendall(head + bytes(1000))
+        with pytest.raises(EOFError):
+            Channel(mine, blocking=False, load=load_plain).read()
+
+
+def test_a_camera_that_leads_elsewhere_is_not_followed(watched: Any) -> None:
+    class Elsewhere(SilentFiles):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", inner.url)
+            self.end_headers()
+
+    with streams.Server("mjpeg") as inner, ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        cab = watched(f"http://127.0.0.1:{server.server_port}/")
+        cab.until(cab.is_("lost"))
+        cab.stop()
+        server.shutdown()
+        thread.join()
+        assert inner.connections == 0 and "where it redirects" in cab.camera.words
 
 
 def test_what_can_never_open_is_refused_or_failed(watched: Any, here: Path) -> None:

@@ -181,6 +181,16 @@ def test_a_command_is_done_when_it_ends_whatever_it_leaves_running(tmp_path: Pat
             time.sleep(0.02)
 
 
+def test_what_a_command_says_is_read_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bytearray] = []
+    read = sinks.keep_last
+    monkeypatch.setattr(sinks, "keep_last", lambda pipe, kept: (said.append(kept), read(pipe, kept)))
+    code = "import sys\nfor _ in range(300): sys.stderr.write('x' * 99_999 + chr(10))\nsys.exit('no relay')"
+    with pytest.raises(sinks.Refused, match="exit status 1: no relay"):
+        sink(name="command", command=[sys.executable, "-c", code]).send(MESSAGE, None)
+    assert len(said[0]) <= sinks.KEPT
+
+
 def test_whatever_an_error_quotes_no_secret_stands_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEY", "s3cret\nhunter2")
     code = "import sys; sys.exit('cannot log in with ' + sys.argv[1].split()[0])"
