@@ -12,7 +12,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 # What may not be exceeded, and what the design wants. A limit only ever goes down, or up with a reason in its commit.
 LIMITS = {
-    "lines": (20_580, 16_000),
+    "lines": (20_670, 16_000),
     "functions": (1_290, 1_100),
     "of them used once, %": (55, 45),
     "Any": (335, 300),

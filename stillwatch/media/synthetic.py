@@ -4,6 +4,7 @@ They show nobody real, so they may be shipped.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError, nearest
+from stillwatch.media import points
+from stillwatch.media.points import Face, Signals
 
 Picture: TypeAlias = NDArray[np.uint8]
 Shade: TypeAlias = tuple[float, float, float]
@@ -22,6 +25,8 @@ LABELS: dict[str, tuple[str, ...]] = {
     "cabin": ("DangerousDriving", "Distracted", "Drinking", "SafeDriving", "SleepyDriving", "Yawn"),
     "street": ("NonViolence", "Violence"),
 }
+SHUT = 0.15  # opening up to which eyes are drawn as a line
+EYE = ((-1, 0), (-0.4, -1), (0.4, -1), (1, 0), (0.4, 1), (-0.4, 1))  # corner, upper lid, corner, lower lid
 BLEND = 0.5  # seconds in which a clip's figures move from one act to the next
 SUBPIXEL = 4  # binary digits behind the point of the coordinates handed to cv2
 
@@ -46,22 +51,38 @@ def clip(
 
     seed: person or camera, and order of labels. Raises UserError for an unknown scene.
     """
-    act, draw = _scene(scene)
+    _, draw = _scene(scene)
+    posed = _poses(scene, seconds, seed)
+    for index in range(math.ceil(seconds * fps - 1e-9)):
+        pose, label = posed(index / fps)
+        light, grain = np.random.default_rng([seed, 5]), np.random.default_rng([seed, index, 6])
+        yield index / fps, draw(pose, seed, size, light, grain), label
+
+
+def reader(seconds: float, seed: int = 0, size: tuple[int, int] = (96, 128)) -> Callable[[Picture, float], Face | None]:
+    """A face reader, (picture, s) -> Face, that knows how clip("cabin", …) is drawn; endless, as `seconds` repeats."""
+    posed = _poses("cabin", seconds, seed)
+    return lambda image, time: _face(posed(time % seconds)[0], seed, size)
+
+
+def _poses(scene: str, seconds: float, seed: int) -> Callable[[float], tuple[Any, str]]:
+    """Of a clip: s -> (pose, label)."""
+    act, _ = _scene(scene)
     segments = truth(scene, seconds, seed)
     acts = [act(s["label"], seed, np.random.default_rng([seed, n, 7])) for n, s in enumerate(segments)]
-    now = 0
-    for index in range(math.ceil(seconds * fps - 1e-9)):
-        time = index / fps
-        while time >= segments[now]["end_s"] and now < len(segments) - 1:
-            now += 1
+    ends = [segment["end_s"] for segment in segments[:-1]]
+
+    def posed(time: float) -> tuple[Any, str]:
+        now = bisect_right(ends, time)
         pose = acts[now](time)
         done = (time - segments[now]["start_s"]) / BLEND
         if now and done < 1:
             weight = done * done * (3 - 2 * done)
             before = acts[now - 1](time)
             pose = type(pose)(*((1 - weight) * a + weight * b for a, b in zip(before, pose, strict=True)))
-        light, grain = np.random.default_rng([seed, 5]), np.random.default_rng([seed, index, 6])
-        yield time, draw(pose, seed, size, light, grain), segments[now]["label"]
+        return pose, segments[now]["label"]
+
+    return posed
 
 
 def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
@@ -327,7 +348,7 @@ def _head(c: Canvas, p: Person, pose: Driver, x: float, y: float, z: float) -> N
         near = 1 - 0.45 * max(0.0, eye * turn)  # the far eye is foreshortened
         ex, ey = x + shift + eye * 0.068 * z * near, y - 0.035 * z + drop
         rx = 0.036 * z * near * p.eye
-        if pose.eyes > 0.15:
+        if pose.eyes > SHUT:
             c.ellipse(ex, ey, rx, 0.024 * z * pose.eyes * p.eye, 245)
             c.ellipse(ex + turn * 0.012 * z, ey + nod * 0.004, rx * 0.45, 0.021 * z * pose.eyes * p.eye, 10)
         else:
@@ -343,6 +364,25 @@ def _head(c: Canvas, p: Person, pose: Driver, x: float, y: float, z: float) -> N
     c.ellipse(mx, my, (0.055 - 0.008 * pose.mouth) * z * p.lip, (0.011 + 0.062 * pose.mouth) * z, p.skin * 0.55)
     if pose.mouth > 0.12:
         c.ellipse(mx, my, 0.043 * z * p.lip, 0.058 * z * pose.mouth, 15)
+
+
+def _face(pose: Driver, number: int, size: tuple[int, int]) -> Face:
+    """What a perfect reader says of this drawing. Eyes that are drawn as a line are shut."""
+    p, (height, width) = _person(number), size
+    lids = 0.10 if pose.eyes <= SHUT else 0.14 + 0.13 * pose.eyes
+    signals = Signals(lids, lids, 0.02 + 0.8 * pose.mouth, 45 * pose.yaw, 25 * pose.pitch, 0.0, 1.0)
+    x, y = p.offset[0] + pose.x, p.offset[1] + pose.y - 0.06 + 0.03 * pose.pitch
+    shift, drop = pose.yaw * 0.09, pose.pitch * 0.06
+    turn = np.linspace(0, 2 * math.pi, points.COUNT)
+    at = np.stack([p.wide * np.cos(turn), p.tall * np.sin(turn)], 1)  # the head's outline, then eyes and mouth
+    places = ((points.LEFT_EYE, shift - 0.068, drop - 0.035), (points.RIGHT_EYE, shift + 0.068, drop - 0.035))
+    for eye, ex, ey in places:
+        at[list(eye)] = [(ex + 0.036 * a, ey + 0.036 * lids * b) for a, b in EYE]
+    mx, my, open_ = shift * 0.95, drop + 0.12 + 0.03 * pose.mouth, 0.011 + 0.062 * pose.mouth
+    at[list(points.MOUTH)] = [(mx - 0.05, my), (mx, my - open_), (mx + 0.05, my), (mx, my + open_)]
+    flat = (at * p.zoom + (x, y)) * height + (width / 2, height / 2)
+    known = points.face(np.column_stack([flat, np.zeros(points.COUNT)]).astype(np.float32), 1.0)
+    return known._replace(signals=signals)
 
 
 def _arm(c: Canvas, p: Person, reach: tuple[float, float], hand: tuple[float, float], z: float) -> None:

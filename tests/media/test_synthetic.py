@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from stillwatch.errors import UserError
 from stillwatch.media import synthetic
+from stillwatch.media.points import COUNT, Signals
 
 
 @pytest.mark.parametrize("scene", ["cabin", "street"])
@@ -128,3 +129,21 @@ def test_mistakes_name_the_nearest() -> None:
         synthetic.still("cabin", "Yawm", 0, 0)
     with pytest.raises(UserError, match="toy scene"):
         synthetic.truth("moon", 3)
+
+
+def test_the_drawn_reader_knows_the_face_of_every_picture() -> None:
+    """Lids, mouth and head follow the label, and the points lie on the drawing."""
+    size, seconds = (96, 128), 60.0
+    read = synthetic.reader(seconds, 3, size)
+    seen: dict[str, list[Signals]] = {}
+    for at, image, label in synthetic.clip("cabin", seconds, 5, 3, size):
+        face = read(image, at)
+        assert face is not None and face.points.shape == (COUNT, 3)
+        assert face.box.x > 0 and face.box.x + face.box.w < size[1] and face.box.w > 20
+        seen.setdefault(label, []).append(face.signals)
+    middle = {label: np.median(signals, axis=0) for label, signals in seen.items()}
+    assert middle["SleepyDriving"][0] == 0.10 < 0.2 < middle["SafeDriving"][0]
+    assert middle["Yawn"][2] > 0.4 > 0.1 > middle["SafeDriving"][2]
+    away = np.abs(middle["Distracted"][3:5] - middle["SafeDriving"][3:5])
+    assert away[0] > 20 or away[1] > 12
+    assert read(image, 0.0) is not None
