@@ -38,6 +38,7 @@ GRID = 48  # samples of brightness across and down, about
 LUMA = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "nv21", "gray")
 BURSTS = {"hls", "mov", "matroska", "avi"}  # come in pieces of many seconds, or as fast as the line is
 INTRA = ("mjpeg", "rawvideo")  # every packet is a picture of its own: those that nobody wants are not even decoded
+FORMATS = "mpjpeg,mjpeg,jpeg_pipe,mpegts,mpeg,flv,live_flv,mov,mp4,matroska,webm,avi,h264,hevc,ogg,asf,nut"
 TIMED_OUT = (TimeoutError, av.error.ExitError)  # what av raises when its time is over
 LOW_DELAY = 0x0008_0000  # AV_CODEC_FLAG_LOW_DELAY
 
@@ -94,7 +95,7 @@ def open_error(error: BaseException, source: str) -> str:
     if what == "device" and isinstance(error, FileNotFoundError):
         devices = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*")))
         return f"no such webcam; this machine has {devices or 'none'}"
-    if what == "stream" and isinstance(error, av.error.InvalidDataError):
+    if what == "stream" and isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):
         reason += "; this is no video stream, perhaps a web page: give the address of the stream itself"
     if source.startswith("http") and error.args[:1] == (errno.EIO,):
         reason += "; where it redirects, which is not followed, give the address that it is at now"
@@ -282,8 +283,10 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
     address = f"/dev/video{source}" if source.isdigit() else source
     if what == "stream":  # a camera that comes back must be seen at once
         opening = {"probesize": PROBE, "analyzeduration": PROBE, "fpsprobesize": "0"}
-        if source.startswith("http"):  # a camera must not lead us to another host or port, such as one of this machine
+        if source.startswith(("http", "tcp", "udp", "srt")):  # a camera must not lead us to another host or port
             opening["max_redirects"] = "0"
+            playlists = ",hls" if ".m3u8" in source.lower() else ""  # they name addresses too
+            opening["format_whitelist"] = FORMATS + playlists
         if source.startswith("rtsp"):
             opening |= {"rtsp_transport": transport, "max_delay": "300000", "reorder_queue_size": "64"}
             opening |= {"allowed_media_types": "video"}

@@ -516,12 +516,15 @@ def test_a_message_without_an_end_takes_no_memory(head: bytes) -> None:
             Channel(mine, blocking=False, load=load_plain).read()
 
 
-def test_a_camera_that_leads_elsewhere_is_not_followed(watched: Any) -> None:
+@pytest.mark.parametrize(("status", "words"), [(302, "where it redirects"), (200, "no video stream")])
+def test_a_camera_that_leads_elsewhere_is_not_followed(watched: Any, status: int, words: str) -> None:
     class Elsewhere(SilentFiles):
         def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", inner.url)
+            self.send_response(status)
+            leads = ("Location", inner.url) if status == 302 else ("Content-Type", "application/vnd.apple.mpegurl")
+            self.send_header(*leads)
             self.end_headers()
+            self.wfile.write(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{inner.url}.ts\n".encode())
 
     with streams.Server("mjpeg") as inner, ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -531,7 +534,7 @@ def test_a_camera_that_leads_elsewhere_is_not_followed(watched: Any) -> None:
         cab.stop()
         server.shutdown()
         thread.join()
-        assert inner.connections == 0 and "where it redirects" in cab.camera.words
+        assert inner.connections == 0 and words in cab.camera.words
 
 
 def test_what_can_never_open_is_refused_or_failed(watched: Any, here: Path) -> None:
