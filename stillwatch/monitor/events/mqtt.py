@@ -18,7 +18,7 @@ from pydantic import Field
 from stillwatch.errors import UserError
 
 if TYPE_CHECKING:  # paho is imported when a broker is named
-    from paho.mqtt.client import Client, ConnectFlags, MQTTMessageInfo
+    from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, MQTTMessageInfo
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
@@ -68,6 +68,7 @@ class Mqtt:
             client.tls_set()
         client.reconnect_delay_set(1, 30)
         client.on_connect = self._connected
+        client.on_message = self._announce_again
         client.on_disconnect = lambda *_: self._up.clear()
         client.connect_timeout = TIMEOUT
         client.connect_async(*self._address, keepalive=30)
@@ -85,6 +86,14 @@ class Mqtt:
             for camera in self._cameras:  # a broker that was set up anew knows nothing of us
                 self._show(client, camera)
             self._up.set()
+        client.subscribe(f"{self._discovery}/status", qos=1)
+
+    def _announce_again(self, client: "Client", _: object, message: "MQTTMessage") -> None:
+        """Home Assistant says that it was started: it may have forgotten us."""
+        if message.payload == b"online":
+            with self._lock:
+                for camera in self._cameras:
+                    self._show(client, camera)
 
     def present(self, cameras: Sequence[str]) -> None:
         """Returns at once."""

@@ -119,6 +119,24 @@ def test_cameras_are_shown_before_anything_happens_and_a_test_shows_none(tmp_pat
     assert not [topic for topic, _, _ in listener.got if topic.endswith(("test/active", "watch_test/config"))]
 
 
+def test_cameras_are_announced_again_when_home_assistant_is_born(tmp_path: Path) -> None:
+    with broker(tmp_path) as (port, _):
+        listener, to = Listener(port), sink(name="mqtt", host="127.0.0.1", port=port)
+        config = "homeassistant/binary_sensor/stillwatch_cab/config"
+        try:
+            to.send(MESSAGE, None)
+            listener.until(config, "cab")
+            for payload in ("offline", "online"):
+                listener.got.clear()
+                listener.client.publish("homeassistant/status", payload, qos=1)
+                listener.until("homeassistant/status", payload)
+            listener.until(config, "cab")
+            listener.until("stillwatch/cab/active", "ON")
+        finally:
+            to.close()
+            listener.close()
+
+
 def test_the_last_will_speaks_for_a_killed_watch(tmp_path: Path) -> None:
     with broker(tmp_path) as (port, _):
         listener = Listener(port)
