@@ -162,7 +162,7 @@ def ours(stage: Stage, task: Recipe, root: Path, spent: Spent) -> Run:
 def untaught(task: Recipe, root: Path) -> Run:
     """A teacher's run whose net has learnt nothing, for cases that do not measure teaching."""
     torch.manual_seed(0)
-    net = classifier.build(task.teacher.net, len(task.labels), task.data.hw, task.data.channels)
+    net = classifier.build_side(task, "teacher")
     run = Run.create(task, "teacher", root)
     run.save("best.pt", partial(torch.save, {"net": net.state_dict()}))
     run.save_csv("split.csv", ("path", "label", "group", "split"), ())

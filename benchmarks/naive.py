@@ -94,8 +94,7 @@ class Naive:
             raise UserError("fit.augment.mixup: the naive loop has no mixup; leave it out for the benchmark")
         device = accelerator(plan).device
         torch.manual_seed(plan.seed)
-        data = self.task.data
-        net = classifier.build(getattr(self.task, side).net, len(self.task.labels), data.hw, data.channels)
+        net = classifier.build_side(self.task, side)
         step = TrainStep(
             net,
             losses.parts(

@@ -63,11 +63,14 @@ class Input(Strict):
     shape: tuple[int, ...] = Field(min_length=3, max_length=4)
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
     aspect: float | None = Field(None, gt=0, allow_inf_nan=False)  # width / height of the training pictures, median
+    look: tuple[float, ...] | None = None  # clips: the T frames in seconds before the newest, oldest first
 
     @model_validator(mode="after")
     def _pixels(self) -> "Input":
         if not all(1 <= side <= 8192 for side in self.shape) or self.shape[-1] not in (1, 3):
             raise ValueError(f"{self.shape} is neither (H,W,C) nor (T,H,W,C) with C = 1 or 3 and sides up to 8192")
+        if self.look and (len(self.shape) != 4 or self.shape[0] != len(self.look) or sorted(self.look)[0] != 0):
+            raise ValueError(f"look {list(self.look)} does not name the {self.shape[0]} moments of {self.shape}")
         return self
 
 

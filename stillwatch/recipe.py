@@ -1,8 +1,9 @@
 """The recipe: TOML, checked. Every default stands here. Imports no torch, data or run."""
 
 import json
+import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,6 +14,7 @@ from stillwatch.errors import UserError, explain, nearest
 Spec: TypeAlias = str | dict[str, Any]  # what registry.build takes
 WITHOUT_WEIGHTS = ("smallcnn", "mnist-cnn", "mnist-small", "yolo-cls-n")  # nets of NETS that have none of ImageNet
 SHIPPED = Path(__file__).parent / "recipes"
+SEEN = ("size", "look", "windows", "frames", "rate", "fit", "gray")  # keys of [teacher.data]
 
 
 class Strict(BaseModel):
@@ -32,7 +34,9 @@ class Data(Strict):
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
     gray: bool = False  # one channel in the cache: a third of the bytes
     rate: float | None = Field(None, gt=0)  # videos: frames a second to take; all where absent
-    frames: int = Field(1, ge=1)  # T, frames a sample
+    frames: int = Field(1, ge=1)  # T, frames a sample: the simple form of look
+    look: tuple[float, ...] | None = None  # seconds back of a sample's T frames, such as [0.0, 0.2, 0.6]
+    windows: int = Field(4, ge=1)  # looks a clip, evenly spread
     max_bad: float = Field(0.05, ge=0, le=1)  # above this share of bad files the command stops
     negatives: Path | None = None  # <label>/<camera>/*.jpg that the page filed as false alarms: training only
 
@@ -44,9 +48,24 @@ class Data(Strict):
             raise ValueError(f'valid = {self.valid} must lie between 0 and 1, or be "fold"')
         if min(self.hw) < 8:
             raise ValueError(f"size = {self.size} is too small: at least 8 pixels")
-        if self.negatives is not None and self.frames > 1:
-            raise ValueError(f"negatives are single pictures; frames = {self.frames} wants clips")
+        if self.look is not None:
+            if self.rate is not None or self.frames > 1:
+                raise ValueError("look names the moments itself: leave rate and frames out")
+            if min(self.look, default=1.0) != 0 or len(set(self.look)) < len(self.look) or max(self.look) > 60:
+                raise ValueError(f"look = {list(self.look)}: seconds back, each once, 0 among them, at most 60")
+        if self.negatives is not None and self.steps > 1:
+            raise ValueError(f"negatives are single pictures; {self.steps} frames a sample wants clips")
         return self
+
+    @property
+    def steps(self) -> int:
+        """T, frames a sample."""
+        return len(self.look) if self.look else self.frames
+
+    @property
+    def moments(self) -> tuple[float, ...]:
+        """A sample's T frames, oldest first, in seconds before the newest; without a look in frames before it."""
+        return tuple(sorted(self.look, reverse=True)) if self.look else tuple(range(self.frames - 1, -1, -1))
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -63,6 +82,9 @@ class Net(Strict):
 
     name: str
     weights: str = "imagenet"  # imagenet | scratch (default of WITHOUT_WEIGHTS) | a file | a run's folder
+    front: Literal["frame", "difference", "stack"] = "frame"  # what a look's T frames become: see models.temporal
+    temporal: Spec = "mean"  # of TEMPORAL: how the pictures of a look become one feature
+    shift: Literal["none", "one-way", "two-way"] = "none"  # temporal shift in the net's residual blocks
     head: Literal["softmax", "sigmoid"] = "softmax"
     dropout: float = Field(0.0, ge=0, lt=1)  # before the head
     frozen: bool | int = False  # true: all but the head; k: the stem and the first k stages
@@ -103,6 +125,7 @@ class Fit(Strict):
 class Side(Strict):
     net: Net
     init: Path | None = None  # teacher: a run to take as it is
+    data: dict[str, Any] = {}  # teacher: keys of [data] that differ for it: size, look, windows, frames, fit, gray
     fit: dict[str, Any] = {}  # keys of [fit] that differ for this side
 
     @field_validator("net", mode="before")
@@ -186,7 +209,20 @@ class Recipe(Strict):
         for label in self.safe:
             if label not in self.labels:
                 raise ValueError(f"safe = {label!r} is not among the labels{nearest(label, self.labels)}")
+        if self.student.data:
+            raise ValueError("student.data: the student sees [data] itself; [teacher.data] is what differs")
+        if other := self.teacher.data.keys() - SEEN:
+            raise ValueError(
+                f"teacher.data.{min(other)}: teacher and student share samples and splits; free are {', '.join(SEEN)}"
+            )
         return self
+
+    def seen_by(self, side: Literal["teacher", "student"]) -> "Recipe":
+        """The recipe with the pixels that this side sees: [teacher.data] over [data]. Samples and splits are shared."""
+        if side == "student" or not self.teacher.data:
+            return self
+        data = Data.model_validate(self.data.model_dump() | self.teacher.data)
+        return self.model_copy(update={"data": data, "teacher": self.teacher.model_copy(update={"data": {}})})
 
     def fit_of(self, side: Literal["teacher", "student"]) -> Fit:
         """[fit] with that side's own keys over it."""
@@ -196,6 +232,13 @@ class Recipe(Strict):
         """[fit], then [student.fit], then the table's own keys."""
         side = self.tune.side if table == "tune" else "student"
         return Fit.model_validate(self.fit_of(side).model_dump() | getattr(self, table).fit)
+
+
+def ticks(moments: Sequence[float]) -> tuple[tuple[int, ...], float]:
+    """(whole steps before the newest frame, the step in seconds): [0.6, 0.2, 0] -> (3, 1, 0), 0.2."""
+    thousandths = [round(1000 * moment) for moment in moments]
+    step = math.gcd(*thousandths) or 1000
+    return tuple(moment // step for moment in thousandths), step / 1000
 
 
 def find(path: Path | str) -> Path:
@@ -236,6 +279,10 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
                 plan(table)
             except ValidationError as error:
                 raise UserError(_lines(place, error, Fit, f"{table}.fit.")) from error
+        try:
+            recipe.seen_by("teacher")
+        except ValidationError as error:
+            raise UserError(_lines(place, error, Data, "teacher.data.")) from error
     except ValidationError as error:
         raise UserError(_lines(place, error, Recipe, "") + _folders(raw)) from error
     return recipe

@@ -192,6 +192,11 @@ class Run:
         return cls(path, info)
 
     @property
+    def side(self) -> Literal["teacher", "student"]:
+        """Whose net it keeps, and whose pixels it saw."""
+        return "teacher" if self.info.kind == "teacher" else "student"
+
+    @property
     def recipe(self) -> Recipe:
         return check(self.info.recipe, str(self.path / "run.json"))
 

@@ -143,7 +143,7 @@ def judge(
         where = "" if runs.is_absolute() else f" (relative to {Path.cwd()})"
         raise UserError(f"{run}: its run {name!r} is not in '{runs}'{where}; name the folder of runs with --runs")
     origin = Run.open(runs / name).amended(overrides or (), ())
-    arrays = load_dataset(origin.recipe, progress()).eval_arrays(split)
+    arrays = load_dataset(origin.recipe.seen_by(origin.side), progress()).eval_arrays(split)
     folder = out or Path(f"{run}-report")
     _print_report(judge_bundle(opened, origin, arrays, folder, split, _album(origin), progress()), folder)
 

@@ -18,6 +18,7 @@ from stillwatch.bundle import Bundle, unlike
 from stillwatch.errors import UserError, one_line
 from stillwatch.evaluation.fresh import first_answer
 from stillwatch.inference import runtimes
+from stillwatch.inference.streams import one_look
 from stillwatch.inference.timing import can_pin, machine, pinned, race
 from stillwatch.run import NO_PROGRESS, Progress
 
@@ -143,10 +144,10 @@ def _rows(
             row |= _compared(predict(frames), golden[entrant.name], bundle.model(entrant.name).tolerance)
         if choice := getattr(predict, "choice", None):  # a detector says which file it chose
             row["runs"] = {key: choice[key] for key in ("file", "runtime")}
-        return partial(predict, one)
+        return one_look(predict, one)
 
     def ready_for_many(row: dict[str, Any], entrant: Contender) -> Callable[[], Any]:
-        return partial(entrant.open(threads, plan.batch), many)
+        return one_look(entrant.open(threads, plan.batch), many)
 
     progress.say(f"{_words(threads)}: {len(entrants)} take turns, {plan.rounds} timed calls each")
     for row, seconds in _raced(rows, entrants, ready, (plan.rounds, plan.warmup), progress):

@@ -4,10 +4,8 @@ import hashlib
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +15,13 @@ from numpy.typing import NDArray
 from stillwatch import bundle
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError, nearest
-from stillwatch.inference import face_reader, runtimes
+from stillwatch.inference import face_reader, runtimes, streams
 from stillwatch.inference.timing import cores, machine, race
 from stillwatch.media import image
-from stillwatch.recipe import Rule
+from stillwatch.recipe import Rule, ticks
 from stillwatch.rules.alarm import Alarm
 
+MISSED = 2.5  # frames of a look's rate that may be missing between two before its memory starts anew
 ROUNDS, LONGEST = 30, 5.0  # calls of each candidate in a race; seconds after which a race ends, whatever the rounds
 
 
@@ -75,17 +74,22 @@ class Detector:
 
         For a net of clips each is (T,H,W,C). Raises ValueError for another dtype or shape. predict() does not resize.
         """
-        x = np.empty((len(pictures), *self._shape), np.uint8)
-        *frames, height, width, channels = self._shape
+        about = self.bundle.manifest.input
+        x = np.empty((len(pictures), *about.shape), np.uint8)
         for number, picture in enumerate(pictures):
-            if not frames:
-                x[number] = image.fit(picture, (height, width), self._fit, channels)
+            if len(about.shape) == 3:
+                x[number] = fitted(about, picture)
                 continue
-            if len(picture) != frames[0]:
-                raise ValueError(f"a clip of this net has {frames[0]} frames, not {len(picture)}")
-            for moment, frame in enumerate(picture):
-                x[number, moment] = image.fit(frame, (height, width), self._fit, channels)
+            if len(picture) != about.shape[0]:
+                raise ValueError(f"a clip of this net has {about.shape[0]} frames, not {len(picture)}")
+            x[number] = np.stack([fitted(about, frame) for frame in picture])
         return self.predict(x)
+
+
+def fitted(about: bundle.Input, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture of any size -> (H,W,C) of the net's."""
+    height, width, channels = about.shape[-3:]
+    return image.fit(picture, (height, width), about.fit, channels)
 
 
 def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alarm:
@@ -107,8 +111,23 @@ def threshold_of(made: bundle.Bundle) -> float | None:
 
 def rate(manifest: bundle.Manifest) -> float | None:
     """Frames a second that a net of clips was trained on."""
+    if manifest.input.look:
+        return 1 / ticks(manifest.input.look)[1]
     data = (manifest.run.get("recipe") or {}).get("data") or {}
     return data.get("rate")
+
+
+def memory(detector: Detector) -> streams.Memory:
+    """An empty one, for one camera."""
+    looks, pace = look_ticks(detector.bundle.manifest.input), rate(detector.bundle.manifest)
+    return streams.Memory(detector.predict, looks, MISSED / pace if pace and len(looks) > 1 else np.inf)
+
+
+def look_ticks(about: bundle.Input) -> tuple[int, ...]:
+    """A look's moments, oldest first, in frames of the net's rate before the newest; (0,) of single pictures."""
+    if about.look:
+        return ticks(about.look)[0]
+    return tuple(range(about.shape[0] - 1, -1, -1)) if len(about.shape) == 4 else (0,)
 
 
 def steps(
@@ -116,30 +135,26 @@ def steps(
 ) -> Iterator[tuple[float, NDArray[np.float32] | None]]:
     """(seconds, probabilities float32 (K,)) of each frame of a film of (seconds, uint8 (H,W,3)).
 
-    A net of clips takes the newest T frames at its training rate; None before.
+    A net of clips sees frames at its training rate; None before its first look is whole, and again after a gap.
     """
-    shape = detector.bundle.manifest.input.shape
-    window: deque[NDArray[np.uint8]] = deque(maxlen=shape[0] if len(shape) == 4 else 1)
-    held: list[tuple[float, NDArray[np.uint8] | None]] = []
-
-    def answers() -> Iterator[tuple[float, NDArray[np.float32] | None]]:
-        ready = [sample for _, sample in held if sample is not None]
-        p = iter(detector(ready)) if ready else iter(())
-        yield from ((at, None if sample is None else next(p)) for at, sample in held)
-        held.clear()
-
-    pace = rate(detector.bundle.manifest) if window.maxlen != 1 else None
-    due = -np.inf
+    about = detector.bundle.manifest.input
+    held: list[tuple[float, NDArray[np.uint8]]] = []
+    pace, past, due = rate(detector.bundle.manifest), memory(detector), -np.inf
     for seconds, picture in film:
+        if len(about.shape) == 3:
+            held.append((seconds, picture))
+            if len(held) == batch:
+                yield from zip((at for at, _ in held), detector([image for _, image in held]), strict=True)
+                held.clear()
+            continue
         if pace and seconds < due - 1e-6:
             continue
-        due = seconds + 1 / pace if pace else seconds
-        window.append(picture)
-        whole = len(window) == window.maxlen
-        held.append((seconds, (picture if window.maxlen == 1 else np.stack(window)) if whole else None))
-        if len(held) == batch:
-            yield from answers()
-    yield from answers()
+        p = streams.look(detector.predict, [fitted(about, picture)], [past], [seconds])[0]
+        if pace:  # on a grid, so that a film whose rate is no multiple of the net's is not seen more slowly
+            due = (due if past.seen > 1 else seconds) + 1 / pace
+        yield seconds, p
+    if held:
+        yield from zip((at for at, _ in held), detector([image for _, image in held]), strict=True)
 
 
 def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:
@@ -219,7 +234,7 @@ def _choose(
         raise UserError(f"{made.path}: no file reproduces the golden frames on this machine: {'; '.join(reasons)}")
     frames, _ = made.golden()
     x = np.resize(frames, (batch, *frames.shape[1:]))
-    calls = {str(number): partial(entrant.predict, x) for number, entrant in enumerate(entrants)}
+    calls = {str(number): streams.one_look(entrant.predict, x) for number, entrant in enumerate(entrants)}
     seconds = [float(np.median(times)) for times in race(calls, ROUNDS, 0, LONGEST).values()]
     order = sorted(range(len(entrants)), key=lambda i: seconds[i])
     ranking = [

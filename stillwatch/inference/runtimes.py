@@ -12,16 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError, nearest
+from stillwatch.inference.streams import State, Stream
 
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Shape: TypeAlias = tuple[int, ...]
 
 
 class Session(NamedTuple):
-    """`run` takes this many pictures a call (None: any)."""
+    """`run` takes this many pictures a call (None: any); of a streamed net also its states, and gives the next ones."""
 
-    run: Callable[[NDArray[np.uint8]], NDArray[Any]]
+    run: Callable[..., Any]
     takes: int | None
+    states: tuple[State, ...] = ()
 
 
 class Ports(NamedTuple):
@@ -41,7 +43,7 @@ class Runtime(NamedTuple):
 def open(
     path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 1, outputs: int = 1, scale: float = 1.0
 ) -> Predict:
-    """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time.
+    """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time; a streamed net: a Stream.
 
     shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad.
     outputs, scale: of a file that is not a bundle's (ONNX alone).
@@ -61,7 +63,8 @@ def open(
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return _whole(entry.open(path, Ports(shape, outputs, scale), threads, batch), shape)
+        session = entry.open(path, Ports(shape, outputs, scale), threads, batch)
+        return Stream(*session, shape) if session.states else _whole(session, shape)
     except UserError as error:
         raise UserError(f"{path}: {runtime}: {error}") from None
     except Exception as error:  # each library has exceptions of its own, and no common ancestor below this one
@@ -101,7 +104,7 @@ def readers(path: Path) -> list[str]:
 
 
 def _whole(session: Session, shape: Shape) -> Predict:
-    run, takes = session
+    run, takes, _ = session
     step = takes or 1
     classes = _checked(run(np.zeros((step, *shape), np.uint8)), step).shape[1]
 
@@ -158,6 +161,8 @@ def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     # A camera computes a few milliseconds and waits for the next frame: threads that spin meanwhile heat the board
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if len(ports.shape) == 4 and len(session.get_inputs()) > 1:
+        return _onnxruntime_stream(session, ports.shape)
     entrance = _only(session.get_inputs(), "input")
     _only(session.get_outputs(), "output", ports.outputs)
     takes, feed = _fitting(entrance.shape, ports.shape), entrance.name
@@ -167,6 +172,18 @@ def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int) -> Session:
         raise UserError(f"the file takes {entrance.type}; wanted: uint8 or float")
     # onnx-legacy: the same pixels 0..255, but as floats, which is what TensorRT 8 takes
     return Session(lambda x: _joined(session.run(None, {feed: _floats(x, ports.scale)})), takes)
+
+
+def _onnxruntime_stream(session: Any, shape: Shape) -> Session:
+    entrance, *rest = session.get_inputs()
+    names = [node.name for node in session.get_outputs()]
+    if names[1:] != [f"next_{node.name}" for node in rest]:
+        raise UserError(f"the file has the states {[node.name for node in rest]} and gives {names[1:]}")
+    kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+    states = tuple(State(node.name, tuple(node.shape[1:]), kinds[node.type]) for node in rest)
+    feeds = [node.name for node in (entrance, *rest)]
+    run: Callable[..., Any] = lambda *given: session.run(names, dict(zip(feeds, given, strict=True)))  # noqa: E731
+    return Session(run, _fitting(entrance.shape, shape[1:]), states)
 
 
 def _joined(outputs: list[Any]) -> NDArray[Any]:
@@ -181,20 +198,15 @@ def _openvino(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     with no_telemetry():
         core = importlib.import_module("openvino").Core()
     model = core.read_model(path)
+    if len(ports.shape) == 4 and len(model.inputs) > 1:
+        return _openvino_stream(core, model, ports.shape, threads, batch)
     entrance = _only(model.inputs, "input")
     _only(model.outputs, "output", ports.outputs)
     sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
     takes = _fitting(sides, ports.shape) or batch
     if entrance.partial_shape.is_dynamic:
         model.reshape({entrance: [takes, *ports.shape]})
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": str(threads),
-        "INFERENCE_PRECISION_HINT": "f32",  # otherwise bfloat16 where the processor has it: other probabilities
-        "ENABLE_CPU_PINNING": "NO",  # pinned, two threads beside a busy process took 3.6 ms instead of 1.0
-    }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = core.compile_model(model, "CPU", _settings(threads)).create_infer_request()
     kind = entrance.element_type.to_dtype()
 
     def run(x: NDArray[np.uint8]) -> NDArray[Any]:
@@ -204,6 +216,33 @@ def _openvino(path: Path, ports: Ports, threads: int, batch: int) -> Session:
         return np.array(_joined([request.get_output_tensor(place).data for place in range(ports.outputs)]))
 
     return Session(run, takes)
+
+
+def _settings(threads: int) -> dict[str, str]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise bfloat16 where the processor has it: other probabilities
+        "ENABLE_CPU_PINNING": "NO",  # pinned, two threads beside a busy process took 3.6 ms instead of 1.0
+    }
+
+
+def _openvino_stream(core: Any, model: Any, shape: Shape, threads: int, batch: int) -> Session:
+    entrance, *rest = model.inputs
+    sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
+    takes, states = _fitting(sides, shape[1:]) or batch, list[State]()
+    for node in rest:
+        size = tuple(side.get_length() for side in list(node.partial_shape)[1:])
+        states.append(State(node.any_name, size, node.element_type.to_dtype().type))
+    model.reshape({entrance: [takes, *shape[1:]]} | {n: [takes, *s.shape] for n, s in zip(rest, states, strict=True)})
+    request = core.compile_model(model, "CPU", _settings(threads)).create_infer_request()
+
+    def run(*given: NDArray[Any]) -> list[NDArray[Any]]:
+        request.infer(list(given), share_inputs=True)
+        return [np.array(request.get_output_tensor(place).data) for place in range(1 + len(states))]
+
+    return Session(run, takes, tuple(states))
 
 
 def _ncnn(path: Path, ports: Ports, threads: int, batch: int) -> Session:

@@ -28,7 +28,7 @@ from stillwatch import bundle as bundles
 from stillwatch.atomic import atomic, locked
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes, table
-from stillwatch.inference.detector import Detector
+from stillwatch.inference.detector import Detector, look_ticks
 from stillwatch.inference.detector import rate as trained_rate
 from stillwatch.inference.timing import cores
 from stillwatch.media import decode
@@ -62,6 +62,7 @@ class Task(NamedTuple):
     how: str  # the bundle's fit
     rate: float | None
     key: str
+    ticks: tuple[int, ...] = (0,)  # a look's moments, in frames of `rate` before the newest
 
 
 def score(
@@ -203,8 +204,9 @@ def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, p
             old.unlink()
         choice = Detector(made, threads=1, batch=BATCH).choice
     task = Task(
-        str(folder), str(parts), str(made.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key
-    )
+        str(folder), str(parts), str(made.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key,
+        look_ticks(about),
+    )  # fmt: skip
     with atomic(place) as draft:
         draft.write_text(json.dumps({"key": key, "file": choice["file"], "runtime": choice["runtime"]}) + "\n", "utf-8")
     return task
@@ -393,7 +395,7 @@ class Batch:
 def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
     """For each sample: (first frame, its second, T pictures of the net's size or why not)."""
     path = Path(task.root) / name
-    *clip, height, width, channels = task.shape
+    height, width, channels = task.shape[-3:]
 
     def fit(image: decode.Picture) -> decode.Picture:
         return pixels.fit(image, (height, width), task.how, channels)  # type: ignore[arg-type]
@@ -406,7 +408,11 @@ def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Pict
     if isinstance(times, str):
         yield -1, 0.0, times
         return
-    wanted = decode.windows(decode.sampled(times, task.rate), clip[0] if clip else 1)
+    ticks = task.ticks
+    wanted = [
+        tuple(taken[ticks[0] - tick] for tick in ticks)
+        for taken in decode.windows(decode.sampled(times, task.rate), ticks[0] + 1)
+    ]
     bad: list[str] = []
     for window, value in decode.clips(path, wanted, fit, threads=1):  # a worker has one core
         if isinstance(value, str):

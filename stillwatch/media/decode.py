@@ -224,6 +224,27 @@ def sampled(times: Sequence[float], rate: float | None) -> list[int]:
     return [int(number) for number in np.unique(np.searchsorted(middles, ticks - 1e-6))]
 
 
+def looks(times: Sequence[float], look: Sequence[float], count: int) -> list[Window] | str:
+    """At most `count` windows, evenly spread: the frames nearest to `look` seconds before each, oldest first.
+
+    A window has a frame near each of its moments, so it spans no gap. Returns the reason where the film has none.
+    """
+    seconds = np.asarray(times)
+    moments, longest = np.sort(np.asarray(look))[::-1], max(look)
+    usual = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
+    near = 0.6 * max(usual, min(np.diff(np.sort(look)), default=0.0))  # what counts as that moment's frame
+    if longest > seconds[-1] + near:
+        return f"{seconds[-1]:.2g} s of film: too short for a look of {longest:g} s"
+    ends = np.linspace(longest, seconds[-1], count) if count > 1 else [(longest + seconds[-1]) / 2]
+    middles, found = (seconds[1:] + seconds[:-1]) / 2, dict[Window, None]()
+    for end in ends:
+        wanted = end - moments
+        window = np.searchsorted(middles, wanted - 1e-6)
+        if np.abs(seconds[window] - wanted).max() <= near and len(set(window.tolist())) == len(look):
+            found[tuple(window.tolist())] = None
+    return list(found) or f"no frames at each of {list(look)} s before any of its moments: gaps, or too few a second"
+
+
 def windows(taken: Sequence[int], frames: int) -> list[Window]:
     """Windows of `frames` without overlap; the rest is dropped. A shorter clip gives one, its last frame repeated."""
     starts = range(0, max(len(taken) - frames, 0) + 1, frames)

@@ -24,6 +24,7 @@ Shade: TypeAlias = tuple[float, float, float]
 LABELS: dict[str, tuple[str, ...]] = {
     "cabin": ("DangerousDriving", "Distracted", "Drinking", "SafeDriving", "SleepyDriving", "Yawn"),
     "street": ("NonViolence", "Violence"),
+    "meeting": ("NonViolence", "Violence"),  # the street's people shake hands or push: no single frame tells which
 }
 SHUT = 0.15  # opening up to which eyes are drawn as a line
 EYE = ((-1, 0), (-0.4, -1), (0.4, -1), (1, 0), (0.4, 1), (-0.4, 1))  # corner, upper lid, corner, lower lid
@@ -42,6 +43,26 @@ def still(scene: str, label: str, person: int, number: int, size: tuple[int, int
     chance = np.random.default_rng([LABELS[scene].index(label), person, number])
     pose = act(label, person, chance)(float(chance.uniform(0, 20)))
     return draw(pose, person, size, chance, chance)
+
+
+def look(
+    scene: str, label: str, person: int, number: int, back: Sequence[float], size: tuple[int, int] = (96, 128)
+) -> Picture:
+    """uint8 (T,height,width,3) RGB: the same act at each of `back` seconds before one moment, in the given order.
+
+    Raises UserError as still() does.
+    """
+    act, draw = _scene(scene)
+    if label not in LABELS[scene]:
+        raise UserError(f"toy label = {label!r}: unknown{nearest(label, LABELS[scene])}")
+    key = [LABELS[scene].index(label), person, number]
+    chance = np.random.default_rng([*key, 11])
+    pose, now = act(label, person, chance), float(chance.uniform(5, 25))
+    frames = []
+    for moment, seconds in enumerate(back):
+        light, grain = np.random.default_rng([*key, 12]), np.random.default_rng([*key, 13, moment])
+        frames.append(draw(pose(now - seconds), person, size, light, grain))
+    return np.stack(frames)
 
 
 def clip(
@@ -459,6 +480,27 @@ def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float],
 
 
 @lru_cache(maxsize=16)
+def _meeting(label: str, person: int, r: np.random.Generator) -> Callable[[float], Crowd]:
+    """Two people hold out their arms, slowly as for a handshake or fast as for a push.
+
+    Both pass evenly through the same poses, so that single frames of the two labels have one distribution.
+    """
+    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+    middle, close, phase = u(-0.2, 0.2), u(0.16, 0.26), u(0, 1)
+    pace = u(1.4, 1.8) if label == "Violence" else u(0.2, 0.35)  # strokes a second
+    face, passer = u(0.3, 0.7), r.uniform(0, 2 * math.pi)
+
+    def at(time: float) -> Crowd:
+        reach = 1 - abs(1 - 2 * ((pace * time + phase) % 1))  # a triangle: every value is as frequent
+        gap = close + 0.1 * (1 - reach)
+        return Crowd(
+            middle - gap / 2, middle + gap / 2, 1.2 * math.sin(0.3 * time + passer), 0.25 * reach, -0.15 * reach, 0, 0,
+            0.5 + 1.1 * reach, 0.5 + 0.6 * reach, 0.9 - 0.7 * reach, 0.7 - 0.4 * reach, 0.2, 0.2, face, 1, -1,
+        )  # fmt: skip
+
+    return at
+
+
 def _backdrop(camera: int, height: int, width: int) -> Picture:
     r = np.random.default_rng([camera, 2])
     u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
@@ -552,4 +594,5 @@ def _polar(start: tuple[float, float], angle: float, length: float) -> tuple[flo
 SCENES: dict[str, tuple[Callable[..., Any], Callable[..., Picture]]] = {
     "cabin": (_drive, _cabin),
     "street": (_crowd, _street),
+    "meeting": (_meeting, _street),
 }

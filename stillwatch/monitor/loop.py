@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillwatch import bundle
 from stillwatch.errors import UserError
-from stillwatch.inference import aspect, detector
+from stillwatch.inference import aspect, detector, streams
 from stillwatch.inference.detector import Detector
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redact, redacted_error
@@ -31,7 +31,9 @@ PREVIEW = 8.0  # pictures a second for viewers
 
 
 class CameraSlot:
-    def __init__(self, camera: Camera, alarm: Alarm, frames: int):
+    memory: streams.Memory  # of the net, once that is loaded
+
+    def __init__(self, camera: Camera, alarm: Alarm):
         self.camera, self.alarm = camera, alarm
         self.name = alarm.camera
         self.pending: deque[Frame] = deque()  # arrived and not looked at; the camera's one credit keeps it short
@@ -39,7 +41,6 @@ class CameraSlot:
         self.time = 0.0  # of the newest frame, on the Alarm's clock
         self.decided: float | None = None  # time.monotonic() of the newest frame's decision
         self.fps = 0.0
-        self._window: deque[NDArray[np.uint8]] = deque(maxlen=frames)
         self._offsets: dict[str, float] = {}  # to epoch seconds, one for the whole life of an event
 
     def advance(self) -> bool:
@@ -52,19 +53,6 @@ class CameraSlot:
         else:
             self.newest = self.pending.popleft()
         return True
-
-    def picture(self) -> NDArray[np.uint8] | None:
-        """The net's input: the newest picture (H,W,C), or for clips the newest T (T,H,W,C)."""
-        if self.newest is None or self.newest.image is None:
-            return None
-        if self._window.maxlen == 1:
-            return self.newest.image
-        self._window.append(self.newest.image)
-        return np.stack(self._window) if len(self._window) == self._window.maxlen else None
-
-    def clear_window(self) -> None:
-        """After a gap: a clip must not span it."""
-        self._window.clear()
 
     def in_epoch(self, event: Event) -> Event:
         """The event in epoch seconds; the wall clock is read once per event, so that its jumps do no harm."""
@@ -111,6 +99,8 @@ class Watch:
             slot.camera.start()
         try:
             self.detector = Detector(self.bundle, config.threads, runtime=config.runtime)
+            for slot in self.slots:
+                slot.memory = detector.memory(self.detector)
             self.store = Store(config.keep, config.sink)
         except BaseException:
             self._stop_cameras(0.5)
@@ -121,12 +111,15 @@ class Watch:
         frames = manifest.input.shape[:-3]
         rate = detector.rate(manifest) if frames and frames[0] > 1 else None
         alarm = detector.alarm_of(self.bundle, config.name, config.rule or self.config.rule)
+        if rate and config.fps < rate / detector.MISSED:
+            words = f"its net looks back at {rate:g} frames a second"
+            raise UserError(f"camera.{config.name}: fps = {config.fps:g}: {words}; set {rate:g} or more")
         changes = {"source": secret(config.source), "fps": min(config.fps, rate or config.fps)}
         config = config.model_copy(update=changes)
         camera = Camera(config, self.config.keep, manifest.input)
         shown = redact(config.source)
         self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name)
-        return CameraSlot(camera, alarm, frames[0] if frames else 1)
+        return CameraSlot(camera, alarm)
 
     def __enter__(self) -> "Watch":
         return self
@@ -177,11 +170,16 @@ class Watch:
         return [slot for slot in self.slots if slot.advance()]
 
     def predict(self, slots: Sequence[CameraSlot]) -> list[NDArray[np.float32] | None]:
-        """One forward for all; None where a clip has too few frames yet."""
-        pictures = [slot.picture() for slot in slots]
-        known = [picture for picture in pictures if picture is not None]
-        p = iter(self.detector.predict(np.stack(known)) if known else ())
-        return [None if picture is None else next(p) for picture in pictures]
+        """One forward for all; None where there is no picture, or a look is not whole yet."""
+        seen = [(slot, slot.newest) for slot in slots if slot.newest is not None and slot.newest.image is not None]
+        p = streams.look(
+            self.detector.predict,
+            [frame.image for _, frame in seen if frame.image is not None],
+            [slot.memory for slot, _ in seen],
+            [frame.time for _, frame in seen],
+        )
+        answers = {slot.name: one for (slot, _), one in zip(seen, p, strict=True)}
+        return [answers.get(slot.name) for slot in slots]
 
     def decide(self, slot: CameraSlot, p: NDArray[np.float32] | None) -> None:
         frame = slot.newest
@@ -209,7 +207,7 @@ class Watch:
             if camera.state == "ended" and not slot.pending:
                 self._publish(slot, slot.alarm.close(slot.time))
             elif camera.live and now - (slot.decided or now) > SILENCE:
-                slot.clear_window()
+                slot.memory.clear()
                 self._publish(slot, slot.alarm.step(now, None, "lost"))
             camera.preview(PREVIEW if self.board.viewers(slot.name) else 0.0)
             for name, total in camera.counters.items():
@@ -242,7 +240,7 @@ class Watch:
                 case Note(what="state", fields={"state": state, "words": words}):
                     self.board.update(slot.name, state=state, words=words)
                     if state != "live":
-                        slot.clear_window()
+                        slot.memory.clear()
                     self.board.publish("camera", camera=slot.name, state=state, words=words)
                     self.log(f"{slot.name}: {state}: {words}" if state != words else f"{slot.name}: {state}")
                 case Note(what="shape", fields={"height": height, "width": width}):

@@ -116,7 +116,7 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
             options.progress.say(f"the narrower baseline is there: {old.path}")
             return old
     torch.manual_seed(plan.seed)
-    net = classifier.build(recipe.student.net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    net = classifier.build_side(recipe, "student")
     width = multiply(net, data, target, recipe.prune.round_to)
     options.progress.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
     teacher_net = runs.load_net(teacher) if teacher else None

@@ -112,6 +112,25 @@ def erase(x: Tensor, u: Tensor, area: Share = 0.15) -> Tensor:
     return torch.where(inside, grey, x)
 
 
+# Ops on time: float (B,T,C,H,W) and draws (B,5) -> the same shape. All other ops treat a look's frames alike.
+
+
+def reverse(x: Tensor, u: Tensor) -> Tensor:
+    """Play the look backwards, where the label allows it: a fight stays one, a fall does not."""
+    return x.flip(1)
+
+
+def speed(x: Tensor, u: Tensor, by: Annotated[float, Field(gt=0)] = 0.5) -> Tensor:
+    """Slow the look down to 1/(1+by) of its speed, up to its newest frame; frames between two are blended."""
+    last = x.shape[1] - 1
+    slow = torch.exp(-u[:, 0] * math.log1p(by))
+    at = last - (last - torch.arange(last + 1, device=x.device)) * slow[:, None]  # (B,T), in frames
+    low = at.floor().long().clamp(max=max(last - 1, 0))
+    share = (at - low).view(*at.shape, 1, 1, 1).to(x.dtype)
+    row = torch.arange(len(x), device=x.device)[:, None]
+    return torch.lerp(x[row, low], x[row, (low + 1).clamp(max=last)], share)
+
+
 def _spread(u: Tensor, by: float) -> Tensor:
     return (1 + (2 * u - 1) * by).view(-1, 1, 1, 1).float()
 
@@ -126,6 +145,7 @@ class Op:
     salt: str  # keeps its draws apart from the others'
     apply: Callable[[Tensor, Tensor], Tensor]
     p: float  # share of samples that it touches
+    timed: bool = False  # it takes (B,T,C,H,W)
 
 
 @dataclass(frozen=True)
@@ -151,7 +171,10 @@ class Augment:
             if len(chosen):
                 rows = torch.from_numpy(chosen).to(x.device)
                 v = torch.from_numpy(u[chosen, :5]).to(x.device, torch.float32)
-                planes[rows] = op.apply(planes[rows], v)
+                if op.timed:
+                    planes[rows] = op.apply(planes[rows].unflatten(1, (t, c)), v).flatten(1, 2)
+                else:
+                    planes[rows] = op.apply(planes[rows], v)
         planes = planes.clamp_(0, 255).round_().to(torch.uint8)
         return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
@@ -186,7 +209,8 @@ def plan(specs: Sequence[Spec], seed: int) -> Augment:
         choice = resolve(table, spec, 2, "fit.augment", extra={"p": Share})
         name = spec if isinstance(spec, str) else spec["name"]
         p = choice.extra.get("p", SHARES.get(name, 1.0))
-        steps.append(Op(f"{place}/{name}", partial(choice.entry, **choice.options), p))
+        timed = choice.entry in (reverse, speed)
+        steps.append(Op(f"{place}/{name}", partial(choice.entry, **choice.options), p, timed))
     return Augment(tuple(steps), seed, alpha)
 
 
@@ -199,5 +223,14 @@ AUGMENTS: dict[str, Callable[..., Tensor]] = {
     "noise": noise,
     "blur": blur,
     "erase": erase,
+    "reverse": reverse,
+    "speed": speed,
 }
-SHARES = {"flip": 0.5, "noise": 0.5, "blur": 0.2, "erase": 0.25}  # of samples an op touches by default; others: all
+SHARES = {
+    "flip": 0.5,
+    "reverse": 0.5,
+    "speed": 0.5,
+    "noise": 0.5,
+    "blur": 0.2,
+    "erase": 0.25,
+}  # of samples an op touches by default; others: all

@@ -57,14 +57,16 @@ def pictures(found: Found, data: Data, workers: int | None = None, progress: Pro
     Raises UserError where more than data.max_bad of the samples cannot be used.
     """
     workers = workers or min(8, len(os.sched_getaffinity(0)))
-    paths = sorted({sample.path for sample in found.samples})
+    paths = sorted({path for sample in found.samples for path in (sample.path, *sample.older)})
     with ThreadPoolExecutor(workers) as pool:
         digests = dict(zip(paths, pool.map(_file_digest, paths), strict=True))
-    content = [f"{s.id}\t{digests[s.path]}\t{s.frames}" for s in found.samples]
-    key = short([f"{FORMAT} {data.hw} {data.channels} {data.frames} {data.fit} {data.rate} {data.source}", *content])
+    content = [
+        "\t".join((s.id, digests[s.path], str(s.frames), *(digests[path] for path in s.older))) for s in found.samples
+    ]
+    key = short([f"{FORMAT} {data.hw} {data.channels} {data.steps} {data.fit} {data.rate} {data.source}", *content])
     fingerprint = short([f"{line}\t{s.label}\t{s.group}" for line, s in zip(content, found.samples, strict=True)])
     folder = home() / "pictures" / key
-    shape = (data.frames, *data.hw, data.channels)
+    shape = (data.steps, *data.hw, data.channels)
     if not folder.is_dir():
         with _draft(folder) as draft:
             _decode_all(found.samples, data, int(np.prod(shape)), draft, workers, progress)

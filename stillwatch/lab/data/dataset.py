@@ -1,6 +1,7 @@
 """A recipe's data, decoded and split. Imports no net and no loss."""
 
 import csv
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -35,13 +36,35 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample as an exported file takes it: (H,W,C), for clips (T,H,W,C)."""
-        return tuple(self.store.pixels.shape[2 if self.recipe.data.frames == 1 else 1 :])
+        return tuple(self.store.pixels.shape[2 if self.recipe.data.steps == 1 else 1 :])
 
     def picture(self, rows: Rows) -> Tensor:
         """uint8 (B,T,H,W,C)."""
         order = np.argsort(rows, kind="stable")  # the disk is read in its own order
         picked = self.store.pixels[rows[order]]
         return torch.from_numpy(picked[np.argsort(order, kind="stable")])
+
+    def for_teacher(self, rows: Rows, progress: Progress = NO_PROGRESS) -> tuple["Dataset", Rows]:
+        """What the teacher sees of these samples: [teacher.data]'s pixels, by row of the data set that is returned.
+
+        A look goes to the teacher's look of the same recording that is nearest in time. Raises UserError where the
+        teacher's data lack a sample.
+        """
+        if not self.recipe.teacher.data:
+            return self, rows
+        theirs = load_dataset(self.recipe.seen_by("teacher"), progress)
+        named = {sample.id: row for row, sample in enumerate(theirs.samples)}
+        recordings: dict[str, list[int]] = defaultdict(list)
+        for row, sample in enumerate(theirs.samples):
+            recordings[sample.sequence or sample.id].append(row)
+        found = []
+        for sample in (self.samples[row] for row in rows):
+            beside = recordings.get(sample.sequence or sample.id)
+            if beside is None:
+                raise UserError(f"teacher.data: the teacher sees nothing of {sample.id}: see data skipped in its audit")
+            near = min(beside, key=lambda row: abs(theirs.samples[row].time - sample.time))
+            found.append(named.get(sample.id, near))
+        return theirs, np.array(found, np.int64)
 
     def eval_arrays(self, split: str) -> tuple["LazyRows", list[str], list[str], list[str], NDArray[np.int64]]:
         """A split for save_predictions: pixels, ids, groups, sequences, y."""
@@ -73,7 +96,7 @@ def load_dataset(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
 
 def dataset_of(run: Run, progress: Progress = NO_PROGRESS) -> Dataset:
     """Raises UserError where the data have changed."""
-    recipe = run.recipe
+    recipe = run.recipe.seen_by(run.side)
     data = load_dataset(recipe, progress)
     if data.store.fingerprint == run.info.fingerprint:
         return data
@@ -106,11 +129,11 @@ def image_lookup(run: Run) -> Callable[[Sequence[str]], dict[str, NDArray[np.uin
 
     def pictures(ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
         try:
-            data = load_dataset(run.recipe)
+            data = load_dataset(run.recipe.seen_by(run.side))
         except UserError:  # the data has moved: the report does without pictures
             return {}
         place = {sample.id: row for row, sample in enumerate(data.samples)}
-        middle = run.recipe.data.frames // 2
+        middle = run.recipe.data.steps // 2
         return {name: np.array(data.store.pixels[place[name], middle]) for name in ids if name in place}
 
     return pictures

@@ -37,9 +37,10 @@ def gather(recipe: Recipe) -> Found:
         first = found.skipped[:1]
         why = f"; {len(found.skipped)} skipped, first {first[0].file}: {first[0].reason}" if first else ""
         raise UserError(f"data.root = '{data.root}': the source finds no sample there{why}")
-    odd = next((sample for sample in found.samples if len(sample.frames or (0,)) != data.frames), None)
+    odd = next((s for s in found.samples if len(s.frames or (*s.older, s.path)) != data.steps), None)
     if odd:
-        raise UserError(f"data.frames = {data.frames}: {odd.id} is a single picture; only videos give more than 1")
+        key = f"look = {list(data.look)}" if data.look else f"frames = {data.frames}"
+        raise UserError(f"data.{key}: {odd.id} is a single picture; films, the toy and a csv with times look back")
     there = {sample.label: sample.id for sample in reversed(found.samples)}
     missing = [label for label in labels if label not in there]
     for label, id in there.items():
@@ -122,7 +123,11 @@ def decode(
     first = samples[0]
     if first.read:
         for sample, picture in first.read(samples):
-            yield sample, picture if isinstance(picture, str) else fit(picture)[None]
+            if not isinstance(picture, str):
+                looks = picture if len(sample.frames) > 1 else picture[None]
+                yield sample, np.stack([fit(frame) for frame in looks])
+            else:
+                yield sample, picture
     elif first.frames:
         by_window: dict[Window, list[Sample]] = defaultdict(list)
         for sample in samples:
@@ -131,6 +136,7 @@ def decode(
             for sample in by_window[window]:
                 yield sample, pictures if isinstance(pictures, str) else np.stack(pictures)
     else:
-        picture = read_picture(first.path)
         for sample in samples:
-            yield sample, picture if isinstance(picture, str) else fit(picture)[None]
+            files = [read_picture(path) for path in (*sample.older, sample.path)]
+            bad = next((picture for picture in files if isinstance(picture, str)), None)
+            yield sample, bad or np.stack([fit(picture) for picture in files if not isinstance(picture, str)])

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.media import synthetic
-from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, sampled, times_of, windows
+from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, looks, sampled, times_of, windows
 from stillwatch.recipe import Data
 from stillwatch.registry import Table
 
@@ -49,6 +49,7 @@ class Sample:
     time: float = 0.0  # order within the sequence: frame number or seconds
     frames: tuple[int, ...] = ()  # videos: the T frame numbers; idx: (row,); toy: (number,); pictures: ()
     box: Box | None = None
+    older: tuple[Path, ...] = ()  # pictures: the files of a look before this one, oldest first
     negative: bool = False  # a false alarm that a camera filed: for training only
     read: PixelReader | None = field(default=None, compare=False)  # None: a clip if it has frames, else a picture file
 
@@ -166,7 +167,8 @@ def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: 
 def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count = 0) -> Found:
     """Clips in class folders, or a manifest.csv with file,label and, where wanted, group,split.
 
-    limit: at most so many samples a clip, evenly spread; 0: all. Each clip is a recording, timed in seconds.
+    Each clip is a recording, timed in seconds: by data.look with data.windows looks a clip, else in windows of
+    data.frames, of which `limit` keeps so many, evenly spread (0: all).
     """
     found = Found()
     path = data.root / (manifest or "manifest.csv")
@@ -177,11 +179,15 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count
         if isinstance(times, str):
             found.skipped.append(Skipped(row.id, times))
             continue
-        cuts = windows(sampled(times, data.rate), data.frames)
+        cuts = looks(times, data.look, data.windows) if data.look else windows(sampled(times, data.rate), data.frames)
+        if isinstance(cuts, str):
+            found.skipped.append(Skipped(row.id, cuts))
+            continue
         if 0 < limit < len(cuts):
             cuts = [cuts[(2 * i + 1) * len(cuts) // (2 * limit)] for i in range(limit)]
         for window in cuts:
-            id, time = f"{row.id}#{window[0]}", round(times[window[0]], 4)
+            number = window[-1 if data.look else 0]
+            id, time = f"{row.id}#{number}", round(times[number], 4)
             found.samples.append(replace(row, id=id, sequence=row.id, time=time, frames=window))
     return found
 
@@ -251,7 +257,30 @@ def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Fou
             found.samples.append(row)
         else:
             found.skipped.append(Skipped(row.id, f"not a kind of picture that is read: {' '.join(PICTURES)}"))
+    if data.look:
+        _look_back(found, data.look)
     return found
+
+
+def _look_back(found: Found, look: Sequence[float]) -> None:
+    """Pictures of a recording -> looks that end at each of them; those without old enough pictures are skipped."""
+    sequences: dict[str, list[Sample]] = defaultdict(list)
+    for row in found.samples:
+        sequences[row.sequence].append(row)
+    found.samples = []
+    for sequence, rows in sequences.items():
+        rows.sort(key=lambda row: row.time)
+        times = np.array([row.time for row in rows])
+        near = 0.3 * min(np.diff(sorted(look)), default=0.0)
+        for row in rows:
+            wanted = row.time - np.sort(look)[::-1]
+            window = [int(np.abs(times - moment).argmin()) for moment in wanted]
+            if not sequence or np.abs(times[window] - wanted).max() > near:
+                why = "no sequence and time" if not sequence else f"{sequence} has no pictures {max(look):g} s before"
+                found.skipped.append(Skipped(row.id, f"data.look = {list(look)}: {why}"))
+            else:
+                older = tuple(rows[place].path for place in window[:-1])
+                found.samples.append(replace(row, older=older))
 
 
 def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: list[Skipped]) -> list[Sample]:
@@ -354,15 +383,21 @@ def drawn(
         hint = nearest(labels[0], synthetic.LABELS[scene])
         raise UserError(f"labels = {labels[0]!r}: the toy's {scene} does not draw it{hint}")
 
+    back = sorted(data.look or (), reverse=True)
+
     def draw(samples: Sequence[Sample]) -> Iterator[tuple[Sample, NDArray[np.uint8]]]:
         for sample in samples:
-            person = int(sample.id.split("/")[2])
-            yield sample, synthetic.still(scene, sample.label, person, sample.frames[0], (height, width))
+            what = (scene, sample.label, int(sample.id.split("/")[2]), sample.frames[0])
+            if back:
+                yield sample, synthetic.look(*what, back, (height, width))
+            else:
+                yield sample, synthetic.still(*what, (height, width))
 
     found = Found()
     for person, label, number in itertools.product(range(people), known, range(pictures)):
         id = f"toy/{scene}/{person}/{label}/{number}"
-        found.samples.append(Sample(id, Path(), label, f"person-{person}", frames=(number,), read=draw))
+        frames = (number, *(round(1000 * seconds) for seconds in back[:-1]))
+        found.samples.append(Sample(id, Path(), label, f"person-{person}", frames=frames, read=draw))
     return found
 
 

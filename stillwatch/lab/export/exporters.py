@@ -50,6 +50,39 @@ class Facade(nn.Module):
         return self.net.probabilities(self.net(x).logits)
 
 
+class Streamed(nn.Module):
+    """One new frame of each camera and what was remembered -> probabilities, and what to remember: no frame is computed
+    twice, however long the look.
+
+    frames: uint8 (B,H,W,C). states: as `states` says, each with B before it; at a camera's first frame all zeros.
+    """
+
+    def __init__(self, ready: Classifier, shape: tuple[int, ...]):
+        """shape: (T,H,W,C) of a look."""
+        super().__init__()
+        self.net = ready
+        ready(torch.zeros(1, *shape, dtype=torch.uint8))  # the layers that look back learn their shapes
+        back = {"frame": 0, "difference": 1, "stack": ready.ticks[0]}[ready.front]  # frames a picture is made of
+        self.states = {"past_frames": (back, *shape[1:])} if back else {}
+        self.states |= {f"layer_{number}": layer.shape for number, layer in enumerate(ready.timed)}
+        self.states |= ready.temporal.states
+
+    def forward(self, frames: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        past, after, net = list(states), list[Tensor](), self.net
+        look = frames[:, None]
+        if "past_frames" in self.states:
+            ring = torch.cat([past.pop(0), look], 1)
+            after.append(ring[:, 1:])
+            look = ring if net.front == "difference" else ring[:, [net.ticks[0] - tick for tick in net.ticks]]
+        for layer in net.timed:
+            layer.past = past.pop(0)
+        feature, later = net.temporal.step(net.features(look), past)
+        after += [layer.kept for layer in net.timed if layer.kept is not None]
+        for layer in net.timed:
+            layer.past = layer.kept = None
+        return (net.probabilities(net.head(feature)), *after, *later)
+
+
 @torch.no_grad()
 def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) -> Facade:
     """A copy with its head divided by the temperature and gray kept as one channel. shape: of a sample."""
@@ -122,24 +155,34 @@ def to_onnx(
 ) -> Path:
     """Write "frames" dtype (batch,*shape) -> "probabilities" float32 (batch,K).
 
-    shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. Raises UserError where torch cannot export at this
+    shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. A net that streams takes one frame (H,W,C) a call,
+    and its states as further inputs NAME and outputs next_NAME. Raises UserError where torch cannot export at this
     opset or the result is invalid ONNX.
     """
     # Laid out so that NCHW is contiguous, as the weights are: torch writes the pooling of channels_last maps as a
     # gather over as_strided
     *before, height, width, channels = shape
-    example = torch.zeros(batch or 2, *before, channels, height, width, dtype=dtype).movedim(-3, -1)
-    free, native = None if batch else ({0: torch.export.Dim("batch", min=1, max=4096)},), max(opset, NATIVE)
-    ready = facade(net, shape, temperature)
+    ready: nn.Module = facade(net, shape, temperature)
+    states: dict[str, tuple[int, ...]] = {}
+    if net.streams:
+        ready, before = Streamed(ready.net, shape), []  # type: ignore[arg-type]
+        states = ready.states
+    count = batch or 2
+    example = [torch.zeros(count, *before, channels, height, width, dtype=dtype).movedim(-3, -1)]
+    for name, size in states.items():
+        example.append(torch.zeros(count, *size, dtype=dtype if name == "past_frames" else torch.float32))
+    sides = {0: torch.export.Dim("batch", min=1, max=4096)}
+    free = None if batch else ((sides, (sides,) * len(states)) if states else (sides,))
+    native = max(opset, NATIVE)
     try:
         with _quiet():
             program = torch.onnx.export(
                 ready,
-                (example,),
+                tuple(example),
                 dynamo=True,
                 dynamic_shapes=free,
-                input_names=["frames"],
-                output_names=["probabilities"],
+                input_names=["frames", *states],
+                output_names=["probabilities", *(f"next_{name}" for name in states)],
                 opset_version=native,
                 verbose=False,
             )
@@ -201,6 +244,8 @@ def write_onnx(net: Classifier, shape: tuple[int, ...], folder: Path, temperatur
 
 def write_legacy(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
     """For TensorRT 8 on old Jetsons: one picture, opset 13, float32 pixels 0..255, no HardSwish."""
+    if net.streams:
+        raise UserError("export.formats: onnx-legacy takes single pictures, not a net that remembers; leave it out")
     path = to_onnx(net, shape, folder / "model-legacy.onnx", temperature, 1, LEGACY, torch.float32)
     return Exported(path, "onnxruntime", batch=1)
 

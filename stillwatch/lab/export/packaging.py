@@ -47,7 +47,8 @@ class Reference:
 
     @classmethod
     def of(cls, run: Run, net: Classifier, data: Dataset, crossval: Run | None) -> "Reference":
-        recipe, frames = run.recipe, golden_frames(data.shape, run.recipe.data.fit)
+        recipe = run.recipe.seen_by(run.side)
+        frames = golden_frames(data.shape, recipe.data.fit)
 
         def logits(x: NDArray[np.uint8]) -> NDArray[np.float32]:
             with torch.inference_mode():
@@ -165,7 +166,7 @@ def export(
 def _write(
     out: Path, run: Run, int8: Run | None, reference: Reference, proofs: dict[Exported, Proof], left: Iterable[Any]
 ) -> bundle.Bundle:
-    recipe, models, files = run.recipe, list[bundle.Model](), dict[str, Path]()
+    recipe, models, files = run.recipe.seen_by(run.side), list[bundle.Model](), dict[str, Path]()
     for file, proof in proofs.items():
         precision: Literal["fp32", "int8"] = "int8" if file.path.name == bundle.INT8 else "fp32"
         names = (file.path.name, *([file.beside] if file.beside else []))
@@ -187,7 +188,12 @@ def _write(
         name=recipe.name,
         labels=recipe.labels,
         safe=recipe.safe,
-        input=bundle.Input(shape=reference.data.shape, fit=recipe.data.fit, aspect=run.info.aspect),
+        input=bundle.Input(
+            shape=reference.data.shape,
+            fit=recipe.data.fit,
+            aspect=run.info.aspect,
+            look=recipe.data.look and recipe.data.moments,
+        ),
         rule=recipe.rule.model_dump(mode="json"),
         temperature=reference.temperature,
         operating=reference.operating,

@@ -1,9 +1,9 @@
 """Classifier: a net with normalisation and head, built from a recipe's Net. Imports no data, loss or run."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,16 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillwatch.errors import UserError, nearest
-from stillwatch.lab.models import weights
+from stillwatch.lab.models import temporal, weights
 from stillwatch.lab.models.backbone import FORWARD, Backbone, ForwardPlan, from_timm, last_index, run_step
 from stillwatch.lab.models.zoo import FILES, NETS
-from stillwatch.recipe import Net
+from stillwatch.recipe import Net, Recipe, ticks
+from stillwatch.registry import bind
 
 
 class ModelOutput(NamedTuple):
     logits: Tensor  # (B,K)
-    feature: Tensor  # (B,D), pooled, before dropout and head
+    feature: Tensor  # (B,D), pooled over place and time, before dropout and head
     maps: dict[int, Tensor]  # stride -> (B,C,h,w), only those asked for
 
 
@@ -29,13 +30,25 @@ class Classifier(nn.Module):
     of 2.9 (tf_efficientnet_lite0).
     """
 
-    def __init__(self, spec: Net, body: Backbone, classes: int):
+    def __init__(self, spec: Net, body: Backbone, classes: int, moments: Sequence[float] = (0,)):
         super().__init__()
-        self.name, self.kind, self.plan = spec.name, spec.head, body.plan
-        self.size, self.dim, self.channels = body.size, body.feature, dict(body.maps)
-        self.net = body.net
+        self.name, self.kind, self.plan, self.frames = spec.name, spec.head, body.plan, len(moments)
+        self.front, self.steps = spec.front, temporal.pictures(spec.front, self.frames)
+        self.ticks = ticks(moments)[0]
+        plain = (spec.front, spec.shift) == ("frame", "none")
+        self.key = spec.name if plain else f"{spec.name} {spec.front} {spec.shift}"  # with the weights, names features
+        self.size, self.channels, self.net = body.size, dict(body.maps), body.net
+        self.temporal = bind(temporal.TEMPORAL, spec.temporal, 2, "net.temporal", "net.temporal")(
+            body.feature, self.steps
+        )
+        self.dim = self.temporal.size
+        self.timed: list[temporal.Timed] = [m for m in self.net.modules() if isinstance(m, temporal.TemporalConv)]
+        for layer in self.timed:
+            layer.steps = self.steps
+        if spec.shift != "none":
+            self.timed += temporal.add_shift(self.net, self.steps, spec.shift == "two-way", spec.name)
         self.dropout = nn.Dropout(spec.dropout)
-        self.head = nn.Linear(body.feature, classes)
+        self.head = nn.Linear(self.dim, classes)
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in body.norm)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
@@ -45,7 +58,7 @@ class Classifier(nn.Module):
         self.train()
 
     def forward(self, x: Tensor, maps: tuple[int, ...] = ()) -> ModelOutput:
-        """x: uint8 (B,H,W,C) or (B,T,H,W,C). maps: strides. A clip's output is the mean over its T frames."""
+        """x: uint8 (B,H,W,C) or (B,T,H,W,C), oldest first. maps: strides; of a look, the mean over its pictures."""
         if not self.frozen_steps:
             return self.forward_from(x, maps)
         before = self.early(maps)
@@ -54,7 +67,7 @@ class Classifier(nn.Module):
         return out._replace(maps={s: (found | out.maps)[s] for s in maps})
 
     def frozen_forward(self, x: Tensor) -> Tensor:
-        """The frozen part's output: (B,D) or (B,C,h,w), for clips (B,T,…). Where nothing is frozen, x itself."""
+        """The frozen part's output: (B,D) or (B,C,h,w), for clips (B,S,…). Where nothing is frozen, x itself."""
         return self._frozen_forward(x, ())[0] if self.frozen_steps else x
 
     def forward_from(self, h: Tensor, maps: tuple[int, ...] = ()) -> ModelOutput:
@@ -63,14 +76,30 @@ class Classifier(nn.Module):
         Raises UserError for a map that is missing or frozen.
         """
         self.check(maps)
-        h, frames = self._fold(h, self.frozen_steps)
-        h = h.to(self.head.weight.dtype) if self.frozen_steps else self._front(h)
-        feature, found = self._walk(h, self.frozen_steps, len(self.plan.steps), maps)
-        logits = self.head(self.dropout(feature))
-        if frames:
-            logits, feature, *rest = (v.unflatten(0, (-1, frames)).mean(1) for v in (logits, feature, *found.values()))
-            found = dict(zip(found, rest, strict=True))
-        return ModelOutput(logits, feature, {s: found[s] for s in maps})
+        if self.frozen_steps:
+            h, steps = self._fold(h.to(self.head.weight.dtype), self.frozen_steps)
+        else:
+            h, steps = self._pictures(h)
+        features, found = self._walk(h, self.frozen_steps, len(self.plan.steps), maps)
+        alone = steps == 1 and self.temporal.plain  # so that exported files of single pictures hold nothing of time
+        feature = features if alone else self.temporal(features.unflatten(0, (-1, steps)))
+        found = {s: found[s].unflatten(0, (-1, steps)).mean(1) for s in maps} if steps > 1 else found
+        return ModelOutput(self.head(self.dropout(feature)), feature, {s: found[s] for s in maps})
+
+    def features(self, x: Tensor) -> Tensor:
+        """x: uint8 (B,T,H,W,C) -> (B·S,D): of each picture, before time is looked at."""
+        return self._walk(self._pictures(x)[0], 0, len(self.plan.steps), ())[0]
+
+    @property
+    def one_way(self) -> bool:
+        """Nothing in it looks ahead, so that it can be streamed."""
+        return not any(layer.both for layer in self.timed)
+
+    @property
+    def streams(self) -> bool:
+        """Whether a look can be had from one new frame and what is remembered of those before it."""
+        even = self.ticks == tuple(range(self.frames - 1, -1, -1))
+        return self.frames > 1 and self.one_way and (even or self.front == "stack")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B,K) -> (B,K): softmax or sigmoid, as the recipe's head says."""
@@ -115,24 +144,30 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def _frozen_forward(self, x: Tensor, maps: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
-        x, frames = self._fold(x, 0)
-        h, found = self._walk(self._front(x), 0, self.frozen_steps, maps)
-        if frames:
-            h = h.unflatten(0, (-1, frames))
-            found = {s: v.unflatten(0, (-1, frames)).mean(1) for s, v in found.items()}
+        clip = x.ndim == 5
+        h, steps = self._pictures(x)
+        h, found = self._walk(h, 0, self.frozen_steps, maps)
+        if clip:
+            h = h.unflatten(0, (-1, steps))
+            found = {s: v.unflatten(0, (-1, steps)).mean(1) for s, v in found.items()}
         return h, found
 
     def _fold(self, h: Tensor, step: int) -> tuple[Tensor, int]:
-        """Moves T into the batch: (h, T), or (h, 0) without T."""
+        """Moves S into the batch: (h, S)."""
         still = 2 if step > self.plan.flat else 4
-        return (h.flatten(0, 1), h.shape[1]) if h.ndim > still else (h, 0)
+        return (h.flatten(0, 1), h.shape[1]) if h.ndim > still else (h, 1)
 
-    def _front(self, x: Tensor) -> Tensor:
-        """uint8 (B,H,W,C) -> normalised (B,3,h,w), channels_last; one channel is broadcast to three."""
-        h = x.permute(0, 3, 1, 2).to(self.head.weight.dtype)
+    def _pictures(self, x: Tensor) -> tuple[Tensor, int]:
+        """uint8 (B,H,W,C) or (B,T,H,W,C) -> normalised (B·S,3,h,w), channels_last; gray is broadcast to three."""
+        steps = 1
+        if x.ndim == 5:
+            h = temporal.FRONTS[self.front](x.movedim(-1, -3).to(self.head.weight.dtype))
+            h, steps = h.flatten(0, 1), h.shape[1]
+        else:  # by permute: ncnn's converter knows no movedim
+            h = x.permute(0, 3, 1, 2).to(self.head.weight.dtype)
         if self.size and tuple(h.shape[2:]) != self.size:
             h = F.interpolate(h, self.size, mode="bilinear", align_corners=False)
-        return h * self.get_buffer("scale") + self.get_buffer("shift")
+        return h * self.get_buffer("scale") + self.get_buffer("shift"), steps
 
     def _walk(self, h: Tensor, start: int, stop: int, maps: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
         wanted = {self.plan.taps[s]: s for s in maps}
@@ -161,12 +196,14 @@ def _frozen_steps(spec: Net, plan: ForwardPlan) -> int:
     return plan.ends[spec.frozen]
 
 
-def build(net: Net, classes: int, data_hw: tuple[int, int], channels: int) -> Classifier:
+def build(
+    net: Net, classes: int, data_hw: tuple[int, int], channels: int, moments: Sequence[float] = (0,)
+) -> Classifier:
     """A recipe's Net -> Classifier with its weights. Random parts come from torch's global generator.
 
-    data_hw: (height, width) in pixels. channels: 1 or 3. net.options: those of the entry in NETS or of
-    timm.create_model; `size` (side, or [height, width]) resizes the input. Raises UserError for an unknown name,
-    option, stage or weights.
+    data_hw: (height, width) in pixels. channels: 1 or 3. moments: of the T frames, as Data.moments. net.options:
+    those of the entry in NETS or of timm.create_model; `size` (side, or [height, width]) resizes the input. Raises
+    UserError for an unknown name, option, stage or weights, and a front that does not suit the moments.
     """
     options = dict(net.options)
     size = options.pop("size", None)
@@ -183,12 +220,18 @@ def build(net: Net, classes: int, data_hw: tuple[int, int], channels: int) -> Cl
         body = from_timm(net.name, options, NETS)
     if size and body.size is None:
         body = replace(body, size=wanted)
-    watcher = Classifier(net, body, classes)
+    watcher = Classifier(net, body, classes, moments)
     if net.weights == "imagenet":
         weights.imagenet(watcher.net, net.name, *FILES.get(net.name, ((), ())) if net.name in NETS else ())
     elif net.weights != "scratch":
         weights.from_path(watcher.net, watcher.head, net.weights)
     return watcher.to(memory_format=torch.channels_last)
+
+
+def build_side(recipe: Recipe, side: Literal["teacher", "student"], net: Net | None = None) -> Classifier:
+    """The net of one side of a recipe, or `net` in its place, for the pixels that this side sees."""
+    data = recipe.seen_by(side).data
+    return build(net or getattr(recipe, side).net, len(recipe.labels), data.hw, data.channels, data.moments)
 
 
 @torch.no_grad()
@@ -226,20 +269,27 @@ def settle_norms(net: Classifier, hw: tuple[int, int], channels: int) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             module.num_features = len(module.running_mean) if module.running_mean is not None else module.num_features
     training = net.training
-    out = net.eval()(torch.zeros(1, *hw, channels, dtype=torch.uint8), () if net.frozen_steps else tuple(net.channels))
+    x = torch.zeros(1, net.frames, *hw, channels, dtype=torch.uint8)
+    out = net.eval()(x, () if net.frozen_steps else tuple(net.channels))
     net.train(training)
     net.dim = out.feature.shape[1]
     net.channels |= {stride: found.shape[1] for stride, found in out.maps.items()}
 
 
-def cost(net: nn.Module, hw: tuple[int, int], channels: int) -> dict[str, int]:
-    """Parameters, multiply-accumulates of one picture of hw pixels, bytes as float32."""
+def cost(net: Classifier, hw: tuple[int, int], channels: int) -> dict[str, int]:
+    """Parameters, multiply-accumulates of a look of hw pixels, bytes as float32.
+
+    A streamed net computes one picture a look, whatever it remembers; all others compute all S.
+    """
     device = next(net.parameters()).device
     training = net.training
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, *hw, channels, dtype=torch.uint8, device=device))
+        net(torch.zeros(1, net.frames, *hw, channels, dtype=torch.uint8, device=device))
     net.train(training)
     stored = sum(v.numel() for v in net.state_dict().values() if v.is_floating_point())
     params = sum(p.numel() for p in net.parameters())
-    return {"params": params, "macs": counter.get_total_flops() // 2, "bytes": 4 * stored}
+    # oneDNN's LSTM is not seen by the counter: a product with each weight a moment
+    unseen = sum(w.numel() for m in net.modules() if isinstance(m, nn.LSTM) for w in m.parameters() if w.ndim > 1)
+    macs = (counter.get_total_flops() // 2 + unseen * net.steps) // (net.steps if net.one_way else 1)
+    return {"params": params, "macs": macs, "bytes": 4 * stored}

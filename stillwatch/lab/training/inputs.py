@@ -39,6 +39,7 @@ class InputPipeline:
         self.data, self.net, self.teacher, self.maps = data, net, teacher, maps
         self.plan, self.accelerator, self.progress = plan, accelerator, progress
         self.train = data.rows["train"]
+        self.seen, self.seen_rows = data.for_teacher(self.train, progress) if teacher else (data, self.train)
         self.augment = augment.plan(plan.augment, plan.seed)
         self.views = (plan.views or 0) if self.augment else 1
         self.features: NDArray[np.floating] | None = None
@@ -49,46 +50,47 @@ class InputPipeline:
             self.features = self._frozen(net)
         if self.views and teacher:
             # where the teacher's frozen features were stored when it was taught, its outputs start from them
-            early = None if not teacher.frozen_steps or teacher.early(maps) else self._frozen(teacher)
+            early = None if not teacher.frozen_steps or teacher.early(maps) else self._frozen(teacher, True)
 
             def answer(rows: Rows, view: int) -> dict[str, Tensor]:
                 assert teacher
                 if early is None:
-                    return to_arrays(teacher(self._pictures(rows, view), maps))
+                    return to_arrays(teacher(self._pictures(rows, view, True), maps))
                 return to_arrays(teacher.forward_from(self._tensor(early[view, rows]), maps))
 
-            self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.name} {maps}", answer)
+            self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.key} {maps}", answer, True)
 
     def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, ModelOutput | None]:
         """(input of net.forward_from, labels (B,) or mixed (B,K), the teacher's outputs)."""
         view = epoch % self.views if self.views else epoch
-        live = self.teacher is not None and not self.answers
-        x = self._pictures(rows, view) if live or self.features is None else None
+        x = self._pictures(rows, view) if self.features is None else None
         h = self._tensor(self.features[view, rows]) if self.features is not None else self.net.frozen_forward(x)  # type: ignore[arg-type]
         teacher = None
         if self.answers:
             teacher = from_arrays({name: self._tensor(a[view, rows]).float() for name, a in self.answers.items()})
         elif self.teacher:
+            shared = x is not None and self.seen is self.data
             with torch.no_grad():
-                teacher = self.teacher(x, self.maps)
+                teacher = self.teacher(x if shared else self._pictures(rows, view, True), self.maps)
         return h, self._labels(rows, view), teacher
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.accelerator.device)
 
-    def _augmented(self, rows: Rows, view: int) -> Tensor:
-        x = self.data.picture(self.train[rows]).to(self.accelerator.device)
+    def _augmented(self, rows: Rows, view: int, taught: bool) -> Tensor:
+        x = self.seen.picture(self.seen_rows[rows]) if taught else self.data.picture(self.train[rows])
+        x = x.to(self.accelerator.device)
         return self.augment(x, self.data.numbers[self.train[rows]], view)
 
     def _partners(self, rows: Rows, view: int) -> tuple[Rows, NDArray[np.floating]]:
         return self.augment.partners(self.data.numbers[self.train[rows]], view, len(self.train))
 
-    def _pictures(self, rows: Rows, view: int) -> Tensor:
-        """uint8 (B,T,H,W,C), augmented."""
-        x = self._augmented(rows, view)
+    def _pictures(self, rows: Rows, view: int, taught: bool = False) -> Tensor:
+        """uint8 (B,T,H,W,C), augmented; `taught`: as the teacher sees the same samples, augmented alike."""
+        x = self._augmented(rows, view, taught)
         if self.augment.mixup:
             others, share = self._partners(rows, view)
-            x = augment.mix(x, self._augmented(others, view), self._tensor(share))
+            x = augment.mix(x, self._augmented(others, view, taught), self._tensor(share))
         return x
 
     def _labels(self, rows: Rows, view: int) -> Tensor:
@@ -100,16 +102,18 @@ class InputPipeline:
         mixed = one_hot(self._tensor(self.data.y[self.train[others]]), classes).float()
         return weight * one_hot(y, classes).float() + (1 - weight) * mixed
 
-    def _frozen(self, net: Classifier) -> NDArray[np.floating]:
+    def _frozen(self, net: Classifier, taught: bool = False) -> NDArray[np.floating]:
         """(V,N,…)."""
-        compute: Compute = lambda rows, view: {"h": net.frozen_forward(self._pictures(rows, view))}  # noqa: E731
-        return self._once("features", net.frozen_state(), net.name, compute)["h"]
+        compute: Compute = lambda rows, view: {"h": net.frozen_forward(self._pictures(rows, view, taught))}  # noqa: E731
+        return self._once("features", net.frozen_state(), net.key, compute, taught)["h"]
 
-    def _once(self, what: str, weights: dict[str, Tensor], more: str, compute: Compute) -> Stored:
+    def _once(self, what: str, weights: dict[str, Tensor], more: str, compute: Compute, taught: bool = False) -> Stored:
         data, plan = self.data, self.plan
         ids = cache.short([f"{data.samples[row].id}\t{data.y[row]}" for row in self.train])
         drawn = f"{plan.augment} {plan.seed}" if self.augment else ""
         key = [data.store.key, ids, drawn, cache.digest(weights), f"{more} {plan.precision}"]
+        if taught and self.seen is not data:
+            key += [self.seen.store.key, *(self.seen.samples[row].id for row in self.seen_rows)]
         size = 16 if self.accelerator.device.type == "cpu" else 256  # a CPU's caches hold the maps of 16, not of 64
         with self.accelerator.main_process_first():
             return cache.outputs(compute, len(self.train), self.views, key, self.progress, what, size)

@@ -91,13 +91,13 @@ def _train_run(
     spec = getattr(recipe, side).net
     if spec.weights == "scratch":
         progress.say(f'net {spec.name}: weights = "scratch": it starts from random weights')
-    net = classifier.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    net, seen = classifier.build_side(recipe, side), recipe.seen_by(side)
     augment.plan(plan.augment, plan.seed)
     teacher_net = load_net(teacher) if teacher else None
 
     # ---- data (one process decodes, the others find it done) and losses
     with accelerator.main_process_first():
-        data = load_dataset(recipe, progress)
+        data = load_dataset(seen, progress)
     if teacher:
         check_teacher(teacher, data)
     step = build_step(net, data, teacher_net, specs)
@@ -105,7 +105,8 @@ def _train_run(
     # ---- the run: a new one, or one that was cut off
     run = create_or_resume(recipe, kind, teacher, data, accelerator, options)
     if accelerator.is_main_process:
-        cost, theirs = classifier.cost(net, recipe.data.hw, recipe.data.channels), teacher.info.cost if teacher else {}
+        cost = classifier.cost(net, seen.data.hw, seen.data.channels)
+        theirs = teacher.info.cost if teacher else {}
         run.note(cost=cost, teacher_cost=theirs, processes=accelerator.num_processes)
         if run.info.above_teacher:
             progress.say(run.info.above_teacher)

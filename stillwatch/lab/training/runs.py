@@ -20,6 +20,7 @@ from stillwatch.lab.data.audit import AuditReport, audit
 from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
+from stillwatch.media.decode import VIDEOS
 from stillwatch.recipe import Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run, runs
 
@@ -43,15 +44,14 @@ class RunOptions:
 def load_net(run: Run) -> Classifier:
     """A pruned net takes the shapes of its weights."""
     recipe = run.recipe
-    side = recipe.teacher if run.info.kind == "teacher" else recipe.student
-    spec = side.net.model_copy(update={"weights": "scratch"})  # the run's own follow; the hub need not be asked
-    net = classifier.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+    spec = getattr(recipe, run.side).net.model_copy(update={"weights": "scratch"})  # the run's own follow
+    net, data = classifier.build_side(recipe, run.side, spec), recipe.seen_by(run.side).data
     path = run.path / "best.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["net"]
     except FileNotFoundError:
         raise UserError(f"{path}: missing; this run kept no epoch") from None
-    classifier.resize(net, state, recipe.data.hw, recipe.data.channels)
+    classifier.resize(net, state, data.hw, data.channels)
     net.load_state_dict(state)
     return net.eval()
 
@@ -111,10 +111,10 @@ def matching_runs(
     recipe: Recipe, kind: str, parent: Run | None, data: "Dataset", options: RunOptions, **fields: Any
 ) -> Iterator[Run]:
     """Runs of this recipe, kind, parent and data with the same `fields`, newest first; none where options.fresh."""
-    wanted = (kind, recipe.model_dump(mode="json"), parent.path.name if parent else None, data.store.fingerprint)
+    wanted = (kind, parent.path.name if parent else None, data.store.fingerprint)
     for old in [] if options.fresh else reversed(runs(options.root)):
         info = old.info
-        same = (info.kind, info.recipe, info.parent, info.fingerprint) == wanted
+        same = (info.kind, info.parent, info.fingerprint) == wanted and old.recipe == recipe
         if same and all(getattr(info, key) == value for key, value in fields.items()):
             yield old
 
@@ -229,14 +229,20 @@ def check_teacher(teacher: Run, data: "Dataset") -> None:
     """Raises UserError for a teacher that learnt nothing or has seen the student's test samples."""
     if nothing := teacher.info.learnt_nothing:
         raise UserError(f"{teacher.path}: refused as a teacher: {nothing}. Teach it longer, or with another fit.lr")
-    seen = set(trained_on(teacher))
-    held = [data.samples[row].id for split in ("valid", "test") for row in data.rows[split]]
+    seen = set(map(_file, trained_on(teacher)))
+    held = [_file(data.samples[row].id) for split in ("valid", "test") for row in data.rows[split]]
     leaked = sum(name in seen for name in held)
     if leaked:
         raise UserError(
             f"{teacher.path}: refused as a teacher: it was trained on {leaked} of the {len(held)} pictures that this "
             "split holds back; teach one on the same data.split, data.fold and data.seed"
         )
+
+
+def _file(id: str) -> str:
+    """A clip's file, so that no other frame of it is held to be new; else the sample itself."""
+    file, _, _ = id.rpartition("#")
+    return file if file.lower().endswith(VIDEOS) else id
 
 
 def trained_on(run: Run) -> list[str]:

@@ -174,7 +174,7 @@ def probes(recipe: Recipe, keys: Sequence[Key]) -> list[tuple[str, Recipe, Class
         with placed(place):
             augment.plan(plan.augment, plan.seed)
             if repr(net) not in built:
-                built[repr(net)] = classifier.build(net, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+                built[repr(net)] = classifier.build_side(recipe, recipe.tune.side, net)
         found.append((place, trial, built[repr(net)]))
     return found
 

@@ -64,7 +64,7 @@ def tune(
     taught = recipe.tune.side == "student" and any(pipeline.needs_teacher(spec) for spec in specs)
     teacher = runs.newest_teacher(recipe, root) if taught else None
     teacher_net = runs.load_net(teacher) if teacher else None
-    data = load_dataset(recipe, progress)
+    data = load_dataset(recipe.seen_by(recipe.tune.side), progress)
     if teacher:
         runs.check_teacher(teacher, data)
     for place, trial, net in checked:
@@ -243,7 +243,7 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
     # The study is told before the run is finished: whoever finds a running trial unlocked takes it for a dead one
     try:
         torch.manual_seed(plan.seed)
-        net = classifier.build(spec, len(recipe.labels), recipe.data.hw, recipe.data.channels)
+        net = classifier.build_side(recipe, recipe.tune.side, spec)
         step = pipeline.build_step(net, data, search.teacher_net, pipeline.specs_of(plan, search.teacher is not None))
         best = pipeline.train(step, data, search.teacher_net, plan, run, pipeline.device(plan), quiet, report)
         if not math.isfinite(best[metric]):

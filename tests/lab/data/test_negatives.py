@@ -111,7 +111,7 @@ def test_what_cannot_be_is_named(place: Path) -> None:
     (place / "watch/negatives/Yaun").mkdir()
     with pytest.raises(UserError, match="the folder 'Yaun' is no label of the recipe's; did you mean 'Yawn'"):
         gather(both(place)[1])
-    with pytest.raises(UserError, match=r"negatives are single pictures; frames = 4 wants clips"):
+    with pytest.raises(UserError, match=r"negatives are single pictures; 4 frames a sample wants clips"):
         recipe(root=place, frames=4, negatives=place)
 
 

@@ -99,7 +99,7 @@ def test_gray_is_the_same_as_three_equal_channels() -> None:
 
 def test_own_nets_see_zero_to_one() -> None:
     net = make("mnist-small", 10, (28, 28), 1)
-    assert net._front(torch.full((1, 28, 28, 1), 255, dtype=torch.uint8)).unique().tolist() == [1.0]
+    assert net._pictures(torch.full((1, 28, 28, 1), 255, dtype=torch.uint8))[0].unique().tolist() == [1.0]
 
 
 def test_a_clips_answer_is_the_mean_over_its_frames() -> None:
