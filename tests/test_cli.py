@@ -195,6 +195,9 @@ def test_since_takes_a_length_of_time_or_a_date() -> None:
     for text in ("1h", "-1h", "1H", "60m", "-3600s"):
         assert deploy._since(text) == pytest.approx(time.time() - 3600, abs=5)
     assert deploy._since("2026-01-31T10:00") == datetime(2026, 1, 31, 10).timestamp()
+    for wrong in ("nan h", "infh", "1e300w", "yesterday", ""):
+        with pytest.raises(main.UserError, match="is a time such as"):
+            deploy._since(wrong)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])

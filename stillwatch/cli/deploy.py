@@ -199,7 +199,7 @@ def _since(text: str | None) -> float | None:
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
     try:
         if unit := units.get(text[-1:].lower()):
-            return time.time() - abs(float(text[:-1])) * unit
+            return datetime.fromtimestamp(time.time() - abs(float(text[:-1])) * unit).timestamp()  # refuses nan, inf
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise UserError(f"--since {text}: is a time such as 30m, 1h, 7d or 2026-01-31T10:00") from None

@@ -39,6 +39,7 @@ LUMA = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv
 BURSTS = {"hls", "mov", "matroska", "avi"}  # come in pieces of many seconds, or as fast as the line is
 INTRA = ("mjpeg", "rawvideo")  # every packet is a picture of its own: those that nobody wants are not even decoded
 FORMATS = "mpjpeg,mjpeg,jpeg_pipe,mpegts,mpeg,flv,live_flv,mov,mp4,matroska,webm,avi,h264,hevc,ogg,asf,nut"
+TEXT = ("ansi", "bintext", "idf", "xbin")  # FFmpeg draws a .txt as a terminal would
 TIMED_OUT = (TimeoutError, av.error.ExitError)  # what av raises when its time is over
 LOW_DELAY = 0x0008_0000  # AV_CODEC_FLAG_LOW_DELAY
 
@@ -297,8 +298,8 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
         if not container.streams.video:
             raise ValueError("there is no picture in it")
         codec = container.streams.video[0].codec_context
-        if codec is None:
-            raise ValueError("its codec is unknown")
+        if codec is None or codec.name in TEXT:
+            raise ValueError("it is text, no film" if codec else "its codec is unknown")
         if codec.width * codec.height > LARGEST:
             raise ValueError(f"{codec.width}×{codec.height} pixels: more than {LARGEST / 1e6:.0f} million")
         options = {"max_pixels": str(LARGEST)}  # also where it changes later

@@ -150,6 +150,12 @@ def test_a_live_source_and_a_file_that_is_no_film_are_refused(tmp_path: Path) ->
         list(source.frames(str(tmp_path / "a.mp4")))
 
 
+def test_a_text_is_no_film(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("some lines of text\n" * 100)
+    with pytest.raises(UserError, match="it is text, no film"):
+        list(source.frames(str(tmp_path / "notes.txt")))
+
+
 def test_brightness_is_read_without_a_conversion(tmp_path: Path) -> None:
     import av
 
