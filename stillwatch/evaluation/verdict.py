@@ -247,6 +247,10 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
             said = (info.learnt_nothing and f"{info.id} {info.learnt_nothing}", info.above_teacher)
             found += [f"{model.key.title}: {words}" for words in said if words]
     for model in models:
+        right, most = figures[model.name]["accuracy"], np.bincount(model.said.y).max() / len(model.said)
+        if right <= most:
+            words = f"right in {100 * right:.1f} % of these samples, one constant answer in {100 * most:.1f} %"
+            found.append(f"{model.key.title}: {words}")
         gap = figures[model.name].get("seen")
         if gap and gap["known"] - gap["new"] > GAP:
             found.append(

@@ -108,8 +108,9 @@ def _train_run(
         cost = classifier.cost(net, seen.data.hw, seen.data.channels)
         theirs = teacher.info.cost if teacher else {}
         run.note(cost=cost, teacher_cost=theirs, processes=accelerator.num_processes)
-        if run.info.above_teacher:
-            progress.say(run.info.above_teacher)
+        words = f"under {teacher.path}" if teacher else ""
+        for line in filter(None, (words, run.info.above_teacher)):
+            progress.say(line)
 
     # ---- fit, and judge the epoch that was kept
     with recording_failure(run, accelerator):

@@ -34,6 +34,12 @@ def test_two_runs_that_are_one_are_no_comparison(tmp_path: Path) -> None:
         report.assess([alone, distilled])
 
 
+def test_a_test_on_which_a_constant_answer_is_as_good_is_said(tmp_path: Path) -> None:
+    runs = [fabricate(tmp_path, "alone", skill=0.01), fabricate(tmp_path, "distilled", skill=1.6)]
+    warnings = report.assess(runs)[0]["warnings"]
+    assert [line.split(":")[0] for line in warnings if "one constant answer" in line] == ["Student alone"]
+
+
 def test_it_helped(tmp_path: Path) -> None:
     found = verdict(three(tmp_path, distilled=1.6, seeds=2))
     assert found["helped"] == "yes" and 0 < found["ci95"][0] < found["difference"] < found["ci95"][1]
