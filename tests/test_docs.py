@@ -1,7 +1,6 @@
 """The documents: their commands run as they stand, their links lead somewhere, their tables are the code's."""
 
 import csv
-import json
 import re
 import shlex
 import sys
@@ -50,7 +49,7 @@ def stillwatch(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     """One command in this process, as the shell would give it: globs expanded. Fails unless it ends well."""
     words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     if words[0] == "watch" and "--for" not in words:
-        words += ["--for", "1", "--no-page"]
+        words += ["--for", "3", "--no-page"]  # a busy machine takes a second to start a camera
     if words[0] == "bench" and "--rounds" not in words:
         words += ["--rounds", "5", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["stillwatch", *words])
@@ -69,7 +68,9 @@ def test_the_commands_of_the_pages_run(here: Path, monkeypatch: pytest.MonkeyPat
     for number in range(30):
         film.write(synthetic.still("cabin", "Yawn", 0, number, (48, 64)))
     film.release()
-    Path("night.json").write_text(json.dumps({"segments": [{"start_s": 1, "end_s": 2, "label": "Yawn"}]}))
+    truth = re.search(r"^```json\n(.*?)^```", (ROOT / "docs/deploy.md").read_text(), re.M | re.S)
+    assert truth
+    Path("night.json").write_text(truth[1])
     Path("watch.toml").write_text('bundle = "bundle"\n[[camera]]\nname = "cab"\nsource = "toy://driver"\n'
                                   '[[sink]]\nname = "log"\nto = "log"\n[web]\non = false\n')  # fmt: skip
     seen = 0
@@ -80,30 +81,32 @@ def test_the_commands_of_the_pages_run(here: Path, monkeypatch: pytest.MonkeyPat
     assert seen >= 30
 
 
-def test_the_readme_s_own_recipe_runs_as_it_stands(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = re.search(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert text
-    Path("mine.toml").write_text(text[1])
-    recipe = tomllib.loads(text[1])
+@pytest.mark.parametrize(("place", "name"), [(0, "mine"), (1, "clips")])
+def test_the_readme_s_own_recipes_run_as_they_stand(
+    here: Path, monkeypatch: pytest.MonkeyPatch, place: int, name: str
+) -> None:
+    text = re.findall(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[place]
+    Path(f"{name}.toml").write_text(text)
+    recipe = tomllib.loads(text)
     for number, label in enumerate(recipe["labels"]):
         for person in ("anna", "ben", "cem", "dora", "eva"):
             folder = Path(recipe["data"]["root"], label, person)
             folder.mkdir(parents=True)
-            for shade in range(0, 64, 8):
-                cv2.imwrite(f"{folder}/{shade}.jpg", np.full((36, 64, 3), 180 * number + shade, np.uint8))
+            shades = [np.full((36, 64, 3), 180 * number + shade, np.uint8) for shade in range(0, 64, 8)]
+            if recipe["data"]["source"] == "videos":
+                film = cv2.VideoWriter(f"{folder}/1.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 36))
+                for shade in shades:
+                    film.write(shade)
+                film.release()
+            for at, shade in enumerate(shades) if recipe["data"]["source"] == "folders" else ():
+                cv2.imwrite(f"{folder}/{at}.jpg", shade)
     torch.manual_seed(0)
-    for name in (recipe["teacher"]["net"], recipe["student"]["net"]):  # as if downloaded once
-        save_file(timm.create_model(name, pretrained=False, num_classes=0).state_dict(), f"{name}.safetensors")
+    for net in (recipe["teacher"]["net"], recipe["student"]["net"]):  # as if downloaded once
+        save_file(timm.create_model(net, pretrained=False, num_classes=0).state_dict(), f"{net}.safetensors")
     monkeypatch.setenv("STILLWATCH_WEIGHTS", str(here))
-    for words in (
-        "audit mine.toml",
-        "teach mine.toml",
-        "distil mine.toml --alone",
-        "distil mine.toml",
-        "compare runs/*",
-    ):
-        stillwatch(monkeypatch, words.split())
-    assert Path("runs/mine-teacher-001/report/report.html").is_file()
+    for words in ("audit {}", "teach {}", "distil {} --alone", "distil {}", "compare runs/*"):
+        stillwatch(monkeypatch, words.format(f"{name}.toml").split())
+    assert Path(f"runs/{name}-teacher-001/report/report.html").is_file()
 
 
 def test_the_make_targets_exist() -> None:
