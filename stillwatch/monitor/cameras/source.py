@@ -38,7 +38,8 @@ GRID = 48  # samples of brightness across and down, about
 LUMA = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "nv21", "gray")
 BURSTS = {"hls", "mov", "matroska", "avi"}  # come in pieces of many seconds, or as fast as the line is
 INTRA = ("mjpeg", "rawvideo")  # every packet is a picture of its own: those that nobody wants are not even decoded
-FORMATS = "mpjpeg,mjpeg,jpeg_pipe,mpegts,mpeg,flv,live_flv,mov,mp4,matroska,webm,avi,h264,hevc,ogg,asf,nut"
+FORMATS = "mpjpeg,mjpeg,jpeg_pipe,png_pipe,mpegts,mpeg,flv,live_flv,mov,mp4,matroska,webm,avi,h264,hevc,ogg,asf,nut"
+PICTURES = (".jpg", ".jpeg", ".png")
 TEXT = ("ansi", "bintext", "idf", "xbin")  # FFmpeg draws a .txt as a terminal would
 TIMED_OUT = (TimeoutError, av.error.ExitError)  # what av raises when its time is over
 LOW_DELAY = 0x0008_0000  # AV_CODEC_FLAG_LOW_DELAY
@@ -288,6 +289,8 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
             opening["max_redirects"] = "0"
             playlists = ",hls" if ".m3u8" in source.lower() else ""  # they name addresses too
             opening["format_whitelist"] = FORMATS + playlists
+            if source.lower().endswith(PICTURES):  # else FFmpeg takes it for a file of the disk, and follows redirects
+                address += "?"
         if source.startswith("rtsp"):
             opening |= {"rtsp_transport": transport, "max_delay": "300000", "reorder_queue_size": "64"}
             opening |= {"allowed_media_types": "video"}

@@ -516,8 +516,11 @@ def test_a_message_without_an_end_takes_no_memory(head: bytes) -> None:
             Channel(mine, blocking=False, load=load_plain).read()
 
 
-@pytest.mark.parametrize(("status", "words"), [(302, "where it redirects"), (200, "no video stream")])
-def test_a_camera_that_leads_elsewhere_is_not_followed(watched: Any, status: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [("", 302, "where it redirects"), ("snap.jpg", 302, "where it redirects"), ("", 200, "no video stream")],
+)
+def test_a_camera_that_leads_elsewhere_is_not_followed(watched: Any, name: str, status: int, words: str) -> None:
     class Elsewhere(SilentFiles):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -529,7 +532,7 @@ def test_a_camera_that_leads_elsewhere_is_not_followed(watched: Any, status: int
     with streams.Server("mjpeg") as inner, ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        cab = watched(f"http://127.0.0.1:{server.server_port}/")
+        cab = watched(f"http://127.0.0.1:{server.server_port}/{name}")
         cab.until(cab.is_("lost"))
         cab.stop()
         server.shutdown()
