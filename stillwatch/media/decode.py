@@ -146,18 +146,20 @@ class ToRgb:
 def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContainer:
     """threads: 0 leaves it to FFmpeg. options: of av.open. Raises av.FFmpegError, or what else av.open does."""
     container = av.open(str(path), metadata_errors="replace", **options)
-    for stream in container.streams.video if threads else ():
-        stream.codec_context.thread_count = threads
+    for stream in container.streams.video:
+        if threads:
+            stream.codec_context.thread_count = threads
+        if stream.codec_context and stream.codec_context.name == "mjpeg":  # strict: else what is cut off is filled in
+            stream.codec_context.thread_count, stream.codec_context.options = 1, {"err_detect": "explode"}
     return container
 
 
-def frames(container: InputContainer, damaged: Callable[[str], None] | None = None) -> Iterator[VideoFrame]:
+def frames(container: InputContainer, damaged: Callable[[str], None]) -> Iterator[VideoFrame]:
     """The first video stream, in display order.
 
-    damaged: hears of each frame that WholeFrames leaves out. Without it corrupt frames come too
-    (`frame.is_corrupt`), and a bad packet raises av.FFmpegError.
+    damaged: hears of each frame that WholeFrames leaves out.
     """
-    whole = WholeFrames(damaged) if damaged else Packet.decode
+    whole = WholeFrames(damaged)
     for packet in container.demux(video=0):
         yield from whole(packet)
 
@@ -263,13 +265,12 @@ def clips(
     kept: dict[int, Picture | str] = {}
     rgb = ToRgb()
     number = -1
-    reason, broken = "", False
+    reason = ""
     try:
         with open_film(path, threads) as container:
-            for number, frame in enumerate(frames(container)):
-                broken = frame.is_corrupt or (broken and not frame.key_frame)
+            for number, frame in enumerate(_all_frames(container)):
                 if number in numbers:
-                    kept[number] = "damaged frame" if broken else fit(rgb(frame))
+                    kept[number] = fit(rgb(frame)) if frame else "damaged frame"
                 while waiting and waiting[-1][-1] <= number:
                     window = waiting.pop()
                     yield window, _whole(window, kept)
@@ -281,6 +282,22 @@ def clips(
         reason = f": {one_line(error)}"
     for window in reversed(waiting):
         yield window, f"only {number + 1} frames can be decoded, frame {window[-1]} is wanted{reason}"
+
+
+def _all_frames(container: InputContainer) -> Iterator[VideoFrame | None]:
+    """None for one that is damaged, or refers to one that is. Raises av.FFmpegError where none can be counted."""
+    broken, intra = False, container.streams.video[0].codec_context.name == "mjpeg"
+    for packet in container.demux(video=0):
+        try:
+            decoded = packet.decode()
+        except av.error.InvalidDataError:
+            if not intra:  # how many frames it held is not known
+                raise
+            yield None
+            continue
+        for frame in decoded:
+            broken = frame.is_corrupt or (broken and not frame.key_frame)
+            yield None if broken else frame
 
 
 def _whole(window: Window, kept: dict[int, Picture | str]) -> list[Picture] | str:

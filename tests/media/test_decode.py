@@ -110,3 +110,20 @@ def test_a_picture_whose_data_end_before_its_end_mark_is_truncated(tmp_path: Pat
     for share in (0.3, 0.6, 0.9):
         path.write_bytes(raw[: int(share * len(raw))] + b"\xff\xd9")
         assert read_picture(path) == "truncated", share
+
+
+def test_a_cut_picture_of_a_motion_jpeg_is_a_damaged_frame(tmp_path: Path) -> None:
+    with (
+        av.open(str(streams.film(tmp_path / "a.avi", 1, codec="mjpeg"))) as film,
+        av.open(str(tmp_path / "b.avi"), "w") as out,
+    ):
+        stream = out.add_stream_from_template(film.streams.video[0])
+        for number, packet in enumerate(packet for packet in film.demux(video=0) if packet.size):
+            data = bytes(packet)
+            cut = {3: data[: len(data) // 2], 5: data[: len(data) // 2] + b"\xff\xd9"}.get(number, data)
+            again = av.Packet(cut)
+            again.pts, again.dts, again.stream = packet.pts, packet.dts, stream
+            out.mux(again)
+    found = dict(clips(tmp_path / "b.avi", [(n,) for n in range(10)], lambda image: image))
+    assert [n for (n,), images in found.items() if isinstance(images, str)] == [3, 5]
+    assert found[3,] == "damaged frame"

@@ -305,11 +305,8 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
             raise ValueError("it is text, no film" if codec else "its codec is unknown")
         if codec.width * codec.height > LARGEST:
             raise ValueError(f"{codec.width}×{codec.height} pixels: more than {LARGEST / 1e6:.0f} million")
-        options = {"max_pixels": str(LARGEST)}  # also where it changes later
+        codec.options = {**codec.options, "max_pixels": str(LARGEST)}  # also where it changes later
         codec.thread_count, codec.thread_type = 1, "SLICE"  # each frame thread would add a frame of delay
-        if codec.name == "mjpeg":  # else a picture that was cut off is filled with gray
-            options["err_detect"] = "explode"
-        codec.options = options
         if what != "file":
             codec.flags |= LOW_DELAY
     except BaseException:

@@ -34,6 +34,7 @@ from stillwatch.monitor.events.database import StoredEvent
 from stillwatch.monitor.events.mqtt import Mqtt, Refused
 
 TIMEOUT = 10.0  # seconds for a whole answer
+SERVICES = 60.0  # seconds for all services of one apprise sink
 KEPT = 2000  # bytes of what a command says
 PLAYERS = (
     ("pw-play",),
@@ -221,6 +222,7 @@ class Apprise(Sender):
         except ModuleNotFoundError:
             raise UserError("apprise is not installed: pip install 'stillwatch[apprise]'") from None
         self._targets, self._attach = apprise.Apprise(), attach
+        self._work = threading.Thread()
         for address in [url] if isinstance(url, str) else url:
             if not self._targets.add(address):
                 scheme = address.partition("://")[0] if "://" in address else "?"
@@ -229,7 +231,24 @@ class Apprise(Sender):
     def send(self, event: Message, clip: Path | None) -> None:
         attachment = str(clip) if self._attach and clip and clip.is_file() else None
         title = f"Stillwatch: {event.level} at {event.camera}"
-        if not self._targets.notify(body=line(event), title=title, attach=attachment):
+        answers: list[object] = []
+
+        def notify() -> None:
+            try:
+                answers.append(self._targets.notify(body=line(event), title=title, attach=attachment))
+            except Exception as error:  # every service has exceptions of its own
+                answers.append(error)
+
+        # One deadline for everything: a service that sends a byte now and then must not hold it
+        if self._work.is_alive():
+            raise Refused("apprise: an earlier message is still under way")
+        self._work = threading.Thread(target=notify, daemon=True)
+        self._work.start()
+        self._work.join(SERVICES)
+        answer = answers[0] if answers else Refused(f"apprise: no whole answer within {SERVICES:g} s")
+        if isinstance(answer, Exception):
+            raise answer
+        if not answer:
             raise Refused("apprise could not deliver it")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_toys import MESSAGE, receiving, sink
+from event_toys import MESSAGE, receiving, sink, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -216,6 +216,24 @@ def test_apprise_delivers() -> None:
             sink(name="apprise", url=server.url.replace("http://", "json://")).send(MESSAGE, None)
     ((_, body),) = server.got
     assert json.loads(body)["title"] == "Stillwatch: warn at cab"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what apprise imports
+def test_an_apprise_service_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    apprise = pytest.importorskip("apprise")
+    ended = threading.Event()
+    monkeypatch.setattr(sinks, "SERVICES", 0.1)
+    monkeypatch.setattr(apprise.Apprise, "notify", lambda *_, **__: ended.wait(20))
+    to = sink(name="apprise", url="json://h")
+    for words in ("no whole answer within 0.1 s", "still under way"):
+        with pytest.raises(sinks.Refused, match=words):
+            to.send(MESSAGE, None)
+    ended.set()
+    until(lambda: not to._work.is_alive())  # type: ignore[attr-defined]
+    to.send(MESSAGE, None)
+    monkeypatch.setattr(apprise.Apprise, "notify", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        to.send(MESSAGE, None)
 
 
 @pytest.mark.parametrize(("level", "tones"), [("notice", 1), ("warn", 2), ("alarm", 3)])
