@@ -179,6 +179,7 @@ class Rule(Strict):
     unsure: float | None = Field(None, ge=0, lt=1)  # below this largest probability a frame accuses nobody
     cooldown: float | None = Field(None, ge=0)  # between two events of one kind
     off: tuple[str, ...] = ()  # indicators that stay silent
+    faces: Literal["auto", "yes", "no"] = "auto"  # read the driver's face; auto: profile driver, where weights are here
     indicators: dict[str, dict[str, Any]] = {}  # distraction = {after = [3, 5, 11], labels = ["Distracted"]}
 
 

@@ -119,6 +119,7 @@ def replay(
     from stillwatch.inference.aspect import shaped
     from stillwatch.inference.detector import Detector, alarm_of, steps
     from stillwatch.monitor.cameras import source
+    from stillwatch.monitor.cameras.reading import FaceStream, reader, wanted
     from stillwatch.monitor.config import camera_name
     from stillwatch.recipe import amended_rule
 
@@ -126,8 +127,9 @@ def replay(
     rule = amended_rule(detector.bundle.manifest.rule, overrides or ())
     alarm = alarm_of(detector.bundle, name, rule)
     known = judged.read_truth(truth, detector.labels) if truth else None
-    answers = steps(detector, shaped(detector, source.frames(video), fit, print))
-    report = judged.replay(answers, alarm, known, detector.labels, detector.safe)
+    faces = FaceStream(reader(video) if wanted(rule, video) else None, live=False)
+    answers = steps(detector, shaped(detector, faces.tapped(source.frames(video)), fit, print))
+    report = judged.replay(answers, alarm, known, detector.labels, detector.safe, readings=faces.take)
     print(judged.words(report))
     print(
         "\nwritten: " + ", ".join(str(path) for path in judged.save(report, out or Path(f"{name}-replay"), progress()))

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -16,6 +16,7 @@ from stillwatch.errors import UserError, nearest
 from stillwatch.evaluation.report import files
 from stillwatch.rules.alarm import Alarm
 from stillwatch.rules.events import LEVELS, Event
+from stillwatch.rules.signs import Reading
 from stillwatch.run import NO_PROGRESS, Progress
 
 Answer: TypeAlias = NDArray[np.float32] | None  # probabilities (K,); None: the net has none for this frame
@@ -120,10 +121,12 @@ def replay(
     labels: Sequence[str],
     safe: Sequence[str],
     tolerance: float = TOLERANCE,
+    readings: Callable[[float], Sequence[Reading]] = lambda now: (),
 ) -> Report:
     """Play the steps to the alarm and compare its events with the truth.
 
-    steps: (seconds, probabilities (K,) or None), in order of time. truth: None leaves its figures None.
+    steps: (seconds, probabilities (K,) or None), in order of time. readings: of the face, those up to a second that
+    were not given yet. truth: None leaves its figures None.
     An event is judged from its start to when it opened, however long it lasts. If that, widened by `tolerance` (s),
     touches no unsafe truth, it is false. It is right if it touches an incident of its label (of any, if it names none
     or the rule gathers evidence). The first right event that lasts into an incident and opened at most `tolerance`
@@ -139,8 +142,11 @@ def replay(
             levels.setdefault(event.level, event.updated)
             events[event.id] = event.as_dict() | {"levels": levels}
 
+    read = found = 0
     for now, p in steps:
-        keep(alarm.step(now, p))
+        faces = readings(now)
+        read, found = read + len(faces), found + sum(face.signals is not None for face in faces)
+        keep(alarm.step(now, p, "ok", faces))
         times.append(float(now))
         answers.append(p)
         gauge.append(float(alarm.gauge))
@@ -154,7 +160,8 @@ def replay(
         "unanswered": sum(p is None for p in answers), "seconds": round(end, 3), "gauge": alarm.gauge_name,
         "tolerance_s": tolerance, "events": in_order, "truth": None, "incidents": None, "by_label": None,
         "detected": None, "missed": None, "seconds_to_detect": None, "false_alarms": None, "frame_accuracy": None,
-        "frame_macro_f1": None, "warnings": [],
+        "frame_macro_f1": None, "warnings": list(alarm.notes),
+        "faces": {"read": read, "found": found} if read else None,
     }  # fmt: skip
     if truth is not None:
         segments = sorted(truth, key=lambda segment: segment["start_s"])
@@ -322,6 +329,8 @@ def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list
 def words(report: Report) -> str:
     rate = report["frames"] / report["seconds"] if report["seconds"] else 0.0
     lines = [f"{report['camera']}: {_span(report['seconds'])}, {report['frames']:,} frames, {rate:.1f} a second"]
+    if faces := report["faces"]:
+        lines.append(f"  the face was read {faces['read']:,} times and found {faces['found']:,} times")
     if report["unanswered"]:
         lines.append(f"  {report['unanswered']:,} frames without an answer (a net of clips looks at several first)")
     lines += [f"note: {warning}" for warning in report["warnings"]]

@@ -10,6 +10,7 @@ from stillwatch import bundle
 from stillwatch.errors import UserError
 from stillwatch.inference import aspect
 from stillwatch.inference.detector import Detector, rule_of, threshold_of
+from stillwatch.monitor.cameras import reading
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redacted_error
 from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, WatchConfig, secret
@@ -69,7 +70,8 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector
     made, manifest = detector.bundle, detector.bundle.manifest
     rule = presets.words(rule_of(made, config.rule or watch.rule), manifest.labels, manifest.safe, threshold_of(made))
     config = config.model_copy(update={"source": secret(config.source)})
-    camera = Camera(config, watch.keep, manifest.input)
+    faces = reading.wanted(rule_of(made, config.rule or watch.rule), config.source)
+    camera = Camera(config, watch.keep, manifest.input, faces)
     start, frame, unlike = time.monotonic(), None, ""
     camera.start()
     try:
@@ -95,6 +97,7 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector
         yield Finding(frame.status == "ok", config.name, f"first frame after {took:.1f} s{status}")
     if unlike:
         yield Finding(False, config.name, unlike)
+    yield Finding(True, config.name, f"the driver's face is {'read' if faces else 'not read'}")
     for words in rule:
         yield Finding(True, config.name, words)
 

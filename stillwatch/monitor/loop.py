@@ -17,6 +17,7 @@ from stillwatch import bundle
 from stillwatch.errors import UserError
 from stillwatch.inference import aspect, detector, streams
 from stillwatch.inference.detector import Detector
+from stillwatch.monitor.cameras import reading
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redact, redacted_error
 from stillwatch.monitor.config import CameraConfig, WatchConfig, secret
@@ -24,6 +25,7 @@ from stillwatch.monitor.events.store import Store
 from stillwatch.monitor.state import Board, Gauges
 from stillwatch.rules.alarm import Alarm
 from stillwatch.rules.events import Event
+from stillwatch.rules.signs import Reading
 
 TICK = 0.25  # seconds between two rounds of watchdogs, viewers and the board
 SILENCE = 1.0  # seconds after which a camera without a frame is lost to its Alarm
@@ -38,20 +40,22 @@ class CameraSlot:
         self.name = alarm.camera
         self.pending: deque[Frame] = deque()  # arrived and not looked at; the camera's one credit keeps it short
         self.newest: Frame | None = None
+        self.readings: list[Reading] = []  # of the face, since the newest frame but one
         self.time = 0.0  # of the newest frame, on the Alarm's clock
         self.decided: float | None = None  # time.monotonic() of the newest frame's decision
         self.fps = 0.0
+        self.notes: list[str] = []  # of signs that are off, as last said
         self._offsets: dict[str, float] = {}  # to epoch seconds, one for the whole life of an event
 
     def advance(self) -> bool:
         """The newest live frame, or a file's next one; False if there is none."""
         if not self.pending:
             return False
-        if self.camera.live:
-            self.newest = self.pending.pop()
-            self.pending.clear()
-        else:
-            self.newest = self.pending.popleft()
+        taken = list(self.pending) if self.camera.live else [self.pending[0]]
+        for _ in taken:
+            self.pending.popleft()
+        self.newest = taken[-1]
+        self.readings = [reading for frame in taken for reading in frame.readings]
         return True
 
     def in_epoch(self, event: Event) -> Event:
@@ -110,13 +114,15 @@ class Watch:
         manifest = self.bundle.manifest
         frames = manifest.input.shape[:-3]
         rate = detector.rate(manifest) if frames and frames[0] > 1 else None
-        alarm = detector.alarm_of(self.bundle, config.name, config.rule or self.config.rule)
+        rule = config.rule or self.config.rule
+        alarm = detector.alarm_of(self.bundle, config.name, rule)
         if rate and config.fps < rate / detector.MISSED:
             words = f"its net looks back at {rate:g} frames a second"
             raise UserError(f"camera.{config.name}: fps = {config.fps:g}: {words}; set {rate:g} or more")
         changes = {"source": secret(config.source), "fps": min(config.fps, rate or config.fps)}
         config = config.model_copy(update=changes)
-        camera = Camera(config, self.config.keep, manifest.input)
+        faces = reading.wanted(detector.rule_of(self.bundle, rule), config.source)
+        camera = Camera(config, self.config.keep, manifest.input, faces)
         shown = redact(config.source)
         self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name)
         return CameraSlot(camera, alarm)
@@ -184,7 +190,7 @@ class Watch:
     def decide(self, slot: CameraSlot, p: NDArray[np.float32] | None) -> None:
         frame = slot.newest
         assert frame is not None
-        self._publish(slot, slot.alarm.step(frame.time, p, frame.status))
+        self._publish(slot, slot.alarm.step(frame.time, p, frame.status, slot.readings))
         now = time.monotonic()
         if slot.decided is not None and now > slot.decided:
             rate = 1 / (now - slot.decided)
@@ -197,6 +203,8 @@ class Watch:
         gauge = float(slot.alarm.gauge)
         status = "damaged" if frame.status == "ok" and slot.camera.damaged else frame.status
         self.board.update(slot.name, status=status, gauge=gauge, age_ms=1e3 * age, seen=time.time())
+        if slot.readings:
+            self.board.update(slot.name, face=slot.alarm.face.state())
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -209,7 +217,11 @@ class Watch:
             elif camera.live and now - (slot.decided or now) > SILENCE:
                 slot.memory.clear()
                 self._publish(slot, slot.alarm.step(now, None, "lost"))
-            camera.preview(PREVIEW if self.board.viewers(slot.name) else 0.0)
+            camera.preview(PREVIEW if self.board.viewers(slot.name) else 0.0, self.board.pointed(slot.name))
+            if (notes := slot.alarm.notes) != slot.notes:
+                slot.notes = notes
+                for words in notes:
+                    self.log(f"{slot.name}: {words}")
             for name, total in camera.counters.items():
                 self.gauges.count(slot.name, name, total)
             self.board.update(

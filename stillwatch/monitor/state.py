@@ -21,6 +21,8 @@ COUNTERS = {
     "reconnects": "Times a camera's stream was opened again",
     "respawns": "Times a camera's process was started again",
     "bytes": "Bytes that came from a camera",
+    "readings": "Pictures in which the driver's face was read",
+    "reading_ms": "Milliseconds that reading faces took",
     "damaged": "Pictures that arrived damaged and were left out",
 }
 
@@ -36,6 +38,7 @@ class Board:
         self._cameras: dict[str, dict[str, Any]] = {name: {"name": name, "state": "starting"} for name in cameras}
         self._pictures = dict.fromkeys(cameras, (0, b""))
         self._viewers = dict.fromkeys(cameras, 0)
+        self._pointed = dict.fromkeys(cameras, 0)
         self._messages: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=MESSAGES)
         self._count = 0
 
@@ -63,15 +66,20 @@ class Board:
         return self._pictures[camera]
 
     @contextmanager
-    def viewing(self, camera: str) -> Iterator[None]:
-        """Without a viewer no picture is encoded."""
+    def viewing(self, camera: str, points: bool = False) -> Iterator[None]:
+        """Without a viewer no picture is encoded. points: of the face are asked for, and drawn for every viewer."""
         with self._lock:
             self._viewers[camera] += 1
+            self._pointed[camera] += points
         try:
             yield
         finally:
             with self._lock:
                 self._viewers[camera] -= 1
+                self._pointed[camera] -= points
+
+    def pointed(self, camera: str) -> bool:
+        return self._pointed[camera] > 0
 
     def viewers(self, camera: str) -> int:
         return self._viewers[camera]

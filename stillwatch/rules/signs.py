@@ -3,6 +3,8 @@
 from collections import deque
 from typing import NamedTuple
 
+from typing_extensions import TypedDict
+
 from stillwatch.media.points import Signals
 from stillwatch.rules.normal import Deviation, Normal
 
@@ -12,6 +14,7 @@ SHUT = 0.8  # of the lids' travel: P80, Wierwille et al. 1994
 YAW, DOWN, UP = 25.0, 15.0, 20.0  # degrees: head pose tells 25° for certain, and a phone in the lap lies lower; ours
 MOUTH = 0.3  # height over width above the usual: speech reaches 0.2 on the drivers measured; ours
 NOD = 20.0  # degrees down, with eyes shut: a head that drops and not one that reads; ours
+YAWN = 8.0  # s for which a mouth wide open explains shut eyes: a yawn takes about six (Provine 1986)
 RECENT = 12  # readings whose pace is the rate
 
 
@@ -20,6 +23,18 @@ class Reading(NamedTuple):
 
     seconds: float
     signals: Signals | None
+
+
+class FaceState(TypedDict):
+    """For people. Openings and degrees; usual: of this driver; null: no face."""
+
+    eyes: float | None
+    mouth: float | None
+    yaw: float | None
+    pitch: float | None
+    usual: dict[str, float]
+    shut: float | None  # share of the lids' travel
+    learnt: float  # of the driver's normal, 0..1
 
 
 class Signs(NamedTuple):
@@ -37,6 +52,7 @@ class Face:
         self.signals: Signals | None = None
         self.deviation: Deviation | None = None
         self._times: deque[float] = deque(maxlen=RECENT)
+        self._wide: float | None = None  # since when the mouth is wide open
 
     @property
     def rate(self) -> float | None:
@@ -45,12 +61,26 @@ class Face:
             return None
         return (RECENT - 1) / (self._times[-1] - self._times[0])
 
+    def state(self) -> FaceState:
+        one, usual = self.signals, dict(zip(("eyes", "mouth", "yaw", "pitch"), self.normal.centre, strict=False))
+        seen = (None,) * 4 if one is None else (one.eyes, one.mouth, one.yaw, one.pitch)
+        eyes, mouth, yaw, pitch = (None if value is None else round(value, 3) for value in seen)
+        return FaceState(
+            eyes=eyes, mouth=mouth, yaw=yaw, pitch=pitch, usual={key: round(value, 3) for key, value in usual.items()},
+            shut=None if self.deviation is None else round(self.deviation.shut, 3), learnt=round(self.normal.learnt, 3),
+        )  # fmt: skip
+
     def step(self, reading: Reading) -> Signs | None:
         """None: no face, which is no sign."""
         self._times.append(reading.seconds)
         self.signals = reading.signals
         self.deviation = self.normal.step(reading.seconds, reading.signals)
-        return None if self.deviation is None else signs(self.deviation)
+        if self.deviation is None:
+            return None
+        said = signs(self.deviation)
+        self._wide = (reading.seconds if self._wide is None else self._wide) if said.yawn >= ON else None
+        yawns = self._wide is not None and reading.seconds - self._wide < YAWN
+        return said._replace(shut=0.0, drop=0.0) if yawns else said
 
 
 def signs(d: Deviation) -> Signs:

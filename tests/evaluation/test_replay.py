@@ -30,7 +30,9 @@ class Script:
         self.closed = -1.0
         self.seen: list[tuple[float, Any]] = []
 
-    def step(self, now: float, p: Any, status: str = "ok") -> list[Event]:
+    notes: tuple[str, ...] = ()
+
+    def step(self, now: float, p: Any, status: str = "ok", readings: Any = ()) -> list[Event]:
         self.seen.append((now, p))
         self.gauge = 1 - now / 100
         said = [event for event in self.waiting if event.updated <= now]

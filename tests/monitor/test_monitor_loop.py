@@ -13,11 +13,13 @@ from bundles import SHAPE, made, onnx_net
 
 from stillwatch.errors import UserError
 from stillwatch.inference.detector import Detector, steps
+from stillwatch.media.points import Signals
 from stillwatch.monitor import loop
 from stillwatch.monitor.cameras.camera import Frame, Note
 from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig
 from stillwatch.monitor.events import database
 from stillwatch.recipe import Rule
+from stillwatch.rules.signs import Reading
 
 SAFE = np.full(SHAPE, (255, 0, 0), np.uint8)  # red: the toy net finds it safe, green: danger
 DANGER = np.full(SHAPE, (0, 255, 0), np.uint8)
@@ -28,7 +30,7 @@ class Fake:
 
     live, damaged = True, False
 
-    def __init__(self, camera: CameraConfig, keep: Keep, takes: Any):
+    def __init__(self, camera: CameraConfig, keep: Keep, takes: Any, faces: bool = False):
         if camera.source == "bad":
             raise UserError("bad: cannot be opened")
         if camera.source == "broken":
@@ -63,7 +65,7 @@ class Fake:
     def tick(self, now: float) -> None:
         pass
 
-    def preview(self, fps: float) -> None:
+    def preview(self, fps: float, points: bool = False) -> None:
         self.asked.append(("preview", fps))
 
     def snap(self, event: str) -> None:
@@ -188,7 +190,9 @@ def test_a_lost_stream_is_no_frame_and_accuses_nobody(tmp_path: Path, monkeypatc
         steps: list[tuple[Any, str]] = []
         real = slot.alarm.step
         monkeypatch.setattr(
-            slot.alarm, "step", lambda now, p, status="ok": steps.append((p, status)) or real(now, p, status)
+            slot.alarm,
+            "step",
+            lambda now, p, status="ok", *more: steps.append((p, status)) or real(now, p, status, *more),
         )  # type: ignore[func-returns-value]
         slot.camera.give(DANGER, time.monotonic())  # type: ignore[attr-defined]
         turn(watch)
@@ -241,7 +245,7 @@ def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> 
             camera.give(SAFE, 100 + number / 10)
             turn(watch)
             assert ("p" in watch.board.cameras()[0]) == (number == 2)
-        watch.slots[0].clear_window()
+        watch.slots[0].memory.clear()
         camera.give(SAFE, 100.3)
         slots = watch.receive(0.2)
         assert watch.predict(slots) == [None]
@@ -282,3 +286,28 @@ def test_a_camera_of_another_shape_than_the_training_pictures_is_said_once(tmp_p
         turn(watch)
     assert [line.split(": ")[:2] for line in said] == [["c1", "warning"]]
     assert "480×640, is 0.75 times as wide as high (portrait)" in said[0]
+
+
+def test_what_a_face_says_reaches_the_alarm_and_the_page(tmp_path: Path) -> None:
+    """Readings of frames that a newer one overtook are not lost."""
+    made_rule = Rule(profile="driver", indicators={"sleep": {"labels": ["danger"]}})
+    config = watch_config(tmp_path, "rtsp://x/").model_copy(update={"rule": made_rule})
+    shut = Signals(0.1, 0.1, 0.05, -5.0, -9.0, 0.0, 0.9)
+    with loop.Watch(config) as watch:
+        (slot,) = watch.slots
+        camera: Any = slot.camera
+        for number in range(50):
+            lids = shut if 20 <= number < 40 else shut._replace(left_eye=0.27, right_eye=0.27)
+            at = number / 10
+            for late in (0.05, 0.0):  # the newer of the two overtakes
+                camera.give(SAFE, at - late)
+                frame = camera._held[-1]._replace(readings=(Reading(at - late, lids),))
+                camera._held[-1] = frame
+            turn(watch)
+        assert slot.alarm.face.rate == pytest.approx(20, abs=0.5)
+        (state,) = watch.board.cameras()
+        assert state["face"]["eyes"] == 0.27 and 0 < state["face"]["learnt"] < 0.2
+    said = database.events(tmp_path / "kept")
+    assert [(one.kind, one.words.split(";")[0]) for one in said if one.kind == "sleep"] == [
+        ("sleep", "microsleep: eyes shut for 1.0 s")
+    ]

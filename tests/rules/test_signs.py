@@ -128,6 +128,12 @@ def test_three_yawns_a_minute_by_the_mouth_alone_or_by_the_net_alone(rate: int) 
     assert not opened(said, "yawns"), "a word is no yawn"
 
 
+def test_eyes_shut_in_a_yawn_are_no_sleep_and_a_mouth_that_stays_open_explains_nothing() -> None:
+    yawning = WIDE._replace(left_eye=0.12, right_eye=0.12)
+    assert not opened(story((10, OPEN), (6, yawning), (5, OPEN), rate=25), "sleep")
+    assert opened(story((10, OPEN), (12, yawning), (5, OPEN), rate=25), "sleep")["notice"] == near(10 + 8 + 1, 25)
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_a_turned_head_is_distraction_after_three_seconds(rate: int) -> None:
     said = story((10, OPEN), (6, TURNED), (5, OPEN), rate=rate)

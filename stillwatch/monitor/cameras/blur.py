@@ -1,6 +1,6 @@
 """Blurs faces in what people see, never in the net's input. Imports media alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import cv2
@@ -23,8 +23,8 @@ class Blur:
         self._find = (find or boxes(YuNet())) if how == "faces" else None
         self._held: list[tuple[float, Box]] = []
 
-    def __call__(self, image: Picture, seconds: float) -> Picture:
-        """uint8 (H,W,3) RGB -> a blurred copy, or the same array where nothing is blurred."""
+    def __call__(self, image: Picture, seconds: float, known: Sequence[Box] = ()) -> Picture:
+        """uint8 (H,W,3) RGB -> a blurred copy, or the same array where nothing is. known: faces read already."""
         if self.how == "none":
             return image
         height, width = image.shape[:2]
@@ -35,7 +35,7 @@ class Blur:
         if found is None:
             return _pixelate(image, PICTURE_BLOCKS, max(1, round(PICTURE_BLOCKS * height / width)))
         self._held = [(when, box) for when, box in self._held if 0 <= seconds - when < HELD]
-        self._held += [(seconds, box) for box in found]
+        self._held += [(seconds, box) for box in (*found, *known)]
         out = image.copy()
         for _, box in self._held:
             rows = slice(max(0, round(box.y - GROWN * box.h)), min(height, round(box.y + (1 + GROWN) * box.h)))

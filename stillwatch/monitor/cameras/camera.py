@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from stillwatch.bundle import Input
 from stillwatch.errors import UserError, one_line
 from stillwatch.media import weights
+from stillwatch.media.points import Signals
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.channel import Channel, load_plain
 from stillwatch.monitor.config import CameraConfig, Keep
 from stillwatch.rules.alarm import Status
+from stillwatch.rules.signs import Reading
 
 State = Literal["starting", "live", "lost", "ended", "failed"]
-COUNTERS = ("frames", "dropped", "stalls", "reconnects", "respawns", "bytes", "damaged")
-PULSE = ("dropped", "reconnects", "bytes", "damaged")  # counted by the child
+PULSE = ("dropped", "reconnects", "bytes", "damaged", "readings", "reading_ms")  # counted by the child
+COUNTERS = ("frames", "stalls", "respawns", *PULSE)
 GRACE = 4.0  # seconds beyond twice the stall in which a child must say that it is alive
 YOUNG = 20.0  # seconds in which a child must have come up
 SETTLED = 10.0  # seconds after which a child that died is not held to be one that cannot live
@@ -43,6 +45,7 @@ class Frame(NamedTuple):
     image: NDArray[np.uint8] | None  # (h,w,c), of the net's size
     status: Status
     captured: float  # time.monotonic() when it left the demuxer
+    readings: tuple[Reading, ...] = ()  # of the driver's face since the frame before
 
 
 class Note(NamedTuple):
@@ -58,8 +61,8 @@ class Note(NamedTuple):
 class Camera:
     """Not thread-safe. Only stop() waits."""
 
-    def __init__(self, config: CameraConfig, keep: Keep, takes: Input):
-        """takes: what the net does. Raises UserError where it can never open."""
+    def __init__(self, config: CameraConfig, keep: Keep, takes: Input, faces: bool = False):
+        """takes: what the net does. faces: read the driver's. Raises UserError where it can never open."""
         self.config = config
         self.live = source.is_live(config.source)
         if config.blur == "faces":
@@ -72,11 +75,11 @@ class Camera:
         self.damaged = False  # a share of its pictures is, which are left out
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.connection: Channel | None = None
-        self._settings = (config, keep, takes)
+        self._settings = (config, keep, takes, faces)
         self._takes = takes.shape[-3:]
         self._child: subprocess.Popen[bytes] | None = None
         self._inbox: list[Frame | Note] = []
-        self._preview_fps = 0.0
+        self._preview = (0.0, False)
         self._clips: dict[str, Path] = {}  # that are being written
         self._earlier: dict[str, int] = {}  # what earlier children counted
         self._position = (0, 0.0)  # frames seen of a file, and their last second: where another child reads on
@@ -111,11 +114,11 @@ class Camera:
         if now - self._heard > patience:
             self._end_child(f"its process gave no sign of life for {patience:g} s")
 
-    def preview(self, fps: float) -> None:
-        """Ask for at most fps JPEG notes a second; 0: none."""
-        if fps != self._preview_fps:
-            self._preview_fps = fps
-            self._send("preview", fps)
+    def preview(self, fps: float, points: bool = False) -> None:
+        """Ask for at most fps JPEG notes a second; 0: none. points: of the face, drawn on them."""
+        if (fps, points) != self._preview:
+            self._preview = (fps, points)
+            self._send("preview", fps, points)
 
     def snap(self, event: str) -> None:
         self._send("snap", event)
@@ -160,8 +163,8 @@ class Camera:
         self._born = self._heard = self._seen = time.monotonic()
         # Over the channel and not as arguments: those can be read by every user of the machine
         self._send("begin", *self._settings, self._position)
-        if self._preview_fps:
-            self._send("preview", self._preview_fps)
+        if self._preview[0]:
+            self._send("preview", *self._preview)
 
     def _send(self, *message: object) -> None:
         if self.connection is None:
@@ -196,15 +199,16 @@ class Camera:
             case (
                 "frame", int(index), float(seconds),
                 np.ndarray(shape=self._takes, dtype=np.dtypes.UInt8DType()) as image,
-                "ok" | "black" | "frozen" as status, float(captured),
-            ):  # fmt: skip
+                "ok" | "black" | "frozen" as status, float(captured), tuple(plain),
+            ) if all(map(_is_reading, plain)):  # fmt: skip
+                readings = tuple(Reading(at, Signals(*signals) if signals else None) for at, signals in plain)
                 self._send("seen")
                 self._seen = time.monotonic()
                 self.counters["frames"] += 1
                 self._position = (index + 1, seconds)
                 if not self._stopping:
                     self._set("live", "some pictures arrive damaged and are left out" if self.damaged else "live")
-                self._inbox.append(Frame(self.config.name, index, seconds, image, status, captured))
+                self._inbox.append(Frame(self.config.name, index, seconds, image, status, captured, readings))
             case ("pulse", *counts) if len(counts) == len(PULSE) and all(isinstance(n, int) for n in counts):
                 for name, count in zip(PULSE, counts, strict=True):
                     self.counters[name] = self._earlier.get(name, 0) + count
@@ -262,3 +266,10 @@ class Camera:
         if now - self._born > SETTLED:
             self._backoff = source.backoff(*self.config.backoff)
         self._respawn = now + next(self._backoff)
+
+
+def _is_reading(value: object) -> bool:
+    match value:
+        case (float(), tuple(signals)):
+            return len(signals) in (0, len(Signals._fields)) and all(isinstance(one, float) for one in signals)
+    return False

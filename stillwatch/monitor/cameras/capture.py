@@ -27,6 +27,7 @@ from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.blur import Blur
 from stillwatch.monitor.cameras.channel import Channel
 from stillwatch.monitor.cameras.health import PictureHealth
+from stillwatch.monitor.cameras.reading import FaceStream, reader
 from stillwatch.monitor.cameras.recorder import REMUXED, Encode, PacketBuffer, Remux
 from stillwatch.monitor.cameras.source import FileClock, PlaybackClock, RateLimiter, VideoFrame
 from stillwatch.monitor.config import CameraConfig, Keep
@@ -56,6 +57,7 @@ class FrameSender:
         self._newest: VideoFrame | None = None
         self._events: list[str] = []  # that want a thumbnail
         self._preview: RateLimiter | None = None
+        self._points = False  # are drawn on what viewers see
 
     def offer(self, index: int, frame: VideoFrame, wait: bool) -> bool:
         """Send it if the last one was acknowledged, else keep it until a newer one comes. wait (a file): block until it
@@ -66,7 +68,10 @@ class FrameSender:
             self._send_thumbnails()
             if self._preview and self._preview_credit and self._preview.due(time.monotonic()):
                 self._preview_credit = False
-                self._process.send("jpeg", jpeg(self._process.public(frame), *PREVIEW))
+                image = self._process.public(frame)
+                if self._points:
+                    image = self._process.faces.draw(image, image.shape[1] / frame.rgb().shape[1])
+                self._process.send("jpeg", jpeg(image, *PREVIEW))
             while wait and not self._credit:
                 if self._process.stop.is_set():
                     return False
@@ -80,6 +85,7 @@ class FrameSender:
     def forget(self) -> None:
         with self._changed:
             self._waiting = None  # too old to be looked at
+            self._process.faces.forget()
 
     def handle(self, *message: Any) -> bool:
         """False for a message that is not for this class."""
@@ -91,8 +97,8 @@ class FrameSender:
                     self._changed.notify_all()
                 case ("shown",):
                     self._preview_credit = True
-                case ("preview", fps):
-                    self._preview = RateLimiter(fps) if fps else None
+                case ("preview", fps, points):
+                    self._preview, self._points = RateLimiter(fps) if fps else None, points
                 case ("snap", event):
                     self._events.append(event)
                     self._send_thumbnails()
@@ -113,7 +119,8 @@ class FrameSender:
             image = to_aspect(image, self._takes.aspect, self._fit)
         image = fit(image, (height, width), self._takes.fit, channels)
         status = self._health.status(frame, self._process.keyframes)
-        self._process.send("frame", index, frame.time, image, status, frame.captured)
+        readings = tuple((at, tuple(signals or ())) for at, signals in self._process.faces.take(frame.time))
+        self._process.send("frame", index, frame.time, image, status, frame.captured, readings)
 
     def _send_thumbnails(self) -> None:
         if self._events and self._newest is not None:
@@ -126,13 +133,16 @@ class FrameSender:
 class CaptureProcess:
     """The main thread reads the source, another one the parent, so that a hanging stream cannot keep a clip open."""
 
-    def __init__(self, channel: Channel, config: CameraConfig, keep: Keep, takes: Input, position: tuple[int, float]):
-        """position: frames and last second of a file that a killed process has shown."""
+    def __init__(
+        self, channel: Channel, config: CameraConfig, keep: Keep, takes: Input, faces: bool, position: tuple[int, float]
+    ):
+        """faces: read the driver's. position: frames and last second of a file that a killed process has shown."""
         self.config = config
         self.stop = threading.Event()
         self.live = source.is_live(config.source)
         self.keyframes = 0
         self._channel = channel
+        self.faces = FaceStream(reader(config.source) if faces else None, self.live)
         self._sender = FrameSender(self, takes, config.fit)
         self._buffer = PacketBuffer(keep.pre, keep.memory, keep.longest, self.send) if config.clips else None
         self._encode = Encode(self._buffer, config.fps) if self._buffer else None
@@ -160,12 +170,15 @@ class CaptureProcess:
         now = time.monotonic()
         if now - self._pulsed >= PULSE:
             self._pulsed = now
-            self.send("pulse", self._sender.dropped, self._reconnects, self._bytes, self._damaged)
+            faces = (self.faces.count, round(1e3 * self.faces.spent))
+            self.send("pulse", self._sender.dropped, self._reconnects, self._bytes, self._damaged, *faces)
 
     def public(self, frame: VideoFrame) -> Picture:
         with self._blurring:
             if self._public is None or self._public[0] is not frame:
-                self._public = (frame, self._blur(shrunk(frame.rgb(), WIDEST), frame.time))
+                image = shrunk(frame.rgb(), WIDEST)
+                known = self.faces.boxes(image.shape[1] / frame.rgb().shape[1])
+                self._public = (frame, self._blur(image, frame.time, known))
             return self._public[1]
 
     def leave(self) -> None:
@@ -279,16 +292,18 @@ class CaptureProcess:
             self._bytes += packet.size
             self.keyframes += bool(packet.is_keyframe)
             arrivals[packet.pts] = now
-            if intra and not self._limiter.due(now):
+            thinned = intra and self.faces.read is None  # before decoding; faces are read at the camera's own rate
+            if thinned and not self._limiter.due(now):
                 continue
             frames = whole(packet)
-            if intra and not frames:  # the next one takes its turn
+            if thinned and not frames:  # the next one takes its turn
                 self._limiter = RateLimiter(self.config.fps)
             for raw in frames:
                 good, started = arrivals.get(raw.pts, now), True
                 self._count(damaged=False)
-                if intra or self._limiter.due(good):
-                    frame = VideoFrame(raw, good, good, to_rgb)
+                frame = VideoFrame(raw, good, good, to_rgb)
+                self.faces.look(frame.rgb, good, good)
+                if thinned or self._limiter.due(good):
                     self._sender.offer(self._index, frame, wait=False)
                     self._record(frame)
                 self._index += 1
@@ -313,6 +328,7 @@ class CaptureProcess:
                     for raw in whole(packet):
                         self._count(damaged=False)
                         frame = VideoFrame(raw, frame_clock.time(raw), 0.0, to_rgb)
+                        self.faces.look(frame.rgb, frame.time, frame.time)
                         if self._limiter.due(frame.time) and not self._show(frame, clock):
                             return
                         self.pulse()
@@ -332,6 +348,7 @@ class CaptureProcess:
             self._position = (0, 0.0)
         for seconds, image in source.drawn(self.config.source, self.config.fps, self._warn, self.config.loop):
             frame = VideoFrame(image, offset + seconds, 0.0)
+            self.faces.look(frame.rgb, frame.time, seconds)
             if (folder or self._limiter.due(frame.time)) and not self._show(frame, clock):
                 return
             self.pulse()

@@ -170,9 +170,14 @@ async def picture(name: str, hub: Hub) -> Response:
 
 
 @router.get("/api/v1/pictures", **answers(MJPEG))
-async def together(hub: Hub, camera: Annotated[list[str], Query(description="Which; none: all")] = []) -> Response:  # noqa: B006
+async def together(
+    hub: Hub,
+    camera: Annotated[list[str], Query(description="Which; none: all")] = [],  # noqa: B006
+    points: Annotated[list[str], Query(description="Those with the points of the driver's face drawn")] = [],  # noqa: B006
+) -> Response:
     """Several cameras' pictures in one answer, each with an X-Camera header: a browser has six connections."""
-    return LiveStream(pictures(hub, hub.known(list(dict.fromkeys(camera)) or hub.names)), MJPEG)
+    names = hub.known(list(dict.fromkeys(camera)) or hub.names)
+    return LiveStream(pictures(hub, names, hub.known(points)), MJPEG)
 
 
 @router.get("/api/v1/stream", **answers("text/event-stream"))

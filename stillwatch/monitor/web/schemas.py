@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillwatch import __version__
 from stillwatch.monitor.events.database import StoredEvent
+from stillwatch.rules.signs import FaceState
 
 CONDITIONS = {
     "starting": "Starting",
@@ -50,6 +51,7 @@ class Camera(BaseModel):
     fps: float | None = None
     age_ms: float | None = Field(None, description="From capture to decision, of the newest picture")
     counters: dict[str, float] = {}
+    face: FaceState | None = Field(None, description="The driver's, where one is read")
     open: list[Event] = []
     viewers: int = 0
 

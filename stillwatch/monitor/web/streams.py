@@ -68,6 +68,7 @@ class StreamHub:
             "says": says,
             "since": since,
             "p": dict(zip(self.board.labels, map(finite, p), strict=False)) if p else None,
+            "face": fields.get("face") if seen else None,
             "counters": fields.get("counters") or {},
             "open": [self.event(StoredEvent(**event)).as_dict() for event in fields.get("open") or []],
             "viewers": self.board.viewers(name),
@@ -116,11 +117,11 @@ class LiveStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def pictures(hub: StreamHub, names: Sequence[str]) -> AsyncGenerator[bytes, None]:
-    """Multipart JPEGs; a slow reader gets the newest."""
+async def pictures(hub: StreamHub, names: Sequence[str], points: Sequence[str] = ()) -> AsyncGenerator[bytes, None]:
+    """Multipart JPEGs; a slow reader gets the newest. points: the names whose faces' points are drawn."""
     with ExitStack() as looking:
         for name in names:
-            looking.enter_context(hub.board.viewing(name))
+            looking.enter_context(hub.board.viewing(name, name in points))
         sent = {name: hub.board.picture(name)[0] for name in names}
         yield f"--{BOUNDARY}\r\n".encode()
         while not hub.closing.is_set():

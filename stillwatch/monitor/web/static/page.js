@@ -96,6 +96,41 @@ function bar(kind, label) {
   return { line, set };
 }
 
+// A signal of the driver's face on its scale, with this driver's usual marked
+const FACE = { eyes: ["Eyes", 0, 0.45], mouth: ["Mouth", 0, 1], yaw: ["Head", -60, 60] };
+
+function faceBar(key) {
+  const [label, low, high] = FACE[key];
+  const fill = make("div", { class: "fill" });
+  const mark = make("i", { class: "mark", title: "this driver's usual" });
+  const value = make("output");
+  const track = make("div", { class: "track", role: "meter", "aria-label": label, "aria-valuemin": String(low), "aria-valuemax": String(high) }, fill, mark);
+  const place = (x) => `${100 * Math.min(1, Math.max(0, (x - low) / (high - low)))}%`;
+  const set = (x, usual) => {
+    const there = x !== null && x !== undefined;
+    const words = !there ? "–" : key === "yaw" ? `${Math.round(x)}°` : x.toFixed(2);
+    fill.style.width = there ? place(x) : "0";
+    mark.style.left = place(usual);
+    track.setAttribute("aria-valuenow", there ? x : usual);
+    track.setAttribute("aria-valuetext", there ? `${words}, usually ${key === "yaw" ? `${Math.round(usual)}°` : usual.toFixed(2)}` : "no face");
+    write(value, words);
+  };
+  return { line: make("div", { class: "row face" }, make("span", { text: label }), track, value), set };
+}
+
+function drawFace(it, face) {
+  it.face.hidden = !face;
+  if (!face) return;
+  for (const key of Object.keys(FACE)) {
+    if (!it.faceRows.has(key)) {
+      it.faceRows.set(key, faceBar(key));
+      it.face.insertBefore(it.faceRows.get(key).line, it.face.lastElementChild);
+    }
+    it.faceRows.get(key).set(face[key], face.usual[key]);
+  }
+  write(it.learnt, face.eyes === null ? "No face" : face.learnt < 1 ? `Learning this driver: ${percent(face.learnt)}` : "This driver is learnt");
+}
+
 function card(name) {
   const canvas = make("canvas", { role: "img", "aria-label": `Picture of ${name}` });
   const pill = make("span", { class: "pill" });
@@ -108,12 +143,21 @@ function card(name) {
   const topLabel = make("span", { class: "top-label" });
   const gauges = make("div");
   const bars = make("div", { class: "bars" });
-  const about = make("div", { class: "about" }, make("div", { class: "head" }, make("h3", { text: name }), topLabel), gauges, bars);
+  const learnt = make("span");
+  const points = make("button", { type: "button", text: "Points", "aria-pressed": "false", title: "Draw the points of the face on the picture", onclick: () => {
+    it.points = !it.points;
+    points.setAttribute("aria-pressed", String(it.points));
+    look();
+  } });
+  const face = make("div", { class: "faces", hidden: "" }, make("p", { class: "learnt" }, learnt, points));
+  const about = make("div", { class: "about" }, make("div", { class: "head" }, make("h3", { text: name }), topLabel), gauges, face, bars);
   const root = make("article", { class: "camera", "aria-label": name, "data-condition": "starting", "data-fresh": "no" }, view, now, about);
-  return {
+  const it = {
+    face, learnt, faceRows: new Map(), points: false,
     name, root, canvas, view, pill, pace, over, strong, why, now, topLabel, gauges, bars,
     rows: new Map(), gauge: null, fields: null, picture: 0, pictureAt: 0, condition: "", began: 0,
   };
+  return it;
 }
 
 function drawCameras(state) {
@@ -141,6 +185,7 @@ function drawCamera(it, fields) {
     it.gauges.append(it.gauge.line);
   }
   if (it.gauge) it.gauge.set(fields.gauge);
+  drawFace(it, fields.face);
   const p = fields.p || {};
   for (const label of Object.keys(p)) {
     if (it.rows.has(label)) continue;
@@ -212,7 +257,7 @@ async function look() {
   const mine = (looking = new AbortController());
   while (looking === mine) {
     try {
-      const asked = [...cards.keys()].map((name) => `camera=${encodeURIComponent(name)}`).join("&");
+      const asked = [...cards.values()].map((it) => `camera=${encodeURIComponent(it.name)}${it.points ? `&points=${encodeURIComponent(it.name)}` : ""}`).join("&");
       const answer = await fetch(`${API}/pictures?${asked}`, { signal: mine.signal });
       if (answer.status === 401) return askToken();
       if (answer.ok) await parts(answer.body.getReader());

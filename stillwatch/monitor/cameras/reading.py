@@ -1,0 +1,96 @@
+"""The driver's face in a camera's own process: at the camera's rate, as far as half of a core allows."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import cv2
+
+from stillwatch.errors import UserError
+from stillwatch.media import synthetic, weights
+from stillwatch.media.decode import Picture
+from stillwatch.media.points import Box, Face
+from stillwatch.monitor.cameras.source import ROUND, Toy, kind
+from stillwatch.recipe import Rule
+from stillwatch.rules.signs import Reading
+
+Reader: TypeAlias = Callable[[Picture, float], Face | None]  # (uint8 (H,W,3) RGB, s)
+KEPT = 256  # readings that wait for a frame to travel with
+NEEDED = (weights.YUNET, weights.POINTS)
+
+
+def wanted(rule: Rule, source: str) -> bool:
+    """Whether faces are read. Raises UserError where the rule asks for it and weights are missing."""
+    if rule.faces == "no" or (rule.faces == "auto" and rule.profile != "driver"):
+        return False
+    if kind(source) == "toy":
+        return Toy.parse(source).scene == "cabin"
+    if rule.faces == "auto":
+        return all(weights.local(name) for name in NEEDED)
+    try:
+        return all(weights.find(name) for name in NEEDED)
+    except UserError as error:
+        raise UserError(f'rule.faces = "yes": {error}') from None
+
+
+def reader(source: str) -> Reader:
+    """A drawn driver's is drawn too. Raises UserError where weights are missing."""
+    if kind(source) == "toy":
+        toy = Toy.parse(source)
+        return synthetic.reader(toy.seconds or ROUND, toy.seed, toy.size)
+    from stillwatch.inference.face_reader import FaceReader  # a child without it stays small
+
+    return FaceReader()
+
+
+class FaceStream:
+    """The decoding thread looks, another may take."""
+
+    def __init__(self, read: Reader | None, live: bool):
+        self.read, self._live = read, live
+        self.count, self.spent = 0, 0.0  # pictures read, s that it took
+        self.face: Face | None = None
+        self._waiting: deque[Reading] = deque(maxlen=KEPT)
+        self._free = 0.0  # time.monotonic() from which on the next one may be read
+
+    def look(self, picture: Callable[[], Picture], seconds: float, within: float) -> None:
+        """seconds: on the Alarm's clock. within: the source's own."""
+        start = time.monotonic()
+        if self.read is None or (self._live and start < self._free):
+            return
+        try:
+            self.face = self.read(picture(), within)
+        except (cv2.error, ValueError, MemoryError):  # a picture that cannot be read has no face
+            self.face = None
+        now = time.monotonic()
+        self._free = now + (now - start)
+        self.count, self.spent = self.count + 1, self.spent + now - start
+        self._waiting.append(Reading(seconds, self.face and self.face.signals))
+
+    def take(self, until: float) -> list[Reading]:
+        found = []
+        while self._waiting and self._waiting[0].seconds <= until:
+            found.append(self._waiting.popleft())
+        return found
+
+    def tapped(self, film: Iterable[tuple[float, Picture]]) -> Iterator[tuple[float, Picture]]:
+        """The same (s, uint8 (H,W,3)), each read as it passes."""
+        for seconds, image in film:
+            self.look(lambda image=image: image, seconds, seconds)  # type: ignore[misc]
+            yield seconds, image
+
+    def forget(self) -> None:
+        self._waiting.clear()
+        self.face = None
+
+    def boxes(self, scale: float) -> list[Box]:
+        """Of the face that is followed, in a picture `scale` times as large."""
+        return [] if self.face is None else [Box(*(scale * value for value in self.face.box))]
+
+    def draw(self, image: Picture, scale: float) -> Picture:
+        """A copy of uint8 (H,W,3), `scale` times as large as what was read, with the points on it."""
+        image = image.copy()
+        for x, y, _ in () if self.face is None else (self.face.points * scale).tolist():
+            cv2.circle(image, (round(x), round(y)), max(1, round(image.shape[0] / 480)), (64, 255, 128), -1)
+        return image
