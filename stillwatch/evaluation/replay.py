@@ -142,11 +142,11 @@ def replay(
             levels.setdefault(event.level, event.updated)
             events[event.id] = event.as_dict() | {"levels": levels}
 
-    read = found = 0
+    faces = list[bool]()  # whether there was one
     for now, p in steps:
-        faces = readings(now)
-        read, found = read + len(faces), found + sum(face.signals is not None for face in faces)
-        keep(alarm.step(now, p, "ok", faces))
+        news = readings(now)
+        faces += [one.signals is not None for one in news]
+        keep(alarm.step(now, p, "ok", news))
         times.append(float(now))
         answers.append(p)
         gauge.append(float(alarm.gauge))
@@ -161,7 +161,7 @@ def replay(
         "tolerance_s": tolerance, "events": in_order, "truth": None, "incidents": None, "by_label": None,
         "detected": None, "missed": None, "seconds_to_detect": None, "false_alarms": None, "frame_accuracy": None,
         "frame_macro_f1": None, "warnings": list(alarm.notes),
-        "faces": {"read": read, "found": found} if read else None,
+        "faces": {"read": len(faces), "found": sum(faces)} if faces else None,
     }  # fmt: skip
     if truth is not None:
         segments = sorted(truth, key=lambda segment: segment["start_s"])

@@ -139,9 +139,11 @@ class Indicator:
         return WORDS[self.rule.sign] if self.switch.signed else " or ".join(self.rule.labels)
 
     def step(self, sight: Observation) -> IndicatorState:
-        rule = self.rule
-        if rule.sign and sight.signs is not None and rule.wins != "net":
-            self.switch.sign = sign = getattr(sight.signs, rule.sign)
+        rule, face = self.rule, sight.signs
+        # A camera at the side sees a head turned away from the first second on: then a calm net is believed
+        doubted = face is not None and face.early and sight.calm and rule.wins == "either"
+        if rule.sign and face is not None and rule.wins != "net" and not doubted:
+            self.switch.sign = sign = getattr(face, rule.sign)
             if rule.wins == "signs" or sign >= signs.ON:  # what the face says needs no sure net
                 sight = sight._replace(sure=True)
         else:

@@ -14,6 +14,7 @@ SHUT = 0.8  # of the lids' travel: P80, Wierwille et al. 1994
 YAW, DOWN, UP = 25.0, 15.0, 20.0  # degrees: head pose tells 25° for certain, and a phone in the lap lies lower; ours
 MOUTH = 0.3  # height over width above the usual: speech reaches 0.2 on the drivers measured; ours
 NOD = 20.0  # degrees down, with eyes shut: a head that drops and not one that reads; ours
+EARLY = 1 / 6  # of the driver's normal: ten seconds
 YAWN = 8.0  # s for which a mouth wide open explains shut eyes: a yawn takes about six (Provine 1986)
 RECENT = 12  # readings whose pace is the rate
 
@@ -42,6 +43,7 @@ class Signs(NamedTuple):
     away: float
     yawn: float
     drop: float
+    early: bool = False  # this driver and this camera's place are hardly known
 
 
 class Face:
@@ -80,11 +82,12 @@ class Face:
         said = signs(self.deviation)
         self._wide = (reading.seconds if self._wide is None else self._wide) if said.yawn >= ON else None
         yawns = self._wide is not None and reading.seconds - self._wide < YAWN
-        return said._replace(shut=0.0, drop=0.0) if yawns else said
+        return said._replace(shut=0.0, drop=0.0) if yawns else said._replace(early=self.normal.learnt < EARLY)
 
 
 def signs(d: Deviation) -> Signs:
     nod = d.pitch / DOWN if d.pitch > 0 else -d.pitch / UP
     shut, drop = d.shut / SHUT, max(d.pitch, 0.0) / NOD
-    found = (shut, max(abs(d.yaw) / YAW, nod), max(d.mouth, 0.0) / MOUTH, min(drop, shut))
-    return Signs(*(min(ON * one, 1.0) for one in found))
+    away, wide = max(abs(d.yaw) / YAW, nod), max(d.mouth, 0.0) / MOUTH
+    shut, away, wide, drop = (min(ON * one, 1.0) for one in (shut, away, wide, min(drop, shut)))
+    return Signs(shut, away, wide, drop)

@@ -141,6 +141,14 @@ def test_a_turned_head_is_distraction_after_three_seconds(rate: int) -> None:
     assert next(one for one in said).words.startswith("distraction: head turned away for 3.")
 
 
+def test_a_camera_at_the_side_accuses_nobody_while_the_net_is_calm() -> None:
+    beside = OPEN._replace(yaw=50.0)
+    assert story((60, beside), rate=25) == []
+    said = story((60, beside), (6, OPEN), (5, beside), rate=25)
+    assert opened(said, "distraction")["notice"] == near(63, 25), "once it is known, ahead is away"
+    assert opened(story((5, TURNED), rate=25, label=AWAY), "distraction")["notice"] == near(3, 25)
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_a_head_that_drops_with_shut_eyes_is_told_and_one_that_reads_is_not(rate: int) -> None:
     said = story((10, OPEN), (0.7, NODDED), (5, OPEN), rate=rate)
@@ -178,7 +186,7 @@ def test_readings_that_stop_end_what_they_opened() -> None:
 
 def test_what_is_known_of_a_face_is_its_limits() -> None:
     usual = Deviation(0.0, 0.0, 0.0, 0.0, 0.0, ())
-    assert signs(usual) == (0, 0, 0, 0)
+    assert signs(usual)[:4] == (0, 0, 0, 0)
     at = {"shut": {"shut": 0.8}, "away": {"yaw": -25.0}, "yawn": {"mouth": 0.3}, "drop": {"pitch": 20.0, "shut": 0.8}}
     for sign, changes in at.items():
         assert getattr(signs(usual._replace(**changes)), sign) == pytest.approx(ON)
