@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stillwatch import metrics
 from stillwatch.lab.data.contact_sheets import natural
-from stillwatch.lab.data.duplicates import Counts, Duplicates, Record, find
+from stillwatch.lab.data.duplicates import SURE, Counts, Duplicates, Record, find
 from stillwatch.lab.data.sources import SPLITS, Sample, Skipped
 from stillwatch.run import NO_PROGRESS, Progress
 
@@ -20,7 +20,13 @@ LEAK = 0.10  # accuracy by which the no-pixels baseline must beat the majority c
 IMBALANCE = 10  # times as many training samples in the largest class as in the smallest
 FEW = 5  # groups in a split below which its figure says little about the next group
 NAMED = 6  # names listed in a sentence before "..."
-ARTICLES = {"exact": "an identical", "near": "a nearly identical", "mirrored": "a mirrored"}
+ARTICLES = {
+    "exact": "an identical",
+    "near": "a nearly identical",
+    "mirrored": "a mirrored",
+    "altered": "a cropped, shifted, turned or letterboxed",
+}
+PROBED = 0.05  # share of test samples above which a probe speaks
 CONSEQUENCES = {
     "train": "it cannot be learnt",
     "valid": "the best epoch is chosen without it",
@@ -240,6 +246,7 @@ def _leaks(report: AuditReport) -> list[str]:
                 f"{counts.across:,} samples have {article} picture in another split; {counts.test_in_train:,} of "
                 f"{tests:,} test samples have one in train."
             )
+    out += [] if leaking or set(shared).intersection(groups.by_split["test"]) else _probes(report.duplicates)
     conflicting = report.duplicates.conflicting
     for number, kind in ((conflicting.exact, "exact"), (conflicting.mirrored, "mirrored")):
         if number:
@@ -255,6 +262,25 @@ def _leaks(report: AuditReport) -> list[str]:
                 f"{number:,} samples have {ARTICLES[kind]} copy within their split: {report.samples:,} samples are "
                 f"{report.distinct:,} distinct pictures, and the copies count twice."
             )
+    return out
+
+
+def _probes(found: Duplicates) -> list[str]:
+    """What the pictures say of recordings and people in two splits, where the names say nothing."""
+    out, alike, tests = [], found.look_alikes, found.look_alikes.of
+    if found.overlapping.test_in_train > PROBED * tests:
+        out.append(
+            f"{found.overlapping.test_in_train:,} of {tests:,} test samples show what a training sample shows, "
+            f"{SURE} points or more in place: the same recording or room is in both splits (of two drivers' "
+            "pictures none had so many). Set data.group."
+        )
+    if alike.test_in_train > PROBED * tests:
+        sure = "on drivers and cameras 99.9 % of such pairs" if alike.confidence is None else "of the named ones here "
+        sure += "" if alike.confidence is None else _percent(alike.confidence)
+        out.append(
+            f"{alike.test_in_train:,} of {tests:,} test samples look most like a training sample: the same person, "
+            f"camera or recording is in both splits ({sure} are of one group). Set data.group."
+        )
     return out
 
 

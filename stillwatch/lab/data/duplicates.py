@@ -1,9 +1,9 @@
-"""Duplicates: pictures that are copies of each other, byte for byte, nearly, or mirrored. Opens no file."""
+"""Duplicates: pictures that are copies, byte for byte, nearly, mirrored, or altered. Opens no file."""
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import cv2
@@ -24,13 +24,17 @@ Pictures: TypeAlias = NDArray[np.uint8]
 
 SIDE = 32  # of a thumbnail, pixels
 RADIUS = 10  # of 128 bits: pictures whose hashes lie further apart are not compared
-# What confirms a pair. Measured on driving video: the thumbnails of a picture and its re-encoded copy lie under
-# 1 gray level apart, neighbouring frames about 5, frames of two drivers 12 and more.
-LEVELS = 4.0  # largest mean difference of two thumbnails, in gray levels
-CONTRAST = 0.06  # and at most this share of the thumbnail's own contrast: dark and empty pictures differ by little
+# What confirms a pair: a correlation that brightness and contrast leave as it is. No two drivers come near it.
+CORRELATED = 0.995  # of two thumbnails
 FLAT = 2.0  # contrast in gray levels below which a picture shows nothing to compare
 TIED = 0.1  # gray levels by which a mirrored partner may be worse than the best one
 KEPT = 16  # closest hashes looked at: so many in a picture's own split, so many in the others
+# Altered copies. Measured on driving video, 40 pairs each: crops to 20 %, shifts, turns and letterboxes have 48 inliers
+# and more, and lie on each other with 0.98 and more; of two drivers 2 % have 25 inliers, and none 0.97.
+SMALLEST, LONG, GRID, BARE = 64, 384, 16, 3.0  # pixels, pixels, cells, gray levels
+FEATURES, INLIERS, SURE, ALIGNED, ALIKE, NEIGHBOUR = 200, 25, 40, 0.97, 0.5, 0.97
+MOST, PAIRS = 20_000, 10_000
+LEAK = {SPLITS.index("test"), SPLITS.index("train")}
 BLOCK = 4096  # pairs of thumbnails compared at once
 EXAMPLES = 20
 
@@ -56,6 +60,19 @@ class Conflicts(Record):
     exact: int
     near: int
     mirrored: int
+    altered: int = 0
+    examples: list[list[str]]
+
+
+class LookAlikes(Record):
+    """Test samples whose most alike picture is a training sample: the same person, camera or recording in both.
+
+    On drivers, cameras and drawn cabins such a pair was of one group in 99.9 %, and a grouped split has none.
+    """
+
+    test_in_train: int
+    of: int  # test samples
+    confidence: float | None  # share of such pairs that are of one group, where groups are named
     examples: list[list[str]]
 
 
@@ -63,6 +80,9 @@ class Duplicates(Record):
     exact: Counts
     near: Counts
     mirrored: Counts
+    altered: Counts  # cropped, shifted, turned or letterboxed, mirrored ones included
+    overlapping: Counts  # the same things stand in both pictures, and something moved: a recording
+    look_alikes: LookAlikes
     conflicting: Conflicts
 
 
@@ -79,14 +99,14 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
     last = first.copy()
     last[inverse] = np.arange(len(samples))
     unique = Unique(first, last, count, content[first], split[first], label[first])
-    limit = np.minimum(LEVELS, CONTRAST * contrast[unique.first])  # (U,)
     rows = np.flatnonzero(contrast[unique.first] >= FLAT)
     plain = hashes(thumbs, first[rows])
     flipped = hashes(thumbs, first[rows], mirrored=True)
     candidates = rows[_search(plain, plain, unique.split[rows], progress)]
     candidates = candidates[unique.content[candidates[:, 0]] != unique.content[candidates[:, 1]]]
-    near = candidates[_difference(thumbs, first[candidates]) <= limit[candidates[:, 0]]]
-    mirrored = _mirrored(unique, thumbs, rows[_search(flipped, plain, unique.split[rows], progress)], limit)
+    near = candidates[_apart(thumbs, first[candidates]) <= 1 - CORRELATED]
+    mirrored = _mirrored(unique, thumbs, rows[_search(flipped, plain, unique.split[rows], progress)])
+    altered, overlapping = _altered(samples, clips, unique, rows, np.concatenate([near, mirrored]), progress)
     # Unique pictures of one content with each other, and one of several members with itself
     exact = [np.flatnonzero(count > 1)[:, None].repeat(2, axis=1)]
     order = np.argsort(unique.content, kind="stable")
@@ -97,13 +117,17 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
         exact.append(np.stack([order[:-step][same], order[step:][same]], axis=1))
     counts, conflicts = {}, {}
     examples: list[list[str]] = []
-    for kind, pairs in (("exact", np.concatenate(exact)), ("near", near), ("mirrored", mirrored)):
+    kinds = {"exact": np.concatenate(exact), "near": near, "mirrored": mirrored, "altered": altered}
+    for kind, pairs in kinds.items():
         counts[kind], conflicts[kind], shown = _count(samples, unique, pairs)
         examples += shown
+    counts["overlapping"] = _count(samples, unique, overlapping)[0]
+    alike = _nearest(samples, thumbs, first[rows])
     number = int(content.max(initial=-1)) + 1
     a, b = unique.content[mirrored].T
     distinct = connected_components(coo_array((np.ones(len(a)), (a, b)), (number, number)), directed=False)[0]
-    return Duplicates(**counts, conflicting=Conflicts(**conflicts, examples=examples[:EXAMPLES])), int(distinct)
+    told = Conflicts(**conflicts, examples=examples[:EXAMPLES])
+    return Duplicates(**counts, look_alikes=alike, conflicting=told), int(distinct)
 
 
 # ---- what stands for a picture
@@ -160,15 +184,14 @@ class Unique:
 # ---- pairs of unique pictures, (P,2)
 
 
-def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints, limit: Floats) -> Ints:
+def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints) -> Ints:
     """Pairs that are each other's best mirrored partner, and unlike unmirrored."""
     pairs = pairs[unique.content[pairs[:, 0]] != unique.content[pairs[:, 1]]]
+    apart = _apart(thumbs, unique.first[pairs], mirrored=True)
+    pairs, apart = pairs[apart <= 1 - CORRELATED], apart[apart <= 1 - CORRELATED]
+    upright = _apart(thumbs, unique.first[pairs])
+    pairs = pairs[upright > np.maximum(1 - CORRELATED, 2 * apart)]  # a symmetric picture mirrors itself
     flipped = _difference(thumbs, unique.first[pairs], mirrored=True)
-    alike = flipped <= limit[pairs[:, 0]]
-    pairs, flipped = pairs[alike], flipped[alike]
-    upright = _difference(thumbs, unique.first[pairs])
-    one_sided = upright > np.maximum(limit[pairs[:, 0]], 2 * flipped)  # a symmetric picture mirrors itself
-    pairs, flipped = pairs[one_sided], flipped[one_sided]
     best = np.full(len(unique.first), np.inf)  # frames nearly mirror the neighbours of their duplicate, too
     np.minimum.at(best, pairs[:, 0], flipped)
     np.minimum.at(best, pairs[:, 1], flipped)
@@ -212,6 +235,172 @@ def _difference(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats
         first = first[:, :, ::-1] if mirrored else first
         out[start : start + BLOCK] = (np.maximum(first, second) - np.minimum(first, second)).mean(axis=(1, 2))
     return out
+
+
+def _apart(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
+    """1 - normalised correlation of each pair's thumbnails."""
+    out = np.zeros(len(pairs))
+    for start in range(0, len(pairs), BLOCK):
+        first, second = (thumbs[rows].astype(np.float32) for rows in pairs[start : start + BLOCK].T)
+        first = first[:, :, ::-1] if mirrored else first
+        both = [_unit(side.reshape(len(side), -1)) for side in (first, second)]
+        out[start : start + BLOCK] = 1 - (both[0] * both[1]).sum(1)
+    return out
+
+
+def _nearest(samples: Sequence[Sample], thumbs: Pictures, rows: Ints) -> LookAlikes:
+    """Each picture's most alike other one, as far as they correlate by NEIGHBOUR and are not too small to tell."""
+    rows = _share(rows)
+    pairs = list[tuple[Sample, Sample]]()
+    small = [cv2.resize(thumbs[row], (GRID, GRID), interpolation=cv2.INTER_AREA).ravel() for row in rows]
+    units = _unit(np.array(small, np.float32).reshape(len(rows), GRID**2))
+    for start in range(0, len(rows), 512):
+        like = units[start : start + 512] @ units.T
+        like[np.arange(len(like)), start + np.arange(len(like))] = -1
+        close = np.flatnonzero(like.max(axis=1, initial=-1) >= NEIGHBOUR)
+        pairs += [(samples[rows[start + i]], samples[rows[like[i].argmax()]]) for i in close]
+    leaks = [(one.id, other.id) for one, other in pairs if (one.split, other.split) == ("test", "train")]
+    named = [one.group == other.group for one, other in pairs if one.group and other.group]
+    tests = sum(samples[row].split == "test" for row in rows)
+    sure = float(np.mean(named)) if named else None
+    return LookAlikes(test_in_train=len(leaks), of=tests, confidence=sure, examples=[list(p) for p in leaks[:EXAMPLES]])
+
+
+def _share(rows: Ints) -> Ints:
+    """An even share of MOST."""
+    return rows[np.linspace(0, max(len(rows) - 1, 0), min(len(rows), MOST)).astype(np.int64)]
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,M) to mean 0, length 1."""
+    rows = rows - rows.mean(1, keepdims=True)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6), np.float32)
+
+
+# ---- altered copies: alike when small, then points that one affine move explains (ORB, Rublee et al. 2011)
+
+
+def _altered(
+    samples: Sequence[Sample], clips: Pictures, unique: Unique, rows: Ints, known: Ints, progress: Progress
+) -> tuple[Ints, Ints]:
+    """(copies, overlapping pictures) as pairs (P,2) of unique pictures, without the known ones.
+
+    Bounded: of more than MOST pictures an even share is looked at, and PAIRS pairs: test in train first, then other
+    splits, each picture's most alike before its second. A minute or two on one core. Nothing below SMALLEST pixels.
+    """
+    if min(clips.shape[2:4]) < SMALLEST:
+        return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
+    rows, views = _share(rows), Views(clips, unique.first)
+    small = np.stack([views.small(row) for row in rows]) if len(rows) else np.zeros((0, 3, GRID**2), np.float32)
+    _, names = np.unique([samples[i].sequence or f"#{i}" for i in unique.first[rows]], return_inverse=True)
+    group = [samples[first].group for first in unique.first]
+    skip = {tuple(sorted(pair)) for pair in known.tolist()}
+    found: dict[tuple[int, int, bool], tuple[int, int, float]] = {}
+    for mirrored in (False, True):
+        for i, j, rank, likeness in _look_alikes(
+            small, unique.split[rows], np.unique(names, return_inverse=True)[1], mirrored
+        ):
+            a, b = sorted((int(rows[i]), int(rows[j])))
+            if (a, b) not in skip and unique.content[a] != unique.content[b]:
+                splits = {int(unique.split[a]), int(unique.split[b])}
+                urgent = 2 if splits == LEAK else len(splits) - 1
+                found[a, b, mirrored] = max(found.get((a, b, mirrored), (0, -9, 0.0)), (urgent, -rank, likeness))
+    best = sorted(found, key=lambda pair: found[pair], reverse=True)[:PAIRS]
+    copies, overlapping = [np.zeros((0, 2), np.int64)], [np.zeros((0, 2), np.int64)]
+    for a, b, mirrored in progress.bar(best, len(best), "looking for altered copies"):
+        inliers, aligned = views.match(a, b, mirrored)
+        if inliers >= INLIERS and aligned >= ALIGNED:
+            copies.append(np.array([[a, b]]))
+        elif inliers >= SURE and not mirrored and not (group[a] and group[a] == group[b]):  # else the names tell it
+            overlapping.append(np.array([[a, b]]))
+    return np.concatenate(copies), np.concatenate(overlapping)
+
+
+def _look_alikes(
+    small: NDArray[np.float32], split: Ints, names: Ints, mirrored: bool
+) -> Iterator[tuple[int, int, int, float]]:
+    """(query, partner, rank, correlation): of each picture the most alike in the other splits, and in its own.
+
+    small: (N,3,M), whole and without its margins, so that a cropped copy meets what it was cut from. Pictures of one
+    named recording (names) are not paired.
+    """
+    side = small.reshape(len(small), 3, GRID, GRID)[..., ::-1].reshape(small.shape) if mirrored else small
+    for here in np.unique(split):
+        own = np.flatnonzero(split == here)
+        for among, most in ((own, 2), (np.flatnonzero(split != here), 4)):
+            for start in range(0, len(own) if len(among) else 0, 512):
+                block = own[start : start + 512]
+                like = side[block, 0] @ small[among, 0].T
+                for cut in (1, 2):
+                    np.maximum(like, side[block, 0] @ small[among, cut].T, out=like)
+                    np.maximum(like, side[block, cut] @ small[among, 0].T, out=like)
+                like[names[block][:, None] == names[among]] = -1
+                for rank in range(min(most, len(among))):
+                    partner = like.argmax(axis=1)
+                    best = like[np.arange(len(block)), partner]
+                    for i in np.flatnonzero(best >= ALIKE):
+                        yield int(block[i]), int(among[partner[i]]), rank, float(best[i])
+                    like[np.arange(len(block)), partner] = -1
+
+
+@dataclass(frozen=True)
+class Views:
+    """Middle frames in gray without even borders, and their points, kept once made."""
+
+    clips: Pictures
+    first: Ints  # (U,) row of each unique picture
+    points: dict[tuple[int, bool], tuple[NDArray[np.float32], Pictures | None]] = field(default_factory=dict)
+
+    def gray(self, row: int) -> Pictures:
+        """(H,W), LONG pixels on the longer side of all: what was letterboxed and stretched comes back."""
+        frame = np.ascontiguousarray(self.clips[self.first[row]][self.clips.shape[1] // 2])
+        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) if frame.shape[2] == 3 else frame[:, :, 0]
+        for axis in (1, 0):  # a letterbox's bars
+            lively = np.flatnonzero(picture.std(axis=axis) > BARE)
+            if len(lively) > picture.shape[1 - axis] // 2:
+                picture = picture.take(range(lively[0], lively[-1] + 1), axis=1 - axis)
+        height, width = (round(side * LONG / max(frame.shape[:2])) for side in frame.shape[:2])
+        return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def small(self, row: int) -> NDArray[np.float32]:
+        """(3,GRID²): whole, and without a twentieth, a tenth on each side."""
+        picture, cuts = self.gray(row), []
+        for margin in (0, 0.05, 0.1):
+            top, left = (round(margin * length) for length in picture.shape)
+            inner = picture[top : picture.shape[0] - top, left : picture.shape[1] - left]
+            cuts.append(cv2.resize(inner, (GRID, GRID), interpolation=cv2.INTER_AREA).ravel())
+        return _unit(np.stack(cuts).astype(np.float32))
+
+    def features(self, row: int, mirrored: bool) -> tuple[NDArray[np.float32], Pictures | None]:
+        """Points (P,2) and descriptors (P,32)."""
+        if (row, mirrored) not in self.points:
+            picture = self.gray(row)[:, :: -1 if mirrored else 1]
+            detector = cv2.ORB_create(FEATURES, fastThreshold=5, edgeThreshold=15)  # type: ignore[attr-defined]
+            keys, described = detector.detectAndCompute(np.ascontiguousarray(picture), None)
+            self.points[row, mirrored] = np.array([key.pt for key in keys], np.float32).reshape(-1, 2), described
+        return self.points[row, mirrored]
+
+    def match(self, a: int, b: int, mirrored: bool) -> tuple[int, float]:
+        """(points that one affine move explains, correlation of the pictures laid on each other by it)."""
+        (from_, one), (to, other) = self.features(a, mirrored), self.features(b, False)
+        if one is None or other is None:
+            return 0, 0.0
+        pairs = [m for m in cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(one, other) if m.distance < 64]
+        if len(pairs) < INLIERS:
+            return 0, 0.0
+        source, target = from_[[m.queryIdx for m in pairs]], to[[m.trainIdx for m in pairs]]
+        cv2.setRNGSeed(0)
+        move, fits = cv2.estimateAffine2D(source, target, method=cv2.RANSAC, ransacReprojThreshold=4)
+        if move is None or (inliers := int(fits.sum())) < INLIERS:
+            return 0, 0.0
+        picture, base = np.ascontiguousarray(self.gray(a)[:, :: -1 if mirrored else 1]), self.gray(b)
+        size = (base.shape[1], base.shape[0])
+        laid, covers = (cv2.warpAffine(x, move, size) for x in (picture, np.full_like(picture, 255)))
+        inside = cv2.erode(covers, np.ones((9, 9), np.uint8)) > 250
+        if inside.mean() < 0.3:
+            return inliers, 0.0
+        seen = [cv2.GaussianBlur(x, (5, 5), 0)[inside].astype(np.float32)[None] for x in (laid, base)]
+        return inliers, float((_unit(seen[0]) * _unit(seen[1])).sum())
 
 
 # ---- what the pairs say

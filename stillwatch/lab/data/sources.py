@@ -33,6 +33,8 @@ PixelReader: TypeAlias = Callable[[Sequence["Sample"]], Iterable[tuple["Sample",
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 ANNOTATION = re.compile(r"(.*\S)\s+(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(\d{1,9})", re.ASCII)
+ROBOFLOW = re.compile(r"_(?:jpe?g|png|bmp|webp)\.rf\.\w+$", re.ASCII | re.IGNORECASE)  # what it puts behind a name
+FILM = re.compile(r"(.+_(?:mp4|avi|mov|mkv|webm|m4v|mpe?g))[-_](\d{1,15})", re.ASCII | re.IGNORECASE)
 BOX = re.compile(r"[\s,]\s*".join([r"(-?\d{1,9}(?:\.\d+)?)"] * 4))
 
 
@@ -87,7 +89,7 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
             id = f"{folder.name}/{name}"
             if box:
                 shot = re.match(r"(.+)-(\d+)_jpe?g", name)
-                sequence, time = (shot[1], float(shot[2])) if shot else ("", 0.0)
+                sequence, time = (shot[1], float(shot[2])) if shot else frame_of(name)
                 rows.append(Sample(id, folder / name, text, "", SPLIT_NAMES[folder.name], sequence, time, box=box))
             else:
                 found.skipped.append(Skipped(id, text))
@@ -98,6 +100,12 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
             if name.lower().endswith(PICTURES) and name not in named and not name.startswith(".")
         ]
     return found
+
+
+def frame_of(name: str) -> tuple[str, float]:
+    """(recording, frame) of a film's frame as Roboflow names it, RECORDING_mp4-17_jpg.rf.HASH.jpg; else ("", 0.0)."""
+    shot = FILM.fullmatch(ROBOFLOW.sub("", Path(name).stem))
+    return (shot[1], float(shot[2])) if shot else ("", 0.0)
 
 
 def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None]:
@@ -121,13 +129,18 @@ def folders(data: Data, labels: tuple[str, ...]) -> Found:
     """root/CLASS/[GROUP/]*.jpg, or root/{train,valid|val,test}/CLASS/...: one folder a class.
 
     Files whose names differ in a final number alone are one recording, whatever their class, unless one comes twice.
+    Roboflow's names are read as they were before it: a film's frames are one recording.
     """
     found = Found()
     found.samples = rows = _tree(data, labels, PICTURES, found.skipped)
     recordings: dict[str, list[tuple[int, int]]] = defaultdict(list)  # recording -> (number, place in rows)
     for place, row in enumerate(rows):
         inner = Path(row.id).parts[2 if row.split else 1 :]
-        shot = re.fullmatch(r"(.*?)(\d{1,15})", Path(inner[-1]).stem, re.ASCII)
+        sequence, time = frame_of(inner[-1])
+        if sequence:
+            rows[place] = replace(row, sequence=sequence, time=time)
+            continue
+        shot = re.fullmatch(r"(.*?)(\d{1,15})", ROBOFLOW.sub("", Path(inner[-1]).stem), re.ASCII)
         recording = "/".join((*inner[:-1], shot[1])) if shot else ""
         if shot and recording:
             recordings[recording].append((int(shot[2]), place))
@@ -361,6 +374,8 @@ def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) 
     if not math.isfinite(time):
         return Skipped(id, f"time {time} is not a number")
     split, sequence = SPLIT_NAMES.get(split.lower(), ""), cells.get("sequence", "")
+    if not sequence and not cells.get("time"):
+        sequence, time = frame_of(path.name)
     return Sample(id, path, cells["label"], group, split, sequence, time, box=box)
 
 

@@ -208,7 +208,34 @@ def test_copies_across_splits_and_within():
     assert warned(found, "2 samples have an identical picture in another split; 1 of 12 test samples have one in train")
     assert warned(found, "2 samples have an identical picture with another label")
     assert warned(found, "2 samples have a mirrored copy within their split: 36 samples are 34 distinct pictures")
-    assert len(found["warnings"]) == 3
+    assert warned(found, "1 of 12 test samples look most like a training sample")
+    assert len(found["warnings"]) == 4
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_pictures_tell_of_a_person_in_two_splits_where_names_do_not(named):
+    """Six people, each before a wall of their own, by twos in train, valid and test, or each in all three."""
+    rng = np.random.default_rng(0)
+    walls = rng.integers(0, 256, (6, 6, 8), dtype=np.uint8)
+
+    def shot(person):
+        big = cv2.resize(walls[person], (80, 60), interpolation=cv2.INTER_CUBIC).astype(int)
+        return np.clip(big + rng.normal(0, 12, big.shape), 0, 255).astype(np.uint8)
+
+    for apart in (True, False):
+        people = [p for p in range(6) for _ in range(6)]
+        splits = [("train", "valid", "test")[p // 2 if apart else i % 3] for i, p in enumerate(people)]
+        samples = [
+            sample(i, "ab"[i % 2], split, f"p{p}" if named and i % 2 else "")
+            for i, (p, split) in enumerate(zip(people, splits, strict=True))
+        ]
+        found = look(samples, split="official", clips=np.stack([shot(p) for p in people])[:, None, :, :, None])
+        probe, said = found["duplicates"]["look_alikes"], warned(found, "look most like a training sample")
+        assert probe["of"] == 12 and probe["confidence"] == (1.0 if named else None)
+        if named and not apart:
+            assert said == []  # the names tell it
+        else:
+            assert bool(said) == (probe["test_in_train"] > 0) == (not apart)
 
 
 @pytest.mark.parametrize(

@@ -104,13 +104,73 @@ def test_flat_dark_and_symmetric_pictures_have_no_mirrored_copies():
     assert counts(found, "near") == (3, 0, 0)  # the symmetric ones are copies of each other
 
 
-def test_a_difference_is_judged_against_the_contrast_of_the_picture():
-    bright, dark = scene(6).astype(int), scene(6).astype(int) // 8
+CHANGES = {
+    "brightened": lambda p: np.clip(p * 1.2, 0, 255),
+    "lighter": lambda p: np.clip(p + 10.0, 0, 255),
+    "gamma": lambda p: 255 * (p / 255) ** 1.4,
+    "contrast": lambda p: (p - 128.0) * 0.7 + 128,
+    "cropped": lambda p: cv2.resize(p[14:-14, 19:-19], p.shape[::-1]),  # a fifth of each side is gone
+    "shifted": lambda p: moved(p, [[1, 0, 10], [0, 1, 7]]),
+    "turned": lambda p: moved(p, cv2.getRotationMatrix2D((96, 72), 4, 1)),
+    "letterboxed": lambda p: np.pad(cv2.resize(p, (144, 108)), ((18, 18), (24, 24))),
+}
+
+
+def moved(picture, how):
+    size = picture.shape[::-1]
+    return cv2.warpAffine(picture, np.float32(how), size, borderMode=cv2.BORDER_REPLICATE)
+
+
+def room(seed, height=144, width=192):
+    """A drawn place with corners and texture, such as a camera sees."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((height, width), 40, np.uint8)
+    for _ in range(60):
+        x, y, w, h = rng.integers(0, (width, height, 40, 40))
+        cv2.rectangle(picture, (int(x), int(y)), (int(x + w), int(y + h)), int(rng.integers(30, 220)), -1)
+    return cv2.GaussianBlur(picture, (3, 3), 0)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_altered_copy_is_found_and_no_other_place_is(change, mirrored):
+    rooms = [room(seed) for seed in range(6)]
+    copy = CHANGES[change](rooms[3][:, ::-1].copy() if mirrored else rooms[3]).astype(np.uint8)
+    found, _ = find([*map(sample, range(6)), sample(6, "test")], clips(*rooms, copy))
+    kinds = {kind: counts(found, kind) for kind in ("exact", "near", "mirrored", "altered")}
+    assert [kind for kind, counted in kinds.items() if any(counted)] in (
+        [["near"], ["altered"]] if not mirrored else [["mirrored"], ["altered"]]
+    )
+    kind = max(kinds, key=lambda kind: kinds[kind])
+    assert kinds[kind] == (0, 2, 1) and sorted(found[kind]["examples"][0]) == ["3.png", "6.png"]
+
+
+def test_a_recording_is_known_by_what_stands_still():
+    """Something moves through a room: no copy, but one recording, which is said where the names do not."""
+    frames = [room(0), room(0)]
+    for frame, at in zip(frames, (20, 110), strict=True):
+        cv2.circle(frame, (at, 70), 24, 255, -1)
+    other = room(1)
+    found, _ = find([sample(0), sample(1, "test"), sample(2)], clips(*frames, other))
+    assert counts(found, "altered") == counts(found, "near") == (0, 0, 0)
+    assert counts(found, "overlapping") == (0, 2, 1)
+    named = [Sample(f"{i}.png", Path(f"{i}.png"), "a", "", split, "film") for i, split in enumerate(("train", "test"))]
+    assert counts(find(named, clips(*frames))[0], "overlapping") == (0, 0, 0)  # its name says it already
+
+
+def test_small_pictures_are_not_asked_for_points():
+    digits = [cv2.resize(room(seed), (28, 28)) for seed in range(3)]
+    found, _ = find([sample(i) for i in range(4)], clips(*digits, np.roll(digits[0], 3, 1)))
+    assert counts(found, "altered") == (0, 0, 0)
+
+
+def test_brightness_and_contrast_do_not_hide_a_copy():
+    bright = scene(6).astype(int)
     found, _ = find(
         [sample(i) for i in range(4)],
-        clips(*(np.clip(p, 0, 255).astype(np.uint8) for p in (bright, bright + 2, dark, dark + 2))),
+        clips(*(np.clip(p, 0, 255).astype(np.uint8) for p in (bright, bright + 10, bright // 4, scene(7)))),
     )
-    assert found["near"]["examples"] == [["0.png", "1.png"]]
+    assert counts(found, "near") == (3, 0, 0)
 
 
 def test_a_thousand_black_frames_are_one_content():

@@ -477,3 +477,20 @@ def test_a_csv_in_an_old_encoding_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "samples.csv").write_bytes("path,label\ngröße.jpg,Yawn".encode("cp1252"))
     with pytest.raises(UserError, match="save it as 'CSV UTF-8'"):
         sources.table(Data(source="csv", root=tmp_path), ("Yawn", "Safe"))
+
+
+def test_roboflow_s_names_are_recording_and_frame_in_every_source(tmp_path: Path) -> None:
+    names = (
+        "gA_1_face_mp4-17_jpg.rf.497446994db1127948.jpg",
+        "gA_1_face_mp4-17_jpg.rf.2ad82d4.jpg",
+    )  # twice: augmented
+    for label, name in zip(("Safe", "Yawn"), names, strict=True):
+        jpeg(tmp_path / label / name)
+    jpeg(tmp_path / "Yawn/photo_17_jpg.rf.12.jpg")  # a numbering, not a film
+    found = sources.folders(Data(source="folders", root=tmp_path), ("Safe", "Yawn"))
+    known = ("gA_1_face_mp4", 17.0)
+    assert [(s.sequence, s.time) for s in found.samples] == [known, known, ("", 0.0)]
+    rows = [f"Safe/{names[0]},Safe,", f"Yawn/{names[1]},Yawn,mine", "Yawn/photo_17_jpg.rf.12.jpg,Yawn,"]
+    (tmp_path / "samples.csv").write_text("\n".join(["path,label,sequence", *rows]))
+    found = sources.table(Data(source="csv", root=tmp_path), ("Safe", "Yawn"))
+    assert [(s.sequence, s.time) for s in found.samples] == [known, ("mine", 0.0), ("", 0.0)]
