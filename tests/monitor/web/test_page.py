@@ -103,6 +103,30 @@ def gray(page: Any, camera: str) -> int:
     )  # fmt: skip
 
 
+def test_a_face_has_gauges_with_the_drivers_usual_and_its_points_on_request(chromium: Any, street: Street) -> None:
+    face = {
+        "eyes": 0.12, "mouth": 0.05, "yaw": -30.0, "pitch": 0.0, "shut": 0.9, "learnt": 0.4,
+        "usual": {"eyes": 0.27, "mouth": 0.05, "yaw": 0.0, "pitch": -9.0},
+    }  # fmt: skip
+    live(street, "cab", face=face)
+    with Page(chromium, street) as page:
+        cab = card(page, "cab")
+        cab.get_by_text("Learning this driver: 40").wait_for()
+        eyes, head = (cab.get_by_role("meter", name=name, exact=True) for name in ("Eyes", "Head"))
+        assert (eyes.get_attribute("aria-valuetext"), head.get_attribute("aria-valuetext")) == (
+            "0.12, usually 0.27", "-30°, usually 0°",
+        )  # fmt: skip
+        assert head.locator(".fill").get_attribute("style") == "width: 25%;"
+        assert head.locator(".mark").get_attribute("style") == "left: 50%;"
+        assert card(page, "yard").get_by_text("Eyes", exact=True).count() == 0, "where no face is read"
+        cab.get_by_role("button", name="Points").click()
+        until(lambda: street.board.pointed("cab") and not street.board.pointed("yard"))
+        cab.get_by_role("button", name="Points").click()
+        until(lambda: not street.board.pointed("cab") and street.board.viewers("cab") == 1)
+        live(street, "cab", face=face | {"eyes": None, "mouth": None, "yaw": None, "shut": None})
+        cab.get_by_text("No face").wait_for()
+
+
 def test_live_pictures_bars_and_gauge(chromium: Any, street: Street) -> None:
     with Page(chromium, street) as page:
         until(lambda: street.board.viewers("cab") == street.board.viewers("yard") == 1)
