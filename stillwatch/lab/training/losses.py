@@ -62,7 +62,8 @@ def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module
 class CrossEntropy(nn.Module):
     """Cross-entropy with labels y: (B,) int64, or (B,K) from mixup.
 
-    class_weights: "balanced" (N / (K·n_c)) or K numbers; weighted mean as in torch.nn.CrossEntropyLoss. smoothing ε:
+    class_weights: "balanced" (N / (K·n_c)) or K numbers; a weighted mean, divided by the sum of weights as
+    torch.nn.CrossEntropyLoss does for hard labels (for soft ones it divides by B, so mixup weighs as here). smoothing ε:
     (1-ε)·y + ε/K (Szegedy et al. 2016, §7). focal γ: (1-p)^γ before each -log p (Lin et al. 2017, arXiv 1708.02002, eq.
     4). Sigmoid head: binary cross-entropy summed over the classes, each sample weighted by its label.
     """
@@ -186,7 +187,8 @@ class Decoupled(nn.Module):
 class Relational(nn.Module):
     """DIST (Huang et al. 2022, arXiv 2205.10536): (beta·inter + gamma·intra)·T², each 1 - Pearson's correlation.
 
-    inter: over a sample's classes. intra: over a class's samples in the batch; skipped for a batch of one.
+    inter: over a sample's classes. intra: over a class's samples in the batch; skipped for a batch of one. Each length
+    is at least 1e-8; the authors add 1e-8 to the product of two, so theirs differs by up to a tenth at large logits.
     """
 
     needs_teacher = True
@@ -263,7 +265,8 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928, eq. 2).
 
-    An attention map is the channel mean of squared activations, scaled to unit length; the loss is the squared
+    An attention map is the channel mean of squared activations, scaled to unit length. Of unequal sizes the larger map
+    is pooled after squaring (other implementations pool activations first). The loss is the squared
     distance, averaged over batch and stages (the authors' code also averages over positions and uses a weight of 1000).
     stages: the strides. warmup: as for Feature.
     """

@@ -20,6 +20,7 @@ from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, 
 from stillwatch.lab.training.runs import (
     RunOptions,
     check_teacher,
+    check_weights,
     create_or_resume,
     load_net,
     newest_teacher,
@@ -98,6 +99,7 @@ def _train_run(
     # ---- data (one process decodes, the others find it done) and losses
     with accelerator.main_process_first():
         data = load_dataset(seen, progress)
+    check_weights(spec, data)
     if teacher:
         check_teacher(teacher, data)
     step = build_step(net, data, teacher_net, specs)

@@ -21,7 +21,7 @@ from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.media.decode import VIDEOS
-from stillwatch.recipe import Recipe
+from stillwatch.recipe import Net, Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run, runs
 
 if TYPE_CHECKING:
@@ -229,14 +229,38 @@ def check_teacher(teacher: Run, data: "Dataset") -> None:
     """Raises UserError for a teacher that learnt nothing or has seen the student's test samples."""
     if nothing := teacher.info.learnt_nothing:
         raise UserError(f"{teacher.path}: refused as a teacher: {nothing}. Teach it longer, or with another fit.lr")
-    seen = set(map(_file, trained_on(teacher)))
+    _unseen(teacher, data, f"{teacher.path}: refused as a teacher: it was")
+
+
+def check_weights(net: Net, data: "Dataset") -> None:
+    """Raises UserError where net.weights, or what those began with, learnt from people or pictures held back here."""
+    place = Path(net.weights)
+    home = place if place.is_dir() else place.parent
+    for _ in range(9):  # a chain is short; a ring would have no end
+        if not (home / "run.json").is_file():
+            return
+        run = Run.open(home)
+        _unseen(run, data, f"net.weights = {net.weights!r}: refused: {run.path.name} was")
+        side = run.recipe.teacher if run.info.kind == "teacher" else run.recipe.student
+        home = Path(side.net.weights)
+        home = home if home.is_dir() else home.parent
+
+
+def _unseen(run: Run, data: "Dataset", what: str) -> None:
+    """Raises UserError where the run learnt from pictures of valid or test, or from people of a grouped test."""
+    learnt, mine, theirs = trained_on(run), data.recipe.data, run.recipe.data
+    seen = {_file(path) for path, _ in learnt}
     held = [_file(data.samples[row].id) for split in ("valid", "test") for row in data.rows[split]]
-    leaked = sum(name in seen for name in held)
-    if leaked:
-        raise UserError(
-            f"{teacher.path}: refused as a teacher: it was trained on {leaked} of the {len(held)} pictures that this "
-            "split holds back; teach one on the same data.split, data.fold and data.seed"
-        )
+    way = "take one of the same data.split, data.fold and data.seed"
+    if leaked := sum(name in seen for name in held):
+        raise UserError(f"{what} trained on {leaked} of the {len(held)} pictures that this split holds back; {way}")
+    if mine.split == "grouped" and (mine.source, mine.group) == (theirs.source, theirs.group):
+        tested = {data.samples[row].group for row in data.rows["test"]} - {""}
+        if people := sorted(tested & {group for _, group in learnt}):
+            named = ", ".join(people[:3]) + (", ..." if len(people) > 3 else "")
+            raise UserError(
+                f"{what} trained on {len(people)} of the {len(tested)} groups of this test ({named}); {way}"
+            )
 
 
 def _file(id: str) -> str:
@@ -245,6 +269,7 @@ def _file(id: str) -> str:
     return file if file.lower().endswith(VIDEOS) else id
 
 
-def trained_on(run: Run) -> list[str]:
+def trained_on(run: Run) -> list[tuple[str, str]]:
+    """(path, group) of its training samples."""
     with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
-        return [row["path"] for row in csv.DictReader(file) if row["split"] == "train"]
+        return [(row["path"], row["group"]) for row in csv.DictReader(file) if row["split"] == "train"]

@@ -67,6 +67,7 @@ def tune(
     data = load_dataset(recipe.seen_by(recipe.tune.side), progress)
     if teacher:
         runs.check_teacher(teacher, data)
+    runs.check_weights(getattr(recipe, recipe.tune.side).net, data)
     for place, trial, net in checked:
         with placed(place):
             pipeline.build_step(net, data, teacher_net, pipeline.specs_of(side_of(trial)[1], taught))

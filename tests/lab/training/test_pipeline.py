@@ -186,6 +186,32 @@ def test_a_teacher_that_saw_the_test_is_refused(tmp_path: Path) -> None:
         pipeline.distil(recipe(teacher__init=str(alone.path)), root=tmp_path)
 
 
+def test_weights_that_saw_the_test_are_refused(tmp_path: Path) -> None:
+    """Also where the run that is named began with such weights, and where the people are seen in other pictures."""
+    told = "trained on 1?\\d of the 32 pictures that this split holds back"
+    first = pipeline.teach(recipe(data__fold=1), tmp_path)
+    with pytest.raises(UserError, match=rf"net.weights = .*refused: toy-teacher-001 was {told}"):
+        pipeline.teach(recipe(teacher__net__weights=str(first.path)), tmp_path)
+    with pytest.raises(UserError, match=told):
+        pipeline.teach(recipe(teacher__net__weights=str(first.path / "best.pt")), tmp_path)
+    mine = pipeline.teach(recipe(), tmp_path)
+    again = pipeline.teach(recipe(teacher__net__weights=str(mine.path), fit__seed=1), tmp_path)
+    assert again.info.status == "done"
+    recipe_of = mine.info.recipe
+    side = recipe_of["teacher"] | {"net": recipe_of["teacher"]["net"] | {"weights": str(first.path)}}
+    mine.note(recipe=recipe_of | {"teacher": side})
+    with pytest.raises(UserError, match="refused: toy-teacher-001"):
+        pipeline.teach(recipe(teacher__net__weights=str(mine.path), fit__seed=2), tmp_path)
+    mine.note(recipe=recipe_of)
+    with (mine.path / "split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    tested = sorted({row["group"] for row in rows if row["split"] == "test"})
+    more = [{"path": "else.jpg", "label": "Yawn", "group": tested[0], "split": "train"}]
+    mine.save_csv("split.csv", rows[0], [row.values() for row in rows + more])
+    with pytest.raises(UserError, match=rf"was trained on 1 of the 2 groups of this test, such as {tested[0]}"):
+        pipeline.teach(recipe(teacher__net__weights=str(mine.path), fit__seed=3), tmp_path)
+
+
 def test_a_failed_run_says_so_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pipeline.teach(recipe(), tmp_path / "whole")
 
