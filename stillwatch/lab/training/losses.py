@@ -62,10 +62,10 @@ def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module
 class CrossEntropy(nn.Module):
     """Cross-entropy with labels y: (B,) int64, or (B,K) from mixup.
 
-    class_weights: "balanced" (N / (K·n_c)) or K numbers; a weighted mean, divided by the sum of weights as
-    torch.nn.CrossEntropyLoss does for hard labels (for soft ones it divides by B, so mixup weighs as here). smoothing ε:
-    (1-ε)·y + ε/K (Szegedy et al. 2016, §7). focal γ: (1-p)^γ before each -log p (Lin et al. 2017, arXiv 1708.02002, eq.
-    4). Sigmoid head: binary cross-entropy summed over the classes, each sample weighted by its label.
+    class_weights: "balanced" (N / (K·n_c)) or K numbers; the sum is divided by the weights', of soft labels too, where
+    torch.nn.CrossEntropyLoss divides by B. smoothing ε: (1-ε)·y + ε/K (Szegedy et al. 2016, §7). focal γ: (1-p)^γ
+    before each -log p (Lin et al. 2017, arXiv 1708.02002, eq. 4). Sigmoid head: binary cross-entropy summed over the
+    classes, each sample weighted by its label.
     """
 
     needs_teacher = False

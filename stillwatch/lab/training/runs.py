@@ -257,10 +257,8 @@ def _unseen(run: Run, data: "Dataset", what: str) -> None:
     if mine.split == "grouped" and (mine.source, mine.group) == (theirs.source, theirs.group):
         tested = {data.samples[row].group for row in data.rows["test"]} - {""}
         if people := sorted(tested & {group for _, group in learnt}):
-            named = ", ".join(people[:3]) + (", ..." if len(people) > 3 else "")
-            raise UserError(
-                f"{what} trained on {len(people)} of the {len(tested)} groups of this test ({named}); {way}"
-            )
+            named = f"{len(people)} of the {len(tested)} groups of this test, such as {people[0]}"
+            raise UserError(f"{what} trained on {named}; {way}")
 
 
 def _file(id: str) -> str:
