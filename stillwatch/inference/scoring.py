@@ -27,19 +27,21 @@ from numpy.typing import NDArray
 from stillwatch import bundle as bundles
 from stillwatch.atomic import atomic, locked
 from stillwatch.errors import UserError
-from stillwatch.inference import runtimes, table
+from stillwatch.inference import face_reader, runtimes, table
 from stillwatch.inference.detector import Detector, look_ticks
 from stillwatch.inference.detector import rate as trained_rate
 from stillwatch.inference.timing import cores
-from stillwatch.media import decode
+from stillwatch.media import decode, weights
 from stillwatch.media import image as pixels
+from stillwatch.media.points import Signals
 from stillwatch.run import NO_PROGRESS, Progress
 
-FORMAT = 1  # of the shards; raised whenever the same file would give other rows
+FORMAT = 2  # of the shards; raised whenever the same file would give other rows
 BATCH = 16  # pictures through the net at once
 SHARD = 512  # pictures, or as much work in films, in a shard at most: what a kill can cost a worker
 SHARD_NAME = re.compile(r"[0-9a-f]{32}\.npz")
 HEAVY = 64 << 10  # bytes of a film that count as one picture
+NOBODY = (np.nan,) * len(Signals._fields)
 BEAT = 0.2  # s between two looks at how far the workers are
 
 
@@ -63,6 +65,7 @@ class Task(NamedTuple):
     rate: float | None
     key: str
     ticks: tuple[int, ...] = (0,)  # a look's moments, in frames of `rate` before the newest
+    faces: bool = False
 
 
 def score(
@@ -76,8 +79,9 @@ def score(
     """Write one row a picture or frame under `folder` to `out`, .parquet or .csv.
 
     Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. For a net of
-    clips a row is a window of T frames and time_s its start. rate: frames a second; None: the training rate of a net of
-    clips, else all. workers: processes of one thread; None: one a core.
+    clips a row is a window of T frames and time_s its start. Where the bundle's rule says faces = "yes", its newest
+    frame's face follows: face_left_eye, … rate: frames a second; None: the training rate of a net of clips, else all.
+    workers: processes of one thread; None: one a core.
 
     Unreadable files are rows of `<out>.errors.csv`. The same command resumes from the shards in `<out>.parts`, and
     scores what is new, changed, or for another bundle or rate.
@@ -188,6 +192,9 @@ def _kinds(clips: bool) -> tuple[str, ...]:
 def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress) -> Task:
     """Keeps the earlier file and runtime for the same bundle and rate."""
     about = made.manifest.input
+    if made.manifest.rule.get("faces") == "yes":
+        for name in weights.WEIGHTS:
+            weights.find(name)
     told = json.dumps([FORMAT, made.manifest.model_dump(mode="json"), rate], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()
     place = parts / "index.json"
@@ -205,7 +212,7 @@ def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, p
         choice = Detector(made, threads=1, batch=BATCH).choice
     task = Task(
         str(folder), str(parts), str(made.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key,
-        look_ticks(about),
+        look_ticks(about), made.manifest.rule.get("faces") == "yes",
     )  # fmt: skip
     with atomic(place) as draft:
         draft.write_text(json.dumps({"key": key, "file": choice["file"], "runtime": choice["runtime"]}) + "\n", "utf-8")
@@ -334,12 +341,14 @@ def score_shard(
     far: Any = None,
     parent: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K).
+    """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K), face (n,7 or 0).
 
     Also bad (m,), which of its files, and reason (m,). far: files done.
     """
     batch = Batch(look, task.shape)
+    faces = Faces() if task.faces else None
     rows: list[tuple[int, int, float]] = []
+    said: list[tuple[float, ...]] = []  # of each row's face
     bad: list[tuple[int, str]] = []
     for number, file in enumerate(shard):
         if far is not None:
@@ -347,7 +356,7 @@ def score_shard(
         if file.path in (avoid or {}):
             bad.append((number, (avoid or {})[file.path]))
             continue
-        for frame, second, value in frames(task, file.path):
+        for frame, second, value in frames(task, file.path, faces):
             if parent is not None and os.getppid() != parent:  # killed: nobody waits for this any more
                 raise SystemExit
             if isinstance(value, str):
@@ -355,12 +364,37 @@ def score_shard(
             else:
                 rows.append((number, frame, second))
                 batch.add(value)
+                if faces:
+                    said.append(faces.of(value[-1]))
     numbers, shown, times = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+    face = np.array(said, np.float32).reshape(len(rows), len(NOBODY) if faces else 0)
     reasons = np.array([why for _, why in bad], str) if bad else np.array([], "U1")
     return {
         "which": np.array(numbers, np.int64), "frame": np.array(shown, np.int64), "time": np.array(times, np.float64),
-        "p": batch.end(), "bad": np.array([number for number, _ in bad], np.int64), "reason": reasons,
+        "p": batch.end(), "face": face, "bad": np.array([number for number, _ in bad], np.int64), "reason": reasons,
     }  # fmt: skip
+
+
+class Faces:
+    """The face of each picture, read before it is shrunk."""
+
+    def __init__(self) -> None:
+        self._read, self._at = face_reader.FaceReader(), 0.0
+        self._said: dict[int, tuple[float, ...]] = {}  # by the shrunk picture's id
+
+    def note(self, image: decode.Picture, small: decode.Picture) -> decode.Picture:
+        self._at += 2 * face_reader.RETRY  # so a face that was lost is sought in the next picture
+        face = self._read(image, self._at)
+        self._said[id(small)] = NOBODY if face is None else face.signals
+        return small
+
+    def of(self, small: decode.Picture) -> tuple[float, ...]:
+        return self._said.pop(id(small), NOBODY)
+
+    def another(self) -> None:
+        """The next picture is of another file."""
+        self._at += face_reader.AGAIN
+        self._said.clear()
 
 
 class Batch:
@@ -392,13 +426,19 @@ class Batch:
         self._n = 0
 
 
-def frames(task: Task, name: str) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
+def frames(
+    task: Task, name: str, faces: Faces | None = None
+) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
     """For each sample: (first frame, its second, T pictures of the net's size or why not)."""
     path = Path(task.root) / name
     height, width, channels = task.shape[-3:]
 
     def fit(image: decode.Picture) -> decode.Picture:
-        return pixels.fit(image, (height, width), task.how, channels)  # type: ignore[arg-type]
+        small: decode.Picture = pixels.fit(image, (height, width), task.how, channels)  # type: ignore[arg-type]
+        return faces.note(image, small) if faces else small
+
+    if faces:
+        faces.another()
 
     if path.suffix.lower() in decode.PICTURES:
         image = decode.read_picture(path)
@@ -435,14 +475,16 @@ def _write(
     out: Path, task: Task, shards: Sequence[Sequence[File]], labels: Sequence[str], odd: Sequence[tuple[str, str]]
 ) -> tuple[int, list[dict[str, str]]]:
     rows, errors = 0, [*odd]
-    with atomic(out) as draft, table.table(draft, out.suffix, labels) as add:
+    more = [f"face_{name}" for name in Signals._fields] if task.faces else []
+    with atomic(out) as draft, table.table(draft, out.suffix, labels, more) as add:
         for shard in shards:
             with _place(task, shard).open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
                 part = dict(arrays)
             errors += [(shard[n].path, str(why)) for n, why in zip(part["bad"], part["reason"], strict=True)]
             rows += len(part["which"])
             if len(part["which"]):
-                add([_written(shard[n].path) for n in part["which"]], part["time"], part["frame"], part["p"])
+                wide = np.concatenate([part["p"], part["face"]], axis=1)
+                add([_written(shard[n].path) for n in part["which"]], part["time"], part["frame"], wide)
     beside = out.with_name(f"{out.name}.errors.csv")
     errors.sort()
     if errors:

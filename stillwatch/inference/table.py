@@ -13,13 +13,13 @@ from stillwatch.errors import UserError
 
 ENDINGS = (".parquet", ".csv")
 
-# add(paths, seconds, frame numbers (-1: a picture), p (n,K))
+# add(paths, seconds, frame numbers (-1: a picture), p and what follows it (n,K+M); NaN: there is none)
 Add: TypeAlias = Callable[[list[str], NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]], None]
 
 
-def table(path: Path, ending: str, labels: Sequence[str]) -> AbstractContextManager[Add]:
-    """ending: ".parquet" or ".csv"."""
-    return _as_parquet(path, labels) if ending == ".parquet" else _as_csv(path, labels)
+def table(path: Path, ending: str, labels: Sequence[str], more: Sequence[str] = ()) -> AbstractContextManager[Add]:
+    """ending: ".parquet" or ".csv". more: M columns beside the probabilities."""
+    return (_as_parquet if ending == ".parquet" else _as_csv)(path, labels, more)
 
 
 def check(path: Path) -> None:
@@ -31,33 +31,33 @@ def check(path: Path) -> None:
 
 
 @contextmanager
-def _as_csv(draft: Path, labels: Sequence[str]) -> Iterator[Add]:
+def _as_csv(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iterator[Add]:
     """float32 in the fewest digits that give the same number."""
     with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels)])
+        table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels), *more])
 
         def add(paths: list[str], times: NDArray[Any], shown: NDArray[Any], p: NDArray[np.float32]) -> None:
-            best = [labels[k] for k in p.argmax(1)]
+            best = [labels[k] for k in p[:, : len(labels)].argmax(1)]
             for row, (path, time, frame) in enumerate(zip(paths, times.round(4).tolist(), shown.tolist(), strict=True)):
                 where = ("", "") if frame < 0 else (time, frame)
-                table.writerow([path, *where, best[row], *map(str, p[row])])
+                table.writerow([path, *where, best[row], *("" if np.isnan(x) else str(x) for x in p[row])])
 
         yield add
 
 
 @contextmanager
-def _as_parquet(draft: Path, labels: Sequence[str]) -> Iterator[Add]:
+def _as_parquet(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iterator[Add]:
     pa, parquet = _parquet()
     names = pa.schema(
         [("path", pa.string()), ("time_s", pa.float64()), ("frame", pa.int64()), ("label", pa.string())]
-        + [(f"p_{label}", pa.float32()) for label in labels]
+        + [(name, pa.float32()) for name in (*(f"p_{label}" for label in labels), *more)]
     )
     with parquet.ParquetWriter(draft, names, compression="zstd") as table:
 
         def add(paths: list[str], times: NDArray[Any], shown: NDArray[Any], p: NDArray[np.float32]) -> None:
             still = shown < 0
-            best = [labels[k] for k in p.argmax(1)]
+            best = [labels[k] for k in p[:, : len(labels)].argmax(1)]
             names_ = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
             columns = [names_, pa.array(times.round(4), mask=still), pa.array(shown, mask=still), best, *p.T]
             table.write_table(pa.table([pa.array(column) for column in columns], schema=names))

@@ -19,11 +19,13 @@ from toys import jpeg, video
 from benchmarks import score as bench
 from stillwatch.bundle import Bundle
 from stillwatch.errors import UserError
-from stillwatch.inference import scoring
+from stillwatch.inference import scoring, table
 from stillwatch.inference.scoring import File, Task, cut, gather, score, score_shard
 from stillwatch.lab.data.reader import decode
 from stillwatch.lab.data.sources import folders, videos
 from stillwatch.media import decode as files
+from stillwatch.media import weights
+from stillwatch.media.points import COUNT, Face, face
 from stillwatch.recipe import Data
 from stillwatch.run import Progress
 
@@ -413,3 +415,47 @@ def test_any_name_is_a_name(tmp_path: Path, kind: str) -> None:
     assert done["rows"] == score(made.path, root, tmp_path / "again.csv", 1)["rows"]
     assert "Safe/leer\\udcff.jpg" in [row["path"] for row in done["errors"]]
     assert "Safe/gr\\udcfc\\udcdfe.jpg" in (tmp_path / "again.csv").read_text()
+
+
+def test_faces_are_read_before_pictures_shrink_where_the_bundle_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def read(image: np.ndarray, seconds: float) -> Face | None:
+        seen.append(image.shape)
+        at = np.random.default_rng(len(seen)).uniform(0, 20, (COUNT, 3)).astype(np.float32)
+        return face(at, 0.9) if len(seen) % 2 else None
+
+    monkeypatch.setattr(scoring.face_reader, "FaceReader", lambda: read)
+    it, root = bundle_of(tmp_path), archive(tmp_path / "archive", 4)
+    found, _ = gather(root)
+    task = task_of(it, root)._replace(
+        faces=True, shape=(12, 16, 3), model=str(onnx_net(tmp_path / "s.onnx", (12, 16, 3)))
+    )
+    look = scoring.runtimes.open(Path(task.model), "onnxruntime", task.shape, 1, scoring.BATCH)
+    arrays = score_shard(task, tuple(found), look)
+    assert set(seen) == {(24, 32, 3), (48, 64, 3)}, "native pictures and a film's frames"
+    assert arrays["face"].shape == (len(arrays["p"]), 7) and len(seen) == len(arrays["p"])
+    assert np.isnan(arrays["face"]).all(1).tolist() == [n % 2 == 1 for n in range(len(seen))]
+    assert arrays["face"][0, 6] == np.float32(0.9)
+    assert score_shard(task._replace(faces=False), tuple(found), look)["face"].shape == (len(seen), 0)
+
+
+def test_a_table_has_a_column_for_each_signal_and_leaves_it_empty_without_a_face(tmp_path: Path) -> None:
+    with table.table(tmp_path / "t.csv", ".csv", ("a", "b"), ("face_yaw",)) as add:
+        p = np.array([[0.25, 0.75, 9.0], [0.5, 0.25, np.nan]], np.float32)
+        add(["x.jpg", "y.jpg"], np.zeros(2), np.array([-1, 3]), p)
+    rows = rows_of(tmp_path / "t.csv")
+    assert [(row["label"], row["p_b"], row["face_yaw"]) for row in rows] == [("b", "0.75", "9.0"), ("a", "0.25", "")]
+
+
+def test_a_bundle_that_asks_for_faces_names_the_weights_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "WEIGHTS", {name: one._replace(url="") for name, one in weights.WEIGHTS.items()})
+    it = bundle_of(tmp_path)
+    raw = json.loads((it.path / "bundle.json").read_text())
+    (it.path / "bundle.json").write_text(json.dumps(raw | {"rule": {"profile": "driver", "faces": "yes"}}))
+    with pytest.raises(UserError, match=r"yunet_n_320_320[.]onnx .* is needed"):
+        score(it.path, archive(tmp_path / "archive"), tmp_path / "s.csv", 1)
