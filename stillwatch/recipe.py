@@ -38,6 +38,7 @@ class Data(Strict):
     look: tuple[float, ...] | None = None  # seconds back of a sample's T frames, such as [0.0, 0.2, 0.6]
     windows: int = Field(4, ge=1)  # looks a clip, evenly spread
     max_bad: float = Field(0.05, ge=0, le=1)  # above this share of bad files the command stops
+    faces: bool = False  # read every sample's face once, at native size; the audit counts them
     negatives: Path | None = None  # <label>/<camera>/*.jpg that the page filed as false alarms: training only
 
     @model_validator(mode="after")

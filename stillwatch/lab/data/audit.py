@@ -73,6 +73,15 @@ class NoPixels(Record):
     median_gap: float | None  # in the units of Sample.time; None where there is none
 
 
+class Faces(Record):
+    """Of samples whose face was sought, data.faces. Shares from 0 to 1."""
+
+    samples: int
+    found: int
+    by_label: dict[str, float]
+    by_group: dict[str, float]
+
+
 class AuditReport(Record):
     """audit.json."""
 
@@ -87,6 +96,7 @@ class AuditReport(Record):
     majority: Majority | None
     no_pixels: NoPixels | None
     no_pixels_reason: str | None
+    faces: Faces | None = None
     warnings: list[str]  # the worst first
 
 
@@ -137,6 +147,17 @@ def audit(
 
 
 # ---- counts and baselines
+
+
+def count_faces(found: NDArray[np.bool_], samples: Sequence[Sample]) -> Faces:
+    """found: (N,), whether each sample has a face."""
+
+    def shares(names: list[str]) -> dict[str, float]:
+        chosen = np.array(names)
+        return {str(name): float(found[chosen == name].mean()) for name in np.unique(chosen)}
+
+    by_label, by_group = shares([s.label for s in samples]), shares([s.group or "unknown" for s in samples])
+    return Faces(samples=len(found), found=int(found.sum()), by_label=by_label, by_group=by_group)
 
 
 def _groups(samples: Sequence[Sample], labels: Sequence[str]) -> Groups:
@@ -375,6 +396,9 @@ def summary(report: AuditReport) -> str:
         name = f"nearest training frame in time ({_percent(baseline.covered)} have one{gap})"
         table.append([name, _percent(baseline.accuracy), f"{baseline.macro_f1:.3f}"])
     lines += _table(table)
+    if faces := report.faces:
+        shares = [[name, _percent(share)] for name, share in (*faces.by_label.items(), *faces.by_group.items())]
+        lines += _table([[f"faces found ({faces.found:,} of {faces.samples:,})", "share"], *shares])
     if report.no_pixels_reason:
         lines.append(f"(no figure for the nearest training frame: {report.no_pixels_reason})")
     if skipped.count:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stillwatch import predictions
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.audit import AuditReport, audit
+from stillwatch.lab.data.audit import AuditReport, audit, count_faces
 from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
@@ -169,6 +169,11 @@ def write_audit(run: Run, data: "Dataset") -> None:
     rows = [(s.id, s.label, s.group, s.split) for s in data.samples]
     run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
     report = cached_audit(data.store, data.samples, data.recipe.labels, data.recipe.data.split)
+    if data.recipe.data.faces:
+        from stillwatch.lab import faces  # and with it a runtime, only where it is asked for
+
+        found = faces.faces(data.samples, data.store.key).found
+        report = report.model_copy(update={"faces": count_faces(found, data.samples)})
     run.save_json("audit.json", report.model_dump())
     valid = data.y[data.rows["valid"]]
     most = int(np.bincount(valid).argmax())
