@@ -277,7 +277,7 @@ class CaptureProcess:
         clock = PlaybackClock(1.0 if bursts else 0.0, longest=self.config.stall)
         to_rgb, started = ToRgb(), False
         # Errors before the first keyframe are normal
-        whole = WholeFrames(lambda words: self._spoilt(words) if started else None)
+        whole = WholeFrames(lambda words: self._spoilt(words) if started or intra else None)
         arrivals: dict[int | None, float] = {}
         good = time.monotonic()
         for packet in source.packets(container, self.config.stall):

@@ -189,8 +189,8 @@ async def stream(request: Request, hub: Hub) -> Response:
 @router.get("/api/v1/events")
 def events(
     hub: Hub,
-    since: Annotated[float | None, Query(description="Seconds since 1970")] = None,
-    until: Annotated[float | None, Query(description="Seconds since 1970")] = None,
+    since: Annotated[float | None, Query(allow_inf_nan=False, description="Seconds since 1970")] = None,
+    until: Annotated[float | None, Query(allow_inf_nan=False, description="Seconds since 1970")] = None,
     camera: str | None = None,
     kind: str | None = None,
     level: Annotated[Level | None, Query(description="This one, and above")] = None,

@@ -139,7 +139,7 @@ async def messages(hub: StreamHub, last: str | None) -> AsyncGenerator[bytes, No
     start = format(int(1000 * hub.board.started), "x")
     newest, _ = hub.board.messages(0)
     known, _, number = (last or "").partition("-")
-    after = int(number) if known == start and number.isdecimal() else -1
+    after = int(number) if known == start and number.isdecimal() and len(number) < 16 else -1
     yield b"retry: 1000\n\n"
     if not newest - MESSAGES <= after <= newest or after < 0:
         after = newest

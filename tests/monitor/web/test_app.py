@@ -122,6 +122,7 @@ def test_events_are_listed_filtered_and_turned_over(street: Street) -> None:
     assert len(street.json("/api/v1/events?camera=cab")["events"]) == 5
     assert street.json("/api/v1/events/cab-s-1")["words"] == "a phone in the hand"
     assert street.error("/api/v1/events/nobody") == (404, "there is no event 'nobody'")
+    assert street.error("/api/v1/events?since=nan")[0] == 422
     status, words = street.error("/api/v1/events?limit=0")
     assert status == 422
     assert words.startswith("limit: ")

@@ -97,7 +97,7 @@ def test_messages_arrive_and_are_resumed_where_they_were_left(street: Street) ->
         assert read_message(listener, "camera")[1] == {"camera": "cab", "state": "live"}
 
 
-@pytest.mark.parametrize("last", ["0-3", "nonsense", "-", "{start}-999", "{start}-x"])
+@pytest.mark.parametrize("last", ["0-3", "nonsense", "-", "{start}-999", "{start}-x", "{start}-" + "9" * 5000])
 def test_who_cannot_be_resumed_is_told_so(street: Street, last: str) -> None:
     street.board.publish("event", id="before")
     start = format(int(1000 * street.board.started), "x")
