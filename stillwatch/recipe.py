@@ -12,7 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stillwatch.errors import UserError, explain, nearest
 
 Spec: TypeAlias = str | dict[str, Any]  # what registry.build takes
-WITHOUT_WEIGHTS = ("smallcnn", "mnist-cnn", "mnist-small", "yolo-cls-n")  # nets of NETS that have none of ImageNet
+WITHOUT_WEIGHTS = (
+    "smallcnn",
+    "mnist-cnn",
+    "mnist-small",
+    "yolo-cls-n",
+    "r2plus1d-small",
+)  # nets of NETS that have none of ImageNet
 SHIPPED = Path(__file__).parent / "recipes"
 SEEN = ("size", "look", "windows", "frames", "rate", "fit", "gray")  # keys of [teacher.data]
 
@@ -125,7 +131,7 @@ class Fit(Strict):
 
 class Side(Strict):
     net: Net
-    init: Path | None = None  # teacher: a run to take as it is
+    init: Path | tuple[Path, ...] | None = None  # teacher: a run to take as it is, or several that `teach` combines
     data: dict[str, Any] = {}  # teacher: keys of [data] that differ for it: size, look, windows, frames, fit, gray
     fit: dict[str, Any] = {}  # keys of [fit] that differ for this side
 

@@ -79,6 +79,8 @@ class RunInfo(BaseModel):
     keep: Figures = {}
     widths: dict[str, dict[str, int]] = {}
     narrow: str | None = None
+    members: list[str] = []  # of a teacher that is several nets: their runs, in the same folder
+    disagreement: float | None = None  # share of validation samples that its members do not all name alike
     target: float | None = None
     planned: int | None = None
     width: float | None = None

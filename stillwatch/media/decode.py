@@ -233,14 +233,13 @@ def looks(times: Sequence[float], look: Sequence[float], count: int) -> list[Win
     """
     seconds = np.asarray(times)
     moments, longest = np.sort(np.asarray(look))[::-1], max(look)
-    usual = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
-    near = 0.6 * max(usual, min(np.diff(np.sort(look)), default=0.0))  # what counts as that moment's frame
+    near = 0.6 * float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0  # what counts as that moment's frame
     if longest > seconds[-1] + near:
         return f"{seconds[-1]:.2g} s of film: too short for a look of {longest:g} s"
     ends = np.linspace(longest, seconds[-1], count) if count > 1 else [(longest + seconds[-1]) / 2]
     middles, found = (seconds[1:] + seconds[:-1]) / 2, dict[Window, None]()
     for end in ends:
-        wanted = end - moments
+        wanted = seconds[np.searchsorted(middles, end - 1e-6)] - moments
         window = np.searchsorted(middles, wanted - 1e-6)
         if np.abs(seconds[window] - wanted).max() <= near and len(set(window.tolist())) == len(look):
             found[tuple(window.tolist())] = None

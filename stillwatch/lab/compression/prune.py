@@ -70,7 +70,7 @@ def _prune_steps(
 ) -> Run:
     recipe, teacher = parent.recipe, runs.teacher_of(parent)
     plan, size = recipe.fit_in("prune"), (recipe.data.hw, recipe.data.channels)
-    accelerator, teacher_net = pipeline.device(plan), runs.load_net(teacher) if teacher else None
+    accelerator, teacher_net = pipeline.device(plan), runs.load_teacher(teacher) if teacher else None
     before, widths = classifier.cost(net, *size), layer_widths(net)
     name = teacher.path.name if teacher else None
     run = runs.create_or_resume(recipe, "pruned", parent, data, accelerator, options, teacher=name)
@@ -119,7 +119,7 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
     net = classifier.build_side(recipe, "student")
     width = multiply(net, data, target, recipe.prune.round_to)
     options.progress.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
-    teacher_net = runs.load_net(teacher) if teacher else None
+    teacher_net = runs.load_teacher(teacher) if teacher else None
     step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
     run = runs.create_or_resume(recipe, "narrow", teacher, data, accelerator, options, **about, width=width)
     with runs.recording_failure(run, accelerator):

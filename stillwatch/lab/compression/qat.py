@@ -16,6 +16,7 @@ from stillwatch.errors import UserError
 from stillwatch.lab.compression.ptq import QuantConfig
 from stillwatch.lab.data.dataset import Dataset
 from stillwatch.lab.models.classifier import Classifier
+from stillwatch.lab.models.ensemble import Teacher
 from stillwatch.lab.training import pipeline
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run
@@ -28,7 +29,7 @@ Hooks: TypeAlias = list[tuple[Layer, RemovableHandle]]
 
 def learn(
     net: Classifier,
-    teacher: Classifier | None,
+    teacher: Teacher | None,
     data: Dataset,
     plan: Fit,
     config: QuantConfig,

@@ -256,7 +256,7 @@ def _stages(
     from stillwatch.lab.compression import qat  # only a net that needs it is trained again
 
     teacher, place = runs.teacher_of(run), Run(made.path / "qat")
-    net, teacher_net = runs.load_net(run), runs.load_net(teacher) if teacher else None
+    net, teacher_net = runs.load_net(run), runs.load_teacher(teacher) if teacher else None
     place.path.mkdir(exist_ok=True)
     qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, progress)
     source = _export_float(net, run, evaluator.data, folder / "qat.onnx")

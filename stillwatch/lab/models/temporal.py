@@ -104,7 +104,7 @@ class TemporalConv(nn.Module):
 
     def __init__(self, inner: int, outer: int, causal: bool):
         super().__init__()
-        self.conv = nn.Conv3d(inner, outer, (3, 1, 1), bias=False)
+        self.conv = nn.Conv2d(inner, outer, (3, 1), bias=False)  # over (time, place)
         self.steps, self.both = 1, not causal
         self.past: Tensor | None = None
         self.kept: Tensor | None = None
@@ -117,7 +117,8 @@ class TemporalConv(nn.Module):
             self.kept = h[:, 1:]
         else:
             h = F.pad(h.unflatten(0, (-1, self.steps)), (0,) * 6 + ((1, 1) if self.both else (2, 0)))
-        return self.conv(h.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+        found = self.conv(h.flatten(3).transpose(1, 2)).transpose(1, 2)  # (B,C,S,h·w)
+        return found.unflatten(3, h.shape[3:]).flatten(0, 1)
 
 
 Timed = Shift | TemporalConv

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stillwatch.lab.models.backbone import IMAGENET, PLAIN, Backbone, ForwardPlan
+from stillwatch.lab.models.temporal import TemporalConv
 
 
 def _he(net: nn.Module) -> nn.Module:
@@ -101,6 +102,24 @@ def yolo_cls_n(hw: tuple[int, int], channels: int) -> Backbone:
     return Backbone(_he(net), ForwardPlan(steps, (1, 3, 5, 7, 9), 11, taps, 10), 1280, maps, PLAIN)
 
 
+def r2plus1d_small(hw: tuple[int, int], channels: int, width: int = 32, causal: bool = True) -> Backbone:
+    """A small (2+1)D net (Tran et al. 2018, arXiv 1711.11248): four stages of a strided 3×3 convolution in space and
+    one over three moments in time, each with batch norm and ReLU.
+    """
+    features: list[nn.Module] = []
+    inner, maps = channels, {}
+    for stage, outer in enumerate((width, width, 2 * width, 4 * width), 1):
+        space = nn.Sequential(nn.Conv2d(inner, outer, 3, 2, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU())
+        time = nn.Sequential(TemporalConv(outer, outer, causal), nn.BatchNorm2d(outer), nn.ReLU())
+        features += [space, time]
+        inner, maps[2**stage] = outer, outer
+    net = nn.Module()
+    net.features, net.neck = nn.Sequential(*features), _gap()
+    steps = (*(f"features.{i}" for i in range(8)), "neck")
+    taps = {stride: 2 * i + 1 for i, stride in enumerate(maps)}
+    return Backbone(_he(net), ForwardPlan(steps, (0, 2, 4, 6, 8), 9, taps, 8), inner, maps, PLAIN)
+
+
 def _unit(inner: int, outer: int, kernel: int, stride: int) -> nn.Module:
     conv = nn.Conv2d(inner, outer, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outer, eps=1e-3, momentum=0.03), nn.SiLU(inplace=True))
@@ -132,4 +151,5 @@ NETS: dict[str, Callable[..., Backbone]] = {
     "mnist-cnn": mnist_cnn,
     "mnist-small": mnist_small,
     "yolo-cls-n": yolo_cls_n,
+    "r2plus1d-small": r2plus1d_small,
 }

@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 
 from stillwatch.lab.data import augment, cache
 from stillwatch.lab.models.classifier import Classifier, ModelOutput
+from stillwatch.lab.models.ensemble import Ensemble, Teacher
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress
 
@@ -30,7 +31,7 @@ class InputPipeline:
         self,
         data: "Dataset",
         net: Classifier,
-        teacher: Classifier | None,
+        teacher: Teacher | None,
         maps: tuple[int, ...],
         plan: Fit,
         accelerator: Accelerator,
@@ -50,11 +51,13 @@ class InputPipeline:
             self.features = self._frozen(net)
         if self.views and teacher:
             # where the teacher's frozen features were stored when it was taught, its outputs start from them
-            early = None if not teacher.frozen_steps or teacher.early(maps) else self._frozen(teacher, True)
+            early = None
+            if isinstance(teacher, Classifier) and teacher.frozen_steps and not teacher.early(maps):
+                early = self._frozen(teacher, True)
 
             def answer(rows: Rows, view: int) -> dict[str, Tensor]:
                 assert teacher
-                if early is None:
+                if early is None or isinstance(teacher, Ensemble):
                     return to_arrays(teacher(self._pictures(rows, view, True), maps))
                 return to_arrays(teacher.forward_from(self._tensor(early[view, rows]), maps))
 

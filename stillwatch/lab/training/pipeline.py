@@ -14,18 +14,22 @@ from stillwatch.lab.data import augment
 from stillwatch.lab.data.dataset import Dataset, load_dataset
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
+from stillwatch.lab.models.ensemble import Ensemble, Teacher
 from stillwatch.lab.training import losses
 from stillwatch.lab.training.inputs import InputPipeline
 from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit
 from stillwatch.lab.training.runs import (
+    TRAINED,
     RunOptions,
     check_teacher,
     check_weights,
     create_or_resume,
     load_net,
+    load_teacher,
     newest_teacher,
     predictor,
     recording_failure,
+    require_finished,
     save_split_predictions,
     write_audit,
 )
@@ -51,7 +55,9 @@ def teach(
     fresh: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Run:
-    """Train the recipe's teacher. Resumes an interrupted run of the same recipe, unless `fresh`."""
+    """Train the recipe's teacher, or combine the runs of teacher.init. Resumes an interrupted run, unless `fresh`."""
+    if isinstance(recipe.teacher.init, tuple):
+        return _combine(recipe, recipe.teacher.init, RunOptions(root, source, fresh, progress))
     return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, progress))
 
 
@@ -94,7 +100,7 @@ def _train_run(
         progress.say(f'net {spec.name}: weights = "scratch": it starts from random weights')
     net, seen = classifier.build_side(recipe, side), recipe.seen_by(side)
     augment.plan(plan.augment, plan.seed)
-    teacher_net = load_net(teacher) if teacher else None
+    teacher_net = load_teacher(teacher) if teacher else None
 
     # ---- data (one process decodes, the others find it done) and losses
     with accelerator.main_process_first():
@@ -124,6 +130,36 @@ def _train_run(
     return run
 
 
+def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
+    """A teacher made of finished runs, teachers or students, which see the same pixels. Nothing is trained."""
+    seen, members = recipe.seen_by("teacher"), [Run.open(path) for path in paths]
+    data, accelerator = load_dataset(seen, options.progress), device(recipe.fit_of("teacher"))
+    for member in members:
+        require_finished(member, TRAINED, "run with a net")
+        asked = [(one.labels, one.data.moments, one.data.gray) for one in (member.recipe.seen_by(member.side), seen)]
+        if asked[0] != asked[1]:
+            raise UserError(f"teacher.init = {member.path}: has other labels or sees other moments than this teacher")
+        if member.path.parent.resolve() != Path(options.root).resolve():
+            raise UserError(f"teacher.init = {member.path}: the runs of one teacher lie in one folder, {options.root}")
+        check_teacher(member, data)
+    names = [member.path.name for member in members]
+    run = create_or_resume(recipe, "teacher", None, data, accelerator, options, members=names)
+    with recording_failure(run, accelerator):
+        net = Ensemble([load_net(member) for member in members]).to(accelerator.device).eval()
+        save_split_predictions(run, data, predictor(net), options.progress)
+        figures = validator(data, net, accelerator, options.progress)(net)
+        x, *_ = data.eval_arrays("valid")
+        batches = range(0, len(x), 64)
+        named = [
+            np.concatenate([predict(x[at : at + 64]).argmax(1) for at in batches])
+            for predict in (predictor(load_net(member)) for member in members)
+        ]
+        cost = {key: sum(member.info.cost[key] for member in members) for key in members[0].info.cost}
+        run.note(cost=cost, disagreement=float((np.stack(named) != named[0]).any(0).mean()))
+        run.finish(best={"epoch": 0, **figures}, epochs=0)
+    return run
+
+
 def device(plan: Fit) -> Accelerator:
     """Raises UserError where a GPU is asked for and there is none."""
     if plan.device == "cuda" and not torch.cuda.is_available():
@@ -135,7 +171,7 @@ def specs_of(plan: Fit, taught: bool) -> tuple[Spec, ...]:
     return plan.loss if taught else without_teacher(plan.loss)
 
 
-def build_step(net: Classifier, data: Dataset, teacher_net: Classifier | None, specs: Sequence[Spec]) -> TrainStep:
+def build_step(net: Classifier, data: Dataset, teacher_net: Teacher | None, specs: Sequence[Spec]) -> TrainStep:
     """Raises UserError for an impossible loss or map."""
     step = TrainStep(net, losses.parts(specs, task_of(data, net, teacher_net)))
     net.check(step.maps)
@@ -145,7 +181,7 @@ def build_step(net: Classifier, data: Dataset, teacher_net: Classifier | None, s
 def train(
     step: TrainStep,
     data: Dataset,
-    teacher_net: Classifier | None,
+    teacher_net: Teacher | None,
     plan: Fit,
     run: Run,
     accelerator: Accelerator,
@@ -166,8 +202,8 @@ def train(
 
 
 def validator(
-    data: Dataset, net: Classifier, accelerator: Accelerator, progress: Progress
-) -> Callable[[Classifier], dict[str, float]]:
+    data: Dataset, net: Teacher, accelerator: Accelerator, progress: Progress
+) -> Callable[[Teacher], dict[str, float]]:
     """net -> figures on the validation split, which all processes share."""
     rows = data.rows["valid"]
     share = rows[accelerator.process_index :: accelerator.num_processes]
@@ -175,16 +211,16 @@ def validator(
     share = np.concatenate([share, rows[: longest - len(share)]])  # gather wants equal lengths
     starts = range(0, len(share), 128)
     frozen = None
-    if net.frozen_steps:
+    if isinstance(net, Classifier) and net.frozen_steps:
         with torch.inference_mode():
             frozen = [net.frozen_forward(data.picture(share[s : s + 128]).to(accelerator.device)) for s in starts]
 
-    def judge(net: Classifier) -> dict[str, float]:
+    def judge(net: Teacher) -> dict[str, float]:
         net.eval()
         with torch.inference_mode():
             said = []
             for number, start in progress.bar(enumerate(starts), len(starts), "validation"):
-                if frozen is not None:
+                if frozen is not None and isinstance(net, Classifier):
                     out = net.forward_from(frozen[number])
                 else:
                     out = net(data.picture(share[start : start + 128]).to(accelerator.device))
@@ -214,7 +250,7 @@ def needs_teacher(spec: Spec) -> bool:
     return bool(getattr(find(losses.LOSSES, spec, "fit.loss"), "needs_teacher", False))
 
 
-def task_of(data: Dataset, net: Classifier, teacher_net: Classifier | None) -> losses.Task:
+def task_of(data: Dataset, net: Classifier, teacher_net: Teacher | None) -> losses.Task:
     counts = np.bincount(data.y[data.rows["train"]], minlength=len(data.recipe.labels))
     return losses.Task(
         labels=len(data.recipe.labels),

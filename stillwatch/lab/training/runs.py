@@ -20,6 +20,7 @@ from stillwatch.lab.data.audit import AuditReport, audit, count_faces
 from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
+from stillwatch.lab.models.ensemble import Ensemble, Teacher
 from stillwatch.media.decode import VIDEOS
 from stillwatch.recipe import Net, Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run, runs
@@ -44,6 +45,10 @@ class RunOptions:
 def load_net(run: Run) -> Classifier:
     """A pruned net takes the shapes of its weights."""
     recipe = run.recipe
+    if run.info.members:
+        raise UserError(
+            f"{run.path}: {len(run.info.members)} nets in one, for teaching alone; distil a student from it"
+        )
     spec = getattr(recipe, run.side).net.model_copy(update={"weights": "scratch"})  # the run's own follow
     net, data = classifier.build_side(recipe, run.side, spec), recipe.seen_by(run.side).data
     path = run.path / "best.pt"
@@ -56,7 +61,13 @@ def load_net(run: Run) -> Classifier:
     return net.eval()
 
 
-def predictor(net: Classifier) -> Predict:
+def load_teacher(run: Run) -> Teacher:
+    """As load_net; of several runs, their Ensemble."""
+    members = [load_net(Run.open(run.path.with_name(name))) for name in run.info.members]
+    return Ensemble(members).eval() if members else load_net(run)
+
+
+def predictor(net: Teacher) -> Predict:
     """net -> predict(uint8 (B,T,H,W,C)) -> float32 (B,K)."""
     device = next(net.parameters()).device
     net.eval()
@@ -201,7 +212,7 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
 
     Raises UserError where there is none.
     """
-    if recipe.teacher.init:
+    if isinstance(recipe.teacher.init, Path):
         run = Run.open(recipe.teacher.init)
         if run.info.kind != "teacher" or run.info.status != "done":
             raise UserError(
@@ -215,7 +226,7 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
         run
         for run in reversed(runs(root))
         if run.info.kind == "teacher" and run.info.status == "done" and run.recipe.name == recipe.name
-        and (_comparable(run.recipe), run.recipe.teacher.net) == (_comparable(recipe), recipe.teacher.net)
+        and (_comparable(run.recipe), *_taught(run.recipe)) == (_comparable(recipe), *_taught(recipe))
     ]  # fmt: skip
     seed = recipe.fit_of("teacher").seed
     if found:
@@ -224,6 +235,12 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
         f"{root}: no finished teacher for {recipe.name!r} with this data, split (fold {recipe.data.fold}) and net; run "
         "`stillwatch teach` with the same recipe and overrides first, or name one with teacher.init=RUN"
     )
+
+
+def _taught(recipe: Recipe) -> tuple[object, ...]:
+    """What a teacher is: its own pixels and net, or the runs that it is made of."""
+    teacher = recipe.teacher
+    return (teacher.init,) if isinstance(teacher.init, tuple) else (teacher.data, teacher.net)
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:

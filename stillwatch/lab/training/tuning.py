@@ -19,7 +19,7 @@ from stillwatch.atomic import locked
 from stillwatch.errors import UserError
 from stillwatch.lab.data.dataset import Dataset, load_dataset
 from stillwatch.lab.models import classifier
-from stillwatch.lab.models.classifier import Classifier
+from stillwatch.lab.models.ensemble import Teacher
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.runs import RunOptions
 from stillwatch.lab.training.search_space import Key, Value, keys_of, own_value, placed, probes, side_of, with_values
@@ -63,7 +63,7 @@ def tune(
     specs = [spec for _, trial, _ in checked for spec in side_of(trial)[1].loss]
     taught = recipe.tune.side == "student" and any(pipeline.needs_teacher(spec) for spec in specs)
     teacher = runs.newest_teacher(recipe, root) if taught else None
-    teacher_net = runs.load_net(teacher) if teacher else None
+    teacher_net = runs.load_teacher(teacher) if teacher else None
     data = load_dataset(recipe.seen_by(recipe.tune.side), progress)
     if teacher:
         runs.check_teacher(teacher, data)
@@ -98,7 +98,7 @@ class Search:
     keys: list[Key]
     data: Dataset
     teacher: Run | None
-    teacher_net: Classifier | None
+    teacher_net: Teacher | None
     home: Run
     progress: Progress
 
