@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,34 @@ class Contender(NamedTuple):
     figures: Mapping[str, Any] = {}  # {"valid": {"macro_f1": …}}, as in a bundle's manifest
 
 
+class Row(TypedDict):
+    """A contender on so many threads. None: unknown; why_not: why it did not run."""
+
+    name: str
+    kind: str
+    runtime: str
+    precision: str | None
+    bytes: int | None
+    params: int | None
+    figures: Mapping[str, Any]
+    threads: int
+    faithful: bool | None  # to its golden probabilities
+    difference: float | None
+    latency_ms: dict[str, float] | None  # p50, p95, p99, min
+    throughput: float | None
+    memory_mb: float | None
+    bare_mb: float | None
+    load_s: float | None
+    import_s: float | None
+    runs: dict[str, str] | None  # a detector: the file that it chose, and its runtime
+    overhead: float | None
+    why_not: str | None
+    fastest: bool
+
+
+Report: TypeAlias = dict[str, Any]  # what bench.json holds
+
+
 class BenchPlan(NamedTuple):
     threads: tuple[int, ...] = ()  # none named: one, and as many as this process has cores
     rounds: int = 200  # timed calls of each
@@ -52,11 +80,11 @@ def bench(
     others: Sequence[Contender] = (),
     plan: BenchPlan = BenchPlan(),  # noqa: B008  an immutable tuple
     progress: Progress = NO_PROGRESS,
-) -> dict[str, Any]:
+) -> Report:
     """Time each file in each runtime, and the others -> what bench.json holds.
 
-    others: the detector and rivals, raced on the same pictures. A row has all keys of _row; None: unknown; why_not: why
-    it did not run. Raises UserError for an impossible plan or a repeated name.
+    others: the detector and rivals, raced on the same pictures. Raises UserError for an impossible plan or a repeated
+    name.
     """
     here = machine()
     counts = tuple(sorted(set(plan.threads or (1, here.cores))))
@@ -66,14 +94,14 @@ def bench(
     names = [(entrant.name, entrant.runtime) for entrant in entrants]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"bench: {' in '.join(filter(None, twice))}: comes twice; name it once")
-    before, rows = _load(), list[dict[str, Any]]()
+    before, rows = _load(), list[Row]()
     for threads in reversed(counts):  # widest first: opened on one core, OpenVINO keeps threads there for good
         with pinned(threads):
             rows += _rows(bundle, entrants, threads, plan, progress)
     for row in rows:
         row["fastest"] = row is fastest(rows, row["threads"])
         row["overhead"] = _overhead(row, rows)
-    rows.sort(key=lambda row: (row["threads"], (row["latency_ms"] or {}).get("p50", np.inf)))
+    rows.sort(key=lambda row: (row["threads"], _median(row)))
     about = {"system": platform.platform(), "python": platform.python_version()}
     versions = {name: getattr(sys.modules[name], "__version__", "?") for name in LIBRARIES if name in sys.modules}
     load = {"load_before": before, "load_after": _load()}
@@ -90,10 +118,14 @@ def bench(
     }
 
 
-def fastest(rows: Sequence[dict[str, Any]], threads: int) -> dict[str, Any] | None:
+def fastest(rows: Sequence[Row], threads: int) -> Row | None:
     """The faithful file with the lowest median."""
     fit = [row for row in rows if row["threads"] == threads and row["faithful"] and row["latency_ms"]]
-    return min(fit, key=lambda row: row["latency_ms"]["p50"], default=None)
+    return min(fit, key=_median, default=None)
+
+
+def _median(row: Row) -> float:
+    return (row["latency_ms"] or {}).get("p50", np.inf)
 
 
 def over_budget(report: Mapping[str, Any], budget_ms: float) -> str | None:
@@ -102,7 +134,7 @@ def over_budget(report: Mapping[str, Any], budget_ms: float) -> str | None:
     best, name = fastest(report["rows"], threads), report["bundle"]["name"]
     if best is None:
         return f"{name}: over the budget of {budget_ms:g} ms: no file gives its golden probabilities on this machine"
-    p95 = best["latency_ms"]["p95"]
+    p95 = best["latency_ms"]["p95"] if best["latency_ms"] else np.inf
     if p95 <= budget_ms:
         return None
     where = f"{best['name']} in {best['runtime']}, {_words(threads)}"
@@ -133,20 +165,23 @@ def _files(bundle: Bundle) -> Iterator[Contender]:
 
 def _rows(
     bundle: Bundle, entrants: Sequence[Contender], threads: int, plan: BenchPlan, progress: Progress
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     frames, golden = bundle.golden()
     one, many = frames[:1], np.resize(frames, (plan.batch, *frames.shape[1:]))
     rows = [_row(entrant, threads) for entrant in entrants]
 
-    def ready(row: dict[str, Any], entrant: Contender) -> Callable[[], Any]:
+    def ready(row: Row, entrant: Contender) -> Callable[[], Any]:
         predict = entrant.open(threads, 1)
         if entrant.kind == "file":
-            row |= _compared(predict(frames), golden[entrant.name], bundle.model(entrant.name).tolerance)
+            difference, faithful = _compared(
+                predict(frames), golden[entrant.name], bundle.model(entrant.name).tolerance
+            )
+            row["faithful"], row["difference"] = faithful, difference
         if choice := getattr(predict, "choice", None):  # a detector says which file it chose
             row["runs"] = {key: choice[key] for key in ("file", "runtime")}
         return one_look(predict, one)
 
-    def ready_for_many(row: dict[str, Any], entrant: Contender) -> Callable[[], Any]:
+    def ready_for_many(row: Row, entrant: Contender) -> Callable[[], Any]:
         return one_look(entrant.open(threads, plan.batch), many)
 
     progress.say(f"{_words(threads)}: {len(entrants)} take turns, {plan.rounds} timed calls each")
@@ -158,17 +193,17 @@ def _rows(
         row["throughput"] = round(plan.batch / float(np.median(seconds)), 2)
     able = [(row, entrant) for row, entrant in zip(rows, entrants, strict=True) if not row["why_not"]]
     for row, entrant in progress.bar(able, len(able), f"memory and start, {_words(threads)}"):
-        row |= first_answer(entrant.open, threads, one)
+        row.update(first_answer(entrant.open, threads, one))
     return rows
 
 
 def _raced(
-    rows: list[dict[str, Any]],
+    rows: list[Row],
     entrants: Sequence[Contender],
-    ready: Callable[[dict[str, Any], Contender], Callable[[], Any]],
+    ready: Callable[[Row, Contender], Callable[[], Any]],
     rounds: tuple[int, int],
     progress: Progress,
-) -> Iterator[tuple[dict[str, Any], NDArray[np.float64]]]:
+) -> Iterator[tuple[Row, NDArray[np.float64]]]:
     """Only one set of sessions is in memory at a time."""
     calls: dict[str, Callable[[], Any]] = {}
     for number, (row, entrant) in enumerate(zip(rows, entrants, strict=True)):
@@ -184,17 +219,12 @@ def _raced(
         yield rows[int(name)], seconds
 
 
-def _row(entrant: Contender, threads: int) -> dict[str, Any]:
-    about = entrant._asdict()
-    del about["open"]
-    unknown = (
-        "faithful", "difference", "latency_ms", "throughput", "memory_mb", "bare_mb", "load_s", "import_s", "runs",
-        "overhead", "why_not",
-    )  # fmt: skip
-    return {**about, "figures": dict(entrant.figures), "threads": threads, **dict.fromkeys(unknown), "fastest": False}
+def _row(entrant: Contender, threads: int) -> Row:
+    about = entrant._asdict() | {"figures": dict(entrant.figures), "threads": threads, "fastest": False}
+    return Row(**{key: about.get(key) for key in Row.__annotations__})  # type: ignore[typeddict-item]
 
 
-def _overhead(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
+def _overhead(row: Row, rows: Sequence[Row]) -> float | None:
     if not (row["runs"] and row["latency_ms"]):
         return None
     wanted = (row["runs"]["file"], row["runs"]["runtime"], row["threads"])
@@ -202,12 +232,11 @@ def _overhead(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> floa
     return round(row["latency_ms"]["p50"] / plain[0]["p50"], 4) if plain and plain[0] else None
 
 
-def _compared(p: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float) -> dict[str, Any]:
+def _compared(p: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float) -> tuple[float | None, bool]:
     if p.shape != wanted.shape:
         raise UserError(f"gives probabilities {p.shape}, not {wanted.shape}")
     difference, other = unlike(p, wanted, tolerance)
-    faithful = difference <= tolerance and other is None
-    return {"faithful": faithful, "difference": difference if np.isfinite(difference) else None}
+    return difference if np.isfinite(difference) else None, difference <= tolerance and other is None
 
 
 def _spread(ms: NDArray[np.float64]) -> dict[str, float]:
@@ -222,7 +251,7 @@ def _load() -> list[float] | None:
 
 
 def _warnings(
-    rows: Sequence[dict[str, Any]], counts: Sequence[int], cores: int, load: Mapping[str, list[float] | None]
+    rows: Sequence[Row], counts: Sequence[int], cores: int, load: Mapping[str, list[float] | None]
 ) -> list[str]:
     found = []
     before, after = load["load_before"], load["load_after"]
