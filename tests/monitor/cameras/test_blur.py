@@ -47,6 +47,12 @@ def test_a_face_that_is_missed_for_a_moment_stays_blurred() -> None:
     assert sharp == [False, False, False, True]
 
 
+def test_a_face_that_was_read_is_blurred_where_the_detector_misses_it() -> None:
+    out = Blur("faces", find=lambda image: [])(CHESS, 0.0, [Box(60, 40, 40, 50)])
+    assert detail(out[40:90, 60:100]) < 20
+    assert Blur("none")(CHESS, 0.0, [Box(60, 40, 40, 50)]) is CHESS
+
+
 def test_what_cannot_be_searched_is_blurred_whole() -> None:
     def broken(image: np.ndarray) -> list[Box]:
         raise cv2.error("out of memory")
