@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+LAB_TESTS = Path(__file__).parent / "lab"
 LAB = ("torch", "stillwatch.lab", "benchmarks")
-SLOW = {"test_wheel", "test_page", "test_camera", "test_outbox", "test_plots", "test_report"}  # clocks, drawing
+SLOW = {  # clocks that run, processes, brokers, a browser, drawing
+    "test_wheel", "test_page", "test_camera", "test_outbox", "test_service", "test_mqtt", "test_doctor", "test_timing",
+    "test_benchmark", "test_bundle_eval", "test_compression", "test_plots", "test_report", "test_bench",
+    "test_tuning_picture",
+}  # fmt: skip
 
 
 @cache
@@ -26,10 +31,17 @@ def needs_lab(path: Path) -> bool:
     )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make fast` does not even import what it leaves out: torch alone takes seconds."""
+    asked, path = config.getoption("markexpr"), collection_path
+    lab = "not torch" in asked and (path == LAB_TESTS or (path.suffix == ".py" and needs_lab(path)))
+    return True if lab or (path.stem in SLOW and "not slow" in asked) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what `make fast` leaves out."""
     for item in items:
-        if "lab" in item.path.parts or needs_lab(item.path):
+        if LAB_TESTS in item.path.parents or needs_lab(item.path):
             item.add_marker("torch")
         if item.path.stem in SLOW:
             item.add_marker("slow")

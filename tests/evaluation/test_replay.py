@@ -267,6 +267,7 @@ def test_words_say_it_all() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [TRUTH, None])
 @pytest.mark.parametrize("said", [[], [event("a", 11, 13.5, 21), event("b", 40, 42, None, kind="yawns")]])
 def test_the_picture_is_one(tmp_path: Path, truth: Any, said: list[Event]) -> None:

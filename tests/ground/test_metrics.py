@@ -209,6 +209,7 @@ def test_groups_widen_the_interval() -> None:
     assert by_frame == pytest.approx([0.469, 0.531], abs=0.01)  # binomial, n = 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, least", [(5, 0.91), (9, 0.93), (43, 0.93)])
 @pytest.mark.parametrize("seeds, luck", [(1, 0.0), (3, 0.15)])
 def test_the_interval_covers_the_truth_as_often_as_it_says(number: int, least: float, seeds: int, luck: float) -> None:

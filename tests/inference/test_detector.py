@@ -13,7 +13,7 @@ from bundles import BIAS, FRAMES, SHAPE, WEIGHTS, by_hand, made, ncnn_net, onnx_
 
 from stillwatch.bundle import Bundle
 from stillwatch.errors import UserError
-from stillwatch.inference import runtimes, timing
+from stillwatch.inference import detector, runtimes, timing
 from stillwatch.inference.detector import Detector, choices
 from stillwatch.inference.timing import machine
 from stillwatch.media import image
@@ -23,6 +23,12 @@ def two(folder: Path, **more: Any) -> Bundle:
     """A quick file and a slow one, both right."""
     quick, slow = onnx_net(folder / "q.onnx"), onnx_net(folder / "s.onnx", slow=3)
     return made(folder, {"slow.onnx": slow, "quick.onnx": quick}, **more)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow file takes a hundred times as long: a few rounds tell."""
+    monkeypatch.setattr(detector, "ROUNDS", 5)
 
 
 class Spy:
@@ -273,6 +279,7 @@ print(json.dumps({"shape": p.shape, "cached": watching.choice["cached"], "runtim
 """
 
 
+@pytest.mark.slow
 def test_the_street_has_no_torch_and_starts_fast_in_little_memory(tmp_path: Path) -> None:
     """Processor seconds, for the wall clock here is shared; a net of 4 MB, as large as MobileNetV3-small 0.75."""
     it = made(tmp_path, {"m.onnx": onnx_net(tmp_path / "m.onnx", slow=1)})

@@ -543,6 +543,7 @@ def test_no_event_where_all_is_safe(steps: Any) -> None:
         assert alarm.step(now, p) == []
 
 
+@pytest.mark.slow
 @quick
 @given(
     st.sampled_from([(AWAY, "distraction", [3, 5, 11]), (PHONE, "phone", [3, 5, 11]), (SLEEPY, "sleep", [1, 3, 6])]),
@@ -589,6 +590,7 @@ def test_wild_times_and_probabilities_raise_nothing(steps: Any, profile: Any, sm
         assert (life[0].state, life[-1].state) == ("opened", "closed")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_frame_rate_or_the_hours() -> None:
     """What an Alarm holds after 20 and after 200 s of 60 frames a second, of a driver with every vice."""
 

@@ -35,6 +35,7 @@ def learn(normal: Normal, signals: Iterator[Signals], fps: float = 10.0, start: 
     return now
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(SHIFTS, st.sampled_from([5.0, 8.0]))
 def test_a_shift_of_all_signals_changes_nothing_once_it_is_learnt(shift: Shift, fps: float) -> None:

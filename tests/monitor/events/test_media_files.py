@@ -60,6 +60,7 @@ def test_a_sweep_is_a_small_step_and_the_next_goes_on(tmp_path: Path, monkeypatc
         until(lambda: not list((tmp_path / "clips").iterdir()))  # by the writer itself
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_ahead_makes_nothing_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, ahead = time.time, [0.0]
     monkeypatch.setattr(stores, "START", 0.0)

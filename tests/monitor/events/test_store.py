@@ -240,6 +240,7 @@ def test_a_burst_is_few_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(count) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["file", "folder", "replaced", "cut short", "emptied"])
 def test_a_database_that_goes_away_is_begun_anew_with_what_is_open(tmp_path: Path, harm: str) -> None:
     folder = tmp_path / "kept"
