@@ -48,7 +48,7 @@ def teach(
 ) -> None:
     """Train the recipe's teacher. Resumes an interrupted run.
 
-    Nets: any of timm's, and vgg16-gap, smallcnn, mnist-cnn, mnist-small, yolo-cls-n.
+    Nets: any of timm's, and vgg16-gap, smallcnn, mnist-cnn, mnist-small, yolo-cls-n, r2plus1d-small (clips).
     """
     from stillwatch.lab.training import pipeline
 

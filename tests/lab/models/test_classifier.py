@@ -264,7 +264,7 @@ def test_a_copy_walks_its_own_modules() -> None:
 @pytest.mark.parametrize(("fields", "told"), [
     ({"name": "smalcnn"}, r"net.name = 'smalcnn': unknown; did you mean 'smallcnn'\?"),
     ({"name": "mobilenetv3_smal_075"}, r"did you mean 'mobilenetv3_small_075'\?"),
-    ({"name": "qqqq"}, r"known: vgg16-gap, smallcnn, mnist-cnn, mnist-small, yolo-cls-n and the names of timm"),
+    ({"name": "qqqq"}, "known: " + ", ".join(NETS) + " and the names of timm"),
     ({"name": "mnist-small", "options": {"widht": 4}}, r"net.options.widht: mnist-small .* did you mean 'width'\?"),
     ({"name": TINY, "options": {"drop_rate": 0.2}}, r"net.options.drop_rate: not an option; set net.dropout"),
     ({"name": TINY, "options": {"bogus": 1}}, r"timm does not build mobilenetv3_small_050 with them"),
