@@ -12,6 +12,7 @@ from stillwatch.errors import UserError, one_line
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
+from stillwatch.lab.models.temporal import Window
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.runs import RunOptions
 from stillwatch.recipe import Fit
@@ -37,6 +38,11 @@ def prune(parent: Run, options: RunOptions, anyway: bool = False) -> Run:
     recipe, net = parent.recipe, runs.load_net(parent)
     if net.frozen_steps:
         raise UserError(f"{parent.path}: its net is frozen in part (student.net.frozen); a frozen layer cannot heal")
+    if net.timed or not isinstance(net.temporal, Window):
+        raise UserError(
+            f"{parent.path}: its channels are remembered over time (student.net.shift, or temporal = gru, lstm), and "
+            "torch-pruning does not see that; prune a student with mean or spread over time"
+        )
     data, asked = dataset_of(parent, options.progress), recipe.prune
 
     # ---- the most MACs and parameters after each step; all steps are tried on a copy before any fine-tuning

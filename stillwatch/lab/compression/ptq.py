@@ -6,6 +6,7 @@ import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from stillwatch.inference import runtimes
+from stillwatch.inference.streams import Stream
 from stillwatch.lab.export.exporters import save_onnx
 
 Frame: TypeAlias = Callable[[int], NDArray[np.uint8]]  # row -> (1,*shape)
@@ -69,7 +71,7 @@ def quantise_file(
             "fast_bias_correction": False,
             "ignored_scope": nncf.IgnoredScope(names=ignored(model, config)),
         }
-        calibration = nncf.Dataset(rows, lambda row: {"frames": frame(row)})
+        calibration = nncf.Dataset(rows, lambda row: fed(source, frame(row)))
         advanced = nncf.AdvancedQuantizationParameters()
         if config.plain:
             advanced.activations_quantization_params = QuantizationParameters(per_channel=False)
@@ -85,7 +87,7 @@ def quantise_file(
             made = nncf.quantize_with_accuracy_control(
                 model,
                 calibration,
-                nncf.Dataset(control.rows, lambda row: {"frames": control.frame(row)}),
+                nncf.Dataset(control.rows, lambda row: fed(source, control.frame(row))),
                 measure,
                 max_drop=control.max_drop,
                 drop_type=nncf.DropType.ABSOLUTE,
@@ -98,6 +100,23 @@ def quantise_file(
                 **settings,
             )
     return _save(halved(unsigned(made)), target)
+
+
+@lru_cache(maxsize=2)
+def _opened(source: Path, shape: tuple[int, ...]) -> runtimes.Predict:
+    return runtimes.open(source, "onnxruntime", shape)
+
+
+def fed(source: Path, x: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+    """What the float file takes by name: x (1,*shape); of a streamed net its newest frame and the states before it."""
+    predict = _opened(source, x.shape[1:]) if x.ndim == 5 else None
+    if not isinstance(predict, Stream):
+        return {"frames": x}
+    states = predict.start(1)
+    for moment in range(x.shape[1] - 1):
+        _, states = predict.step(x[:, moment], states, moment)
+    named = {state.name: value for state, value in zip(predict.states, states, strict=True)}
+    return {"frames": np.ascontiguousarray(x[:, -1]), **named}
 
 
 def _save(model: onnx.ModelProto, target: Path) -> Path:

@@ -20,6 +20,7 @@ from stillwatch import metrics
 from stillwatch.bundle import INT8
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes, timing
+from stillwatch.inference.streams import one_look
 from stillwatch.lab.compression import ptq
 from stillwatch.lab.compression.ptq import Control, QuantConfig
 from stillwatch.lab.data.dataset import Dataset, dataset_of
@@ -114,8 +115,8 @@ class Evaluator:
 
         # ---- p50 of one sample by runtime, of both files, all taking turns
         frame, rival = self.frame(int(self.data.rows["train"][0])), self.opened(reference.file)[0] if reference else {}
-        entrants = {f"int8 {runtime}": partial(fn, frame) for runtime, fn in opened.items()}
-        entrants |= {f"fp32 {runtime}": partial(fn, frame) for runtime, fn in rival.items()}
+        entrants = {f"int8 {runtime}": one_look(fn, frame) for runtime, fn in opened.items()}
+        entrants |= {f"fp32 {runtime}": one_look(fn, frame) for runtime, fn in rival.items()}
         times = {name: 1e3 * float(np.median(seconds)) for name, seconds in timing.race(entrants).items()}
         fastest = min(opened, key=lambda runtime: times[f"int8 {runtime}"])
         ms = times[f"int8 {fastest}"]
