@@ -27,7 +27,7 @@ from stillwatch.media.decode import Picture, ToRgb
 Kind = Literal["device", "stream", "file", "folder", "toy"]
 
 SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
-TOYS = {"driver": "cabin", "street": "street"}
+TOYS = {"driver": "cabin", "street": "street", "meeting": "meeting"}
 LEAST = {"size": 16, "fps": 0.1}  # of a toy
 ROUND = 600.0  # seconds after which an endless toy begins again
 REPLAYED = 60.0  # seconds of an endless toy that frames() gives
