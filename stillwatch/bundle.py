@@ -105,6 +105,14 @@ class Temperature(Origin, total=False):
     ece_after: float
 
 
+class Fusion(Strict):
+    """rules.fusion's head over the net's answer and the driver's face. figures: on people left out."""
+
+    weight: tuple[tuple[float, ...], ...]  # (K,K+8)
+    bias: tuple[float, ...]  # (K,)
+    figures: dict[str, float]
+
+
 class Entry(Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
@@ -121,6 +129,7 @@ class Manifest(Strict):
     rule: dict[str, Any] = Field(default_factory=dict)
     operating: OperatingPoint | None = None
     temperature: Temperature | None = None
+    fusion: Fusion | None = None
     run: dict[str, Any] = Field(default_factory=dict)  # id, kind, commit, fingerprint, resolved recipe
     licence: str
     created: str
@@ -144,6 +153,8 @@ class Manifest(Strict):
             beside = BESIDE.get(Path(model.name).suffix)
             if beside and str(Path(model.name).with_suffix(beside)) not in model.files:
                 raise ValueError(f"the model {model.name!r} does not list the {beside} file that is read with it")
+        if self.fusion and {len(self.labels)} != {len(self.fusion.bias), len(self.fusion.weight)}:
+            raise ValueError("fusion is of another number of labels")
         for name in (*self.files, *(name for model in self.models for name in model.files)):
             _plain(name)
         try:

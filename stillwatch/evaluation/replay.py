@@ -134,7 +134,7 @@ def replay(
     Raises UserError for a film without a frame.
     """
     events: dict[str, ReplayEvent] = {}
-    times, answers, gauge = list[float](), list[Answer](), list[float]()
+    times, answers, gauge, faces = list[float](), list[Answer](), list[float](), list[bool]()
 
     def keep(news: Iterable[Event]) -> None:
         for event in news:
@@ -142,13 +142,12 @@ def replay(
             levels.setdefault(event.level, event.updated)
             events[event.id] = event.as_dict() | {"levels": levels}
 
-    faces = list[bool]()  # whether there was one
     for now, p in steps:
         news = readings(now)
         faces += [one.signals is not None for one in news]
         keep(alarm.step(now, p, "ok", news))
         times.append(float(now))
-        answers.append(p)
+        answers.append(p if p is None or alarm.answer is None else alarm.answer.astype(np.float32))
         gauge.append(float(alarm.gauge))
     if not times:
         raise UserError("replay: the film has no frame")

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from stillwatch.inference.timing import cores, machine, race
 from stillwatch.media import image
 from stillwatch.recipe import Rule, ticks
 from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.fusion import fuse
 
 MISSED = 2.5  # frames of a look's rate that may be missing between two before its memory starts anew
 ROUNDS, LONGEST = 30, 5.0  # calls of each candidate in a race; seconds after which a race ends, whatever the rounds
@@ -97,7 +99,10 @@ def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alar
     manifest = made.manifest
     # Of this start: ids of events must not come again when the process does
     salt = format(int(1000 * time.time()), "x")
-    return Alarm(camera, manifest.labels, manifest.safe, rule_of(made, rule), threshold_of(made), salt=salt)
+    alarm = Alarm(camera, manifest.labels, manifest.safe, rule_of(made, rule), threshold_of(made), salt=salt)
+    if head := manifest.fusion:
+        alarm.fuse = partial(fuse, weight=np.array(head.weight), bias=np.array(head.bias))
+    return alarm
 
 
 def rule_of(made: bundle.Bundle, own: Rule | None = None) -> Rule:

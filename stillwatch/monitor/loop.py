@@ -198,8 +198,9 @@ class Watch:
         slot.decided, slot.time = now, frame.time
         age = now - frame.captured
         self.gauges.latency(slot.name, age)
-        if p is not None:
-            self.board.update(slot.name, p=[round(float(value), 4) for value in p])
+        answer = p if slot.alarm.answer is None else slot.alarm.answer
+        if p is not None and answer is not None:
+            self.board.update(slot.name, p=[round(float(value), 4) for value in answer])
         gauge = float(slot.alarm.gauge)
         status = "damaged" if frame.status == "ok" and slot.camera.damaged else frame.status
         self.board.update(slot.name, status=status, gauge=gauge, age_ms=1e3 * age, seen=time.time())

@@ -1,7 +1,7 @@
 """One camera's (seconds, probabilities) -> events. Uses no clock, I/O or picture."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from stillwatch.recipe import Rule
 from stillwatch.rules.events import LEVELS, Event
 from stillwatch.rules.indicators import INDICATORS, TROUBLES, Indicator, IndicatorState, Observation
+from stillwatch.rules.normal import Deviation
 from stillwatch.rules.presets import indicators, profile
 from stillwatch.rules.profiles import IndicatorRule
 from stillwatch.rules.signs import Face, Reading, Signs
@@ -107,6 +108,8 @@ class Alarm:
         self._nothing = np.zeros(len(self.labels))  # what an unsure frame is taken for: its likeliest label is a guess
         self._nothing[sorted(self._safe)[:1]] = 1.0
         self._cases = {one.kind: Case(camera, one, self.labels, self._safe) for one in self.indicators}
+        self.fuse: Callable[[ArrayLike, Deviation], NDArray[np.float64]] | None = None  # net's answer, face -> answer
+        self.answer: NDArray[np.float64] | None = None  # of the newest step: the net's, or fused with the face
         self._count = 0
         self._s = np.zeros(len(self.labels))  # smoothed
         self._restart()
@@ -171,6 +174,10 @@ class Alarm:
         if self._read is not None and now - self._read > GAP:
             self._forget(now, events, READ)
             self._read = None
+        fresh = self._read is not None and now - self._read <= STALE
+        if x is not None and self.fuse and fresh and self.face.deviation is not None:
+            x = self.fuse(x, self.face.deviation)
+        self.answer = x
         if x is None or blind:
             self._blind(now, status if status != "ok" else "mute", events)
         else:

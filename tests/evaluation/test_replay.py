@@ -31,6 +31,7 @@ class Script:
         self.seen: list[tuple[float, Any]] = []
 
     notes: tuple[str, ...] = ()
+    answer = None
 
     def step(self, now: float, p: Any, status: str = "ok", readings: Any = ()) -> list[Event]:
         self.seen.append((now, p))

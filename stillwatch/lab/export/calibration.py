@@ -23,6 +23,7 @@ class Calibration:
     split: str  # "valid" or "out of fold"
     people: str  # "new": in no training; "chosen": nor these, but the epoch was chosen on them; "known"
     source: str
+    id: NDArray[Any]  # (N,)
     group: NDArray[Any]  # (N,)
     y: NDArray[np.int64]  # (N,)
     p: NDArray[np.float32]  # (N,K) as the head gave it
@@ -58,7 +59,7 @@ def on_validation(run: Run, data: Dataset) -> Calibration:
     said = predictions.read(run, "valid")
     groups = {split: {data.samples[row].group for row in data.rows[split]} for split in ("train", "valid")}
     apart = "" not in groups["valid"] and not groups["train"] & groups["valid"]
-    return Calibration("valid", "chosen" if apart else "known", run.path.name, said.group, said.y, said.p)
+    return Calibration("valid", "chosen" if apart else "known", run.path.name, said.id, said.group, said.y, said.p)
 
 
 def out_of_fold(folder: Run, run: Run) -> Calibration:
@@ -85,11 +86,11 @@ def out_of_fold(folder: Run, run: Run) -> Calibration:
     if missing := sorted(wanted - folds):
         raise UserError(f"{place}: no finished {kind or side} of fold {missing[0]}; run the same crossval again")
     said = [predictions.read(one, "test") for one in found]
-    group, y, p = (np.concatenate([getattr(one, column) for one in said]) for column in ("group", "y", "p"))
+    id, group, y, p = (np.concatenate([getattr(one, column) for one in said]) for column in ("id", "group", "y", "p"))
     people = "new" if recipe.data.split == "grouped" else "known"
     seeds = len({one.info.seed for one in found})
     source = f"{place.name}: {kind}, {len(wanted)} folds, {seeds} seed{'s' * (seeds > 1)}"
-    return Calibration("out of fold", people, source, group, y, p)
+    return Calibration("out of fold", people, source, id, group, y, p)
 
 
 def reheated(source: Path, target: Path, factor: float) -> Path:

@@ -15,9 +15,11 @@ import stillwatch
 from stillwatch import bundle, metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
+from stillwatch.lab import faces
 from stillwatch.lab.data.dataset import Dataset, dataset_of
-from stillwatch.lab.export.calibration import on_validation, out_of_fold, reheated
+from stillwatch.lab.export.calibration import Calibration, on_validation, out_of_fold, reheated
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
+from stillwatch.lab.export.fusion import deviations, fit
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished, require_learnt
 from stillwatch.media import image, synthetic
@@ -44,6 +46,7 @@ class Reference:
     golden: NDArray[np.float32]  # (8,K)
     temperature: bundle.Temperature
     operating: bundle.OperatingPoint | None
+    fusion: bundle.Fusion | str | None = None  # or why there is none; None: not asked for
 
     @classmethod
     def of(cls, run: Run, net: Classifier, data: Dataset, crossval: Run | None) -> "Reference":
@@ -58,7 +61,10 @@ class Reference:
         heard = out_of_fold(crossval, run) if crossval else on_validation(run, data)
         heat = heard.temperature(net.kind)
         p, golden = (net.probabilities(torch.from_numpy(x / heat["value"])).numpy() for x in (valid, drawn))
-        return cls(data, p, frames, golden, heat, heard.operating(recipe, heat["value"], net.kind))
+        point, fusion = heard.operating(recipe, heat["value"], net.kind), None
+        if crossval and recipe.data.faces:
+            fusion = _fusion(heard, data, metrics.apply_temperature(heard.p, heat["value"], net.kind))
+        return cls(data, p, frames, golden, heat, point, fusion)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
         """max_drop: points of macro-F1 that an INT8 file may lose; None for a float file."""
@@ -163,6 +169,14 @@ def export(
         return _write(out, run, int8, reference, proofs, left)
 
 
+def _fusion(heard: Calibration, data: Dataset, p: NDArray[np.floating]) -> bundle.Fusion | str:
+    """From the answers on people left out, and their faces."""
+    told = deviations(faces.faces(data.samples, data.store.key), data.samples)
+    row = {sample.id: place for place, sample in enumerate(data.samples)}
+    rows = [row[str(id)] for id in heard.id]
+    return fit(heard.y, p, heard.group.astype(str), [told[place] for place in rows])
+
+
 def _write(
     out: Path, run: Run, int8: Run | None, reference: Reference, proofs: dict[Exported, Proof], left: Iterable[Any]
 ) -> bundle.Bundle:
@@ -181,6 +195,7 @@ def _write(
                 figures=proof.figures,
             )
         )
+    left = [*left, *([{"name": "fusion", "why": reference.fusion}] if isinstance(reference.fusion, str) else [])]
     resolved = _without_folders(recipe.model_dump(mode="json"))
     del resolved["data"]["root"]
     keys = ("id", "kind", "commit", "fingerprint", "parent", "teacher", "cost", "seed", "versions")
@@ -197,6 +212,7 @@ def _write(
         rule=recipe.rule.model_dump(mode="json"),
         temperature=reference.temperature,
         operating=reference.operating,
+        fusion=None if isinstance(reference.fusion, str) else reference.fusion,
         run={key: getattr(run.info, key) for key in keys} | {"int8": int8 and int8.info.id, "recipe": resolved},
         licence=recipe.export.licence,
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,0 +1,78 @@
+"""Fits the head that fuses a net's answers with the face, on people left out; refuses one that does not help."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from stillwatch import bundle, metrics
+from stillwatch.lab.data.sources import Sample
+from stillwatch.lab.faces import FaceTable
+from stillwatch.media.points import Signals
+from stillwatch.rules.fusion import FACE, FLOOR, features
+from stillwatch.rules.normal import EVERY, Deviation, Normal
+
+STRENGTH = 0.1  # scikit-learn's C
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the face's log probabilities beside the net's
+FEW = 3  # people below which nothing can be said
+
+
+def deviations(table: FaceTable, samples: Sequence[Sample]) -> list[Deviation | None]:
+    """Each sample's face against its group's normal as the recordings go, as a camera would see it."""
+    order: dict[str, list[int]] = defaultdict(list)
+    for row in sorted(range(len(samples)), key=lambda row: (samples[row].sequence, samples[row].time, samples[row].id)):
+        order[samples[row].group].append(row)
+    found: list[Deviation | None] = [None] * len(samples)
+    for rows in order.values():
+        normal = Normal()
+        for number, row in enumerate(rows):
+            if not np.isnan(float(table.signals[row][0])):
+                found[row] = normal.step(number * EVERY, Signals(*map(float, table.signals[row])))
+    return found
+
+
+def fit(
+    y: NDArray[np.int64], p: NDArray[np.floating], group: NDArray[np.str_], faces: Sequence[Deviation | None]
+) -> bundle.Fusion | str:
+    """The head, or why there is none. p: (N,K), what nets answer on people they were not trained on.
+
+    log p + w · log p(face): a head on the face alone, its share w chosen on other people than those it is judged on.
+    Kept where accuracy and macro-F1 of the mean person, never met, both rise.
+    """
+    seen = np.array([one is not None for one in faces])
+    people = np.unique(group[seen])
+    if len(people) < FEW:
+        return f"faces of {len(people)} people: at least {FEW} are needed"
+    x, logs = np.zeros((len(y), FACE)), np.log(np.clip(p, FLOOR, 1)).astype(np.float64)
+    for row, face in enumerate(faces):
+        if face is not None:
+            x[row] = features(p[row], face)[p.shape[1] :]
+    said = np.zeros(p.shape)  # log p of the face alone, by a head that has not met the person; 0 without a face
+    for one in people:
+        held = seen & (group == one)
+        if missing := set(np.unique(y)) - set(np.unique(y[seen & ~held])):
+            return f"without {one} there is no face of class {min(missing)}"
+        said[held] = _head(x[seen & ~held], y[seen & ~held]).predict_log_proba(x[held])
+    rows = [np.flatnonzero(group == one) for one in people]
+    fused = [[np.exp(logs[own] + w * said[own]) for own in rows] for w in SHARES]
+    f1 = np.array([[metrics.macro_f1(y[own], q) for own, q in zip(rows, of, strict=True)] for of in fused])
+    chosen = [int(np.delete(f1, one, axis=1).mean(1).argmax()) for one in range(len(people))]
+    figures = {
+        "accuracy_alone": float(np.mean([metrics.accuracy(y[own], p[own]) for own in rows])),
+        "macro_f1_alone": float(np.mean([metrics.macro_f1(y[own], p[own]) for own in rows])),
+        "accuracy": float(np.mean([metrics.accuracy(y[rows[n]], fused[w][n]) for n, w in enumerate(chosen)])),
+        "macro_f1": float(f1[chosen, range(len(people))].mean()),
+    }
+    if figures["accuracy"] <= figures["accuracy_alone"] or figures["macro_f1"] <= figures["macro_f1_alone"]:
+        told = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        return f"it does not help people left out: {told}"
+    share, head = SHARES[int(f1.mean(1).argmax())], _head(x[seen], y[seen])
+    weight = np.hstack([np.eye(p.shape[1]), share * head.coef_])
+    bias = tuple((share * head.intercept_).tolist())
+    return bundle.Fusion(weight=tuple(map(tuple, weight.tolist())), bias=bias, figures=figures)
+
+
+def _head(x: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:
+    return LogisticRegression(C=STRENGTH, max_iter=1000, class_weight="balanced").fit(x, y)

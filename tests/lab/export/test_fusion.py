@@ -1,0 +1,84 @@
+"""The fused head: kept where a face tells what the net does not, refused where it tells nothing."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillwatch import bundle
+from stillwatch.lab.data.sources import Sample
+from stillwatch.lab.export import packaging
+from stillwatch.lab.export.calibration import Calibration
+from stillwatch.lab.export.fusion import deviations, fit
+from stillwatch.lab.faces import FaceTable
+from stillwatch.rules.fusion import fuse
+from stillwatch.rules.normal import Deviation
+
+
+def answers(
+    count: int, told: bool, people: int = 5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Deviation | None]]:
+    """A net that cannot tell class 1 from 2, and a face whose lids can (told) or are noise."""
+    r = np.random.default_rng(0)
+    y = np.arange(count) % 3
+    p = np.where(y[:, None] == 0, [0.8, 0.1, 0.1], [0.1, 0.45, 0.45]) + r.uniform(0, 0.02, (count, 3))
+    faces: list[Deviation | None] = []
+    for label in y:
+        shut = float((label == 2) if told else r.random() < 0.5)
+        faces.append(Deviation(shut, 0.0, 0.0, 0.0, 0.0, (-3 * shut, *r.normal(size=4))))
+    group = np.array([f"d{number % people}" for number in r.permutation(count)])
+    return y, (p / p.sum(1, keepdims=True)).astype(np.float32), group, faces
+
+
+def test_a_face_that_tells_what_the_net_does_not_is_kept_and_answers_as_it_was_judged() -> None:
+    y, p, group, faces = answers(300, told=True)
+    head = fit(y, p, group, faces)
+    assert isinstance(head, bundle.Fusion)
+    assert head.figures["accuracy"] > 0.95 > 0.8 > head.figures["accuracy_alone"]
+    assert head.figures["macro_f1"] > head.figures["macro_f1_alone"]
+    fused = np.array([fuse(one, face, head.weight, head.bias) for one, face in zip(p, faces, strict=True) if face])
+    assert fused.sum(1) == pytest.approx(1) and np.mean(fused.argmax(1) == y) > 0.95
+
+
+def test_one_that_is_noise_is_refused_with_its_figures() -> None:
+    y, p, group, faces = answers(300, told=False)
+    p = np.where(np.eye(3, dtype=bool)[y], 0.9, 0.05).astype(np.float32)  # and the net knows all
+    why = fit(y, p, group, faces)
+    assert isinstance(why, str) and why.startswith("it does not help people left out: accuracy_alone 1.000")
+
+
+def test_too_few_people_or_a_class_that_one_of_them_holds_alone_is_said() -> None:
+    y, p, group, faces = answers(60, told=True, people=2)
+    assert fit(y, p, group, faces) == "faces of 2 people: at least 3 are needed"
+    y, p, group, faces = answers(90, told=True)
+    group[y == 2] = "d0"
+    assert fit(y, p, group, faces) == "without d0 there is no face of class 2"
+
+
+def test_each_group_has_a_normal_of_its_own_that_goes_with_its_recordings() -> None:
+    samples = [Sample(f"{g}{n}", Path(), "a", g, "", "s", float(-n)) for g in "ab" for n in range(400)]
+    lids = np.where(np.arange(800) < 400, 0.30, 0.18)  # two people, each with eyes open
+    signals = np.tile([0.0, 0.0, 0.05, -5.0, -9.0, 0.0, 0.9], (800, 1))
+    signals[:, :2] = lids[:, None]
+    signals[5] = np.nan
+    table = FaceTable(signals, np.zeros((800, 4)), np.zeros((800, 468, 3)))
+    found = deviations(table, samples)
+    assert found[5] is None and sum(one is None for one in found) == 1
+    first, last = found[799], found[400]  # time runs backwards in this table
+    assert first is not None and last is not None
+    assert first.shut > 0.5 > 0.1 > last.shut, "small eyes are not shut once they are known"
+
+
+def test_answers_of_a_crossval_meet_the_faces_of_their_own_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, p, group, faces = answers(300, told=True)
+    samples = [Sample(f"s{n:03d}", Path(), "a", str(group[n])) for n in range(300)]
+    data: Any = SimpleNamespace(samples=samples, store=SimpleNamespace(key="k"))
+    monkeypatch.setattr(packaging.faces, "faces", lambda samples, key: None)
+    monkeypatch.setattr(packaging, "deviations", lambda table, samples: faces)
+    order = np.random.default_rng(1).permutation(300)
+    ids = np.array([f"s{n:03d}" for n in order])
+    heard = Calibration("out of fold", "new", "cv", ids, group[order], y[order], p[order])
+    head = packaging._fusion(heard, data, p[order])
+    assert isinstance(head, bundle.Fusion) and head.figures["accuracy"] > 0.95

@@ -1,0 +1,39 @@
+"""Fusing a net's answer with a face: identity keeps the answer, and an Alarm uses only a fresh face."""
+
+import numpy as np
+import pytest
+
+from stillwatch.media.points import Signals
+from stillwatch.recipe import Rule
+from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.fusion import FACE, features, fuse
+from stillwatch.rules.normal import Deviation
+from stillwatch.rules.signs import Reading
+
+USUAL = Deviation(0.0, 0.0, 0.0, 0.0, 0.0, (0.0,) * 5)
+WEIGHT = np.hstack([np.eye(2), np.zeros((2, FACE))])
+
+
+def test_a_head_of_ones_keeps_the_answer_and_a_weight_moves_it() -> None:
+    p = np.array([0.7, 0.3])
+    assert fuse(p, USUAL, WEIGHT, np.zeros(2)) == pytest.approx(p)
+    shut = USUAL._replace(shut=1.0, z=(-9.0, 0.0, 2.0, -1.0, 0.0))
+    assert features(p, shut)[2:] == pytest.approx([-4, 0, 2, -1, 0, 1, 2, 1]), "clipped, and how far it turned"
+    moved = WEIGHT.copy()
+    moved[1, 2 + 5] = 3.0
+    assert fuse(p, shut, moved, np.zeros(2))[1] > 0.8 and fuse(p, USUAL, moved, np.zeros(2)) == pytest.approx(p)
+
+
+def test_an_alarm_fuses_with_a_fresh_face_and_keeps_the_nets_answer_without_one() -> None:
+    alarm = Alarm("cab", ["SafeDriving", "Distracted"], ["SafeDriving"], Rule(profile="driver"))
+    alarm.fuse = lambda p, deviation: np.array([0.1, 0.9])
+    face = Signals(0.27, 0.27, 0.05, -5.0, -9.0, 0.0, 0.9)
+    answers = []
+    for now, reading in ((0.0, face), (0.1, None), (0.2, face), (1.0, "stale")):
+        news = [] if reading == "stale" else [Reading(now, reading)]  # type: ignore[arg-type]
+        alarm.step(now, [0.8, 0.2], "ok", news)
+        assert alarm.answer is not None
+        answers.append(alarm.answer[1])
+    assert answers == [0.9, 0.2, 0.9, 0.2]
+    alarm.step(1.1, None)
+    assert alarm.answer is None
