@@ -124,9 +124,16 @@ def judge(
     overrides: Annotated[list[str] | None, keys("data.root=FOLDER, where the data were moved")] = None,
     split: Split = "test",
     runs: RunsFolder = Path("runs"),
-    out: Annotated[Path | None, typer.Option("--out", help="report folder of a bundle")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="report folder of a bundle, or of --on")] = None,
+    on: Annotated[bool, typer.Option("--on", help="all of another data set: data.root=, data.source=, …")] = False,
 ) -> None:
-    """Report on one run, or on a bundle's files beside the run that they were exported from."""
+    """Report on one run, on a bundle's files beside the run that they were exported from, or on a run on other data."""
+    if on:
+        from stillwatch.evaluation.report.report import compare as write
+        from stillwatch.lab.training.pipeline import on_other_data
+
+        judged = on_other_data(Run.open(run), overrides or (), out, progress())
+        return _print_report(write([judged], judged.path, None, "test"), judged.path)
     if not (run / "bundle.json").is_file():
         from stillwatch.evaluation.pooling import comparison_set
         from stillwatch.evaluation.report.report import compare as write

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 
 from stillwatch import metrics
 from stillwatch.errors import UserError
-from stillwatch.lab.data import augment
-from stillwatch.lab.data.dataset import Dataset, load_dataset
+from stillwatch.lab.data import augment, cache
+from stillwatch.lab.data.dataset import Dataset, LazyRows, load_dataset
+from stillwatch.lab.data.reader import gather
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.models.ensemble import Ensemble, Teacher
@@ -33,6 +34,7 @@ from stillwatch.lab.training.runs import (
     save_split_predictions,
     write_audit,
 )
+from stillwatch.predictions import save_predictions
 from stillwatch.recipe import Fit, Recipe
 from stillwatch.registry import Spec, find
 from stillwatch.run import NO_PROGRESS, Progress, Run
@@ -158,6 +160,31 @@ def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
         run.note(cost=cost, disagreement=float((np.stack(named) != named[0]).any(0).mean()))
         run.finish(best={"epoch": 0, **figures}, epochs=0)
     return run
+
+
+def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress: Progress = NO_PROGRESS) -> Run:
+    """Let a finished run's net answer for every sample of other data with the same labels.
+
+    overrides: data.root=OTHER and what else differs in [data]; without data.group= its samples have no groups. out: the
+    folder of the answers, by default in the run's own. Raises UserError for the data that it was trained on, and as
+    load_dataset does.
+    """
+    require_finished(run, TRAINED, "run with a net")
+    recipe = run.amended(overrides, ("data",)).recipe
+    if not any(override.startswith("data.group") for override in overrides):
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"group": None})})
+    seen = recipe.seen_by(run.side)
+    net, store = load_net(run), cache.pictures(gather(seen), seen.data, progress=progress)
+    if store.fingerprint == run.info.fingerprint:
+        raise UserError(f"--on: data.root = '{recipe.data.root}': what {run.path} was trained on; name other data")
+    path, about = out or run.path / f"on-{recipe.data.root.name}", {"recipe": recipe.model_dump(mode="json")}
+    other = Run(path, run.info.changed(id=path.name, parent=run.path.name, fingerprint=store.fingerprint, **about))
+    other.note()
+    y = [recipe.labels.index(sample.label) for sample in store.samples]
+    ids, groups, sequences = ([getattr(s, key) for s in store.samples] for key in ("id", "group", "sequence"))
+    x = LazyRows(store.pixels, np.arange(len(y)))
+    save_predictions(other, "test", predictor(net), x, ids, groups, sequences, y, progress=progress)
+    return other
 
 
 def device(plan: Fit) -> Accelerator:
