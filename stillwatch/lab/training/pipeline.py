@@ -177,7 +177,7 @@ def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress
     net, store = load_net(run), cache.pictures(gather(seen), seen.data, progress=progress)
     if store.fingerprint == run.info.fingerprint:
         raise UserError(f"--on: data.root = '{recipe.data.root}': what {run.path} was trained on; name other data")
-    path, about = out or run.path / f"on-{recipe.data.root.name}", {"recipe": recipe.model_dump(mode="json")}
+    path, about = out or run.path / f"on-{recipe.data.root.name or 'other'}", {"recipe": recipe.model_dump(mode="json")}
     other = Run(path, run.info.changed(id=path.name, parent=run.path.name, fingerprint=store.fingerprint, **about))
     other.note()
     y = [recipe.labels.index(sample.label) for sample in store.samples]
