@@ -124,3 +124,31 @@ def made(
     )
     wanted = {model.name: by_hand(frames) for model in models} | dict(golden or {})
     return bundle.write(folder / f"bundle-{name}", told, files, frames, wanted)
+
+
+def person_net(
+    path: Path,
+    size: tuple[Any, Any] = (8, 8),
+    weights: NDArray[np.float32] = np.full((3, 1), 1 / 765, np.float32),  # noqa: B008  # by default its brightness
+    bias: NDArray[np.float32] | None = None,
+    boxes: int = 0,
+) -> Path:
+    """A person detector (1,3,H,W) BGR 0..255 -> (1,K), mean · W + b; boxes: as YOLOX (1,boxes,K), each the same."""
+    outputs = weights.shape[1]
+    constants = {"w": weights, "b": np.zeros(outputs, np.float32) if bias is None else bias,
+                 "axes": np.array([2, 3]), "shape": np.array([1, boxes, outputs])}  # fmt: skip
+    nodes = [
+        helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Gemm", ["mean", "w", "b"], ["row" if boxes else "output"]),
+    ]
+    if boxes:
+        nodes.append(helper.make_node("Expand", ["row", "shape"], ["output"]))
+    graph = helper.make_graph(
+        nodes,
+        "people",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, *size])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, *([boxes] if boxes else []), outputs])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path

@@ -62,9 +62,29 @@ def open(
         raise UserError(f"runtime = {runtime!r}: not installed; pip install '{extra}'")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
+    with _explained(path, runtime):
         session = entry.open(path, Ports(shape, outputs, scale), threads, batch)
         return Stream(*session, shape) if session.states else _whole(session, shape)
+
+
+def foreign(path: Path, threads: int = 1) -> tuple[Shape, Callable[[NDArray[np.uint8]], NDArray[Any]]]:
+    """An ONNX file of somebody else's: one sample's shape as it says (names where a side is free), uint8 -> its output.
+
+    Raises UserError for an unreadable file, or several inputs or outputs.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with _explained(path, "onnxruntime"):
+        session = _onnx_session(path, threads, 1)
+        entrance = _only(session.get_inputs(), "input")
+        _only(session.get_outputs(), "output")
+        return tuple(entrance.shape[1:]), _onnx_call(session, entrance, 1.0)
+
+
+@contextmanager
+def _explained(path: Path, runtime: str) -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{path}: {runtime}: {error}") from None
     except Exception as error:  # each library has exceptions of its own, and no common ancestor below this one
@@ -148,7 +168,7 @@ def _fitting(found: list[Any], shape: Shape) -> int | None:
     return sides[0]
 
 
-def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int) -> Session:
+def _onnx_session(path: Path, threads: int, batch: int) -> Any:
     telemetry_off()
     import onnxruntime as ort
 
@@ -160,18 +180,27 @@ def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     options.add_free_dimension_override_by_name("batch", batch)
     # A camera computes a few milliseconds and waits for the next frame: threads that spin meanwhile heat the board
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int) -> Session:
+    session = _onnx_session(path, threads, batch)
     if len(ports.shape) == 4 and len(session.get_inputs()) > 1:
         return _onnxruntime_stream(session, ports.shape)
     entrance = _only(session.get_inputs(), "input")
     _only(session.get_outputs(), "output", ports.outputs)
-    takes, feed = _fitting(entrance.shape, ports.shape), entrance.name
+    takes = _fitting(entrance.shape, ports.shape)
+    return Session(_onnx_call(session, entrance, ports.scale), takes)
+
+
+def _onnx_call(session: Any, entrance: Any, scale: float) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
+    feed = entrance.name
     if entrance.type == "tensor(uint8)":
-        return Session(lambda x: _joined(session.run(None, {feed: x})), takes)
+        return lambda x: _joined(session.run(None, {feed: x}))
     if entrance.type != "tensor(float)":
         raise UserError(f"the file takes {entrance.type}; wanted: uint8 or float")
     # onnx-legacy: the same pixels 0..255, but as floats, which is what TensorRT 8 takes
-    return Session(lambda x: _joined(session.run(None, {feed: _floats(x, ports.scale)})), takes)
+    return lambda x: _joined(session.run(None, {feed: _floats(x, scale)}))
 
 
 def _onnxruntime_stream(session: Any, shape: Shape) -> Session:

@@ -21,6 +21,12 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"
 KeyPath = tuple[str | int, ...]  # ("camera", 1, "fps")
 
 
+class Person(Strict):
+    model: Path  # ONNX: YOLOX's boxes with a person as class 0, or a person's probability (inference.people)
+    every: int = Field(5, ge=1)  # only every nth look is asked
+    confidence: float = Field(0.3, gt=0, lt=1)  # from which on somebody is there
+
+
 class CameraConfig(Strict):
     """Times in seconds."""
 
@@ -35,6 +41,7 @@ class CameraConfig(Strict):
     fit: Literal["stretch", "letterbox", "crop"] | None = None  # where its shape is not the training pictures'
     blur: Literal["none", "faces", "all"] = "none"  # burnt into page, thumbnail and clip; the net sees the picture
     clips: bool = True
+    person: Person | None = None  # looks without a person are skipped
     rule: Rule | None = None  # this camera's own; else the file's, else the bundle's
 
 
@@ -225,7 +232,10 @@ def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
         elsewhere = "://" in text or text.isdigit() or text.startswith("$") or Path(text).is_absolute()
         return text if elsewhere else str(folder / text)
 
-    cameras = tuple(camera.model_copy(update={"source": resolve(camera.source)}) for camera in config.camera)
+    cameras = []
+    for camera in config.camera:
+        person = camera.person and camera.person.model_copy(update={"model": folder / camera.person.model})
+        cameras.append(camera.model_copy(update={"source": resolve(camera.source), "person": person}))
     sinks = []
     for sink in config.sink:
         if isinstance(sink.to, dict):
@@ -235,5 +245,5 @@ def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
             sink = sink.model_copy(update={"to": sink.to | files})
         sinks.append(sink)
     keep = config.keep.model_copy(update={"folder": folder / config.keep.folder})
-    changes = {"bundle": folder / config.bundle, "camera": cameras, "sink": tuple(sinks), "keep": keep}
+    changes = {"bundle": folder / config.bundle, "camera": tuple(cameras), "sink": tuple(sinks), "keep": keep}
     return config.model_copy(update=changes)

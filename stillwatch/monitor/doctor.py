@@ -10,6 +10,7 @@ from stillwatch import bundle
 from stillwatch.errors import UserError
 from stillwatch.inference import aspect
 from stillwatch.inference.detector import Detector, rule_of, threshold_of
+from stillwatch.inference.people import People
 from stillwatch.monitor.cameras import reading
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redacted_error
@@ -72,6 +73,9 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector
     config = config.model_copy(update={"source": secret(config.source)})
     faces = reading.wanted(rule_of(made, config.rule or watch.rule), config.source)
     camera = Camera(config, watch.keep, manifest.input, faces)
+    if config.person:
+        People(config.person.model, threads=watch.threads)
+        yield Finding(True, config.name, f"people are sought by {config.person.model}")
     start, frame, unlike = time.monotonic(), None, ""
     camera.start()
     try:

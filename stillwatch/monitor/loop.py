@@ -17,6 +17,7 @@ from stillwatch import bundle
 from stillwatch.errors import UserError
 from stillwatch.inference import aspect, detector, streams
 from stillwatch.inference.detector import Detector
+from stillwatch.inference.people import People
 from stillwatch.monitor.cameras import reading
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redact, redacted_error
@@ -35,8 +36,8 @@ PREVIEW = 8.0  # pictures a second for viewers
 class CameraSlot:
     memory: streams.Memory  # of the net, once that is loaded
 
-    def __init__(self, camera: Camera, alarm: Alarm):
-        self.camera, self.alarm = camera, alarm
+    def __init__(self, camera: Camera, alarm: Alarm, people: People | None = None):
+        self.camera, self.alarm, self.people = camera, alarm, people
         self.name = alarm.camera
         self.pending: deque[Frame] = deque()  # arrived and not looked at; the camera's one credit keeps it short
         self.newest: Frame | None = None
@@ -57,6 +58,21 @@ class CameraSlot:
         self.newest = taken[-1]
         self.readings = [reading for frame in taken for reading in frame.readings]
         return True
+
+    def vacant(self) -> bool:
+        """The newest picture is whole, and the camera's person filter finds nobody: it is "empty" then."""
+        frame = self.newest
+        if not self.people or frame is None or frame.image is None or frame.status != "ok" or self.people(frame.image):
+            return False
+        self.newest = frame._replace(status="empty")
+        self.memory.clear()
+        return True
+
+    def clear(self) -> None:
+        """After a gap."""
+        self.memory.clear()
+        if self.people:
+            self.people.clear()
 
     def in_epoch(self, event: Event) -> Event:
         """The event in epoch seconds; the wall clock is read once per event, so that its jumps do no harm."""
@@ -125,7 +141,9 @@ class Watch:
         camera = Camera(config, self.config.keep, manifest.input, faces)
         shown = redact(config.source)
         self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name)
-        return CameraSlot(camera, alarm)
+        person = config.person
+        people = People(person.model, person.every, person.confidence, self.config.threads) if person else None
+        return CameraSlot(camera, alarm, people)
 
     def __enter__(self) -> "Watch":
         return self
@@ -176,8 +194,9 @@ class Watch:
         return [slot for slot in self.slots if slot.advance()]
 
     def predict(self, slots: Sequence[CameraSlot]) -> list[NDArray[np.float32] | None]:
-        """One forward for all; None where there is no picture, or a look is not whole yet."""
-        seen = [(slot, slot.newest) for slot in slots if slot.newest is not None and slot.newest.image is not None]
+        """One forward for all; None where there is no picture, nobody in it, or a look is not whole yet."""
+        there = [slot for slot in slots if not slot.vacant()]
+        seen = [(slot, slot.newest) for slot in there if slot.newest is not None and slot.newest.image is not None]
         p = streams.look(
             self.detector.predict,
             [frame.image for _, frame in seen if frame.image is not None],
@@ -201,6 +220,8 @@ class Watch:
         answer = p if slot.alarm.answer is None else slot.alarm.answer
         if p is not None and answer is not None:
             self.board.update(slot.name, p=[round(float(value), 4) for value in answer])
+        elif frame.status == "empty":
+            self.board.update(slot.name, p=None)
         gauge = float(slot.alarm.gauge)
         status = "damaged" if frame.status == "ok" and slot.camera.damaged else frame.status
         self.board.update(slot.name, status=status, gauge=gauge, age_ms=1e3 * age, seen=time.time())
@@ -216,18 +237,21 @@ class Watch:
             if camera.state == "ended" and not slot.pending:
                 self._publish(slot, slot.alarm.close(slot.time))
             elif camera.live and now - (slot.decided or now) > SILENCE:
-                slot.memory.clear()
+                slot.clear()
                 self._publish(slot, slot.alarm.step(now, None, "lost"))
             camera.preview(PREVIEW if self.board.viewers(slot.name) else 0.0, self.board.pointed(slot.name))
             if (notes := slot.alarm.notes) != slot.notes:
                 slot.notes = notes
                 for words in notes:
                     self.log(f"{slot.name}: {words}")
-            for name, total in camera.counters.items():
+            counters = dict(camera.counters)
+            if slot.people:
+                counters |= {"people_checked": slot.people.checked, "people_skipped": slot.people.skipped}
+            for name, total in counters.items():
                 self.gauges.count(slot.name, name, total)
             self.board.update(
                 slot.name, state=camera.state, words=camera.words, fps=round(slot.fps, 1),
-                counters=dict(camera.counters), gauge=float(slot.alarm.gauge),
+                counters=counters, gauge=float(slot.alarm.gauge),
                 open=[slot.in_epoch(event).as_dict() for event in slot.alarm.open],
             )  # fmt: skip
         if self.store.trouble != self._trouble:
@@ -253,7 +277,7 @@ class Watch:
                 case Note(what="state", fields={"state": state, "words": words}):
                     self.board.update(slot.name, state=state, words=words)
                     if state != "live":
-                        slot.memory.clear()
+                        slot.clear()
                     self.board.publish("camera", camera=slot.name, state=state, words=words)
                     self.log(f"{slot.name}: {state}: {words}" if state != words else f"{slot.name}: {state}")
                 case Note(what="shape", fields={"height": height, "width": width}):

@@ -24,6 +24,8 @@ COUNTERS = {
     "readings": "Pictures in which the driver's face was read",
     "reading_ms": "Milliseconds that reading faces took",
     "damaged": "Pictures that arrived damaged and were left out",
+    "people_checked": "Frames that were searched for a person",
+    "people_skipped": "Frames that were not looked at, because nobody was there",
 }
 
 

@@ -16,7 +16,7 @@ from stillwatch.rules.presets import indicators, profile
 from stillwatch.rules.profiles import IndicatorRule
 from stillwatch.rules.signs import Face, Reading, Signs
 
-Status = Literal["ok", "black", "frozen", "lost"]  # of the picture; lost: there is none
+Status = Literal["ok", "empty", "black", "frozen", "lost"]  # of the picture; empty: nobody in it; lost: there is none
 READ = ("spells", "unseen")  # indicators that step with every reading of the face, and without an answer
 STALE = 0.5  # s after which a reading says nothing about the answer
 GAP = 2.0  # s without an answer after which what was seen before proves nothing any more
@@ -154,13 +154,14 @@ class Alarm:
 
         now: seconds on a forward clock, at least one frame a second, evenly or not. p: float (K,), or None without an
         answer (best sent every second). p is ignored unless status is "ok"; NaN is no answer. More than 2 s without an
-        answer end open accusations and wipe the past. readings: of the face since the last step, at the camera's own
-        rate. A step not later than the last is skipped; after 2 s of them the clock was set back and all starts anew.
+        answer end open accusations and wipe the past; "empty" too, but it is no trouble with the camera. readings: of
+        the face since the last step, at the camera's own rate. A step not later than the last is skipped; after 2 s of
+        them the clock was set back and all starts anew.
         Raises ValueError for another shape of p or an unknown status.
         """
         x = self._checked(p) if p is not None else None
-        if status not in ("ok", *TROUBLES):
-            raise ValueError(f"status {status!r} must be one of ok, black, frozen, lost")
+        if status not in ("ok", "empty", *TROUBLES):
+            raise ValueError(f"status {status!r} must be one of ok, empty, black, frozen, lost")
         events: list[Event] = []
         now, blind = float(now), x is None or status != "ok"
         if not blind:
@@ -168,7 +169,7 @@ class Alarm:
         if not self._forward(now, events):
             return events
         self._now, self._was_blind = now, blind
-        for reading in readings if status == "ok" else ():
+        for reading in readings if status in ("ok", "empty") else ():
             if (self._read is None or self._read < reading.seconds) and reading.seconds <= now:
                 self._glimpsed(reading, events)
         if self._read is not None and now - self._read > GAP:
@@ -224,7 +225,7 @@ class Alarm:
         since = now if self._sight is None else self._sight
         if self._sight is not None and (trouble in ("black", "frozen") or now - self._sight > GAP):
             self._forget(now, events)
-        sight = Observation(now, 0.0, (), False, False, trouble, since)
+        sight = Observation(now, 0.0, (), False, False, "" if trouble == "empty" else trouble, since)
         self._tell((case for kind, case in self._cases.items() if kind == "camera"), sight, events)
 
     def _seen(self, now: float, x: NDArray[np.float64], events: list[Event]) -> None:

@@ -46,6 +46,7 @@ def test_the_examples_in_its_comments_are_right_too(tmp_path: Path) -> None:
 
 def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     text = GOOD + '[[camera]]\nname="film"\nsource="clips/a.mp4"\n[[camera]]\nname="secret"\nsource="$URL"\n'
+    text += 'person={model="people.onnx"}\n'
     text += '[[sink]]\nname="l"\nto={name="jsonl",path="told.jsonl"}\n[[sink]]\nname="s"\nto="sound"\n'
     watch = config.load(written(tmp_path, text)).config
     assert [sink.to for sink in watch.sink] == [{"name": "jsonl", "path": str(tmp_path / "told.jsonl")}, "sound"]
@@ -55,6 +56,7 @@ def test_paths_start_at_the_files_folder(tmp_path: Path) -> None:
         "name": "mypackage.sinks:Book", "path": str(tmp_path / "told.txt"), "file": "/a", "title": "b",
     }  # fmt: skip
     assert watch.bundle == tmp_path / "b"
+    assert [one.person and one.person.model for one in watch.camera[1:]] == [None, tmp_path / "people.onnx"]
     assert watch.keep.folder == tmp_path / "watch"
     assert [camera.source for camera in watch.camera] == ["toy://driver", str(tmp_path / "clips/a.mp4"), "$URL"]
 

@@ -7,7 +7,7 @@ import pytest
 from bundles import made, onnx_net
 
 from stillwatch.monitor import doctor
-from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, Sink, WatchConfig, Web
+from stillwatch.monitor.config import CameraConfig, Keep, LoadedConfig, Person, Sink, WatchConfig, Web
 from stillwatch.recipe import Rule
 
 
@@ -46,6 +46,7 @@ def test_what_does_not_is_named_and_the_rest_is_tried_all_the_same(
         CameraConfig(name="gone", source="no-such-film.mp4"),
         CameraConfig(name="deaf", source="rtsp://user:hunter2@127.0.0.1:9/"),
         CameraConfig(name="secret", source="$NO_SUCH"),
+        CameraConfig(name="unfit", source="toy://street", person=Person(model=tmp_path / "none.onnx")),
         CameraConfig(name="good", source="toy://street?size=48x64"),
     )
     sinks = (Sink(name="hook", to={"name": "webhook", "url": "$NO_SUCH"}),)
@@ -54,10 +55,11 @@ def test_what_does_not_is_named_and_the_rest_is_tried_all_the_same(
     )
     by = found(asked._replace(bad_cameras={"typo": "watch.toml: line 3: camera.fsp: unknown key"}))
     words = {what: findings[0].words for what, findings in by.items() if not findings[0].good}
-    assert set(words) == {"typo", "gone", "deaf", "secret", "hook", "page", "disk"}
+    assert set(words) == {"typo", "gone", "deaf", "secret", "unfit", "hook", "page", "disk"}
     assert "no such file" in words["gone"]
     assert words["deaf"].startswith("no frame within 3 s")
     assert "hunter2" not in str(by)
+    assert words["unfit"] == f"{tmp_path / 'none.onnx'}: no such file"
     assert "$NO_SUCH: not set" in words["secret"] + words["hook"]
     assert "add token" in words["page"]
     assert by["good"][0].good

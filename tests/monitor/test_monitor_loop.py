@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import SHAPE, made, onnx_net
+from bundles import SHAPE, made, onnx_net, person_net
 
 from stillwatch.errors import UserError
+from stillwatch.inference import people
 from stillwatch.inference.detector import Detector, steps
 from stillwatch.media.points import Signals
 from stillwatch.monitor import loop
 from stillwatch.monitor.cameras.camera import Frame, Note
-from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig
+from stillwatch.monitor.config import CameraConfig, Keep, Person, WatchConfig
 from stillwatch.monitor.events import database
 from stillwatch.recipe import Rule
 from stillwatch.rules.signs import Reading
@@ -311,3 +312,31 @@ def test_what_a_face_says_reaches_the_alarm_and_the_page(tmp_path: Path) -> None
     assert [(one.kind, one.words.split(";")[0]) for one in said if one.kind == "sleep"] == [
         ("sleep", "microsleep: eyes shut for 1.0 s")
     ]
+
+
+def test_pictures_without_a_person_reach_no_net_and_are_no_lost_camera(tmp_path: Path) -> None:
+    """The person of this test is a bright picture; black ones are empty."""
+    asked = watch_config(tmp_path, "rtsp://x/", "rtsp://y/", "rtsp://z/")
+    filters = [Person(model=person_net(tmp_path / "p.onnx"), every=2), None, Person(model=tmp_path / "none.onnx")]
+    changes = zip(asked.camera, filters, strict=True)
+    cameras = tuple(camera.model_copy(update={"person": person}) for camera, person in changes)
+    with loop.Watch(asked.model_copy(update={"camera": cameras})) as watch:
+        assert watch.failed == {"c2": f"{tmp_path / 'none.onnx'}: no such file"}
+        slot, base = watch.slots[0], time.monotonic()
+        looked: list[int] = []
+        predict = watch.detector.predict
+        watch.detector.predict = lambda x: looked.append(len(x)) or predict(x)  # type: ignore[func-returns-value]
+        film(watch, slot.camera, DANGER, base, base + 6)
+        assert len(slot.alarm.open) == 1 and len(looked) == 60
+        film(watch, slot.camera, np.zeros(SHAPE, np.uint8), base + 6, base + 16)
+        forgiven = 2 * (people.MISSES - 1)
+        assert len(looked) == 60 + forgiven and slot.memory.seen == 0
+        assert not slot.alarm.open, "what is not seen any more accuses nobody, nor is the camera lost"
+        fields, unfiltered, _ = watch.board.cameras()
+        assert (fields["status"], fields["p"]) == ("empty", None)
+        assert (fields["counters"]["people_checked"], fields["counters"]["people_skipped"]) == (80, 100 - forgiven)
+        assert "people_skipped" not in unfiltered["counters"]
+        assert f'stillwatch_people_skipped_total{{camera="c0"}} {100 - forgiven:.1f}' in watch.gauges.text().decode()
+        watch.slots[0].clear()
+        film(watch, slot.camera, DANGER, base + 16, base + 17)
+        assert watch.board.cameras()[0]["status"] == "ok" and len(looked) == 70 + forgiven

@@ -36,7 +36,7 @@ def frames(acts: Any, fps: float, labels: list[str], start: float = START) -> It
     ends = np.cumsum([seconds for seconds, _ in acts])
     for number in range(round(whole * fps)):
         act = acts[int(np.searchsorted(ends, number / fps + 1e-9, side="right"))][1]
-        trouble = act if isinstance(act, str) and act in ("black", "frozen", "lost") else "ok"
+        trouble = act if isinstance(act, str) and act in ("black", "frozen", "lost", "empty") else "ok"
         yield start + number / fps, None if trouble != "ok" else p_of(act, labels), trouble
 
 
@@ -334,6 +334,13 @@ def test_a_stream_lost_in_mid_distraction_proves_nothing() -> None:
     assert (said[1].end, said[1].updated) == (near(14), near(16))
     assert told(said, "camera") == [("camera", "notice", "opened"), ("camera", "notice", "closed")]
     assert next(one for one in said if one.kind == "camera").opened == near(19)
+
+
+def test_a_picture_without_a_person_ends_what_was_seen_and_is_no_trouble_with_the_camera() -> None:
+    said = story((10, SAFE), (4, AWAY), (8, "empty"), (2.5, AWAY), (10, SAFE))
+    assert told(said) == [("distraction", "notice", "opened"), ("distraction", "notice", "closed")]
+    covered = story((10, SAFE), (8, "black"), (20, "empty"))
+    assert told(covered) == [("camera", "notice", "opened"), ("camera", "notice", "closed")]
 
 
 def test_a_stream_back_within_5_seconds_is_no_event() -> None:

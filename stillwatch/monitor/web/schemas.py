@@ -40,7 +40,7 @@ class Camera(BaseModel):
     source: str | None = Field(None, description="Without its credentials")
     state: str
     live: bool | None = Field(None, description="false: a film or a folder, not a camera")
-    status: str | None = Field(None, description="Of the newest picture: ok, black, frozen, damaged, lost")
+    status: str | None = Field(None, description="Of the newest picture: ok, empty, black, frozen, damaged, lost")
     condition: Condition = Field(description="Both in one word")
     says: str = Field(description="And in words for a person")
     since: float | None = Field(None, description="When that began, seconds since 1970, where it is known")
