@@ -57,7 +57,7 @@ def decode(folder: Path, names: Sequence[str]) -> int:
             continue
         rgb = files.ToRgb()
         with files.open_film(folder / name, threads=1) as container:
-            for frame in files.frames(container):
+            for frame in files.frames(container, lambda _: None):
                 rgb(frame)
                 count += 1
     return count

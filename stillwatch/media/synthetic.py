@@ -488,13 +488,13 @@ def _meeting(label: str, person: int, r: np.random.Generator) -> Callable[[float
     u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
     middle, close, phase = u(-0.2, 0.2), u(0.16, 0.26), u(0, 1)
     pace = u(1.4, 1.8) if label == "Violence" else u(0.2, 0.35)  # strokes a second
-    face, passer = u(0.3, 0.7), r.uniform(0, 2 * math.pi)
+    face, watcher = u(0.3, 0.7), u(-1.2, 1.2)  # a third one stands and looks on
 
     def at(time: float) -> Crowd:
         reach = 1 - abs(1 - 2 * ((pace * time + phase) % 1))  # a triangle: every value is as frequent
         gap = close + 0.1 * (1 - reach)
         return Crowd(
-            middle - gap / 2, middle + gap / 2, 1.2 * math.sin(0.3 * time + passer), 0.25 * reach, -0.15 * reach, 0, 0,
+            middle - gap / 2, middle + gap / 2, watcher, 0.25 * reach, -0.15 * reach, 0, 0,
             0.5 + 1.1 * reach, 0.5 + 0.6 * reach, 0.9 - 0.7 * reach, 0.7 - 0.4 * reach, 0.2, 0.2, face, 1, -1,
         )  # fmt: skip
 

@@ -68,7 +68,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def task_of(it: Bundle, root: Path, rate: float | None = None) -> Task:
     about = it.manifest.input
-    return Task(str(root), str(root), str(it.path / "m.onnx"), "onnxruntime", about.shape, about.fit, rate, "key")
+    return Task(str(root), str(root), str(it.path / "m.onnx"), "onnxruntime", about.shape, about.fit, rate, "key",
+        scoring.look_ticks(about),
+    )  # fmt: skip
 
 
 def by_lab(root: Path, data: Data) -> dict[str, np.ndarray[Any, Any]]:
