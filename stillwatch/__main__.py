@@ -1,5 +1,14 @@
-"""`python -m stillwatch` is the command `stillwatch`."""
+"""The command `stillwatch`, also as `python -m stillwatch`."""
 
-from stillwatch.cli.main import main
 
-main()
+def main() -> None:
+    """Ctrl-C ends it without a traceback while it still imports, too."""
+    try:
+        from stillwatch.cli.main import main as run
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    run()
+
+
+if __name__ == "__main__":
+    main()

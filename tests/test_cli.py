@@ -259,3 +259,17 @@ def test_help_is_as_narrow_as_the_terminal(say: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COLUMNS", "40")
     for command in COMMANDS:
         assert max(map(len, say(command, "--help")[1].splitlines())) <= 60, command
+
+
+def test_ctrl_c_during_the_imports_ends_without_a_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'stillwatch.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from stillwatch.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
