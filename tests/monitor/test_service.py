@@ -164,11 +164,11 @@ def interrupted(*arguments, **options):
     os.kill(os.getpid(), signal.SIGINT)
     return Detector(*arguments, **options)
 
-loop.Detector = interrupted
+loop.Detector, before = interrupted, signal.getsignal(signal.SIGINT)  # ignored where a shell put us behind
 loaded = config.single(Path({str(bundle)!r}), "toy://street")
 kept = Path({str(bundle.parent / "kept")!r})
 service.serve(loaded._replace(config=loaded.config.amended(folder=kept, on=False)), print)
-assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert signal.getsignal(signal.SIGINT) is before
 print("ended by itself")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
