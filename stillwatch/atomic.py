@@ -9,6 +9,11 @@ from pathlib import Path
 from stillwatch.errors import UserError
 
 
+def home() -> Path:
+    """Where caches live: STILLWATCH_CACHE, or the user's own cache folder."""
+    return Path(os.environ.get("STILLWATCH_CACHE") or Path.home() / ".cache" / "stillwatch")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path that becomes `path`, or is removed after an error."""

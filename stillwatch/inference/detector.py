@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import bundle
-from stillwatch.atomic import atomic
+from stillwatch.atomic import atomic, home
 from stillwatch.errors import UserError, nearest
 from stillwatch.inference import face_reader, runtimes, streams
 from stillwatch.inference.timing import cores, machine, race
@@ -62,7 +62,6 @@ class Detector:
         manifest = self.bundle.manifest
         self.labels, self.safe = manifest.labels, manifest.safe
         self.threshold: float | None = (manifest.operating or {}).get("threshold")
-        self._shape, self._fit = manifest.input.shape, manifest.input.fit
         if batch < 1 or (threads is not None and threads < 1):
             raise UserError(f"threads = {threads}, batch = {batch}: both are at least 1")
         threads = threads or min(4, cores())
@@ -143,23 +142,17 @@ def steps(
     A net of clips sees frames at its training rate; None before its first look is whole, and again after a gap.
     """
     about = detector.bundle.manifest.input
-    held: list[tuple[float, NDArray[np.uint8]]] = []
+    film = iter(film)
+    while len(about.shape) == 3 and (held := list(islice(film, batch))):
+        yield from zip((at for at, _ in held), detector([picture for _, picture in held]), strict=True)
     pace, past, due = rate(detector.bundle.manifest), memory(detector), -np.inf
     for seconds, picture in film:
-        if len(about.shape) == 3:
-            held.append((seconds, picture))
-            if len(held) == batch:
-                yield from zip((at for at, _ in held), detector([image for _, image in held]), strict=True)
-                held.clear()
-            continue
         if pace and seconds < due - 1e-6:
             continue
         p = streams.look(detector.predict, [fitted(about, picture)], [past], [seconds])[0]
         if pace:  # on a grid, so that a film whose rate is no multiple of the net's is not seen more slowly
             due = (due if past.seen > 1 else seconds) + 1 / pace
         yield seconds, p
-    if held:
-        yield from zip((at for at, _ in held), detector([image for _, image in held]), strict=True)
 
 
 def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:
@@ -278,8 +271,7 @@ def _remember(place: Path, choice: Mapping[str, Any]) -> None:
 
 
 def _home() -> Path:
-    cache = os.environ.get("STILLWATCH_CACHE")
-    return (Path(cache) if cache else Path("~/.cache/stillwatch").expanduser()) / "choices"
+    return home() / "choices"
 
 
 def _place(made: bundle.Bundle, threads: int, batch: int, runtime: str | None, file: str | None) -> Path:

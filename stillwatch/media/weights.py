@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from stillwatch.atomic import atomic
+from stillwatch.atomic import atomic, home
 from stillwatch.errors import UserError, one_line
 
 LARGEST = 64 << 20  # bytes that are read of an answer
@@ -71,5 +71,4 @@ def _asked() -> Path:
 
 
 def _cache() -> Path:
-    home = os.environ.get("STILLWATCH_CACHE")
-    return (Path(home) if home else Path("~/.cache/stillwatch").expanduser()) / "weights"
+    return home() / "weights"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from stillwatch.atomic import alive, atomic
+from stillwatch.atomic import alive, atomic, home
 from stillwatch.errors import UserError
 from stillwatch.lab.data.reader import Found, Sample, Skipped, decode
 from stillwatch.recipe import Data
@@ -32,11 +32,6 @@ FORMAT = 1  # raised whenever the same key would hold other bytes
 # Stands for the content of toy pictures, which have no file. It changes whenever media.synthetic draws otherwise; this
 # is 0.1.0's, so that its runs keep their fingerprints.
 DRAWINGS = "0cc23430487ee9ed07f04e050de10e06"
-
-
-def home() -> Path:
-    """Where caches live: STILLWATCH_CACHE, or the user's own cache folder."""
-    return Path(os.environ.get("STILLWATCH_CACHE") or Path.home() / ".cache" / "stillwatch")
 
 
 @dataclass(frozen=True)

@@ -147,14 +147,14 @@ def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
     names = [member.path.name for member in members]
     run = create_or_resume(recipe, "teacher", None, data, accelerator, options, members=names)
     with recording_failure(run, accelerator):
-        net = Ensemble([load_net(member) for member in members]).to(accelerator.device).eval()
+        nets = [load_net(member).to(accelerator.device) for member in members]
+        net = Ensemble(nets).eval()
         save_split_predictions(run, data, predictor(net), options.progress)
         figures = validator(data, net, accelerator, options.progress)(net)
         x, *_ = data.eval_arrays("valid")
         batches = range(0, len(x), 64)
         named = [
-            np.concatenate([predict(x[at : at + 64]).argmax(1) for at in batches])
-            for predict in (predictor(load_net(member)) for member in members)
+            np.concatenate([predict(x[at : at + 64]).argmax(1) for at in batches]) for predict in map(predictor, nets)
         ]
         cost = {key: sum(member.info.cost[key] for member in members) for key in members[0].info.cost}
         run.note(cost=cost, disagreement=float((np.stack(named) != named[0]).any(0).mean()))
