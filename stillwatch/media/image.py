@@ -1,5 +1,7 @@
 """Geometry: only this module decides how pixels come to the net's size."""
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -7,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
+Polygon = Sequence[tuple[float, float]]  # (x, y), shares of the picture
+Crop = tuple[float, float, float, float]  # left, top, right, bottom, shares of the picture
+GRAY = (124, 116, 104)  # ImageNet's mean, which normalising turns into zero: nothing is there
 
 
 def fit(
@@ -34,6 +39,32 @@ def fit(
     top, left = (height - h) // 2, (width - w) // 2
     canvas[top : top + h, left : left + w] = image
     return canvas
+
+
+def zoned(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Picture:
+    """uint8 (H,W,3) RGB -> the part inside crop, gray inside each polygon. The picture itself is not changed."""
+    h, w = image.shape[:2]
+    left, top, right, bottom = crop or (0.0, 0.0, 1.0, 1.0)
+    x, y = min(int(left * w), w - 1), min(int(top * h), h - 1)
+    image = image[y : max(y + 1, math.ceil(bottom * h)), x : max(x + 1, math.ceil(right * w))]
+    if ignore:
+        image = image.copy()
+    for polygon in ignore:
+        corners = np.round(np.asarray(polygon) * (w, h) - (x, y)).astype(np.int32)
+        cv2.fillPoly(image, [corners], GRAY)
+    return image
+
+
+def zoned_whole(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Picture:
+    """The same at its place in a picture of the old size, gray around it; the same array without any zone."""
+    if not ignore and crop is None:
+        return image
+    shown = zoned(image, ignore, crop)
+    (h, w), (height, width) = image.shape[:2], shown.shape[:2]
+    left, top = (min(int(crop[0] * w), w - 1), min(int(crop[1] * h), h - 1)) if crop else (0, 0)
+    out = np.full_like(image, GRAY)
+    out[top : top + height, left : left + width] = shown
+    return out
 
 
 def to_aspect(

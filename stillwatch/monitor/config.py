@@ -1,17 +1,18 @@
 """watch.toml as frozen models; errors name key and line and mask secrets.
 
-Imports only errors, recipe, registry and rules.presets.
+Imports only errors, schedule, recipe, registry and rules.presets.
 """
 
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 
 from stillwatch.errors import UserError, explain, nearest
+from stillwatch.monitor.schedule import schedule, span
 from stillwatch.recipe import Rule, Strict
 from stillwatch.registry import Spec
 from stillwatch.rules.events import Level
@@ -19,6 +20,25 @@ from stillwatch.rules.events import Level
 Part = TypeVar("Part", bound=Strict)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"
 KeyPath = tuple[str | int, ...]  # ("camera", 1, "fps")
+Share = Annotated[float, Field(ge=0, le=1)]  # of the picture's width or height
+Polygon = Annotated[tuple[tuple[Share, Share], ...], Field(min_length=3)]
+
+
+def _several(value: object) -> object:
+    """One span of time, or one polygon, is a list of one."""
+    match value:
+        case str() | [[int() | float(), *_], *_]:
+            return [value]
+    return value
+
+
+def _spans(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        span(text)
+    return value
+
+
+Spans = Annotated[tuple[str, ...], BeforeValidator(_several), AfterValidator(_spans)]
 
 
 class Person(Strict):
@@ -39,10 +59,20 @@ class CameraConfig(Strict):
     backoff: tuple[float, float] = (0.5, 4.0)  # first and longest wait before it is opened again; jittered, no limit
     transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
     fit: Literal["stretch", "letterbox", "crop"] | None = None  # where its shape is not the training pictures'
+    crop: tuple[Share, Share, Share, Share] | None = None  # left, top, right, bottom: all that is looked at
+    ignore: Annotated[tuple[Polygon, ...], BeforeValidator(_several)] = ()  # [[x, y], …], or several: not looked at
+    armed: Spans = ()  # "22:00-06:00", or several, in local time: no events outside; else the file's
     blur: Literal["none", "faces", "all"] = "none"  # burnt into page, thumbnail and clip; the net sees the picture
     clips: bool = True
     person: Person | None = None  # looks without a person are skipped
     rule: Rule | None = None  # this camera's own; else the file's, else the bundle's
+
+    @field_validator("crop")
+    @classmethod
+    def _has_a_size(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value and not (value[0] < value[2] and value[1] < value[3]):
+            raise ValueError("is left, top, right, bottom, as shares from 0 to 1: [0.25, 0, 1, 0.8]")
+        return value
 
 
 class Keep(Strict):
@@ -90,8 +120,16 @@ class WatchConfig(Strict):
     web: Web = Web()
     keep: Keep = Keep()
     rule: Rule | None = None  # for every camera; else the bundle's own
+    armed: Spans = ()  # of every camera without its own
+    timezone: str | None = None  # of `armed`, as Europe/Berlin; else the system's
     threads: int = Field(1, ge=1)  # that compute one forward; more where one takes longer than a frame
     runtime: str | None = None
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        schedule((), value)
+        return value
 
     def amended(self, folder: Path | None = None, **web: object) -> "WatchConfig":
         keep = self.keep.model_copy(update={"folder": folder} if folder else {})

@@ -23,6 +23,7 @@ from stillwatch.monitor.cameras.camera import Camera, Frame, Note
 from stillwatch.monitor.cameras.source import redact, redacted_error
 from stillwatch.monitor.config import CameraConfig, WatchConfig, secret
 from stillwatch.monitor.events.store import Store
+from stillwatch.monitor.schedule import Schedule, schedule
 from stillwatch.monitor.state import Board, Gauges
 from stillwatch.rules.alarm import Alarm
 from stillwatch.rules.events import Event
@@ -36,8 +37,9 @@ PREVIEW = 8.0  # pictures a second for viewers
 class CameraSlot:
     memory: streams.Memory  # of the net, once that is loaded
 
-    def __init__(self, camera: Camera, alarm: Alarm, people: People | None = None):
-        self.camera, self.alarm, self.people = camera, alarm, people
+    def __init__(self, camera: Camera, alarm: Alarm, schedule: Schedule, people: People | None = None):
+        self.camera, self.alarm, self.schedule, self.people = camera, alarm, schedule, people
+        self.armed = schedule.armed(time.time())
         self.name = alarm.camera
         self.pending: deque[Frame] = deque()  # arrived and not looked at; the camera's one credit keeps it short
         self.newest: Frame | None = None
@@ -60,12 +62,21 @@ class CameraSlot:
         return True
 
     def vacant(self) -> bool:
-        """The newest picture is whole, and the camera's person filter finds nobody: it is "empty" then."""
+        """The newest picture is whole, and nobody is to be looked at: it is "empty" then.
+
+        The camera is disarmed, or its person filter finds nobody.
+        """
         frame = self.newest
-        if not self.people or frame is None or frame.image is None or frame.status != "ok" or self.people(frame.image):
+        if frame is None or frame.image is None or frame.status != "ok":
+            return False
+        if not self.armed:
+            self.readings = []
+            self.clear()
+        elif self.people and not self.people(frame.image):
+            self.memory.clear()
+        else:
             return False
         self.newest = frame._replace(status="empty")
-        self.memory.clear()
         return True
 
     def clear(self) -> None:
@@ -140,10 +151,14 @@ class Watch:
         faces = reading.wanted(detector.rule_of(self.bundle, rule), config.source)
         camera = Camera(config, self.config.keep, manifest.input, faces)
         shown = redact(config.source)
-        self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name)
+        zones = {"ignore": config.ignore, "crop": config.crop}
+        self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name, **zones)
         person = config.person
         people = People(person.model, person.every, person.confidence, self.config.threads) if person else None
-        return CameraSlot(camera, alarm, people)
+        times = schedule(config.armed or self.config.armed, self.config.timezone)
+        slot = CameraSlot(camera, alarm, times, people)
+        self.board.update(config.name, armed=slot.armed)
+        return slot
 
     def __enter__(self) -> "Watch":
         return self
@@ -240,6 +255,9 @@ class Watch:
                 slot.clear()
                 self._publish(slot, slot.alarm.step(now, None, "lost"))
             camera.preview(PREVIEW if self.board.viewers(slot.name) else 0.0, self.board.pointed(slot.name))
+            if slot.armed != (armed := slot.schedule.armed(time.time())):
+                slot.armed = armed
+                self.log(f"{slot.name}: {'armed' if armed else 'disarmed'}")
             if (notes := slot.alarm.notes) != slot.notes:
                 slot.notes = notes
                 for words in notes:
@@ -250,7 +268,7 @@ class Watch:
             for name, total in counters.items():
                 self.gauges.count(slot.name, name, total)
             self.board.update(
-                slot.name, state=camera.state, words=camera.words, fps=round(slot.fps, 1),
+                slot.name, state=camera.state, words=camera.words, armed=slot.armed, fps=round(slot.fps, 1),
                 counters=counters, gauge=float(slot.alarm.gauge),
                 open=[slot.in_epoch(event).as_dict() for event in slot.alarm.open],
             )  # fmt: skip

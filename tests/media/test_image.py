@@ -69,3 +69,20 @@ def test_a_picture_is_cut_or_widened_in_the_middle(h: int, w: int, how: Any, sha
         assert (out[top : top + h, left : left + w] == picture).all()
     else:
         assert (out == picture[top : top + shape[0], left : left + shape[1]]).all()
+
+
+def test_zones_are_grey_and_the_crop_is_what_remains() -> None:
+    picture = np.full((100, 200, 3), 200, np.uint8)
+    triangle, square = [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)], [(0.4, 0.4), (0.6, 0.4), (0.6, 0.6), (0.4, 0.6)]
+    seen = image.zoned(picture, [triangle, square, square], None)
+    assert (picture == 200).all() and seen.shape == picture.shape
+    assert (seen[50, 100] == image.GRAY).all() and (seen[2, 2] == image.GRAY).all() and (seen[80, 180] == 200).all()
+    assert np.mean(seen[..., 0] == image.GRAY[0]) == pytest.approx(1 / 8 + 1 / 25, abs=0.02)
+    part = image.zoned(picture, [square], (0.25, 0.5, 1.0, 0.8))
+    assert part.shape == (30, 150, 3) and (part[2, 50] == image.GRAY).all() and (part[2, 100] == 200).all()
+    whole = image.zoned_whole(picture, [square], (0.25, 0.5, 1.0, 0.8))
+    assert (
+        (whole[50:80, 50:] == part).all() and (whole[:50] == image.GRAY).all() and (whole[:, :50] == image.GRAY).all()
+    )
+    assert image.zoned_whole(picture, [], None) is picture
+    assert image.zoned(picture, [], (0.999, 0.999, 1.0, 1.0)).size, "never empty"

@@ -157,3 +157,22 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     path = tmp_path / "watch.toml"
     path.write_text(GOOD, encoding="utf-8-sig")
     assert config.load(path).config.camera[0].name == "cab"
+
+
+def test_one_zone_or_span_is_a_list_of_one_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    one = 'ignore = [[0, 0], [0.5, 0], [0, 1]]\ncrop = [0, 0, 1, 0.5]\narmed = "22:00-06:00"\n'
+    two = (
+        'ignore = [[[0, 0], [0.5, 0], [0, 1]], [[1, 1], [0.5, 1], [1, 0.5]]]\narmed = ["22:00-06:00", "12:00-13:00"]\n'
+    )
+    head = f'timezone = "Europe/Berlin"\narmed = "20:00-22:00"\n{GOOD}'
+    first, second = (config.load(written(tmp_path, head + text)).config for text in (one, two))
+    assert (first.camera[0].ignore, first.camera[0].armed) == ((((0, 0), (0.5, 0), (0, 1)),), ("22:00-06:00",))
+    assert [len(polygon) for polygon in second.camera[0].ignore] == [3, 3]
+    assert (first.armed, len(second.camera[0].armed)) == (("20:00-22:00",), 2)
+    for text, place in {
+        "ignore = [[0, 0], [1, 1]]": "line 5: camera.ignore", "crop = [0.5, 0, 0.5, 1]": "line 5: camera.crop",
+        'armed = "at night"': "line 5: camera.armed", "ignore = [[0, 0], [1, 1], [0, 640]]": "line 5: camera.ignore",
+        "ignore = 3": "line 5: camera.ignore", "ignore = [[]]": "line 5: camera.ignore",
+    }.items():  # fmt: skip
+        assert place in refused(tmp_path, f"{GOOD}{text}\n")
+    assert "line 1: timezone" in refused(tmp_path, f'timezone = "Mars"\n{GOOD}')

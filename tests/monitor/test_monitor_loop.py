@@ -19,6 +19,7 @@ from stillwatch.monitor import loop
 from stillwatch.monitor.cameras.camera import Frame, Note
 from stillwatch.monitor.config import CameraConfig, Keep, Person, WatchConfig
 from stillwatch.monitor.events import database
+from stillwatch.monitor.schedule import Schedule
 from stillwatch.recipe import Rule
 from stillwatch.rules.signs import Reading
 
@@ -340,3 +341,31 @@ def test_pictures_without_a_person_reach_no_net_and_are_no_lost_camera(tmp_path:
         watch.slots[0].clear()
         film(watch, slot.camera, DANGER, base + 16, base + 17)
         assert watch.board.cameras()[0]["status"] == "ok" and len(looked) == 70 + forgiven
+
+
+def test_a_disarmed_camera_opens_no_event_and_is_still_called_lost(tmp_path: Path) -> None:
+    said: list[str] = []
+    asked = watch_config(tmp_path, "rtsp://x/", armed=("00:00-24:00",))
+    with loop.Watch(asked, log=said.append) as watch:
+        (slot,) = watch.slots
+        camera, base, minute = slot.camera, time.monotonic(), time.localtime().tm_hour * 60 + 720
+        looked: list[int] = []
+        predict = watch.detector.predict
+        watch.detector.predict = lambda x: looked.append(len(x)) or predict(x)  # type: ignore[func-returns-value]
+        film(watch, camera, DANGER, base, base + 6)
+        assert len(slot.alarm.open) == 1 and len(looked) == 60
+        slot.schedule = Schedule(((minute % 1440, minute % 1440 + 60),))  # half a day away
+        film(watch, camera, DANGER, base + 6, base + 16)
+        assert not slot.alarm.open and len(looked) <= 61, "nobody is looked at"
+        (fields,) = watch.board.cameras()
+        assert (fields["armed"], fields["status"], fields["p"]) == (False, "empty", None)
+        film(watch, camera, DANGER, base + 16, base + 26, fps=0.5)
+        camera.give(None, base + 26, "lost")  # type: ignore[attr-defined]
+        for number in range(40):
+            camera.give(None, base + 26 + number / 4, "lost")  # type: ignore[attr-defined]
+            turn(watch)
+        assert [event.kind for event in slot.alarm.open] == ["camera"]
+        slot.schedule = Schedule()
+        film(watch, camera, DANGER, base + 40, base + 46)
+        assert "camera" not in {event.kind for event in slot.alarm.open} and len(slot.alarm.open) == 1
+    assert said == ["c0: disarmed", "c0: armed"]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import cv2
@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from stillwatch.bundle import Input
 from stillwatch.errors import UserError
 from stillwatch.media.decode import Picture, ToRgb, WholeFrames
-from stillwatch.media.image import fit, to_aspect
+from stillwatch.media.image import fit, to_aspect, zoned, zoned_whole
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.blur import Blur
 from stillwatch.monitor.cameras.channel import Channel
@@ -32,7 +32,6 @@ from stillwatch.monitor.cameras.recorder import REMUXED, Encode, PacketBuffer, R
 from stillwatch.monitor.cameras.source import FileClock, PlaybackClock, RateLimiter, VideoFrame
 from stillwatch.monitor.config import CameraConfig, Keep
 
-Fit = Literal["stretch", "letterbox", "crop"]
 PULSE = 0.5  # seconds between two signs of life
 STEADY = 5.0  # seconds of pictures after which the back-off begins anew
 SHARE, PICTURES = 0.1, 30  # of so many pictures, about: where more arrive damaged, it is said
@@ -46,10 +45,10 @@ class FrameSender:
     The decoding thread offers, the listening thread acknowledges.
     """
 
-    def __init__(self, process: "CaptureProcess", takes: Input, fit: Fit | None):
+    def __init__(self, process: "CaptureProcess", takes: Input):
         self.dropped = 0
-        self._process, self._takes, self._fit = process, takes, fit
-        self._shape: tuple[int, int] | None = None  # of the newest picture as it came
+        self._process, self._takes = process, takes
+        self._shape: tuple[int, int] | None = None  # of the newest picture's crop
         self._health = PictureHealth(process.live)
         self._changed = threading.Condition()
         self._credit = self._preview_credit = True
@@ -111,12 +110,13 @@ class FrameSender:
             return
         (index, frame), self._waiting, self._credit = self._waiting, None, False
         *_, height, width, channels = self._takes.shape
-        image = frame.rgb()
+        config = self._process.config
+        image = zoned(frame.rgb(), config.ignore, config.crop)
         if self._shape != image.shape[:2]:
             self._shape = (image.shape[0], image.shape[1])
             self._process.send("shape", *self._shape)
-        if self._takes.aspect and self._fit:
-            image = to_aspect(image, self._takes.aspect, self._fit)
+        if self._takes.aspect and config.fit:
+            image = to_aspect(image, self._takes.aspect, config.fit)
         image = fit(image, (height, width), self._takes.fit, channels)
         status = self._health.status(frame, self._process.keyframes)
         readings = tuple((at, tuple(signals or ())) for at, signals in self._process.faces.take(frame.time))
@@ -143,7 +143,7 @@ class CaptureProcess:
         self.keyframes = 0
         self._channel = channel
         self.faces = FaceStream(reader(config.source) if faces else None, self.live)
-        self._sender = FrameSender(self, takes, config.fit)
+        self._sender = FrameSender(self, takes)
         self._buffer = PacketBuffer(keep.pre, keep.memory, keep.longest, self.send) if config.clips else None
         self._encode = Encode(self._buffer, config.fps) if self._buffer else None
         self._remux: Remux | None = None
@@ -302,7 +302,7 @@ class CaptureProcess:
                 good, started = arrivals.get(raw.pts, now), True
                 self._count(damaged=False)
                 frame = VideoFrame(raw, good, good, to_rgb)
-                self.faces.look(frame.rgb, good, good)
+                self._read_face(frame, good)
                 if thinned or self._limiter.due(good):
                     self._sender.offer(self._index, frame, wait=False)
                     self._record(frame)
@@ -328,7 +328,7 @@ class CaptureProcess:
                     for raw in whole(packet):
                         self._count(damaged=False)
                         frame = VideoFrame(raw, frame_clock.time(raw), 0.0, to_rgb)
-                        self.faces.look(frame.rgb, frame.time, frame.time)
+                        self._read_face(frame, frame.time)
                         if self._limiter.due(frame.time) and not self._show(frame, clock):
                             return
                         self.pulse()
@@ -348,10 +348,15 @@ class CaptureProcess:
             self._position = (0, 0.0)
         for seconds, image in source.drawn(self.config.source, self.config.fps, self._warn, self.config.loop):
             frame = VideoFrame(image, offset + seconds, 0.0)
-            self.faces.look(frame.rgb, frame.time, seconds)
+            self._read_face(frame, seconds)
             if (folder or self._limiter.due(frame.time)) and not self._show(frame, clock):
                 return
             self.pulse()
+
+    def _read_face(self, frame: VideoFrame, within: float) -> None:
+        """within: seconds on the source's own clock."""
+        zones = self.config.ignore, self.config.crop
+        self.faces.look(lambda: zoned_whole(frame.rgb(), *zones), frame.time, within)
 
     def _show(self, frame: VideoFrame, clock: PlaybackClock) -> bool:
         """False: told to stop."""

@@ -91,6 +91,7 @@ def metrics(hub: Hub) -> Response:
         name = camera["name"]
         judged = plain(camera)[0] in ("watching", "damaged")
         level("camera_watching", "1: pictures come and can be judged", judged, camera=name)
+        level("camera_armed", "0: outside its armed times", camera.get("armed", True), camera=name)
         level("viewers", "Who looks at its pictures now", hub.board.viewers(name), camera=name)
     level("ready", "1: every camera has been looked at, or has failed", hub.board.ready)
     if hub.store:

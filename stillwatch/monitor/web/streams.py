@@ -68,6 +68,7 @@ class StreamHub:
             "says": says,
             "since": since,
             "p": dict(zip(self.board.labels, map(finite, p), strict=False)) if p else None,
+            **{key: fields[key] for key in ("armed", "ignore", "crop") if key in fields},
             "face": fields.get("face") if seen else None,
             "counters": fields.get("counters") or {},
             "open": [self.event(StoredEvent(**event)).as_dict() for event in fields.get("open") or []],

@@ -649,3 +649,16 @@ def test_the_picture_s_shape_is_told_and_brought_to_that_of_the_training_picture
     drawn = next(image for _, image in source.frames("toy://street?size=48x96&seconds=1"))
     assert (plain.frames[0].image == pixels.fit(drawn, (48, 64), "stretch", 1)).all()
     assert (cut.frames[0].image == pixels.fit(drawn[:, 16:80], (48, 64), "stretch", 1)).all()
+
+
+def test_what_is_not_looked_at_is_grey_for_the_net_and_whole_for_people(watched: Any) -> None:
+    zones = {"crop": (0.5, 0.0, 1.0, 1.0), "ignore": [[0.5, 0.5], [1, 0.5], [1, 1], [0.5, 1]]}
+    cab = watched("toy://street?size=48x96", shape=(48, 48, 3), **zones)
+    cab.camera.preview(20)
+    cab.until(lambda: cab.frames and any(note.what == "jpeg" for note in cab.notes))
+    drawn = next(image for _, image in source.frames("toy://street?size=48x96&seconds=1"))
+    assert (cab.frames[0].image[:23] == drawn[:23, 48:]).all()
+    assert (cab.frames[0].image[24:] == pixels.GRAY).all()
+    assert [note.fields for note in cab.notes if note.what == "shape"] == [{"height": 48, "width": 48}]
+    jpeg = next(note.fields["jpeg"] for note in cab.notes if note.what == "jpeg")
+    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (48, 96, 3)

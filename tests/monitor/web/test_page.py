@@ -103,6 +103,20 @@ def gray(page: Any, camera: str) -> int:
     )  # fmt: skip
 
 
+def test_zones_are_drawn_and_a_disarmed_camera_says_so(chromium: Any, street: Street) -> None:
+    corner = [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5)]
+    live(street, "cab", armed=False, ignore=[corner], crop=(0.0, 0.0, 1.0, 0.75), p=None)
+    with Page(chromium, street) as page:
+        until(lambda: street.board.viewers("cab") == 1)
+        shade(street, "cab", 240)
+        card(page, "cab").get_by_text("Disarmed", exact=True).wait_for()
+        canvas = card(page, "cab").locator("canvas")
+        shown = canvas.evaluate(
+            "it => [[20, 10], [120, 40], [120, 80]].map(([x, y]) => it.getContext('2d').getImageData(x, y, 1, 1).data[0])"
+        )
+        assert shown[1] == 240 and shown[0] == shown[2] < 160
+
+
 def test_a_face_has_gauges_with_the_drivers_usual_and_its_points_on_request(chromium: Any, street: Street) -> None:
     face = {
         "eyes": 0.12, "mouth": 0.05, "yaw": -30.0, "pitch": 0.0, "shut": 0.9, "learnt": 0.4,

@@ -231,7 +231,7 @@ function freshen(it) {
   const live = condition === "watching" || condition === "damaged";
   flag(it.root, "condition", condition);
   flag(it.root, "fresh", live ? "yes" : "no");
-  write(it.pill, condition !== "watching" ? says[0] : fields.live === false ? "Playing" : "Live");
+  write(it.pill, condition !== "watching" ? says[0] : fields.armed === false ? "Disarmed" : fields.live === false ? "Playing" : "Live");
   write(it.strong, says[0]);
   write(it.why, says[1].trim());
   it.over.hidden = live;
@@ -300,9 +300,30 @@ async function draw(name, jpeg) {
     it.view.style.aspectRatio = Math.min(16 / 9, Math.max(4 / 3, picture.width / picture.height));
   }
   canvas.getContext("2d").drawImage(picture, 0, 0);
+  drawZones(canvas, it.fields);
   picture.close();
   [it.picture, it.pictureAt] = [serverNow(), performance.now()];
   if (it.root.dataset.fresh === "no") freshen(it);
+}
+
+// What is not looked at lies under a veil: outside the crop, and inside each polygon
+function drawZones(canvas, fields) {
+  if (!fields || !(fields.crop || fields.ignore.length)) return;
+  const { width, height } = canvas;
+  const brush = canvas.getContext("2d");
+  const [left, top, right, bottom] = fields.crop || [0, 0, 1, 1];
+  const veil = new Path2D();
+  veil.rect(0, 0, width, height);
+  veil.rect(left * width, top * height, (right - left) * width, (bottom - top) * height);
+  brush.fillStyle = "rgb(90 94 102 / 72%)";
+  brush.fill(veil, "evenodd");
+  for (const polygon of fields.ignore) {
+    const zone = new Path2D();
+    for (const [x, y] of polygon) zone.lineTo(x * width, y * height);
+    zone.closePath();
+    brush.fill(zone);
+    brush.stroke(zone);
+  }
 }
 
 // --- messages --------------------------------------------------------------------------------------------------------
