@@ -392,20 +392,18 @@ def _gaps(y: Ints, p: Floats) -> Floats:
 # ---- figures that need an order of the samples: weights w (D,N) -> (D,C), their mean is the figure; NaN: undefined
 
 
-def _auroc(y: Ints, p: Floats, w: Floats) -> Floats:
-    kinds = [1] if p.shape[1] == 2 else range(p.shape[1])
-    return np.stack([_area(p[:, k], y == k, w) for k in kinds], axis=1)
+def _auroc(y: Ints, p: Floats, w: Floats, safe: Sequence[int] = ()) -> Floats:
+    areas = []
+    for k in [1] if p.shape[1] == 2 else range(p.shape[1]):
+        order, first = _ties(p[:, k])
+        yes = np.add.reduceat(w[:, order] * (y == k)[order], first, axis=1)
+        no = np.add.reduceat(w[:, order] * (y != k)[order], first, axis=1)
+        won = (yes * (np.cumsum(no, axis=1) - no / 2)).sum(1)
+        areas.append(_ratio(won, yes.sum(1) * no.sum(1)))
+    return np.stack(areas, axis=1)
 
 
-def _area(score: Floats, positive: NDArray[np.bool_], w: Floats) -> Floats:
-    order, first = _ties(score)
-    yes = np.add.reduceat(w[:, order] * positive[order], first, axis=1)
-    no = np.add.reduceat(w[:, order] * ~positive[order], first, axis=1)
-    won = (yes * (np.cumsum(no, axis=1) - no / 2)).sum(1)
-    return _ratio(won, yes.sum(1) * no.sum(1))
-
-
-def _alarm_recall(y: Ints, p: Floats, w: Floats, safe: Sequence[int], rate: float) -> Floats:
+def _alarm_recall(y: Ints, p: Floats, w: Floats, safe: Sequence[int], rate: float = 0.01) -> Floats:
     harmless = np.isin(y, list(safe))
     if not harmless.any() or harmless.all() or len(set(safe)) == p.shape[1]:
         return np.full((len(w), 1), np.nan)
@@ -481,14 +479,6 @@ def _whole(
     return _known(_drawn(name, y, p, codes.reshape(-1), np.zeros((0, len(number))), safe, folds)[1][0])
 
 
-def _per_group(rows: Floats, codes: Ints, number: int) -> Floats:
-    """(N,…) -> (G,…)."""
-    flat = rows.reshape(len(rows), -1)
-    keys = codes[:, None] * flat.shape[1] + np.arange(flat.shape[1])
-    sums = np.bincount(keys.ravel(), flat.ravel(), minlength=number * flat.shape[1])
-    return np.asarray(sums, np.float64).reshape(number, -1)
-
-
 def _from_confusion(figure: Callable[[Floats], Floats]) -> Callable[..., Floats]:
     def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
         k = p.shape[1]
@@ -499,41 +489,38 @@ def _from_confusion(figure: Callable[[Floats], Floats]) -> Callable[..., Floats]
     return drawn
 
 
-def _drawn_loss(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
-    number = weights.shape[1]
-    total = weights @ _per_group(nll(y, p)[:, None], codes, number)[:, 0]
-    return total / (weights @ np.bincount(codes, minlength=number))
+def _from_rows(rows: Callable[[Ints, Floats], Floats]) -> Callable[..., Floats]:
+    """Sums of (N,) or (N,B) over the samples of each draw, without sign, by their number."""
+
+    def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
+        flat, number = rows(y, p).reshape(len(y), -1), weights.shape[1]
+        keys = codes[:, None] * flat.shape[1] + np.arange(flat.shape[1])
+        sums = np.bincount(keys.ravel(), flat.ravel(), minlength=number * flat.shape[1]).reshape(number, -1)
+        return np.abs(weights @ sums).sum(1) / (weights @ np.bincount(codes, minlength=number))
+
+    return drawn
 
 
-def _drawn_ece(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
-    number = weights.shape[1]
-    gaps = np.abs(weights @ _per_group(_gaps(y, p), codes, number)).sum(1)
-    return gaps / (weights @ np.bincount(codes, minlength=number))
-
-
-def _drawn_auroc(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
-    return _by_fold(lambda rows, w: _auroc(y[rows], p[rows], w), codes, weights, folds)
-
-
-def _drawn_alarm_recall(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
-    return _by_fold(lambda rows, w: _alarm_recall(y[rows], p[rows], w, safe, 0.01), codes, weights, folds)
-
-
-def _by_fold(figure: Callable[[Ints, Floats], Floats], codes: Ints, weights: Floats, folds: Ints) -> Floats:
+def _by_fold(figure: Callable[[Ints, Floats, Floats, Sequence[int]], Floats]) -> Callable[..., Floats]:
     """Mean over folds, each as often as its groups are drawn: of the first draws only, and equal ones once.
 
     A fold that lacks a class says nothing of it.
     """
-    few, back = np.unique(weights[: ROUGH_DRAWS if weights.shape[1] < 100 else FEWEST], axis=0, return_inverse=True)
-    total = seen = np.zeros(1)
-    for fold in np.unique(folds):
-        rows = np.flatnonzero(folds == fold)
-        step = max(1, 1_000_000 // len(rows))  # a few at a time, so memory stays flat
-        parts = [figure(rows, few[at : at + step][:, codes[rows]]) for at in range(0, len(few), step)]
-        value, drawn = np.concatenate(parts), few[:, np.unique(codes[rows])].mean(1, keepdims=True)
-        total = total + np.where(np.isfinite(value), value, 0) * drawn
-        seen = seen + np.isfinite(value) * drawn
-    return np.divide(total, seen, out=np.full(total.shape, np.nan), where=seen > 0).mean(1)[back.reshape(-1)]
+
+    def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
+        few, back = np.unique(weights[: ROUGH_DRAWS if weights.shape[1] < 100 else FEWEST], axis=0, return_inverse=True)
+        total = seen = np.zeros(1)
+        for fold in np.unique(folds):
+            rows = np.flatnonzero(folds == fold)
+            step = max(1, 1_000_000 // len(rows))  # a few at a time, so memory stays flat
+            picked = [few[at : at + step] for at in range(0, len(few), step)]
+            value = np.concatenate([figure(y[rows], p[rows], w[:, codes[rows]], safe) for w in picked])
+            share = few[:, np.unique(codes[rows])].mean(1, keepdims=True)
+            total = total + np.where(np.isfinite(value), value, 0) * share
+            seen = seen + np.isfinite(value) * share
+        return np.divide(total, seen, out=np.full(total.shape, np.nan), where=seen > 0).mean(1)[back.reshape(-1)]
+
+    return drawn
 
 
 def _mean(values: Floats, picked: Floats) -> Floats:
@@ -580,8 +567,8 @@ METRICS: dict[str, Callable[..., Floats]] = {  # (y, p, codes, weights (D,G), sa
     "accuracy": _from_confusion(_accuracy),
     "balanced_accuracy": _from_confusion(_balanced_accuracy),
     "macro_f1": _from_confusion(_macro_f1),
-    "loss": _drawn_loss,
-    "ece": _drawn_ece,
-    "auroc": _drawn_auroc,
-    "recall_at_1pct_fa": _drawn_alarm_recall,
+    "loss": _from_rows(nll),
+    "ece": _from_rows(_gaps),
+    "auroc": _by_fold(_auroc),
+    "recall_at_1pct_fa": _by_fold(_alarm_recall),
 }
