@@ -15,6 +15,7 @@ import stillwatch
 from stillwatch import bundle, metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
+from stillwatch.inference.standalone import run_legacy
 from stillwatch.lab import faces
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.calibration import Calibration, on_validation, out_of_fold, reheated
@@ -224,6 +225,8 @@ def _write(
         **files,
         "CARD.md": _card(manifest, files.values(), len(reference.frames), run).encode(),
     }
+    if run_legacy.MODEL in files:
+        written["run_legacy.py"] = Path(run_legacy.__file__)
     return bundle.write(out, manifest, written, reference.frames, {f.path.name: p.golden for f, p in proofs.items()})
 
 

@@ -60,7 +60,7 @@ def test_a_bundle_is_what_the_run_is(student: Run, here: Path) -> None:
     assert made.path == Path("bundle")
     again = bundle.load("bundle").manifest
     assert [model.name for model in again.models] == ["model.onnx", "model-legacy.onnx"]
-    assert again.files.keys() == {"model.onnx", "model-legacy.onnx", "golden.npz", "CARD.md"}
+    assert again.files.keys() == {"model.onnx", "model-legacy.onnx", "run_legacy.py", "golden.npz", "CARD.md"}
     assert again.input.shape == (32, 32, 1)
     assert again.input.aspect == student.info.aspect == pytest.approx(4 / 3, abs=1e-4)  # of the pictures as drawn
     assert again.labels == student.recipe.labels

@@ -1,0 +1,166 @@
+"""aarch64, proved under emulation: `python -m benchmarks.arm64 BUNDLE` (`make arm64`), as root on Debian.
+
+In: a bundle. Out: an emulated Debian 12 with the street's wheel and all runtimes that install there; each file's golden
+frames in each of them; the events of a drawn film, there and here. Exit status 1 where an answer differs.
+Slow (minutes); it says nothing of speed. Needs `apt-get install qemu-user-static binfmt-support debootstrap`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import av
+
+from stillwatch import bundle
+from stillwatch.errors import UserError
+from stillwatch.media import synthetic
+
+HERE = Path(__file__).parent.parent
+RUNTIMES = ("openvino", "ncnn", "ai-edge-litert")  # besides ONNX Runtime, which the street brings
+TAGS = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 24, 27, 28, 31, 34)] + [
+    "--platform=manylinux2014_aarch64"
+]
+GOLDEN = """
+import json, platform, sys
+from stillwatch import bundle
+from stillwatch.inference import runtimes
+made = bundle.load("bundle")
+frames, golden = made.golden()
+for model in made.manifest.models:
+    for name in runtimes.readers(made.path / model.name):
+        p = runtimes.open(made.path / model.name, name, made.manifest.input.shape)(frames)
+        difference, other = bundle.unlike(p, golden[model.name], model.tolerance)
+        good = difference <= model.tolerance and other is None
+        print(json.dumps([model.name, name, difference, good]), flush=True)
+"""
+PLAN = """
+bundle = "one"
+runtime = "onnxruntime"
+camera = [{ name = "film", source = "film.mp4", fps = 10 }]
+web = { on = false }
+"""
+
+
+def say(words: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {words}", flush=True)
+
+
+def run(*words: str | Path, cwd: Path | None = None) -> str:
+    """The output. Raises UserError with the last line of the errors."""
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, cwd=cwd)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
+        raise UserError(f"{' '.join(map(str, words[:5]))} …: status {done.returncode}: {last}")
+    return done.stdout
+
+
+def debian(root: Path) -> None:
+    """A Debian 12 for aarch64 in `root`; one that is there is used again."""
+    if os.geteuid() or not shutil.which("debootstrap") or not Path("/proc/sys/fs/binfmt_misc").is_dir():
+        raise UserError("as root, after: apt-get install qemu-user-static binfmt-support debootstrap")
+    if not Path("/proc/sys/fs/binfmt_misc/register").exists():
+        run("mount", "-t", "binfmt_misc", "binfmt_misc", "/proc/sys/fs/binfmt_misc")
+    if not Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists():
+        run("update-binfmts", "--enable", "qemu-aarch64")
+    if not (root / "usr/bin/python3").exists():
+        say(f"debootstrap into {root}: minutes")
+        run("debootstrap", "--arch=arm64", "--variant=minbase", "--include=python3,python3-venv", "bookworm", root)
+
+
+def install(root: Path) -> Path:
+    """The board's python: a fresh environment with the wheel, and what of RUNTIMES installs. Nothing is built there."""
+    wheels, pip = root / "opt/wheels", (sys.executable, "-m", "pip")
+    shutil.rmtree(wheels, ignore_errors=True)
+    run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, HERE)
+    fetch = (*pip, "download", "--quiet", "--only-binary=:all:", "--python-version=3.11", *TAGS, "--dest", wheels)
+    run("chroot", root, "python3", "-m", "venv", "--clear", "/opt/board")
+    for what in (next(wheels.glob("stillwatch-*.whl")), *RUNTIMES):
+        try:
+            run(*fetch, what)
+            name = "stillwatch" if isinstance(what, Path) else what
+            run("chroot", root, "/opt/board/bin/pip", "install", "--no-index", "--find-links=/opt/wheels", name)
+            say(f"installed {name}")
+        except UserError as error:
+            if isinstance(what, Path):
+                raise
+            say(f"{what} does not install there: {error}")
+    return Path("/opt/board/bin/python")
+
+
+def work(place: Path, source: Path) -> None:
+    """What both machines are given: the bundle, one of its model.onnx alone, and a film of drawn incidents."""
+    made = bundle.load(source)
+    shutil.copytree(source, place / "bundle")
+    frames, golden = made.golden()
+    model = made.model("model.onnx")
+    files = {name: source / name for name in model.files}
+    alone = made.manifest.model_copy(update={"models": (model,), "files": {}})
+    bundle.write(place / "one", alone, files, frames, {model.name: golden[model.name]})
+    with av.open(str(place / "film.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=10, options={"crf": "23"})
+        stream.height, stream.width, stream.pix_fmt = 240, 320, "yuv420p"
+        for _, picture, _ in synthetic.clip("cabin", 60, 10, 1, (240, 320)):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    (place / "golden.py").write_text(GOLDEN)
+    (place / "watch.toml").write_text(PLAN)
+
+
+def answers(command: list[str | Path], place: Path) -> tuple[list[list[str]], list[str]]:
+    """(file, runtime, difference, faithful) of each, and the film's events as lines."""
+    golden = [json.loads(line) for line in run(*command, "golden.py", cwd=place).splitlines()]
+    run(*command, "-m", "stillwatch", "watch", "watch.toml", cwd=place)
+    told = run(*command, "-m", "stillwatch", "events", "--in", "watch", "--json", cwd=place)
+    events = sorted((json.loads(line) for line in told.splitlines()), key=lambda event: float(event["start"]))
+    return golden, [
+        f"{event['start'] - events[0]['start']:5.1f} s after the first  {event['level']:6} {event['kind']:12} "
+        f"{event['words']}"
+        for event in events
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--root", type=Path, default=Path("/var/tmp/stillwatch-arm64"), help="of the emulated Debian")
+    asked = parser.parse_args()
+    root = asked.root.resolve()
+    try:
+        bundle.load(asked.bundle)
+        debian(root)
+        with ExitStack() as stack:
+            run("mount", "--bind", "/proc", root / "proc")
+            stack.callback(run, "umount", root / "proc")
+            run("mount", "--bind", "/dev", root / "dev")
+            stack.callback(run, "umount", root / "dev")
+            python = install(root)
+            here = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            work(here, asked.bundle)
+            shutil.rmtree(root / "opt/work", ignore_errors=True)
+            shutil.copytree(here, root / "opt/work")
+            say("this machine")
+            golden, events = answers([sys.executable], here)
+            say("emulated " + run("chroot", root, "uname", "-m").strip())
+            inside: list[str | Path] = ["chroot", root, "env", "-C", "/opt/work", "OMP_NUM_THREADS=1", python]
+            golden_there, events_there = answers(inside, root / "opt/work")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    for name, rows in (("here", golden), ("aarch64", golden_there)):
+        print(f"\ngolden frames, {name}")
+        for file, runtime, difference, good in rows:
+            print(f"  {file:20} {runtime:12} differs by {difference:.2g}{'' if good else '  NOT FAITHFUL'}")
+    print("\nevents of the film, aarch64", *(f"  {line}" for line in events_there), sep="\n")
+    same = events == events_there
+    print("the same as here" if same else "\n".join(["here:", *(f"  {line}" for line in events)]))
+    raise SystemExit(0 if same and events and all(row[3] for row in golden_there) else 1)
+
+
+if __name__ == "__main__":
+    main()
