@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillwatch import bundle
 from stillwatch.atomic import atomic, home
-from stillwatch.errors import UserError, nearest
+from stillwatch.errors import UserError
 from stillwatch.inference import face_reader, runtimes, streams
 from stillwatch.inference.timing import cores, machine, race
 from stillwatch.media import image
@@ -48,14 +48,15 @@ class Detector:
         source: Path | str | bundle.Bundle,
         threads: int | None = None,
         batch: int = 1,
-        runtime: str | None = None,
+        runtime: str | Sequence[str] | None = None,
         file: str | None = None,
         fresh: bool = False,
     ):
         """Load, prove and choose; the golden frames are the warm-up.
 
         threads: None: this process's cores, at most 4 (more slow small nets). batch: pictures that usually come
-        together. runtime, file: only that one. fresh: ignore a remembered choice.
+        together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. file: only that one.
+        fresh: ignore a remembered choice.
         Raises UserError if the bundle was changed, or nothing reproduces its golden frames.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
@@ -65,8 +66,9 @@ class Detector:
         if batch < 1 or (threads is not None and threads < 1):
             raise UserError(f"threads = {threads}, batch = {batch}: both are at least 1")
         threads = threads or min(4, cores())
-        pairs = _pairs(self.bundle, runtime, file)
-        place = _place(self.bundle, threads, batch, runtime, file)
+        asked = [runtime] if isinstance(runtime, str) else list(runtime or ())
+        pairs = _pairs(self.bundle, asked, file)
+        place = _place(self.bundle, threads, batch, asked, file)
         found = None if fresh else _remembered(self.bundle, place, pairs, threads, batch)
         self.choice, self.predict = found or _choose(self.bundle, place, pairs, threads, batch)
 
@@ -185,17 +187,16 @@ def choices() -> list[dict[str, Any]]:
     return [one for _, one in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
-def _pairs(made: bundle.Bundle, runtime: str | None, file: str | None) -> list[tuple[bundle.Model, str]]:
-    if runtime is not None and runtime not in runtimes.RUNTIMES:
-        raise UserError(f"runtime = {runtime!r}: unknown{nearest(runtime, runtimes.RUNTIMES)}")
+def _pairs(made: bundle.Bundle, asked: Sequence[str], file: str | None) -> list[tuple[bundle.Model, str]]:
+    formats = {runtime: runtimes.named(runtime)[0].formats for runtime in asked}
     models = [made.model(file)] if file is not None else list(made.manifest.models)
-    if runtime is not None:
-        able = [(m, runtime) for m in models if Path(m.name).suffix in runtimes.RUNTIMES[runtime].formats]
+    if asked:
+        able = [(model, name) for model in models for name in asked if Path(model.name).suffix in formats[name]]
     else:
         able = [(model, name) for model in models for name in runtimes.readers(made.path / model.name)]
     if not able:
         names = ", ".join(model.name for model in models)
-        there = runtime or ", ".join(name for name in runtimes.RUNTIMES if runtimes.installed(name))
+        there = ", ".join(asked or [name for name in runtimes.RUNTIMES if runtimes.installed(name)])
         raise UserError(
             f"{made.path}: nothing here reads {names} (asked: {there}); install a runtime, or export a format"
         )
@@ -274,7 +275,7 @@ def _home() -> Path:
     return home() / "choices"
 
 
-def _place(made: bundle.Bundle, threads: int, batch: int, runtime: str | None, file: str | None) -> Path:
+def _place(made: bundle.Bundle, threads: int, batch: int, runtime: Sequence[str], file: str | None) -> Path:
     here = {key: value for key, value in machine()._asdict().items() if key != "memory"}
     asked = [made.manifest.model_dump(mode="json"), here, threads, batch, runtime, file]
     text = json.dumps(asked, sort_keys=True, ensure_ascii=True)

@@ -16,6 +16,8 @@ from stillwatch.inference.streams import State, Stream
 
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Shape: TypeAlias = tuple[int, ...]
+CPU = "CPUExecutionProvider"
+COMPOSED = ("AUTO", "HETERO", "MULTI")  # of several of OpenVINO's devices
 
 
 class Session(NamedTuple):
@@ -37,7 +39,8 @@ class Ports(NamedTuple):
 class Runtime(NamedTuple):
     formats: tuple[str, ...]
     needs: str
-    open: Callable[[Path, Ports, int, int], Session]  # (file, its ports, threads, batch)
+    open: Callable[..., Session]  # (file, its ports, threads, batch), and the device where one was named
+    devices: Callable[[], list[str]] | None = None  # that this install can name beside its default, the CPU
 
 
 def open(
@@ -45,26 +48,40 @@ def open(
 ) -> Predict:
     """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time; a streamed net: a Stream.
 
+    runtime: of RUNTIMES, perhaps with a device: "openvino:GPU", "onnxruntime:CUDAExecutionProvider".
     shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad.
     outputs, scale: of a file that is not a bundle's (ONNX alone).
     Raises UserError for an unknown or missing runtime, or an unreadable or misshapen file. The function raises
     ValueError for other pictures.
     """
-    if runtime not in RUNTIMES:
-        raise UserError(f"runtime = {runtime!r}: unknown{nearest(runtime, RUNTIMES)}")
-    entry = RUNTIMES[runtime]
+    entry, device = named(runtime)
     if path.suffix not in entry.formats:
         raise UserError(
             f"{path}: {runtime} does not read {path.suffix or 'this'} files, but {', '.join(entry.formats)}"
         )
-    if not installed(runtime):
-        extra = f"stillwatch[{runtime}]" if runtime in ("openvino", "ncnn") else entry.needs.replace("_", "-")
-        raise UserError(f"runtime = {runtime!r}: not installed; pip install '{extra}'")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with _explained(path, runtime):
-        session = entry.open(path, Ports(shape, outputs, scale), threads, batch)
+        session = entry.open(path, Ports(shape, outputs, scale), threads, batch, *device)
         return Stream(*session, shape) if session.states else _whole(session, shape)
+
+
+def named(runtime: str) -> tuple[Runtime, list[str]]:
+    """A runtime and its device, if one is named. Raises UserError for an unknown one, and one that is not here."""
+    name, colon, device = runtime.partition(":")
+    if name not in RUNTIMES:
+        raise UserError(f"runtime = {runtime!r}: unknown{nearest(name, RUNTIMES)}")
+    entry = RUNTIMES[name]
+    if not installed(name):
+        extra = f"stillwatch[{name}]" if name in ("openvino", "ncnn") else entry.needs.replace("_", "-")
+        raise UserError(f"runtime = {runtime!r}: not installed; pip install '{extra}'")
+    if not colon:
+        return entry, []
+    there = entry.devices() if entry.devices else []
+    # OpenVINO's own compositions, such as HETERO:GPU,CPU, are not listed
+    if device not in there and not (name == "openvino" and device.partition(":")[0] in COMPOSED):
+        raise UserError(f"runtime = {runtime!r}: this install of {name} has {', '.join(there) or 'no devices to name'}")
+    return entry, [device]
 
 
 def foreign(path: Path, threads: int = 1) -> tuple[Shape, Callable[[NDArray[np.uint8]], NDArray[Any]]]:
@@ -168,7 +185,14 @@ def _fitting(found: list[Any], shape: Shape) -> int | None:
     return sides[0]
 
 
-def _onnx_session(path: Path, threads: int, batch: int) -> Any:
+def _providers() -> list[str]:
+    telemetry_off()
+    import onnxruntime as ort
+
+    return [str(name) for name in ort.get_available_providers()]
+
+
+def _onnx_session(path: Path, threads: int, batch: int, provider: str = CPU) -> Any:
     telemetry_off()
     import onnxruntime as ort
 
@@ -180,11 +204,15 @@ def _onnx_session(path: Path, threads: int, batch: int) -> Any:
     options.add_free_dimension_override_by_name("batch", batch)
     # A camera computes a few milliseconds and waits for the next frame: threads that spin meanwhile heat the board
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # What a provider cannot compute is left to the CPU
+    session = ort.InferenceSession(path, options, providers=list(dict.fromkeys((provider, CPU))))
+    if provider not in session.get_providers():  # it was dropped without an error: no driver, no such device
+        raise UserError(f"{provider} cannot start here; ONNX Runtime would use {', '.join(session.get_providers())}")
+    return session
 
 
-def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int) -> Session:
-    session = _onnx_session(path, threads, batch)
+def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int, provider: str = CPU) -> Session:
+    session = _onnx_session(path, threads, batch, provider)
     if len(ports.shape) == 4 and len(session.get_inputs()) > 1:
         return _onnxruntime_stream(session, ports.shape)
     entrance = _only(session.get_inputs(), "input")
@@ -223,19 +251,23 @@ def _floats(x: NDArray[np.uint8], scale: float) -> NDArray[np.float32]:
     return x.astype(np.float32) if scale == 1 else np.multiply(x, scale, dtype=np.float32)
 
 
-def _openvino(path: Path, ports: Ports, threads: int, batch: int) -> Session:
+def _core() -> Any:
     with no_telemetry():
-        core = importlib.import_module("openvino").Core()
+        return importlib.import_module("openvino").Core()
+
+
+def _openvino(path: Path, ports: Ports, threads: int, batch: int, device: str = "CPU") -> Session:
+    core = _core()
     model = core.read_model(path)
     if len(ports.shape) == 4 and len(model.inputs) > 1:
-        return _openvino_stream(core, model, ports.shape, threads, batch)
+        return _openvino_stream(core, model, ports.shape, threads, batch, device)
     entrance = _only(model.inputs, "input")
     _only(model.outputs, "output", ports.outputs)
     sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
     takes = _fitting(sides, ports.shape) or batch
     if entrance.partial_shape.is_dynamic:
         model.reshape({entrance: [takes, *ports.shape]})
-    request = core.compile_model(model, "CPU", _settings(threads)).create_infer_request()
+    request = core.compile_model(model, device, _settings(device, threads)).create_infer_request()
     kind = entrance.element_type.to_dtype()
 
     def run(x: NDArray[np.uint8]) -> NDArray[Any]:
@@ -247,17 +279,22 @@ def _openvino(path: Path, ports: Ports, threads: int, batch: int) -> Session:
     return Session(run, takes)
 
 
-def _settings(threads: int) -> dict[str, str]:
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": str(threads),
-        "INFERENCE_PRECISION_HINT": "f32",  # otherwise bfloat16 where the processor has it: other probabilities
-        "ENABLE_CPU_PINNING": "NO",  # pinned, two threads beside a busy process took 3.6 ms instead of 1.0
-    }
+def _settings(device: str, threads: int) -> dict[str, str]:
+    # f32: otherwise half precision where the device has it: other probabilities
+    everywhere = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return (
+        everywhere
+        if device != "CPU"
+        else {
+            **everywhere,
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+            "ENABLE_CPU_PINNING": "NO",  # pinned, two threads beside a busy process took 3.6 ms instead of 1.0
+        }
+    )
 
 
-def _openvino_stream(core: Any, model: Any, shape: Shape, threads: int, batch: int) -> Session:
+def _openvino_stream(core: Any, model: Any, shape: Shape, threads: int, batch: int, device: str) -> Session:
     entrance, *rest = model.inputs
     sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
     takes, states = _fitting(sides, shape[1:]) or batch, list[State]()
@@ -265,7 +302,7 @@ def _openvino_stream(core: Any, model: Any, shape: Shape, threads: int, batch: i
         size = tuple(side.get_length() for side in list(node.partial_shape)[1:])
         states.append(State(node.any_name, size, node.element_type.to_dtype().type))
     model.reshape({entrance: [takes, *shape[1:]]} | {n: [takes, *s.shape] for n, s in zip(rest, states, strict=True)})
-    request = core.compile_model(model, "CPU", _settings(threads)).create_infer_request()
+    request = core.compile_model(model, device, _settings(device, threads)).create_infer_request()
 
     def run(*given: NDArray[Any]) -> list[NDArray[Any]]:
         request.infer(list(given), share_inputs=True)
@@ -318,8 +355,8 @@ def _litert(path: Path, ports: Ports, threads: int, batch: int) -> Session:
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "onnxruntime": Runtime((".onnx",), "onnxruntime", _onnxruntime),
-    "openvino": Runtime((".onnx", ".xml"), "openvino", _openvino),
+    "onnxruntime": Runtime((".onnx",), "onnxruntime", _onnxruntime, _providers),
+    "openvino": Runtime((".onnx", ".xml"), "openvino", _openvino, lambda: list(_core().available_devices)),
     "ncnn": Runtime((".param",), "ncnn", _ncnn),
     "litert": Runtime((".tflite",), "ai_edge_litert", _litert),
 }

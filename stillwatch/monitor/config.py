@@ -123,7 +123,7 @@ class WatchConfig(Strict):
     armed: Spans = ()  # of every camera without its own
     timezone: str | None = None  # of `armed`, as Europe/Berlin; else the system's
     threads: int = Field(1, ge=1)  # that compute one forward; more where one takes longer than a frame
-    runtime: str | None = None
+    runtime: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # only these: "openvino:GPU"; none: each here
 
     @field_validator("timezone")
     @classmethod

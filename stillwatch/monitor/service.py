@@ -49,6 +49,9 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
             log(f"{name}: {watch.failed[name]}")
         choice = watch.detector.choice
         log(f"watching {', '.join(names)}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a forward")
+        for one in choice["candidates"] if config.runtime else ():
+            if "why_not" in one:
+                log(f"refused: {one['why_not']}")
         if seconds is not None:
             timer = threading.Timer(seconds, stop.set)
             timer.daemon = True

@@ -300,3 +300,43 @@ def test_the_street_has_no_torch_and_starts_fast_in_little_memory(tmp_path: Path
     assert second["openvino"] is False  # only the chosen runtime is imported
     assert second["seconds"] < 1.5
     assert second["megabytes"] < 250
+
+
+def test_a_device_is_raced_like_any_other_and_one_that_is_not_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no accelerator where this runs: OpenVINO's HETERO over the CPU is another device to our code."""
+    pytest.importorskip("openvino")
+    net = {"model.onnx": onnx_net(tmp_path / "m.onnx")}
+    it = made(tmp_path, net)
+    asked = ("onnxruntime", "onnxruntime:CPUExecutionProvider", "openvino:CPU", "openvino:HETERO:CPU")
+    choice = Detector(it, runtime=asked).choice
+    assert {one["runtime"] for one in choice["candidates"]} == set(asked)
+    assert all("why_not" not in one for one in choice["candidates"])
+    assert Detector(it, runtime="openvino:HETERO:CPU").choice["runtime"] == "openvino:HETERO:CPU"
+    for runtime, words in {
+        "onnxruntime:CUDAExecutionProvider": "this install of onnxruntime has .*CPUExecutionProvider",
+        "openvino:GPU.7": "this install of openvino has CPU", "openvino:": "this install of openvino has CPU",
+        "ncnn:GPU": "no devices to name", "tensorrt:0": "unknown",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=f"^runtime = '{runtime}': .*{words}[^\n]*$"):
+            Detector(it, runtime=("onnxruntime", runtime))
+
+
+def test_a_provider_that_starts_nowhere_is_refused_and_the_race_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime lists what it was built with, and drops without an error what finds no driver or device."""
+    import onnxruntime
+
+    it = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", runtimes.CPU])
+    begin = onnxruntime.InferenceSession
+    plain = lambda path, options, providers: begin(path, options, providers=[runtimes.CPU])  # noqa: E731
+    monkeypatch.setattr(onnxruntime, "InferenceSession", plain)
+    cuda = "onnxruntime:CUDAExecutionProvider"
+    good, bad = Detector(it, runtime=("onnxruntime", cuda)).choice["candidates"]
+    assert (good["runtime"], bad["runtime"]) == ("onnxruntime", cuda)
+    assert "CUDAExecutionProvider cannot start here" in bad["why_not"]
+    with pytest.raises(UserError, match="cannot start here"):
+        Detector(it, runtime=cuda)

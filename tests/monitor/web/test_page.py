@@ -112,7 +112,7 @@ def test_zones_are_drawn_and_a_disarmed_camera_says_so(chromium: Any, street: St
         card(page, "cab").get_by_text("Disarmed", exact=True).wait_for()
         canvas = card(page, "cab").locator("canvas")
         shown = canvas.evaluate(
-            "it => [[20, 10], [120, 40], [120, 80]].map(([x, y]) => it.getContext('2d').getImageData(x, y, 1, 1).data[0])"
+            "it => [[20, 10], [120, 40], [120, 80]].map((at) => it.getContext('2d').getImageData(...at, 1, 1).data[0])"
         )
         assert shown[1] == 240 and shown[0] == shown[2] < 160
 
