@@ -45,6 +45,8 @@ class Data(Strict):
     windows: int = Field(4, ge=1)  # looks a clip, evenly spread
     max_bad: float = Field(0.05, ge=0, le=1)  # above this share of bad files the command stops
     faces: bool = False  # read every sample's face once, at native size; the audit counts them
+    unlabelled: Path | None = None  # a folder, film or csv (path) without labels: the student hears its teacher on them
+    labelled: int | None = Field(None, ge=1)  # training groups that keep their labels, drawn by seed; None: all
     negatives: Path | None = None  # <label>/<camera>/*.jpg that the page filed as false alarms: training only
 
     @model_validator(mode="after")
@@ -124,6 +126,9 @@ class Fit(Strict):
     )
     augment: tuple[Spec, ...] = ()
     views: int = Field(0, ge=0)  # V augmented views a sample, replayed in turn; 0: a new one each epoch
+    unlabelled: float = Field(0.5, ge=0, lt=1)  # share of a batch, where data.unlabelled or data.labelled is set
+    confidence: float = Field(0.0, ge=0, lt=1)  # teacher's largest probability below which such a sample is left out
+    balance: bool = False  # such samples are drawn so that each class that the teacher names comes as often
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0)

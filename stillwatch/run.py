@@ -47,6 +47,14 @@ class Majority(BaseModel):
     valid_accuracy: float = 0.0
 
 
+class Unlabelled(BaseModel):
+    """Samples without a label that a student learnt from."""
+
+    samples: int = 0
+    used: int = 0  # of which the teacher was as sure as fit.confidence asks
+    named: dict[str, int] = {}  # used ones by the label that the teacher gives
+
+
 class RunInfo(BaseModel):
     """run.json. Unset keys are not written; another version's keys are kept."""
 
@@ -70,6 +78,7 @@ class RunInfo(BaseModel):
     cost: Cost = {}
     teacher_cost: Cost = {}
     processes: int | None = None
+    unlabelled: Unlabelled | None = None
     best: Figures = {}  # epoch, and the figures on validation
     epochs: int | None = None
     error: str | None = None

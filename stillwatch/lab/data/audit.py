@@ -4,6 +4,7 @@ import textwrap
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import itemgetter
 
 import numpy as np
@@ -82,6 +83,18 @@ class Faces(Record):
     by_group: dict[str, float]
 
 
+class Unlabelled(Record):
+    """Of samples without a label beside the test split."""
+
+    samples: int
+    skipped: int
+    people: list[str]  # groups of the test split among them, by name
+    copies: int  # test samples of which they hold a copy, altered ones included
+    overlapping: int  # that show what one of them shows: one recording or room
+    look_alikes: int  # whose most alike picture is one of them rather than another test sample
+    test: int  # test samples
+
+
 class AuditReport(Record):
     """audit.json."""
 
@@ -97,6 +110,7 @@ class AuditReport(Record):
     no_pixels: NoPixels | None
     no_pixels_reason: str | None
     faces: Faces | None = None
+    unlabelled: Unlabelled | None = None
     warnings: list[str]  # the worst first
 
 
@@ -158,6 +172,38 @@ def count_faces(found: NDArray[np.bool_], samples: Sequence[Sample]) -> Faces:
 
     by_label, by_group = shares([s.label for s in samples]), shares([s.group or "unknown" for s in samples])
     return Faces(samples=len(found), found=int(found.sum()), by_label=by_label, by_group=by_group)
+
+
+def check_unlabelled(
+    tested: Sequence[Sample], others: Sequence[Sample], clips: NDArray[np.uint8], skipped: int
+) -> Unlabelled:
+    """clips: of both, one behind the other."""
+    split = [*(replace(sample, split="test") for sample in tested), *(replace(s, split="train") for s in others)]
+    found, _ = find(split, clips)
+    return Unlabelled(
+        samples=len(others),
+        skipped=skipped,
+        people=sorted({s.group for s in tested} & {s.group for s in others} - {""}, key=natural),
+        copies=sum(getattr(found, kind).test_in_train for kind in ARTICLES),
+        overlapping=found.overlapping.test_in_train,
+        look_alikes=found.look_alikes.test_in_train,
+        test=len(tested),
+    )
+
+
+def unlabelled_leaks(found: Unlabelled) -> list[str]:
+    """A warning for each way in which a test person is among samples without a label."""
+    few = max(1, round(PROBED * found.test))
+    told = {
+        f"{_some(found.people)} of the test split {'is' if len(found.people) == 1 else 'are'} among them": found.people,
+        f"{found.copies:,} of {found.test:,} test samples have a copy among them": found.copies,
+        f"{found.overlapping:,} of {found.test:,} test samples show what one of them shows: one recording or room":
+        found.overlapping >= few,
+        f"{found.look_alikes:,} of {found.test:,} test samples look most like one of them: the same person or camera":
+        found.look_alikes >= few,
+    }  # fmt: skip
+    leak = "data.unlabelled leaks: {}; the test figure is not of new people. Take them out, or use `stillwatch adapt`."
+    return [leak.format(sentence) for sentence, true in told.items() if true]
 
 
 def _groups(samples: Sequence[Sample], labels: Sequence[str]) -> Groups:
@@ -378,6 +424,9 @@ def summary(report: AuditReport) -> str:
             f"{filed.count:,} of the training samples are false alarms that were filed on {filed.cameras} "
             f"camera{'s' * (filed.cameras != 1)}; valid and test have none.",
         ]
+    if beside := report.unlabelled:
+        out = f", {beside.skipped:,} skipped" * bool(beside.skipped)
+        lines += ["", f"{beside.samples:,} samples without a label{out}: a student hears its teacher on them."]
     table: list[list[object]] = [["class", *SPLITS, "all"]]
     for name in report.splits["train"]:
         counts = [report.splits[split][name] for split in SPLITS]

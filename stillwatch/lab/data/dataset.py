@@ -3,7 +3,7 @@
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillwatch.errors import UserError
-from stillwatch.lab.data import augment, cache
+from stillwatch.lab.data import augment, cache, reader
 from stillwatch.lab.data.reader import Sample, gather
 from stillwatch.lab.data.sources import SPLITS
-from stillwatch.lab.data.splits import assign
+from stillwatch.lab.data.splits import assign, unlabelled
 from stillwatch.recipe import Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
@@ -32,6 +32,8 @@ class Dataset:
     y: NDArray[np.int64]  # (N,)
     numbers: NDArray[np.uint64]  # (N,) what augmentation draws from
     rows: dict[str, Rows]  # split -> rows
+    aside: bool = False  # data.unlabelled, not data.root
+    unlabelled: tuple["Dataset", ...] = ()  # rows["train"] of each has no label, y = -1: for a teacher's answers alone
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,7 +54,7 @@ class Dataset:
         """
         if not self.recipe.teacher.data:
             return self, rows
-        theirs = load_dataset(self.recipe.seen_by("teacher"), progress)
+        theirs = (_aside if self.aside else load_dataset)(self.recipe.seen_by("teacher"), progress)
         named = {sample.id: row for row, sample in enumerate(theirs.samples)}
         recordings: dict[str, list[int]] = defaultdict(list)
         for row, sample in enumerate(theirs.samples):
@@ -87,11 +89,23 @@ def load_dataset(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
     y = np.array([place[sample.label] for sample in samples], np.int64)
     numbers = np.array([augment.number(sample.id) for sample in samples], np.uint64)
     split = np.array([sample.split for sample in samples])
-    rows = {name: np.flatnonzero(split == name) for name in SPLITS}
+    lost = unlabelled(samples, recipe.data) if recipe.data.labelled else np.zeros(len(samples), np.bool_)
+    y[lost] = -1
+    rows = {name: np.flatnonzero((split == name) & ~lost) for name in SPLITS}
     for name in ("train", "valid"):
         if not len(rows[name]):
             raise UserError(f"data.split = {recipe.data.split!r}: leaves no sample for {name}")
-    return Dataset(recipe, store, samples, y, numbers, rows)
+    data = Dataset(recipe, store, samples, y, numbers, rows)
+    more = [replace(data, rows={"train": np.flatnonzero(lost)})] if lost.any() else []
+    more += [_aside(recipe, progress)] if recipe.data.unlabelled else []
+    return replace(data, unlabelled=tuple(more))
+
+
+def _aside(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
+    store = cache.pictures(reader.unlabelled(recipe.data), recipe.data, progress=progress)
+    every, numbers = np.arange(len(store.samples)), [augment.number(sample.id) for sample in store.samples]
+    y, drawn = np.full(len(every), -1), np.array(numbers, np.uint64)
+    return Dataset(recipe, store, store.samples, y, drawn, {"train": every}, aside=True)
 
 
 def dataset_of(run: Run, progress: Progress = NO_PROGRESS) -> Dataset:
@@ -102,7 +116,7 @@ def dataset_of(run: Run, progress: Progress = NO_PROGRESS) -> Dataset:
         return data
     with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
         before = {row["path"] for row in csv.DictReader(file)}
-    now = {sample.id for sample in data.samples}
+    now = {sample.id for part in (data, *data.unlabelled) for sample in part.samples}
     found = {"new": now - before, "gone": before - now}
     changes = [f"{len(names)} {word} (such as {min(names)})" for word, names in found.items() if names]
     raise UserError(

@@ -10,13 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError, nearest
-from stillwatch.lab.data.sources import SOURCES, Found, Sample, Skipped, drawn, folders, subfolders
+from stillwatch.lab.data.sources import (
+    NO_LABEL,
+    SOURCES,
+    SPARSE,
+    Found,
+    Sample,
+    Skipped,
+    cut,
+    drawn,
+    folders,
+    frame_of,
+    subfolders,
+    table,
+)
 from stillwatch.media import image
-from stillwatch.media.decode import Window, clips, read_picture
+from stillwatch.media.decode import PICTURES, VIDEOS, Window, clips, read_picture
 from stillwatch.recipe import Data, Recipe
 from stillwatch.registry import bind
 
-__all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather"]
+__all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather", "unlabelled"]
 
 
 def gather(recipe: Recipe) -> Found:
@@ -60,6 +73,40 @@ def gather(recipe: Recipe) -> Found:
     return found
 
 
+def unlabelled(data: Data) -> Found:
+    """data.unlabelled: a folder of pictures and films, one film, or a CSV with path[,group,sequence,time].
+
+    Of a film two frames or looks a second are taken, or more where data says so. Samples without a group may stay so.
+    Raises UserError where there is nothing.
+    """
+    assert data.unlabelled is not None
+    place = data.unlabelled
+    root, found = place if place.is_dir() else place.parent, Found()
+    data = data.model_copy(update={"root": root})
+    if place.suffix.lower() == ".csv":
+        found = table(data, (), place.name)
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        inner, kind = path.relative_to(root), path.suffix.lower()
+        group = inner.parts[0] if data.group == "folder" and len(inner.parts) > 1 else ""
+        row = Sample(inner.as_posix(), path, NO_LABEL, group)
+        if kind not in (*PICTURES, *VIDEOS) or any(part.startswith(".") for part in inner.parts):
+            continue
+        if kind in VIDEOS:
+            cut(row, data, found, rate=SPARSE)
+        elif data.steps > 1:
+            found.skipped.append(Skipped(row.id, f"a single picture has no look of {data.steps} frames"))
+        else:
+            sequence, time = frame_of(path.name)
+            found.samples.append(replace(row, sequence=sequence, time=time))
+    for number, sample in enumerate(found.samples):
+        named = _group_of(sample, regex) if (regex := _regex(data.group)) else sample.group
+        found.samples[number] = replace(sample, id=f"unlabelled/{sample.id}", group=named)
+    if not found.samples:
+        why = f": {found.skipped[0].file}: {found.skipped[0].reason}" if found.skipped else ""
+        raise UserError(f"data.unlabelled = '{place}': no picture or film is found there{why}")
+    return found
+
+
 def _check_folder(key: str, path: Path) -> None:
     if not path.is_dir():
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
@@ -70,18 +117,8 @@ def _check_folder(key: str, path: Path) -> None:
 
 def _give_groups(found: Found, rule: str) -> None:
     """Skip samples without a group. A regex is looked for in the file's name, then in its path."""
-    if rule != "folder" and not rule.startswith("column:"):
-        advice = 'else it is "folder" or "column:NAME"'
-        try:
-            regex = re.compile(rule)
-        except re.error as error:
-            raise UserError(f"data.group = {rule!r}: not a regular expression ({error}); {advice}") from error
-        if not regex.groups:
-            raise UserError(f"data.group = {rule!r}: has no bracket (...) that says which part is the group; {advice}")
-        for place, sample in enumerate(found.samples):
-            whole = re.sub(r"#\d+$", "", sample.id) if sample.frames else sample.id
-            match = regex.search(whole.rpartition("/")[2]) or regex.search(whole)
-            found.samples[place] = replace(sample, group=(match[1] or "") if match else "")
+    if regex := _regex(rule):
+        found.samples = [replace(sample, group=_group_of(sample, regex)) for sample in found.samples]
     kept = [sample for sample in found.samples if sample.group]
     if not kept:
         first = found.samples[0].id
@@ -89,6 +126,26 @@ def _give_groups(found: Found, rule: str) -> None:
     reason = f"no group by data.group = {rule!r}"
     found.skipped += [Skipped(sample.id, reason) for sample in found.samples if not sample.group]
     found.samples = kept
+
+
+def _regex(rule: str | None) -> re.Pattern[str] | None:
+    """None where data.group is another kind of rule."""
+    if rule is None or rule == "folder" or rule.startswith("column:"):
+        return None
+    advice = 'else it is "folder" or "column:NAME"'
+    try:
+        regex = re.compile(rule)
+    except re.error as error:
+        raise UserError(f"data.group = {rule!r}: not a regular expression ({error}); {advice}") from error
+    if not regex.groups:
+        raise UserError(f"data.group = {rule!r}: has no bracket (...) that says which part is the group; {advice}")
+    return regex
+
+
+def _group_of(sample: Sample, regex: re.Pattern[str]) -> str:
+    whole = re.sub(r"#\d+$", "", sample.id) if sample.frames else sample.id
+    match = regex.search(whole.rpartition("/")[2]) or regex.search(whole)
+    return (match[1] or "") if match else ""
 
 
 def _negatives(root: Path, labels: tuple[str, ...]) -> Found:

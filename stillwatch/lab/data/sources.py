@@ -31,6 +31,8 @@ Box: TypeAlias = tuple[int, int, int, int]  # x1,y1,x2,y2 in pixels
 PixelReader: TypeAlias = Callable[[Sequence["Sample"]], Iterable[tuple["Sample", NDArray[np.uint8] | str]]]
 
 SPLITS = ("train", "valid", "test")
+NO_LABEL = "unlabelled"  # stands for the label of a sample that has none
+SPARSE = 2.0  # frames or looks a second of films without labels
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 ANNOTATION = re.compile(r"(.*\S)\s+(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(\d{1,9})", re.ASCII)
 ROBOFLOW = re.compile(r"_(?:jpe?g|png|bmp|webp)\.rf\.\w+$", re.ASCII | re.IGNORECASE)  # what it puts behind a name
@@ -188,21 +190,27 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count
     listed = manifest or path.is_file()
     rows = _table(data, labels, path, "file", found.skipped) if listed else _tree(data, labels, VIDEOS, found.skipped)
     for row in _once(rows, found.skipped):
-        times = times_of(row.path)
-        if isinstance(times, str):
-            found.skipped.append(Skipped(row.id, times))
-            continue
-        cuts = looks(times, data.look, data.windows) if data.look else windows(sampled(times, data.rate), data.frames)
-        if isinstance(cuts, str):
-            found.skipped.append(Skipped(row.id, cuts))
-            continue
-        if 0 < limit < len(cuts):
-            cuts = [cuts[(2 * i + 1) * len(cuts) // (2 * limit)] for i in range(limit)]
-        for window in cuts:
-            number = window[-1 if data.look else 0]
-            id, time = f"{row.id}#{number}", round(times[number], 4)
-            found.samples.append(replace(row, id=id, sequence=row.id, time=time, frames=window))
+        cut(row, data, found, limit)
     return found
+
+
+def cut(row: Sample, data: Data, found: Found, limit: int = 0, rate: float | None = None) -> None:
+    """A film's looks or windows go into `found`. rate: looks or frames a second, where data asks for fewer or none."""
+    times = times_of(row.path)
+    if isinstance(times, str):
+        found.skipped.append(Skipped(row.id, times))
+        return
+    count = max(data.windows, round(times[-1] * rate)) if rate else data.windows
+    cuts = looks(times, data.look, count) if data.look else windows(sampled(times, data.rate or rate), data.frames)
+    if isinstance(cuts, str):
+        found.skipped.append(Skipped(row.id, cuts))
+        return
+    if 0 < limit < len(cuts):
+        cuts = [cuts[(2 * i + 1) * len(cuts) // (2 * limit)] for i in range(limit)]
+    for window in cuts:
+        number = window[-1 if data.look else 0]
+        id, time = f"{row.id}#{number}", round(times[number], 4)
+        found.samples.append(replace(row, id=id, sequence=row.id, time=time, frames=window))
 
 
 def idx(data: Data, labels: tuple[str, ...]) -> Found:
@@ -263,16 +271,21 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Found:
-    """A CSV with path,label and, where wanted, group,split,box,sequence,time; paths relative to the CSV's folder."""
-    found = Found()
+    """A CSV with path,label and, where wanted, group,split,box,sequence,time; paths relative to the CSV's folder.
+
+    No labels: one without that column, in which films may stand too.
+    """
+    found, films = Found(), Found()
     for row in _once(_table(data, labels, data.root / file, "path", found.skipped), found.skipped):
         if row.path.suffix.lower() in PICTURES:
             found.samples.append(row)
+        elif row.path.suffix.lower() in VIDEOS and not labels:
+            cut(row, data, films, rate=SPARSE)
         else:
             found.skipped.append(Skipped(row.id, f"not a kind of picture that is read: {' '.join(PICTURES)}"))
     if data.look:
         _look_back(found, data.look)
-    return found
+    return Found(found.samples + films.samples, found.skipped + films.skipped)
 
 
 def _look_back(found: Found, look: Sequence[float]) -> None:
@@ -312,17 +325,17 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
         raise UserError(f"{path}: not a CSV file in UTF-8 (save it as 'CSV UTF-8'): {error}") from error
     by_column = (data.group or "").startswith("column:")
     column = (data.group or "").removeprefix("column:") if by_column else "group"
-    for name in (key, "label", *([column] if by_column else [])):
+    for name in (key, *(["label"] if labels else []), *([column] if by_column else [])):
         if name not in columns:
             raise UserError(f"{path}: has no column {name!r}{nearest(name, columns)}")
     rows, foreign = list[Sample](), list[Sample]()
     for line in lines:
-        cells = {name: value.strip() for name, value in line.items() if name}
+        cells = {name: value.strip() for name, value in line.items() if name} | ({} if labels else {"label": NO_LABEL})
         row = _row(data, path, cells, cells[key], cells.get(column, ""))
         if isinstance(row, Skipped):
             skipped.append(row)
         else:
-            (rows if row.label in labels else foreign).append(row)
+            (rows if row.label in labels or not labels else foreign).append(row)
     hints = {label: nearest(label, labels) for label in {row.label for row in foreign}}
     if len(foreign) > data.max_bad * len(lines):
         word = foreign[0].label

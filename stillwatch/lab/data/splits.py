@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from stillwatch.errors import UserError
@@ -44,6 +45,26 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
             )
     by_id = {sample.id: split for sample, split in zip(ordered, splits, strict=True)}
     return [replace(sample, split=by_id.get(sample.id, "train")) for sample in samples]
+
+
+def unlabelled(samples: Sequence[Sample], data: Data) -> NDArray[np.bool_]:
+    """(N,) bool: samples of training groups beyond data.labelled, which lose their labels in train and valid.
+
+    The groups are drawn by data.seed and data.fold, so that they show every label where that can be. Raises UserError
+    for more groups than there are, and samples without one.
+    """
+    mine = [sample for sample in samples if sample.split == "train" and not sample.negative]
+    groups = sorted({sample.group for sample in mine})
+    if "" in groups or data.labelled is None or data.labelled > len(groups):
+        why = "there are samples without a group; set data.group" if "" in groups else f"train has {len(groups)} groups"
+        raise UserError(f"data.labelled = {data.labelled}: {why}")
+    chance, labels = np.random.default_rng((data.seed, data.fold)), {sample.label for sample in mine}
+    for _ in range(1000):
+        kept = set(chance.permutation(groups)[: data.labelled].tolist())
+        if {sample.label for sample in mine if sample.group in kept} == labels:
+            break
+    lost = set(groups) - kept
+    return np.array([sample.group in lost and sample.split in ("train", "valid") for sample in samples])
 
 
 def _folded(samples: Sequence[Sample], data: Data) -> list[str]:

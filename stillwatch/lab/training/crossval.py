@@ -21,6 +21,8 @@ from stillwatch.run import runs as runs_in
 
 Trained: TypeAlias = Literal["teacher", "alone", "distilled"]
 KINDS: tuple[Trained, ...] = get_args(Trained)
+# Keys that concern distilled runs alone: with and without them there is one teacher, and one student alone
+WITHOUT_LABELS = (("data", "unlabelled"), ("fit", "unlabelled"), ("fit", "confidence"), ("fit", "balance"))
 
 
 class Task(NamedTuple):
@@ -35,7 +37,7 @@ def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, 
     A distilled one first asks for its teacher, of the same fold and seed. Whoever asks for what another process works
     on waits for it, so tasks may run in any order, in any number of processes. Raises UserError as teach and distil do.
     """
-    mine = at(recipe, fold, seed)
+    mine = at(recipe, fold, seed, kind)
     if kind == "distilled" and not mine.teacher.init:
         task(recipe, fold, seed, "teacher", root, source)
     with locked(Path(root) / f".fold{fold}-seed{seed}-{kind}"):
@@ -46,9 +48,12 @@ def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, 
         return pipeline.distil(mine, kind == "alone", root, source)
 
 
-def at(recipe: Recipe, fold: int, seed: int) -> Recipe:
-    """The recipe with this fold, and this seed for both sides."""
+def at(recipe: Recipe, fold: int, seed: int, kind: Trained) -> Recipe:
+    """The recipe with this fold, and this seed for both sides; data.unlabelled is for distilled ones alone."""
     raw = recipe.model_dump(mode="json")
+    for table, key in WITHOUT_LABELS if kind != "distilled" else ():
+        for values in (raw[table], raw["teacher"][table], raw["student"][table]):
+            values.pop(key, None)
     raw["data"]["fold"], raw["fit"]["seed"] = fold, seed
     for side in ("teacher", "student"):
         raw[side]["fit"].pop("seed", None)
@@ -56,9 +61,8 @@ def at(recipe: Recipe, fold: int, seed: int) -> Recipe:
 
 
 def finished(recipe: Recipe, kind: str, root: Path | str) -> Run | None:
-    wanted = (kind, "done", recipe.model_dump(mode="json"))
-    found = (run for run in reversed(runs_in(root)) if (run.info.kind, run.info.status, run.info.recipe) == wanted)
-    return next(found, None)
+    found = (run for run in reversed(runs_in(root)) if (run.info.kind, run.info.status) == (kind, "done"))
+    return next((run for run in found if run.recipe == recipe), None)
 
 
 def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[str] = KINDS) -> list[Task]:
@@ -78,19 +82,21 @@ def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[s
 
 
 def home(recipe: Recipe, options: RunOptions) -> Run:
-    """The folder of its runs: a new one, or that of the same recipe and data, whatever its folds and seeds."""
+    """The folder of its runs: a new one, or that of the same recipe and labelled data, whatever its folds and seeds."""
     data, root = load_dataset(recipe, options.progress), Path(options.root)
 
     def identity(raw: dict[str, Any], *others: object) -> list[object]:
-        data = {key: value for key, value in raw["data"].items() if key not in ("root", "fold")}
-        fit = {key: value for key, value in raw["fit"].items() if key != "seed"}
+        free = {("data", "root"), ("data", "fold"), ("fit", "seed"), *WITHOUT_LABELS}
+        data, fit = ({k: v for k, v in raw[name].items() if (name, k) not in free} for name in ("data", "fit"))
         return [data, fit, *(raw.get(table) for table in ("name", "labels", "safe", "teacher", "student")), *others]
 
     mine = identity(recipe.model_dump(mode="json"), "crossval", data.store.fingerprint)
     root.mkdir(parents=True, exist_ok=True)
     with locked(root / f".{recipe.name}-crossval"):  # processes that start together find one folder
         for old in [] if options.fresh else reversed(runs_in(root)):
-            if old.info.kind == "crossval" and mine == identity(old.info.recipe, "crossval", old.info.fingerprint):
+            if old.info.kind != "crossval":
+                continue
+            if mine == identity(old.recipe.model_dump(mode="json"), "crossval", old.info.fingerprint):
                 return old
         run = Run.create(recipe, "crossval", root, options.source, fingerprint=data.store.fingerprint)
         runs.write_audit(run, data)

@@ -1,6 +1,6 @@
 """The training loop's input: augmented pictures, frozen features and teacher outputs, from disk where possible."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from stillwatch.errors import UserError
 from stillwatch.lab.data import augment, cache
 from stillwatch.lab.models.classifier import Classifier, ModelOutput
 from stillwatch.lab.models.ensemble import Ensemble, Teacher
 from stillwatch.recipe import Fit
-from stillwatch.run import Progress
+from stillwatch.run import Progress, Unlabelled
 
 if TYPE_CHECKING:
     from stillwatch.lab.data.dataset import Dataset
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Rows: TypeAlias = NDArray[np.int64]
 Compute: TypeAlias = Callable[[Rows, int], dict[str, Tensor]]  # (rows, view) -> name -> (B,...)
 Stored: TypeAlias = dict[str, NDArray[np.floating]]  # name -> (V,N,...)
+MOST = 10  # times that a rare class's unlabelled samples are repeated for balance
 
 
 class InputPipeline:
@@ -40,6 +42,7 @@ class InputPipeline:
         self.data, self.net, self.teacher, self.maps = data, net, teacher, maps
         self.plan, self.accelerator, self.progress = plan, accelerator, progress
         self.train = data.rows["train"]
+        self.labelled = bool((data.y[self.train] >= 0).all())
         self.seen, self.seen_rows = data.for_teacher(self.train, progress) if teacher else (data, self.train)
         self.augment = augment.plan(plan.augment, plan.seed)
         self.views = (plan.views or 0) if self.augment else 1
@@ -64,7 +67,7 @@ class InputPipeline:
             self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.key} {maps}", answer, True)
 
     def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, ModelOutput | None]:
-        """(input of net.forward_from, labels (B,) or mixed (B,K), the teacher's outputs)."""
+        """(input of net.forward_from, labels (B,) or mixed (B,K) or none (0,), the teacher's outputs)."""
         view = epoch % self.views if self.views else epoch
         x = self._pictures(rows, view) if self.features is None else None
         h = self._tensor(self.features[view, rows]) if self.features is not None else self.net.frozen_forward(x)  # type: ignore[arg-type]
@@ -97,20 +100,39 @@ class InputPipeline:
         return x
 
     def _labels(self, rows: Rows, view: int) -> Tensor:
-        y = self._tensor(self.data.y[self.train[rows]])
-        if not self.augment.mixup:
+        y = self._tensor(self.data.y[self.train[rows]] if self.labelled else self.train[:0])
+        if not self.augment.mixup or not self.labelled:
             return y
         others, share = self._partners(rows, view)
         weight, classes = self._tensor(share).to(torch.float32)[:, None], len(self.data.recipe.labels)
         mixed = one_hot(self._tensor(self.data.y[self.train[others]]), classes).float()
         return weight * one_hot(y, classes).float() + (1 - weight) * mixed
 
+    def said(self) -> NDArray[np.floating]:
+        """(N,K): the teacher's probabilities for the plain pictures."""
+
+        def compute(rows: Rows, view: int) -> dict[str, Tensor]:
+            assert self.teacher
+            x = self.seen.picture(self.seen_rows[rows]).to(self.accelerator.device)
+            return {"p": self.teacher.probabilities(self.teacher(x).logits.float())}
+
+        assert self.teacher
+        return self._once("teacher", self.teacher.state_dict(), f"{self.teacher.key} plain", compute, True, 1)["p"][0]
+
     def _frozen(self, net: Classifier, taught: bool = False) -> NDArray[np.floating]:
         """(V,N,…)."""
         compute: Compute = lambda rows, view: {"h": net.frozen_forward(self._pictures(rows, view, taught))}  # noqa: E731
         return self._once("features", net.frozen_state(), net.key, compute, taught)["h"]
 
-    def _once(self, what: str, weights: dict[str, Tensor], more: str, compute: Compute, taught: bool = False) -> Stored:
+    def _once(
+        self,
+        what: str,
+        weights: dict[str, Tensor],
+        more: str,
+        compute: Compute,
+        taught: bool = False,
+        views: int | None = None,
+    ) -> Stored:
         data, plan = self.data, self.plan
         ids = cache.short([f"{data.samples[row].id}\t{data.y[row]}" for row in self.train])
         drawn = f"{plan.augment} {plan.seed}" if self.augment else ""
@@ -119,7 +141,39 @@ class InputPipeline:
             key += [self.seen.store.key, *(self.seen.samples[row].id for row in self.seen_rows)]
         size = 16 if self.accelerator.device.type == "cpu" else 256  # a CPU's caches hold the maps of 16, not of 64
         with self.accelerator.main_process_first():
-            return cache.outputs(compute, len(self.train), self.views, key, self.progress, what, size)
+            return cache.outputs(compute, len(self.train), views or self.views, key, self.progress, what, size)
+
+
+def joined(parts: Sequence[InputPipeline], rows: Rows, epoch: int) -> tuple[Tensor, Tensor, ModelOutput | None]:
+    """A batch of several pipelines' rows, numbered one behind the other; only the first has labels."""
+    ends = np.cumsum([len(part.train) for part in parts])
+    which = np.searchsorted(ends, rows, side="right")
+    order = sorted(set(which.tolist()))
+    starts = [int(ends[n]) - len(parts[n].train) for n in order]
+    found = [parts[n].batch(rows[which == n] - start, epoch) for n, start in zip(order, starts, strict=True)]
+    if len(found) == 1:
+        return found[0]
+    answers = [to_arrays(teacher) for _, _, teacher in found if teacher]
+    taught = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+    return torch.cat([h for h, _, _ in found]), found[0][1], from_arrays(taught)
+
+
+def worth_teaching(parts: Sequence[InputPipeline], plan: Fit, start: int) -> tuple[Rows, Unlabelled]:
+    """Rows without label, numbered from `start`, of which the teacher is sure enough; balanced as plan says.
+
+    A class that is named less often is repeated up to MOST times. Raises UserError where the teacher is sure of none.
+    """
+    p = np.concatenate([np.asarray(part.said(), np.float32) for part in parts])
+    sure = np.flatnonzero(p.max(1) >= plan.confidence)
+    if not len(sure):
+        raise UserError(f"fit.confidence = {plan.confidence}: of no unlabelled sample is the teacher so sure")
+    each = [own for k in range(p.shape[1]) if len(own := sure[p[sure].argmax(1) == k])]
+    counts = np.bincount(p[sure].argmax(1), minlength=p.shape[1]).tolist()
+    named = dict(zip(parts[0].data.recipe.labels, counts, strict=True))
+    if plan.balance:
+        most = max(map(len, each))
+        sure = np.concatenate([np.resize(own, min(most, MOST * len(own))) for own in each])
+    return start + sure, Unlabelled(samples=len(p), used=sum(counts), named=named)
 
 
 def to_arrays(out: ModelOutput) -> dict[str, Tensor]:

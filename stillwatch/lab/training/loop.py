@@ -18,16 +18,17 @@ from stillwatch.lab.models.classifier import Classifier, ModelOutput
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run
 
-Batch = tuple[Tensor, Tensor, ModelOutput | None]  # input of net.forward_from, labels (B,) or (B,K), teacher outputs
+Batch = tuple[Tensor, Tensor, ModelOutput | None]  # input of net.forward_from, labels (L,) or (L,K), teacher outputs
 EpochCallback = Callable[[int, dict[str, float]], bool]  # (epoch, validation figures) -> whether that is enough
 
 
 @dataclass(frozen=True)
 class BatchSource:
-    """batch(rows, epoch), on the right device."""
+    """batch(rows, epoch), on the right device; labels of its first rows alone, where those behind have none."""
 
-    count: int
+    count: int  # of samples with a label
     batch: Callable[[NDArray[np.int64], int], Batch]
+    unlabelled: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # rows to draw from
 
 
 class TrainStep(nn.Module):
@@ -41,11 +42,22 @@ class TrainStep(nn.Module):
         self.maps = wanted_maps(self.parts.values())
 
     def forward(self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float) -> dict[str, Tensor]:
-        """h: from net.frozen_forward. progress: 0 to 1 over the training. Returns the weighted parts."""
+        """h: from net.frozen_forward, B samples. y: labels of the first L, L <= B; the others are seen by those parts
+        alone that learn from a teacher. progress: 0 to 1 over the training. Returns the weighted parts.
+        """
         out = self.net.forward_from(h, self.maps)
         # Losses work in full precision, whatever the net ran in
         out = ModelOutput(out.logits.float(), out.feature.float(), {s: m.float() for s, m in out.maps.items()})
-        return {name: self.weights[name] * part(out, teacher, y, progress) for name, part in self.parts.items()}
+        own = first(out, len(y)), teacher and first(teacher, len(y))
+        return {
+            name: self.weights[name]
+            * part(*((out, teacher) if getattr(part, "needs_teacher", False) else own), y, progress)
+            for name, part in self.parts.items()
+        }
+
+
+def first(out: ModelOutput, count: int) -> ModelOutput:
+    return ModelOutput(out.logits[:count], out.feature[:count], {s: m[:count] for s, m in out.maps.items()})
 
 
 def wanted_maps(parts: Any) -> tuple[int, ...]:
@@ -93,7 +105,7 @@ def fit(
         torch.manual_seed(_seed(plan.seed, epoch, accelerator.process_index))
         prepared.train()
         meter = Meter(list(step.parts))
-        order = _order(lesson.count, plan, epoch)
+        order = _order(lesson, plan, epoch)
         for number, rows in progress.bar(enumerate(order), steps, f"epoch {epoch}/{plan.epochs}"):
             now = (epoch - 1) * steps + number
             for group in optimizer.param_groups:
@@ -193,12 +205,20 @@ def rate(plan: Fit, step: int, steps: int) -> float:
     return plan.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps * plan.epochs - warmup)))
 
 
-def _order(count: int, plan: Fit, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Leaves out the short last batch: batch norm needs more than a few samples."""
-    rows = np.random.default_rng((plan.seed, epoch)).permutation(count)
-    size = min(plan.batch, count)
-    for start in range(0, count - size + 1, size):
-        yield rows[start : start + size]
+def _order(lesson: BatchSource, plan: Fit, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """Leaves out the short last batch: batch norm needs more than a few samples.
+
+    plan.unlabelled of each batch, its last rows, are without label; an epoch has as many batches as without them.
+    """
+    rows = np.random.default_rng((plan.seed, epoch)).permutation(lesson.count)
+    size, chance = min(plan.batch, lesson.count), np.random.default_rng((plan.seed, epoch, 1))
+    few = min(round(plan.unlabelled * size), size - 1) if len(lesson.unlabelled) else 0
+    others = np.empty(0, np.int64)
+    for start in range(0, lesson.count - size + 1, size):
+        while len(others) < few:  # each comes once before any comes again
+            others = np.concatenate([others, chance.permutation(lesson.unlabelled)])
+        yield np.concatenate([rows[start : start + size - few], others[:few]])
+        others = others[few:]
 
 
 def _optimizer(step: TrainStep, plan: Fit) -> torch.optim.Optimizer:

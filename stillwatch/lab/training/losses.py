@@ -1,6 +1,7 @@
 """Losses: named parts, each (student ModelOutput, teacher ModelOutput or None, y, progress) -> scalar.
 
-Imports no net and no data. A part may have weights of its own; the teacher gets no gradient.
+Imports no net and no data. A part may have weights of its own; the teacher gets no gradient. A part that needs a
+teacher also gets samples without a label, behind those that y is of.
 """
 
 import inspect
@@ -174,7 +175,8 @@ class Decoupled(nn.Module):
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, y: Tensor, progress: float) -> Tensor:
         t = self.temperature(progress)
         zs, zt = student.logits / t, _logits(teacher) / t
-        target = (y if y.ndim == 1 else y.argmax(1))[:, None]  # (B,1)
+        target = y if y.ndim == 1 else y.argmax(1)
+        target = torch.cat([target, zt[len(y) :].argmax(1)])[:, None]  # (B,1); without a label: what the teacher names
         others = torch.ones_like(zs, dtype=torch.bool).scatter(1, target, False)
         pairs, rest = [], []
         for z in (zs, zt):

@@ -1,6 +1,8 @@
 """Recipe -> run: audit, teacher, student alone or distilled. The loop itself is in loop.py."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.models.ensemble import Ensemble, Teacher
 from stillwatch.lab.training import losses
-from stillwatch.lab.training.inputs import InputPipeline
+from stillwatch.lab.training.inputs import InputPipeline, joined, worth_teaching
 from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit
 from stillwatch.lab.training.runs import (
     TRAINED,
@@ -220,8 +222,16 @@ def train(
     run: gets best.pt, last.pt and metrics.jsonl; an interrupted run resumes. after: as in fit.
     """
     step.to(accelerator.device)
-    inputs = InputPipeline(data, step.net, teacher_net, step.maps, plan, accelerator, progress)
-    source = BatchSource(len(data.rows["train"]), inputs.batch)
+    parts = (data, *(data.unlabelled if teacher_net and plan.unlabelled else ()))
+    inputs = [InputPipeline(part, step.net, teacher_net, step.maps, plan, accelerator, progress) for part in parts]
+    source = BatchSource(len(data.rows["train"]), partial(joined, inputs))
+    if len(inputs) > 1:
+        rows, about = worth_teaching(inputs[1:], plan, source.count)
+        source = replace(source, unlabelled=rows)
+        if accelerator.is_main_process:
+            run.note(unlabelled=about)
+            named = ", ".join(f"{count:,} {label}" for label, count in about.named.items())
+            progress.say(f"{about.used:,} of {about.samples:,} samples without label are taught as {named}")
     best = fit(step, source, validator(data, step.net, accelerator, progress), plan, run, accelerator, progress, after)
     kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
     step.net.load_state_dict(kept["net"])

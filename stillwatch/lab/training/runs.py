@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from stillwatch import predictions
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.audit import AuditReport, audit, count_faces
-from stillwatch.lab.data.sources import Sample
+from stillwatch.lab.data.audit import (
+    AuditReport,
+    Unlabelled,
+    audit,
+    check_unlabelled,
+    count_faces,
+    unlabelled_leaks,
+)
+from stillwatch.lab.data.sources import NO_LABEL, Sample
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.models.ensemble import Ensemble, Teacher
@@ -156,7 +163,8 @@ def create_or_resume(
             seed = recipe.fit_of("student" if kind != "teacher" else "teacher").seed
             about = {"parent": parent.path.name if parent else None, "seed": seed, **fields}
             run = Run.create(recipe, kind, options.root, options.source, fingerprint=data.store.fingerprint, **about)
-            write_audit(run, data)
+            for leak in write_audit(run, data):
+                options.progress.say(f"warning: {leak}")
         options.progress.say(f"run: {run.path}")
         names = [str(run.path)]
     broadcast_object_list(names)
@@ -175,9 +183,17 @@ def cached_audit(
     )
 
 
-def write_audit(run: Run, data: "Dataset") -> None:
-    """Write split.csv, audit.json, and in run.json the validation figures of guessing."""
-    rows = [(s.id, s.label, s.group, s.split) for s in data.samples]
+def write_audit(run: Run, data: "Dataset") -> list[str]:
+    """Write split.csv, audit.json, and in run.json the validation figures of guessing.
+
+    Returns a warning for each leak of the test split into data.unlabelled.
+    """
+    leaks = list[str]()
+    aside = [part for part in data.unlabelled if part.aside]
+    bare = {part.samples[row].id for part in data.unlabelled for row in part.rows["train"]}
+    every = [*data.samples, *(sample for part in aside for sample in part.samples)]
+    hidden = NO_LABEL, NO_LABEL  # a label that no run may see is not written either
+    rows = [(s.id, hidden[0], s.group, hidden[1]) if s.id in bare else (s.id, s.label, s.group, s.split) for s in every]
     run.save_csv("split.csv", ("path", "label", "group", "split"), rows)
     report = cached_audit(data.store, data.samples, data.recipe.labels, data.recipe.data.split)
     if data.recipe.data.faces:
@@ -185,6 +201,10 @@ def write_audit(run: Run, data: "Dataset") -> None:
 
         found = faces.faces(data.samples, data.store.key).found
         report = report.model_copy(update={"faces": count_faces(found, data.samples)})
+    for part in aside:
+        beside = _audit_beside(data, part)
+        leaks += unlabelled_leaks(beside)
+        report = report.model_copy(update={"unlabelled": beside, "warnings": [*leaks, *report.warnings]})
     run.save_json("audit.json", report.model_dump())
     valid = data.y[data.rows["valid"]]
     most = int(np.bincount(valid).argmax())
@@ -194,6 +214,20 @@ def write_audit(run: Run, data: "Dataset") -> None:
         majority={"label": data.recipe.labels[most], "valid_accuracy": float(np.mean(valid == most))},
         status="done" if run.info.kind == "audit" else "running",
     )
+    return leaks
+
+
+def _audit_beside(data: "Dataset", part: "Dataset") -> Unlabelled:
+    """Once for the same test split and pictures without label, by their middle frames."""
+    rows, middle = data.rows["test"], data.recipe.data.steps // 2
+    tested, skipped = [data.samples[row] for row in rows], len(part.store.skipped)
+
+    def compute() -> Unlabelled:
+        clips = np.concatenate([data.store.pixels[rows, middle], part.store.pixels[:, middle]])[:, None]
+        return check_unlabelled(tested, part.samples, clips, skipped)
+
+    groups = [f"{sample.id}\t{sample.group}" for sample in (*tested, *part.samples)]
+    return cache.record("audit", ["unlabelled", data.store.key, part.store.key, *groups], Unlabelled, compute)
 
 
 @contextmanager
@@ -244,7 +278,8 @@ def _taught(recipe: Recipe) -> tuple[object, ...]:
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude={"root", "max_bad"})}
+    free = {"root", "max_bad", "unlabelled"}
+    return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude=free)}
 
 
 def check_teacher(teacher: Run, data: "Dataset") -> None:
@@ -290,6 +325,7 @@ def _file(id: str) -> str:
 
 
 def trained_on(run: Run) -> list[tuple[str, str]]:
-    """(path, group) of its training samples."""
+    """(path, group) of its training samples; of a student also those that it heard its teacher on."""
+    splits = ("train",) if run.info.kind in ("teacher", "alone") else ("train", NO_LABEL)
     with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["path"], row["group"]) for row in csv.DictReader(file) if row["split"] == "train"]
+        return [(row["path"], row["group"]) for row in csv.DictReader(file) if row["split"] in splits]
