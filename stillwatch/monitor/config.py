@@ -58,6 +58,7 @@ class CameraConfig(Strict):
     stall: float = Field(3.0, gt=0)  # without a frame for so long the stream is lost
     backoff: tuple[float, float] = (0.5, 4.0)  # first and longest wait before it is opened again; jittered, no limit
     transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
+    decode: str = Field("software", pattern=r"^[a-z0-9]+$")  # auto, or FFmpeg's hardware: cuda, vaapi, videotoolbox …
     fit: Literal["stretch", "letterbox", "crop"] | None = None  # where its shape is not the training pictures'
     crop: tuple[Share, Share, Share, Share] | None = None  # left, top, right, bottom: all that is looked at
     ignore: Annotated[tuple[Polygon, ...], BeforeValidator(_several)] = ()  # [[x, y], …], or several: not looked at

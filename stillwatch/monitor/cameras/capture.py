@@ -157,6 +157,7 @@ class CaptureProcess:
         self._bytes = self._reconnects = self._damaged = 0
         self._damage, self._said = 0.0, False  # the share of damaged pictures lately; whether it was said to be large
         self._trouble = ""
+        self._software = config.decode == "software"  # or that it is decoded so was said
 
     # --- messages
 
@@ -245,7 +246,7 @@ class CaptureProcess:
             self.pulse()
             began, seen, stalled = time.monotonic(), None, False
             try:
-                with source.open_video(self.config.source, self.config.stall, self.config.transport) as container:
+                with self._open() as container:
                     for seen in self._decode_stream(container):
                         if lost:
                             self._reconnects, lost, self._pulsed = self._reconnects + 1, False, 0.0
@@ -266,6 +267,19 @@ class CaptureProcess:
             # A hung attempt has already waited
             spent = time.monotonic() - began if seen is None else 0.0
             self.stop.wait(max(0.0, next(waits) - spent))
+
+    def _open(self) -> InputContainer:
+        """With a hardware decoder where one is asked for and starts; asked each time, since a device may go."""
+        config = self.config
+        found = source.hardware(config.decode) if config.decode != "software" else ""
+        chosen = None if isinstance(found, str) else found
+        container = source.open_video(config.source, config.stall, config.transport, chosen)
+        codec = container.streams.video[0].codec_context
+        if not self._software and not codec.is_hwaccel:
+            self._software = True
+            why = f"it cannot decode {codec.name}" if chosen else found
+            self.send("trouble", f'decode = "{config.decode}": {why}; decoded in software')
+        return container
 
     def _decode_stream(self, container: InputContainer) -> Iterator[float]:
         """Yields time.monotonic() of each good frame. Raises Stalled where none comes."""
@@ -320,7 +334,7 @@ class CaptureProcess:
         clock, to_rgb = PlaybackClock(self.config.speed), ToRgb()
         start, again, whole = 0.0, True, WholeFrames(self._spoilt)
         while again:
-            with source.open_video(self.config.source) as container:
+            with self._open() as container:
                 stream = container.streams.video[0]
                 self._open_remux(stream)
                 packet_clock, frame_clock = FileClock(stream, start), FileClock(stream, start)

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -274,10 +275,31 @@ class FileClock:
 # ---- opening
 
 
-def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> InputContainer:
+def hardware(decode: str) -> HWAccel | str:
+    """A decoder of FFmpeg's that starts here, or in one line why there is none.
+
+    decode: "auto", the first of all; or a kind of device by FFmpeg's name, such as vaapi or cuda.
+    """
+    known, reasons = hwdevices_available(), []
+    if decode != "auto" and decode not in known:
+        return f"this FFmpeg has {', '.join(known) or 'no hardware decoders'}"
+    for name in known if decode == "auto" else [decode]:
+        try:
+            HWAccel(name).create(av.Codec("h264", "r"))  # a stream would fail with it where no device answers
+            return HWAccel(name)
+        except NotImplementedError:
+            reasons.append(f"{name}: no decoder of H.264")
+        except av.FFmpegError as error:
+            reasons.append(f"{name}: {one_line(error)}")
+    return "; ".join(reasons) or "this FFmpeg has no hardware decoders"
+
+
+def open_video(
+    source: str, stall: float = 3.0, transport: str = "tcp", hwaccel: HWAccel | None = None
+) -> InputContainer:
     """Open a device, stream or file; its decoder has one thread and no delay.
 
-    stall: seconds after which opening or one read gives up. Raises TIMED_OUT, av.FFmpegError, and ValueError where
+    stall: seconds after which opening or one read gives up. hwaccel: decodes where it knows the codec. Raises TIMED_OUT, av.FFmpegError, and ValueError where
     there is no video.
     """
     what = kind(source)
@@ -296,7 +318,7 @@ def open_video(source: str, stall: float = 3.0, transport: str = "tcp") -> Input
             opening |= {"allowed_media_types": "video"}
     timeout = None if what == "file" else (stall, TIMEOUT * stall)
     form = "v4l2" if what == "device" else None
-    container = decode.open_film(address, format=form, options=opening, timeout=timeout)
+    container = decode.open_film(address, format=form, options=opening, timeout=timeout, hwaccel=hwaccel)
     try:
         if not container.streams.video:
             raise ValueError("there is no picture in it")

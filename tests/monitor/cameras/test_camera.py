@@ -662,3 +662,12 @@ def test_what_is_not_looked_at_is_grey_for_the_net_and_whole_for_people(watched:
     assert [note.fields for note in cab.notes if note.what == "shape"] == [{"height": 48, "width": 48}]
     jpeg = next(note.fields["jpeg"] for note in cab.notes if note.what == "jpeg")
     assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (48, 96, 3)
+
+
+def test_a_decoder_that_is_not_here_leaves_it_to_software_and_is_said_once(watched: Any, tmp_path: Path) -> None:
+    film = streams.film(tmp_path / "film.mp4", 1)
+    cab = watched(str(film), speed=0, decode="nonesuch", loop=True)
+    cab.until(lambda: len(cab.frames) > 40)  # opened several times
+    said = [note.fields["words"] for note in cab.notes if note.what == "trouble"]
+    assert len(said) == 1 and said[0].startswith('decode = "nonesuch": this FFmpeg has')
+    assert said[0].endswith("; decoded in software")

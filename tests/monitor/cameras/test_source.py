@@ -245,3 +245,29 @@ def test_a_picture_that_would_take_the_memory_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(source, "LARGEST", 96 * 128 - 1)
     with pytest.raises(ValueError, match="128×96 pixels: more than"):
         source.open_video(film)
+
+
+def test_hardware_is_the_first_that_starts_or_a_reason_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hardware decoder was at hand when this was written: these are told to behave as FFmpeg's do."""
+
+    class Fake:
+        def __init__(self, name: str):
+            self.name = name
+
+        def create(self, codec: av.Codec) -> "Fake":
+            if self.name == "cuda":
+                raise av.error.PermissionError(1, "Operation not permitted")
+            if self.name == "drm":
+                raise NotImplementedError
+            return self
+
+    monkeypatch.setattr(source, "HWAccel", Fake)
+    monkeypatch.setattr(source, "hwdevices_available", lambda: ["cuda", "drm"])
+    assert source.hardware("auto") == "cuda: Operation not permitted; drm: no decoder of H.264"
+    assert source.hardware("vaapi") == "this FFmpeg has cuda, drm"
+    monkeypatch.setattr(source, "hwdevices_available", lambda: ["cuda", "drm", "vaapi"])
+    for decode in ("auto", "vaapi"):
+        assert getattr(source.hardware(decode), "name", None) == "vaapi"
+    assert source.hardware("cuda") == "cuda: Operation not permitted"
+    monkeypatch.setattr(source, "hwdevices_available", list)
+    assert source.hardware("auto") == source.hardware("cuda") == "this FFmpeg has no hardware decoders"
