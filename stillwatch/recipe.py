@@ -5,12 +5,13 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stillwatch.errors import UserError, explain, nearest
 
+Table = TypeVar("Table", bound=BaseModel)
 Spec: TypeAlias = str | dict[str, Any]  # what registry.build takes
 WITHOUT_WEIGHTS = (
     "smallcnn",
@@ -326,15 +327,15 @@ def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place
     return check(raw, place)
 
 
-def amended_rule(raw: Mapping[str, Any], overrides: Iterable[str]) -> Rule:
-    """Raises UserError."""
+def laid(model: type[Table], raw: Mapping[str, Any], overrides: Iterable[str], place: str) -> Table:
+    """The table `raw` with `key=value` laid over it. Raises UserError."""
     table = dict(raw)
     for override in overrides:
         _lay(table, override)
     try:
-        return Rule.model_validate(table)
+        return model.model_validate(table)
     except ValidationError as error:
-        raise UserError(_lines("rule", error, Rule, "")) from error
+        raise UserError(_lines(place, error, model, "")) from error
 
 
 def _lay(raw: dict[str, Any], override: str) -> None:

@@ -86,6 +86,8 @@ def test_wrong_usage_is_status_2(say: Any, words: tuple[str, ...]) -> None:
         (("doctor", "watch.toml"), "watch.toml: no such file"),
         (("test-sinks", "watch.toml"), "watch.toml: no such file"),
         (("replay", "bundle", "night.mp4"), "bundle: not a bundle: no such folder"),
+        (("replay", "bundle", "night.mp4", "--person", "every=3"), "person: model: missing"),
+        (("replay", "bundle", "night.mp4", "--person", "model=p.onnx"), "p.onnx: no such file"),
         (("score", "bundle", "archive"), "archive: no such folder"),
         (("events",), "watch: no events are kept there"),
         (("events", "--since", "soon"), "--since soon: is a time such as 30m, 1h, 7d"),

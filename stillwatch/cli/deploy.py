@@ -113,22 +113,27 @@ def replay(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder of replay.json and replay.png")] = None,
     fit: Annotated[Fit | None, FIT] = None,
+    person: Annotated[
+        list[str] | None, typer.Option("--person", help="KEY=VALUE of the person filter: model=FILE.onnx, every=5")
+    ] = None,
 ) -> None:
     """Run a film through detector and rule: events and, against a truth, misses, false alarms, seconds to detect."""
     from stillwatch.evaluation import replay as judged
     from stillwatch.inference.aspect import shaped
     from stillwatch.inference.detector import Detector, alarm_of, steps
+    from stillwatch.inference.people import People
     from stillwatch.monitor.cameras import source
     from stillwatch.monitor.cameras.reading import FaceStream, reader, wanted
-    from stillwatch.monitor.config import camera_name
-    from stillwatch.recipe import amended_rule
+    from stillwatch.monitor.config import Person, camera_name
+    from stillwatch.recipe import Rule, laid
 
+    people = People(**laid(Person, {}, person, "person").model_dump()) if person else None
     detector, name = Detector(bundle), camera_name(video)
-    rule = amended_rule(detector.bundle.manifest.rule, overrides or ())
+    rule = laid(Rule, detector.bundle.manifest.rule, overrides or (), "rule")
     alarm = alarm_of(detector.bundle, name, rule)
     known = judged.read_truth(truth, detector.labels) if truth else None
     faces = FaceStream(reader(video) if wanted(rule, video) else None, live=False)
-    answers = steps(detector, shaped(detector, faces.tapped(source.frames(video)), fit, print))
+    answers = steps(detector, shaped(detector, faces.tapped(source.frames(video)), fit, print), people=people)
     report = judged.replay(answers, alarm, known, detector.labels, detector.safe, readings=faces.take)
     print(judged.words(report))
     print(

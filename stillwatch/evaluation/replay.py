@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.errors import UserError, nearest
 from stillwatch.evaluation.report import files
-from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.alarm import Alarm, Status
 from stillwatch.rules.events import LEVELS, Event
 from stillwatch.rules.signs import Reading
 from stillwatch.run import NO_PROGRESS, Progress
 
 Answer: TypeAlias = NDArray[np.float32] | None  # probabilities (K,); None: the net has none for this frame
-ReplayStep: TypeAlias = tuple[float, Answer]
+ReplayStep: TypeAlias = tuple[float, Answer, Status]
 Report: TypeAlias = dict[str, Any]  # what replay.json holds
 ReplayEvent: TypeAlias = dict[str, Any]  # Event.as_dict(), "levels": {level: second}, "outcome"
 
@@ -125,8 +125,8 @@ def replay(
 ) -> Report:
     """Play the steps to the alarm and compare its events with the truth.
 
-    steps: (seconds, probabilities (K,) or None), in order of time. readings: of the face, those up to a second that
-    were not given yet. truth: None leaves its figures None.
+    steps: (seconds, probabilities (K,) or None, status), in order of time; "empty": a person filter skipped it.
+    readings: of the face, those up to a second that were not given yet. truth: None leaves its figures None.
     An event is judged from its start to when it opened, however long it lasts. If that, widened by `tolerance` (s),
     touches no unsafe truth, it is false. It is right if it touches an incident of its label (of any, if it names none
     or the rule gathers evidence). The first right event that lasts into an incident and opened at most `tolerance`
@@ -135,6 +135,7 @@ def replay(
     """
     events: dict[str, ReplayEvent] = {}
     times, answers, gauge, faces = list[float](), list[Answer](), list[float](), list[bool]()
+    skipped = list[float]()
 
     def keep(news: Iterable[Event]) -> None:
         for event in news:
@@ -142,10 +143,11 @@ def replay(
             levels.setdefault(event.level, event.updated)
             events[event.id] = event.as_dict() | {"levels": levels}
 
-    for now, p in steps:
+    for now, p, status in steps:
+        skipped += [now] * (status == "empty")
         news = readings(now)
         faces += [one.signals is not None for one in news]
-        keep(alarm.step(now, p, "ok", news))
+        keep(alarm.step(now, p, status, news))
         times.append(float(now))
         answers.append(p if p is None or alarm.answer is None else alarm.answer.astype(np.float32))
         gauge.append(float(alarm.gauge))
@@ -156,7 +158,8 @@ def replay(
     end = times[-1] + (float(statistics.median(np.diff(times))) if len(times) > 1 else 0.0)
     report: Report = {
         "format": FORMAT, "camera": alarm.camera, "labels": list(labels), "safe": list(safe), "frames": len(times),
-        "unanswered": sum(p is None for p in answers), "seconds": round(end, 3), "gauge": alarm.gauge_name,
+        "unanswered": sum(p is None for p in answers) - len(skipped), "skipped": len(skipped), "skipped_unsafe": None,
+        "seconds": round(end, 3), "gauge": alarm.gauge_name,
         "tolerance_s": tolerance, "events": in_order, "truth": None, "incidents": None, "by_label": None,
         "detected": None, "missed": None, "seconds_to_detect": None, "false_alarms": None, "frame_accuracy": None,
         "frame_macro_f1": None, "warnings": list(alarm.notes),
@@ -173,6 +176,8 @@ def replay(
                 )
         report |= _compared(in_order, segments, safe, alarm.gauge_name == "evidence", end, tolerance)
         report |= _by_frame(times, answers, segments, labels)
+        unsafe = [one for one in segments if one["label"] not in safe]
+        report["skipped_unsafe"] = sum(any(one["start_s"] <= at < one["end_s"] for one in unsafe) for at in skipped)
     return report | {"series": _series(times, answers, gauge, labels, safe)}
 
 
@@ -332,6 +337,9 @@ def words(report: Report) -> str:
         lines.append(f"  the face was read {faces['read']:,} times and found {faces['found']:,} times")
     if report["unanswered"]:
         lines.append(f"  {report['unanswered']:,} frames without an answer (a net of clips looks at several first)")
+    if report["skipped"]:
+        lost = "" if report["truth"] is None else f", {report['skipped_unsafe']:,} of them in an incident"
+        lines.append(f"  {report['skipped']:,} looks were skipped, for nobody was there{lost}")
     lines += [f"note: {warning}" for warning in report["warnings"]]
     lines.append("" if report["events"] else "no event")
     marks = {"false": "  [FALSE ALARM]", "other label": "  [incident of another label]"}

@@ -17,10 +17,11 @@ from stillwatch import bundle
 from stillwatch.atomic import atomic, home
 from stillwatch.errors import UserError
 from stillwatch.inference import face_reader, runtimes, streams
+from stillwatch.inference.people import People
 from stillwatch.inference.timing import cores, machine, race
 from stillwatch.media import image
 from stillwatch.recipe import Rule, ticks
-from stillwatch.rules.alarm import Alarm
+from stillwatch.rules.alarm import Alarm, Status
 from stillwatch.rules.fusion import fuse
 
 MISSED = 2.5  # frames of a look's rate that may be missing between two before its memory starts anew
@@ -137,24 +138,39 @@ def look_ticks(about: bundle.Input) -> tuple[int, ...]:
 
 
 def steps(
-    detector: Detector, film: Iterable[tuple[float, NDArray[np.uint8]]], batch: int = 16
-) -> Iterator[tuple[float, NDArray[np.float32] | None]]:
-    """(seconds, probabilities float32 (K,)) of each frame of a film of (seconds, uint8 (H,W,3)).
+    detector: Detector, film: Iterable[tuple[float, NDArray[np.uint8]]], batch: int = 16, people: People | None = None
+) -> Iterator[tuple[float, NDArray[np.float32] | None, Status]]:
+    """(seconds, probabilities float32 (K,), "ok") of each frame of a film of (seconds, uint8 (H,W,3)).
 
-    A net of clips sees frames at its training rate; None before its first look is whole, and again after a gap.
+    A net of clips sees frames at its training rate; None before its first look is whole, and again after a gap or
+    another size. people: a look without a person is skipped, None and "empty".
     """
     about = detector.bundle.manifest.input
-    film = iter(film)
-    while len(about.shape) == 3 and (held := list(islice(film, batch))):
-        yield from zip((at for at, _ in held), detector([picture for _, picture in held]), strict=True)
-    pace, past, due = rate(detector.bundle.manifest), memory(detector), -np.inf
+    film, stills = iter(film), len(about.shape) == 3
+    while stills and not people and (held := list(islice(film, batch))):
+        for (at, _), p in zip(held, detector([picture for _, picture in held]), strict=True):
+            yield at, p, "ok"
+    every = 0.0 if stills else 1 / (rate(detector.bundle.manifest) or np.inf)
+    past, tick, due, size = memory(detector), -np.inf, -np.inf, (0, 0)
     for seconds, picture in film:
-        if pace and seconds < due - 1e-6:
+        if seconds < due - 1e-6:
             continue
-        p = streams.look(detector.predict, [fitted(about, picture)], [past], [seconds])[0]
-        if pace:  # on a grid, so that a film whose rate is no multiple of the net's is not seen more slowly
-            due = (due if past.seen > 1 else seconds) + 1 / pace
-        yield seconds, p
+        if every:
+            # On a grid, so that a film whose rate is no multiple of the net's is not seen more slowly; one that misses
+            # frames begins another, and none is looked at too soon after the one before
+            tick = (tick if seconds - tick < every - 1e-6 else seconds) + every
+            due = max(tick, seconds + every / 2)
+        if picture.shape[:2] != size:
+            size = picture.shape[:2]
+            past.clear()
+            if people:
+                people.clear()
+        frame = fitted(about, picture)
+        if people and not people(frame):
+            past.clear()
+            yield seconds, None, "empty"
+        else:
+            yield seconds, streams.look(detector.predict, [frame], [past], [seconds])[0], "ok"
 
 
 def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:

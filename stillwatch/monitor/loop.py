@@ -57,6 +57,8 @@ class CameraSlot:
         taken = list(self.pending) if self.camera.live else [self.pending[0]]
         for _ in taken:
             self.pending.popleft()
+        if self.newest and self.newest.size != taken[-1].size:  # another view: no look spans both
+            self.clear()
         self.newest = taken[-1]
         self.readings = [reading for frame in taken for reading in frame.readings]
         return True

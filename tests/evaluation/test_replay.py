@@ -8,12 +8,19 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from bundles import made, pictures
+from onnx import TensorProto, helper, numpy_helper
 
 from stillwatch.errors import UserError
 from stillwatch.evaluation.replay import incidents, most, read_truth, replay, save, words
 from stillwatch.evaluation.report.replay_plot import picture
-from stillwatch.recipe import Rule
+from stillwatch.inference import runtimes
+from stillwatch.inference.detector import Detector, alarm_of, steps
+from stillwatch.media import synthetic
+from stillwatch.monitor.cameras import source
+from stillwatch.recipe import Rule, laid
 from stillwatch.rules.alarm import Alarm
 from stillwatch.rules.events import Event
 
@@ -53,10 +60,10 @@ def event(id: str, start: float, opened: float, end: float | None, label: str | 
     )
 
 
-def film(seconds: float = 60, fps: float = 2, label: str = "Safe") -> list[tuple[float, Any]]:
+def film(seconds: float = 60, fps: float = 2, label: str = "Safe") -> list[tuple[float, Any, Any]]:
     p = np.full(3, 0.1, np.float32)
     p[LABELS.index(label)] = 0.8
-    return [(n / fps, p) for n in range(int(seconds * fps))]
+    return [(n / fps, p, "ok") for n in range(int(seconds * fps))]
 
 
 def segment(start: float, end: float, label: str) -> dict[str, Any]:
@@ -190,9 +197,9 @@ def test_events_of_the_camera_itself_count_for_nothing() -> None:
 
 def test_the_alarm_is_closed_at_the_last_frame_and_sees_every_step() -> None:
     alarm = Script([event("late", 59, 61, 61)])
-    steps = [(0.0, None), *film()[1:]]
+    steps = [(0.0, None, "ok"), *film()[1:]]
     report = replay(steps, alarm, None, LABELS, SAFE)
-    assert alarm.closed == 59.5 and [now for now, _ in alarm.seen] == [now for now, _ in steps]
+    assert alarm.closed == 59.5 and [now for now, _ in alarm.seen] == [now for now, *_ in steps]
     assert [one["id"] for one in report["events"]] == ["late"]
     assert (report["frames"], report["unanswered"], report["seconds"]) == (120, 1, 60)
     assert report["truth"] is None and report["false_alarms"] is None and "outcome" not in report["events"][0]
@@ -200,11 +207,19 @@ def test_the_alarm_is_closed_at_the_last_frame_and_sees_every_step() -> None:
 
 
 def test_frame_by_frame_only_where_the_truth_speaks() -> None:
-    steps = film(10, 1) + [(now + 10, p) for now, p in film(10, 1, "Yawn")]
+    steps = film(10, 1) + [(now + 10, p, status) for now, p, status in film(10, 1, "Yawn")]
     report = replay(steps, Script([]), [segment(0, 5, "Safe"), segment(5, 15, "Yawn")], LABELS, SAFE)
     assert report["frames_compared"] == 15
     assert report["frame_accuracy"] == pytest.approx(10 / 15)
     assert report["frame_macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+def test_looks_without_a_person_are_counted_and_those_of_an_incident_are_lost() -> None:
+    steps: list[Any] = [(at, None, "empty") if 15 <= at < 25 else (at, p, "ok") for at, p, _ in film()]
+    report = replay(steps, Script([]), TRUTH, LABELS, SAFE)
+    assert (report["skipped"], report["skipped_unsafe"], report["unanswered"]) == (20, 10, 0)
+    assert "20 looks were skipped, for nobody was there, 10 of them in an incident" in words(report)
+    assert replay(steps, Script([]), None, LABELS, SAFE)["skipped_unsafe"] is None
 
 
 @pytest.mark.parametrize(("start", "stop"), [(30, 40), (2000, 3500), (0, 9000)])
@@ -230,7 +245,7 @@ def test_what_a_short_film_cannot_rule_out() -> None:
 def test_a_long_film_is_kept_small_with_its_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stillwatch.evaluation.replay.KEPT", 100)
     steps = film(2000)
-    steps[1234] = (617.0, np.array([0, 1, 0], np.float32))
+    steps[1234] = (617.0, np.array([0, 1, 0], np.float32), "ok")
     report = replay(steps, Script([]), None, LABELS, SAFE)
     assert len(report["series"]["time_s"]) == 100
     assert report["series"]["time_s"][report["series"]["p"]["Phone"].index(1.0)] == 617.0
@@ -239,7 +254,8 @@ def test_a_long_film_is_kept_small_with_its_peaks(monkeypatch: pytest.MonkeyPatc
 def test_a_real_alarm_over_a_fight(tmp_path: Path) -> None:
     """A fight of six seconds between long calm: the evidence rule speaks in it, once, and of nothing else."""
     labels, told = ("Calm", "Fight"), [segment(0, 20, "Calm"), segment(20, 26, "Fight"), segment(26, 60, "Calm")]
-    steps = [(n / 10, np.array([0.05, 0.95] if 200 <= n < 260 else [0.95, 0.05], np.float32)) for n in range(600)]
+    p = {True: np.array([0.05, 0.95], np.float32), False: np.array([0.95, 0.05], np.float32)}
+    steps: list[Any] = [(n / 10, p[200 <= n < 260], "ok") for n in range(600)]
     report = replay(steps, Alarm("door", labels, labels[:1], Rule(profile="cctv")), told, labels, labels[:1])
     assert (report["gauge"], report["detected"], report["missed"]) == ("evidence", 1, 0)
     assert 0 < report["seconds_to_detect"]["longest"] < 6
@@ -248,6 +264,57 @@ def test_a_real_alarm_over_a_fight(tmp_path: Path) -> None:
     assert all(event["end"] is not None for event in report["events"])
     assert max(report["series"]["gauge"]) > 0.5 > report["series"]["gauge"][0]
     assert len(save(report, tmp_path)) == 2
+
+
+def movement_net(path: Path, shape: tuple[int, ...], from_: float) -> Path:
+    """Sees the largest change between a look's two moments, in blocks of 4×4; its logit is 0 where that is `from_`."""
+    constants = {"old": np.array([0]), "new": np.array([1]), "channels": np.array([4]), "places": np.array([1, 2, 3]),
+                 "w": np.array([[-0.5, 0.5]], np.float32), "b": np.array([from_, -from_], np.float32) / 2}  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["frames"], ["x"], to=TensorProto.FLOAT),
+        node("ReduceMean", ["x", "channels"], ["gray"], keepdims=0),
+        node("Gather", ["gray", "old"], ["before"], axis=1),
+        node("Gather", ["gray", "new"], ["now"], axis=1),
+        node("Sub", ["now", "before"], ["change"]),
+        node("AveragePool", ["change"], ["blocks"], kernel_shape=[4, 4], strides=[4, 4]),
+        node("Abs", ["blocks"], ["moved"]),
+        node("ReduceMax", ["moved", "places"], ["most"], keepdims=1),
+        node("Flatten", ["most"], ["feature"]),
+        node("Gemm", ["feature", "w", "b"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    ports = [helper.make_tensor_value_info("frames", TensorProto.UINT8, ["batch", *shape]),
+             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])]  # fmt: skip
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "movement", ports[:1], ports[1:], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return path
+
+
+def test_evidence_is_tuned_on_looks(tmp_path: Path) -> None:
+    """toy://meeting, whose labels no single picture tells, before a net that looks 0.2 s back."""
+    shape = (2, 48, 64, 3)
+    frames, file = pictures(4, shape), movement_net(tmp_path / "m.onnx", shape, 12.0)
+    golden = {"model.onnx": runtimes.open(file, "onnxruntime", shape)(frames)}
+    bundle = made(tmp_path, {"model.onnx": file}, golden, frames=frames, look=(0.2, 0.0))
+    detector, film = Detector(bundle), list(source.frames("toy://meeting?seed=1&seconds=30&fps=5&size=48x64"))
+    names = dict(zip(synthetic.LABELS["meeting"], detector.labels, strict=True))
+    told: Any = [one | {"label": names[one["label"]]} for one in synthetic.truth("meeting", 30, 1)]
+
+    def tried(*overrides: str) -> tuple[int, int, float | None]:
+        alarm = alarm_of(bundle, "meeting", laid(Rule, {"profile": "cctv"}, overrides, "rule"))
+        report = replay(steps(detector, film), alarm, told, detector.labels, detector.safe)
+        wait = report["seconds_to_detect"]
+        return report["missed"], report["false_alarms"]["count"], wait and wait["longest"]
+
+    (missed, false, wait), key = tried(), "indicators.danger."
+    assert (missed, false) == (0, 0) and wait and 1 <= wait < 1.5  # one event: it outlasts the calm between pushes
+    quick = tried(f"{key}rise=1.5")
+    assert quick[:2] == (0, 0) and quick[2] is not None and quick[2] < wait
+    apart = tried(f"{key}fall=1", f"{key}merge=0", f"{key}cooldown=0")
+    assert apart[:2] == (1, 0)  # each push an event of its own, and the last, which is cut off, none
+    assert tried("threshold=0.01")[1] == 1 and tried(f"{key}rise=30") == (3, 0, None)
 
 
 # --- for reading and looking

@@ -30,7 +30,7 @@ DANGER = np.full(SHAPE, (0, 255, 0), np.uint8)
 class Fake:
     """A camera without a process: frames are put in by the test, what the loop asks for is written down."""
 
-    live, damaged = True, False
+    live, damaged, size = True, False, (6, 8)
 
     def __init__(self, camera: CameraConfig, keep: Keep, takes: Any, faces: bool = False):
         if camera.source == "bad":
@@ -51,7 +51,7 @@ class Fake:
         self.index += 1
         self.state = "live"
         self.counters["frames"] += 1
-        self.put(Frame(self.config.name, self.index, at, image, status, time.monotonic()))  # type: ignore[arg-type]
+        self.put(Frame(self.config.name, self.index, at, image, status, time.monotonic(), (), self.size))  # type: ignore[arg-type]
 
     def put(self, one: Any) -> None:
         self._held.append(one)
@@ -252,7 +252,25 @@ def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> 
         slots = watch.receive(0.2)
         assert watch.predict(slots) == [None]
     found = list(steps(Detector(toy), [(n / 10, SAFE) for n in range(5)], batch=2))
-    assert [p is None for _, p in found] == [True, True, False, False, False]
+    assert [p is None for _, p, _ in found] == [True, True, False, False, False]
+    wide = np.repeat(SAFE, 2, 1)
+    found = list(steps(Detector(toy), [(n / 10, wide if n > 2 else SAFE) for n in range(6)]))
+    assert [p is None for _, p, _ in found] == [True, True, False, True, True, False], "a size never seen together"
+
+
+def test_a_change_of_size_empties_the_memory_of_that_camera_alone(tmp_path: Path) -> None:
+    clips = np.random.default_rng(0).integers(0, 256, (4, 3, *SHAPE), dtype=np.uint8)
+    toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx", shape=(3, *SHAPE))}, frames=clips, name="clips")
+    asked = watch_config(tmp_path, "a", "b.mp4").model_copy(update={"bundle": toy.path})
+    with loop.Watch(asked) as watch:
+        for number in range(8):
+            for slot in watch.slots:
+                camera: Any = slot.camera
+                camera.size = (6, 8) if number < 4 or slot.name == "c1" else (8, 6)
+                camera.give(SAFE, number / 10)
+            slots = watch.receive(0.2)
+            answers = dict(zip([slot.name for slot in slots], watch.predict(slots), strict=True))
+            assert [answers[name] is None for name in ("c0", "c1")] == [number in (0, 1, 4, 5), number < 2]
 
 
 def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: Path) -> None:
@@ -276,8 +294,38 @@ def test_steps_gives_every_frame_its_answer_in_order(tmp_path: Path) -> None:
     toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
     pictures = [SAFE, DANGER, SAFE, DANGER, DANGER]
     found = list(steps(Detector(toy), [(n / 10, x) for n, x in enumerate(pictures)], batch=3))
-    assert [time for time, _ in found] == [0, 0.1, 0.2, 0.3, 0.4]
-    assert [int(p.argmax()) for _, p in found if p is not None] == [0, 1, 0, 1, 1]
+    assert [time for time, *_ in found] == [0, 0.1, 0.2, 0.3, 0.4]
+    assert [int(p.argmax()) for _, p, _ in found if p is not None] == [0, 1, 0, 1, 1]
+
+
+def test_steps_skips_looks_without_a_person_and_asks_only_some(tmp_path: Path) -> None:
+    toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
+    there = people.People(person_net(tmp_path / "p.onnx"), every=2)
+    film = [(n / 10, np.zeros_like(SAFE) if n >= 4 else DANGER) for n in range(14)]
+    found = list(steps(Detector(toy), film, people=there))
+    forgiven = 2 * (people.MISSES - 1)
+    assert [status for *_, status in found] == ["ok"] * (4 + forgiven) + ["empty"] * (10 - forgiven)
+    assert [p is None for _, p, _ in found] == [status == "empty" for *_, status in found]
+    assert (there.checked, there.skipped) == (7, 10 - forgiven)
+
+
+@pytest.mark.parametrize(
+    ("fps", "lost", "seen"),
+    [
+        (12, [], [0, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]),  # the frame after each tick, none left out
+        (30, [], [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]),
+        (30, [12, 13, 14, 15, 16], [0, 3, 6, 9, 17, 20, 23, 26, 29]),  # a tick is missed: the grid starts anew
+        (30, [12, 13], [0, 3, 6, 9, 14, 16, 18, 21, 24, 27]),  # late: the next one half a step later at the earliest
+    ],
+)
+def test_a_film_is_looked_at_on_the_grid_and_never_in_a_hurry(
+    tmp_path: Path, fps: int, lost: list[int], seen: list[int]
+) -> None:
+    clips = np.random.default_rng(0).integers(0, 256, (4, 3, *SHAPE), dtype=np.uint8)
+    file = {"model.onnx": onnx_net(tmp_path / "m.onnx", shape=(3, *SHAPE))}
+    toy = made(tmp_path, file, frames=clips, name="clips", look=(0.2, 0.1, 0.0))
+    film = [(n / fps, SAFE) for n in range(30 if fps == 30 else 13) if n not in lost]
+    assert [round(at * fps) for at, *_ in steps(Detector(toy), film)] == seen
 
 
 def test_a_camera_of_another_shape_than_the_training_pictures_is_said_once(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class Frame(NamedTuple):
     status: Status
     captured: float  # time.monotonic() when it left the demuxer
     readings: tuple[Reading, ...] = ()  # of the driver's face since the frame before
+    size: tuple[int, int] = (0, 0)  # (height, width) as it came
 
 
 class Note(NamedTuple):
@@ -82,6 +83,7 @@ class Camera:
         self._preview = (0.0, False)
         self._clips: dict[str, Path] = {}  # that are being written
         self._earlier: dict[str, int] = {}  # what earlier children counted
+        self._size = (0, 0)  # of the newest picture
         self._position = (0, 0.0)  # frames seen of a file, and their last second: where another child reads on
         self._backoff = source.backoff(*config.backoff)
         self._born = self._heard = self._seen = 0.0  # time.monotonic()
@@ -208,7 +210,9 @@ class Camera:
                 self._position = (index + 1, seconds)
                 if not self._stopping:
                     self._set("live", "some pictures arrive damaged and are left out" if self.damaged else "live")
-                self._inbox.append(Frame(self.config.name, index, seconds, image, status, captured, readings))
+                self._inbox.append(
+                    Frame(self.config.name, index, seconds, image, status, captured, readings, self._size)
+                )
             case ("pulse", *counts) if len(counts) == len(PULSE) and all(isinstance(n, int) for n in counts):
                 for name, count in zip(PULSE, counts, strict=True):
                     self.counters[name] = self._earlier.get(name, 0) + count
@@ -220,6 +224,7 @@ class Camera:
             case ("ended" | "failed" as state, str(words)):
                 self._set(state, words)
             case ("shape", int(height), int(width)) if min(height, width) > 0:
+                self._size = (height, width)
                 self._note("shape", height=height, width=width)
             case ("jpeg", bytes(jpeg)):
                 self._send("shown")
