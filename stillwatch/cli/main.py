@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from stillwatch.cli import demo, deploy, lab
+from stillwatch.cli import demo, deploy, lab, start
 from stillwatch.cli.console import print_anything
 from stillwatch.errors import UserError, bounded
 from stillwatch.inference import runtimes
@@ -25,9 +25,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # "[tune]" in a help text is no markup
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Distil a heavy vision model into a small watchful one, and put it on a camera.",
-    epilog="Start with: stillwatch demo. Errors are one line; --debug shows where they come from.",
+    epilog="Start with: stillwatch demo; with pictures of your own: stillwatch init FOLDER. "
+    "Errors are one line; --debug shows where they come from.",
 )
-for group in (lab.app, deploy.app, demo.app):
+for group in (start.app, lab.app, deploy.app, demo.app):
     app.registered_commands += group.registered_commands
 
 

@@ -216,6 +216,16 @@ def times_of(path: Path) -> list[float] | str:
     return [number / (rate or 25.0) for number in range(len(shown))]
 
 
+def film_header(path: Path) -> tuple[float, float]:
+    """(frames a second, seconds) as the file announces them; 0 for what it does not, or where it cannot be read."""
+    try:
+        with open_film(path) as film:
+            rate, length = float(film.streams.video[0].average_rate or 0), (film.duration or 0) / av.time_base
+        return rate, length
+    except Exception:  # as in times_of: the source says what is wrong with it
+        return 0.0, 0.0
+
+
 def sampled(times: Sequence[float], rate: float | None) -> list[int]:
     """The frame nearest to each tick of `rate` per second, once each; all for None."""
     if rate is None:

@@ -144,7 +144,12 @@ def _regex(rule: str | None) -> re.Pattern[str] | None:
 
 def _group_of(sample: Sample, regex: re.Pattern[str]) -> str:
     whole = re.sub(r"#\d+$", "", sample.id) if sample.frames else sample.id
-    match = regex.search(whole.rpartition("/")[2]) or regex.search(whole)
+    return group_of(regex, whole)
+
+
+def group_of(regex: re.Pattern[str], path: str) -> str:
+    """What the first bracket finds in the file's name, else in its whole path; "" where nothing."""
+    match = regex.search(path.rpartition("/")[2]) or regex.search(path)
     return (match[1] or "") if match else ""
 
 

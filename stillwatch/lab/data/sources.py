@@ -311,18 +311,7 @@ def _look_back(found: Found, look: Sequence[float]) -> None:
 
 def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: list[Skipped]) -> list[Sample]:
     """The rows of a CSV whose column `key` names a file. Raises UserError for one that is none, or mostly wrong."""
-    try:
-        raw = path.read_bytes()
-        # Spreadsheets write UTF-16 with its mark, and whatever parts lists in the country's own numbers
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        header = text.partition("\n")[0]
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=max(",;\t", key=header.count))
-        lines, columns = list(reader), list(reader.fieldnames or [])
-    except FileNotFoundError:
-        beside = [p.name for p in path.parent.glob("*.csv")]
-        raise UserError(f"{path}: no such file" + (nearest(path.name, beside) if beside else "")) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8 (save it as 'CSV UTF-8'): {error}") from error
+    lines, columns = read_table(path)
     by_column = (data.group or "").startswith("column:")
     column = (data.group or "").removeprefix("column:") if by_column else "group"
     for name in (key, *(["label"] if labels else []), *([column] if by_column else [])):
@@ -330,7 +319,7 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
             raise UserError(f"{path}: has no column {name!r}{nearest(name, columns)}")
     rows, foreign = list[Sample](), list[Sample]()
     for line in lines:
-        cells = {name: value.strip() for name, value in line.items() if name} | ({} if labels else {"label": NO_LABEL})
+        cells = line if labels else line | {"label": NO_LABEL}
         row = _row(data, path, cells, cells[key], cells.get(column, ""))
         if isinstance(row, Skipped):
             skipped.append(row)
@@ -345,6 +334,23 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
         )
     skipped += [Skipped(row.id, f"label {row.label!r} is not in the recipe{hints[row.label]}") for row in foreign]
     return rows
+
+
+def read_table(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a CSV with stripped cells, and its columns. Raises UserError for a file that is none."""
+    try:
+        raw = path.read_bytes()
+        # Spreadsheets write UTF-16 with its mark, and whatever parts lists in the country's own numbers
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        header = text.partition("\n")[0]
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=max(",;\t", key=header.count))
+        lines = [{name: value.strip() for name, value in line.items() if name} for line in reader]
+        return lines, list(reader.fieldnames or [])
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.csv")]
+        raise UserError(f"{path}: no such file" + (nearest(path.name, beside) if beside else "")) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8 (save it as 'CSV UTF-8'): {error}") from error
 
 
 def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) -> Sample | Skipped:
