@@ -138,6 +138,8 @@ class Fit(Strict):
 class Side(Strict):
     net: Net
     init: Path | tuple[Path, ...] | None = None  # teacher: a run to take as it is, or several that `teach` combines
+    weights: Literal["equal", "validation"] | tuple[float, ...] = "equal"  # of several runs
+    average: Literal["probabilities", "logits"] = "probabilities"  # of several runs: what is averaged
     data: dict[str, Any] = {}  # teacher: keys of [data] that differ for it: size, look, windows, frames, fit, gray
     fit: dict[str, Any] = {}  # keys of [fit] that differ for this side
 

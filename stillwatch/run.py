@@ -89,6 +89,7 @@ class RunInfo(BaseModel):
     widths: dict[str, dict[str, int]] = {}
     narrow: str | None = None
     members: list[str] = []  # of a teacher that is several nets: their runs, in the same folder
+    weights: list[float] = []  # of the members
     disagreement: float | None = None  # share of validation samples that its members do not all name alike
     target: float | None = None
     planned: int | None = None

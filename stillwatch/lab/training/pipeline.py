@@ -17,7 +17,7 @@ from stillwatch.lab.data.dataset import Dataset, LazyRows, load_dataset
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
-from stillwatch.lab.models.ensemble import Ensemble, Teacher
+from stillwatch.lab.models.ensemble import Ensemble, Teacher, by_validation
 from stillwatch.lab.training import losses
 from stillwatch.lab.training.inputs import InputPipeline, joined, worth_teaching
 from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit
@@ -137,6 +137,9 @@ def _train_run(
 def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
     """A teacher made of finished runs, teachers or students, which see the same pixels. Nothing is trained."""
     seen, members = recipe.seen_by("teacher"), [Run.open(path) for path in paths]
+    given = recipe.teacher.weights
+    if isinstance(given, tuple) and (len(given) != len(paths) or min(given) < 0 or not sum(given)):
+        raise UserError(f"teacher.weights = {list(given)}: one number from 0 up for each of {len(paths)} runs")
     data, accelerator = load_dataset(seen, options.progress), device(recipe.fit_of("teacher"))
     for member in members:
         require_finished(member, TRAINED, "run with a net")
@@ -150,16 +153,22 @@ def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
     run = create_or_resume(recipe, "teacher", None, data, accelerator, options, members=names)
     with recording_failure(run, accelerator):
         nets = [load_net(member).to(accelerator.device) for member in members]
-        net = Ensemble(nets).eval()
+        rows, teacher = data.rows["valid"], recipe.teacher
+        with torch.inference_mode():
+            batches = (data.picture(rows[at : at + 64]).to(accelerator.device) for at in range(0, len(rows), 64))
+            logits = torch.cat([torch.stack([net(x).logits.double().cpu() for net in nets]) for x in batches], 1)
+        weights = teacher.weights if isinstance(teacher.weights, tuple) else ()
+        if teacher.weights == "validation":
+            groups, y = [data.samples[row].group for row in rows], torch.from_numpy(data.y[rows])
+            weights, why = by_validation(logits.clone(), y, groups, teacher.average, nets[0].kind)
+            options.progress.say(f"teacher.weights: equal ones: {why}" if why else f"teacher.weights = {weights}")
+        run.note(weights=list(weights))
+        net = Ensemble(nets, weights, teacher.average).eval().to(accelerator.device)
         save_split_predictions(run, data, predictor(net), options.progress)
         figures = validator(data, net, accelerator, options.progress)(net)
-        x, *_ = data.eval_arrays("valid")
-        batches = range(0, len(x), 64)
-        named = [
-            np.concatenate([predict(x[at : at + 64]).argmax(1) for at in batches]) for predict in map(predictor, nets)
-        ]
+        named = logits.argmax(2)
         cost = {key: sum(member.info.cost[key] for member in members) for key in members[0].info.cost}
-        run.note(cost=cost, disagreement=float((np.stack(named) != named[0]).any(0).mean()))
+        run.note(cost=cost, disagreement=float((named != named[0]).any(0).double().mean()))
         run.finish(best={"epoch": 0, **figures}, epochs=0)
     return run
 

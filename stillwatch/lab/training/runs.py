@@ -71,7 +71,7 @@ def load_net(run: Run) -> Classifier:
 def load_teacher(run: Run) -> Teacher:
     """As load_net; of several runs, their Ensemble."""
     members = [load_net(Run.open(run.path.with_name(name))) for name in run.info.members]
-    return Ensemble(members).eval() if members else load_net(run)
+    return Ensemble(members, run.info.weights, run.recipe.teacher.average).eval() if members else load_net(run)
 
 
 def predictor(net: Teacher) -> Predict:
@@ -274,7 +274,9 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
 def _taught(recipe: Recipe) -> tuple[object, ...]:
     """What a teacher is: its own pixels and net, or the runs that it is made of."""
     teacher = recipe.teacher
-    return (teacher.init,) if isinstance(teacher.init, tuple) else (teacher.data, teacher.net)
+    if isinstance(teacher.init, tuple):
+        return teacher.init, teacher.weights, teacher.average
+    return teacher.data, teacher.net
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:

@@ -75,6 +75,12 @@ def test_several_runs_teach_together(tmp_path: Path) -> None:
     assert load_teacher(run).shape() == (2 * load_net(alone[0]).dim, {})
     with pytest.raises(UserError, match="2 nets in one, for teaching alone"):
         load_net(run)
+    tilted = recipe(teacher__init=[str(run.path) for run in alone], teacher__data={}, teacher__weights=[1, 0])
+    first = let_through(pipeline.teach(tilted, tmp_path))
+    assert np.abs(read(first, "test").p - read(alone[0], "test").p).max() < 1e-5
+    assert pipeline.distil(tilted, root=tmp_path).info.parent == first.path.name
+    with pytest.raises(UserError, match="one number from 0 up for each of 2 runs"):
+        pipeline.teach(recipe(teacher__init=[str(run.path) for run in alone], teacher__weights=[1]), tmp_path)
     moved = recipe(teacher__init=[str(alone[0].path)], teacher__data={"look": [0.0, 0.1]})
     with pytest.raises(UserError, match="sees other moments"):
         pipeline.teach(moved, tmp_path)
