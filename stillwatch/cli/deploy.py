@@ -48,9 +48,11 @@ def bench(
     opened = load(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         rivals = [rival for name in against or () for rival in _rivals(name, opened, Path(scratch))]
-        chosen = benchmark.Contender("detector", partial(detector.look, bundle), "detector")
+        chosen = [benchmark.Contender("detector", partial(detector.look, bundle), "detector")]
         plan = benchmark.BenchPlan(tuple(threads or ()), rounds)
-        report = benchmark.bench(opened, [chosen, *rivals], plan, progress())
+        if opened.manifest.fusion:
+            chosen = [*chosen, benchmark.Contender("detector + face", partial(detector.Pair, bundle), "detector")]
+        report = benchmark.bench(opened, [*chosen, *rivals], plan, progress())
     print(table(report))
     print("\nwritten: " + ", ".join(str(path) for path in save(report, out or bundle, progress())))
     if budget_ms is not None and (over := benchmark.over_budget(report, budget_ms)):

@@ -150,9 +150,14 @@ def judge(
         where = "" if runs.is_absolute() else f" (relative to {Path.cwd()})"
         raise UserError(f"{run}: its run {name!r} is not in '{runs}'{where}; name the folder of runs with --runs")
     origin = Run.open(runs / name).amended(overrides or (), ())
-    arrays = load_dataset(origin.recipe.seen_by(origin.side), progress()).eval_arrays(split)
-    folder = out or Path(f"{run}-report")
-    _print_report(judge_bundle(opened, origin, arrays, folder, split, _album(origin), progress()), folder)
+    data = load_dataset(origin.recipe.seen_by(origin.side), progress())
+    arrays, folder, faces = data.eval_arrays(split), out or Path(f"{run}-report"), None
+    if opened.manifest.fusion:
+        from stillwatch.lab.export.fusion import faces_of
+
+        told = faces_of(data, progress())
+        faces = [told[row] for row in data.rows[split]]
+    _print_report(judge_bundle(opened, origin, arrays, folder, split, _album(origin), progress(), faces), folder)
 
 
 @app.command(epilog="Example: stillwatch prune runs/driving-distilled-001 --keep 0.6")

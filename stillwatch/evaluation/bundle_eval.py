@@ -2,9 +2,12 @@
 
 import shutil
 import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch import metrics
@@ -13,7 +16,10 @@ from stillwatch.errors import UserError
 from stillwatch.evaluation import pooling
 from stillwatch.evaluation.pooling import comparison_set
 from stillwatch.inference import runtimes
+from stillwatch.inference.detector import fused_by
 from stillwatch.predictions import Predict, Predictions, read, save_predictions
+from stillwatch.rules.alarm import Fuse
+from stillwatch.rules.normal import Deviation
 from stillwatch.run import NO_PROGRESS, Progress, Run, RunInfo
 
 if TYPE_CHECKING:
@@ -28,18 +34,20 @@ def judge_bundle(
     split: str = "test",
     pictures: "Album | None" = None,
     progress: Progress = NO_PROGRESS,
+    faces: Sequence[Deviation | None] | None = None,
 ) -> dict[str, Any]:
     """Run each file on a split and report on it beside the run it was exported from.
 
     run: has predictions of the split; the runs of pooling.comparison_set lie beside it. paper: from eval_arrays: pixels
-    uint8 (N,T,H,W,C), ids, groups, sequences, y. Predictions go to out/<file>/predictions/<split>.npz. Returns what
-    report.json holds, with "bundle": each file's agreement with the run.
+    uint8 (N,T,H,W,C), ids, groups, sequences, y. faces: N, with which a fusion head's answers are judged too, as
+    <file>+face. Predictions go to out/<file>/predictions/<split>.npz. Returns what report.json holds, with "bundle":
+    each file's agreement with the run.
     Raises UserError if bundle, run and samples do not match, or no file runs here; one that fails is in "warnings".
     """
     out, (x, ids, groups, sequences, y) = Path(out), paper
     said = _belonging(bundle, run, paper, split)
     files: list[tuple[Model, Run]] = []
-    problems = []
+    problems, fused = list[str](), list[Run]()
     for model in bundle.manifest.models:
         try:
             runtime, fn = _opened(bundle, model)
@@ -51,13 +59,28 @@ def judge_bundle(
         save_predictions(file, split, fn, x, ids, groups, sequences, y, progress=progress)
         file.finish()
         files.append((model, file))
+        if (fuse := fused_by(bundle.manifest)) and faces is not None:
+            both = _folder(bundle, model, run, runtime, out, "+face")
+            save_predictions(both, split, _with(fn, fuse, iter(faces)), x, ids, groups, sequences, y, progress=progress)
+            both.finish()
+            fused.append(both)
     if not files:
         raise UserError(f"{bundle.path}: none of its files can be run here: {'; '.join(problems)}")
     about = _about(bundle, run) | {"files": [_agreement(bundle, model, file, said, split) for model, file in files]}
     from stillwatch.evaluation.report.report import compare  # it paints, and is imported where that is done
 
+    if fused and (head := bundle.manifest.fusion):
+        figures = ", ".join(f"{key} {value:.3f}" for key, value in head.figures.items())
+        problems.append(f"+face: the head was fitted on these people too; on people left out it has {figures}")
     more = {"bundle": about, "warnings": problems}
-    return compare([*comparison_set(run, split), *(file for _, file in files)], out, pictures, split, more)
+    return compare([*comparison_set(run, split), *(file for _, file in files), *fused], out, pictures, split, more)
+
+
+def _with(fn: Predict, fuse: Fuse, faces: Iterator[Deviation | None]) -> Predict:
+    """A function of batches in order, each row fused with the next face where there is one."""
+    return lambda x: [
+        p if face is None else fuse(p, face) for p, face in zip(np.asarray(fn(x)), islice(faces, len(x)), strict=True)
+    ]
 
 
 def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> Predictions:
@@ -93,8 +116,8 @@ def _opened(bundle: Bundle, model: Model) -> tuple[str, Predict]:
     return names[0], predict
 
 
-def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path) -> Run:
-    path = out / model.name.replace("/", "-")
+def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path, more: str = "") -> Run:
+    path = out / (model.name.replace("/", "-") + more)
     if (path / "run.json").is_file():  # of an earlier report, perhaps of another bundle
         shutil.rmtree(path)
     cost = run.info.cost | (model.figures.get("cost") or {})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stillwatch import bundle
 from stillwatch.atomic import atomic, home
@@ -21,8 +21,9 @@ from stillwatch.inference.people import People
 from stillwatch.inference.timing import cores, machine, race
 from stillwatch.media import image
 from stillwatch.recipe import Rule, ticks
-from stillwatch.rules.alarm import Alarm, Status
+from stillwatch.rules.alarm import Alarm, Fuse, Status
 from stillwatch.rules.fusion import fuse
+from stillwatch.rules.normal import Normal
 
 MISSED = 2.5  # frames of a look's rate that may be missing between two before its memory starts anew
 ROUNDS, LONGEST = 30, 5.0  # calls of each candidate in a race; seconds after which a race ends, whatever the rounds
@@ -102,9 +103,14 @@ def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alar
     # Of this start: ids of events must not come again when the process does
     salt = format(int(1000 * time.time()), "x")
     alarm = Alarm(camera, manifest.labels, manifest.safe, rule_of(made, rule), threshold_of(made), salt=salt)
-    if head := manifest.fusion:
-        alarm.fuse = partial(fuse, weight=np.array(head.weight), bias=np.array(head.bias))
+    alarm.fuse = fused_by(manifest)
     return alarm
+
+
+def fused_by(manifest: bundle.Manifest) -> Fuse | None:
+    """The bundle's head over the net's answer (K,) and the driver's face."""
+    head = manifest.fusion
+    return partial(fuse, weight=np.array(head.weight), bias=np.array(head.bias)) if head else None
 
 
 def rule_of(made: bundle.Bundle, own: Rule | None = None) -> Rule:
@@ -175,6 +181,23 @@ def steps(
 
 def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:
     return Detector(source, threads, batch)
+
+
+class Pair:
+    """Net, face reader and head, as a camera has them: for a bench."""
+
+    def __init__(self, source: Path, threads: int = 1, batch: int = 1):
+        """Raises UserError where the reader's weights are missing."""
+        self._detector, self._read = Detector(source, threads, batch), face_reader.drawn(threads)
+        self.choice, self._fuse = self._detector.choice, fused_by(self._detector.bundle.manifest)
+        self._normal = Normal()
+
+    def __call__(self, x: NDArray[np.uint8]) -> list[ArrayLike]:
+        """uint8 (n,*shape) -> n answers (K,), a face read for each."""
+        faces = [self._normal.step(*self._read()) for _ in x]
+        answer: Any = streams.one_look(self._detector.predict, x)()
+        p = answer[0] if isinstance(answer, tuple) else answer
+        return [self._fuse(row, face) if face and self._fuse else row for row, face in zip(p, faces, strict=True)]
 
 
 def diagnosis() -> list[str]:

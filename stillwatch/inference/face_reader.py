@@ -1,7 +1,9 @@
 """Pictures -> the driver's face: box, 468 points, eyelids, mouth, angles. Must not import torch."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from stillwatch.inference.timing import race
 from stillwatch.media import weights
 from stillwatch.media.decode import Picture
 from stillwatch.media.faces import CROP, Square, YuNet, square_of, square_round
-from stillwatch.media.points import COUNT, Face, face
+from stillwatch.media.points import COUNT, Face, Signals, face
 
 SIDE = 320  # pixels of the longer side in which the driver is sought: near the camera, so half of what blur takes
 SURE = 0.5  # confidence below which the last face is lost
@@ -57,6 +59,10 @@ class FaceReader:
             self._last = nearest or followed
         return self._last
 
+    def begin(self, image: Picture, square: Square) -> None:
+        """Follow the face that lies there."""
+        self._last = self._read(image, square)
+
     def _read(self, image: Picture, square: Square) -> Face | None:
         out = self._net(square.cut(image)[None])[0]
         confidence = 1 / (1 + math.exp(-min(max(float(out[-1]), -50), 50)))
@@ -92,6 +98,20 @@ def probe() -> Picture:
     for middle, down, wide, tall in ((-0.26, -0.12, 0.12, 0.05), (0.26, -0.12, 0.12, 0.05), (0, 0.36, 0.2, 0.06)):
         head = head - 120 * (((x - middle) / wide) ** 2 + ((y - down) / tall) ** 2 < 1)
     return np.repeat(head[:, :, None], 3, 2).astype(np.uint8)
+
+
+def drawn(threads: int = 1) -> Callable[[], tuple[float, Signals | None]]:
+    """Each call reads a drawn driver in a picture of 640×360, the next of 25 a second -> (s, signals): for a bench."""
+    image, read, times = np.full((360, 640, 3), 90, np.uint8), FaceReader(threads), count()
+    image[84 : 84 + CROP, 224 : 224 + CROP] = probe()
+    read.begin(image, Square(320, 180, CROP, 0.0))
+
+    def next_one() -> tuple[float, Signals | None]:
+        seconds = next(times) / 25
+        seen = read(image, seconds)
+        return seconds, seen and seen.signals
+
+    return next_one
 
 
 def found() -> str:

@@ -28,12 +28,13 @@ from stillwatch import bundle as bundles
 from stillwatch.atomic import atomic, locked
 from stillwatch.errors import UserError
 from stillwatch.inference import face_reader, runtimes, table
-from stillwatch.inference.detector import Detector, look_ticks
+from stillwatch.inference.detector import Detector, fused_by, look_ticks, rule_of
 from stillwatch.inference.detector import rate as trained_rate
 from stillwatch.inference.timing import cores
 from stillwatch.media import decode, weights
 from stillwatch.media import image as pixels
 from stillwatch.media.points import Signals
+from stillwatch.rules.normal import EVERY, Normal
 from stillwatch.run import NO_PROGRESS, Progress
 
 FORMAT = 2  # of the shards; raised whenever the same file would give other rows
@@ -79,8 +80,10 @@ def score(
     """Write one row a picture or frame under `folder` to `out`, .parquet or .csv.
 
     Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. For a net of
-    clips a row is a window of T frames and time_s its start. Where the bundle's rule says faces = "yes", its newest
-    frame's face follows: face_left_eye, … rate: frames a second; None: the training rate of a net of clips, else all.
+    clips a row is a window of T frames and time_s its start. Where faces are read (a bundle with a fusion head, or
+    faces = "yes"), the newest frame's face follows: face_left_eye, … With a head p_<label> is what a camera decides,
+    net and face fused, and net_<label> the net alone; a driver's normal goes through a film, or through the pictures of
+    a folder by name, five a second. rate: frames a second; None: the training rate of a net of clips, else all.
     workers: processes of one thread; None: one a core.
 
     Unreadable files are rows of `<out>.errors.csv`. The same command resumes from the shards in `<out>.parts`, and
@@ -116,7 +119,7 @@ def score(
             for _ in progress.bar(_work(task, open_, count), todo, "scoring"):
                 pass
         _sweep(task, shards)
-        rows, errors = _write(out, task, shards, made.manifest.labels, odd)
+        rows, errors = _write(out, task, shards, made.manifest, odd)
     seconds = time.monotonic() - start
     return {
         "rows": rows, "files": len(found) + len(odd), "bad": len(errors), "errors": errors, "kept": kept,
@@ -192,10 +195,11 @@ def _kinds(clips: bool) -> tuple[str, ...]:
 def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress) -> Task:
     """Keeps the earlier file and runtime for the same bundle and rate."""
     about = made.manifest.input
-    if made.manifest.rule.get("faces") == "yes":
-        for name in weights.WEIGHTS:
-            weights.find(name)
-    told = json.dumps([FORMAT, made.manifest.model_dump(mode="json"), rate], sort_keys=True)
+    asked = rule_of(made)
+    faces = (made.manifest.fusion is not None or asked.faces == "yes") and weights.wanted(asked)
+    if made.manifest.fusion and not faces:
+        progress.say("no face is read here, so these are the net's own answers: `stillwatch doctor` says why")
+    told = json.dumps([FORMAT, made.manifest.model_dump(mode="json"), rate, faces], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()
     place = parts / "index.json"
     choice = None
@@ -212,7 +216,7 @@ def _task(made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, p
         choice = Detector(made, threads=1, batch=BATCH).choice
     task = Task(
         str(folder), str(parts), str(made.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key,
-        look_ticks(about), made.manifest.rule.get("faces") == "yes",
+        look_ticks(about), faces,
     )  # fmt: skip
     with atomic(place) as draft:
         draft.write_text(json.dumps({"key": key, "file": choice["file"], "runtime": choice["runtime"]}) + "\n", "utf-8")
@@ -471,20 +475,43 @@ def _written(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+class Fused:
+    """The bundle's head over net and face, row after row, as a camera that films these has them."""
+
+    def __init__(self, told: bundles.Manifest):
+        self._fuse, self._of, self._at, self._normal = fused_by(told), "", 0.0, Normal()
+
+    def __call__(self, paths: Sequence[str], part: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """part: of score_shard. -> (n,K); the net's own answer where there is no face."""
+        p = part["p"].copy()
+        for row, (path, frame, second) in enumerate(zip(paths, part["frame"], part["time"], strict=True)):
+            recording = path if frame >= 0 else path.rpartition("/")[0]
+            if recording != self._of:
+                self._of, self._at, self._normal = recording, 0.0, Normal()
+            self._at = float(second) if frame >= 0 else self._at + EVERY
+            face = self._normal.step(self._at, Signals(*map(float, part["face"][row])))
+            if face is not None and self._fuse:
+                p[row] = self._fuse(p[row], face)
+        return p
+
+
 def _write(
-    out: Path, task: Task, shards: Sequence[Sequence[File]], labels: Sequence[str], odd: Sequence[tuple[str, str]]
+    out: Path, task: Task, shards: Sequence[Sequence[File]], told: bundles.Manifest, odd: Sequence[tuple[str, str]]
 ) -> tuple[int, list[dict[str, str]]]:
     rows, errors = 0, [*odd]
-    more = [f"face_{name}" for name in Signals._fields] if task.faces else []
-    with atomic(out) as draft, table.table(draft, out.suffix, labels, more) as add:
+    fused = Fused(told) if task.faces and told.fusion else None
+    more = [f"net_{label}" for label in told.labels] if fused else []
+    more += [f"face_{name}" for name in Signals._fields] if task.faces else []
+    with atomic(out) as draft, table.table(draft, out.suffix, told.labels, more) as add:
         for shard in shards:
             with _place(task, shard).open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
                 part = dict(arrays)
             errors += [(shard[n].path, str(why)) for n, why in zip(part["bad"], part["reason"], strict=True)]
             rows += len(part["which"])
             if len(part["which"]):
-                wide = np.concatenate([part["p"], part["face"]], axis=1)
-                add([_written(shard[n].path) for n in part["which"]], part["time"], part["frame"], wide)
+                paths = [shard[n].path for n in part["which"]]
+                wide = [fused(paths, part), part["p"]] if fused else [part["p"]]
+                add([*map(_written, paths)], part["time"], part["frame"], np.concatenate([*wide, part["face"]], axis=1))
     beside = out.with_name(f"{out.name}.errors.csv")
     errors.sort()
     if errors:

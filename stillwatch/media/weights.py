@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from stillwatch.atomic import atomic, home
 from stillwatch.errors import UserError, one_line
+from stillwatch.recipe import Rule
 
 LARGEST = 64 << 20  # bytes that are read of an answer
 PATIENCE = 20.0  # seconds for the server's answer
@@ -36,6 +37,18 @@ WEIGHTS = {
 def local(name: str) -> Path | None:
     """The file in the folder that STILLWATCH_WEIGHTS names, else in the cache; None where neither has it."""
     return next((path for path in (_asked() / name, _cache() / name) if path.is_file()), None)
+
+
+def wanted(rule: Rule) -> bool:
+    """Whether a rule reads faces here. Raises UserError where it asks for it and weights are missing."""
+    if rule.faces == "no" or (rule.faces == "auto" and rule.profile != "driver"):
+        return False
+    if rule.faces == "auto":
+        return all(map(local, WEIGHTS))
+    try:
+        return all(map(find, WEIGHTS))
+    except UserError as error:
+        raise UserError(f'rule.faces = "yes": {error}') from None
 
 
 def find(name: str) -> Path:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,7 @@ from stillwatch.rules.signs import Face, Reading, Signs
 
 Status = Literal["ok", "empty", "black", "frozen", "lost"]  # of the picture; empty: nobody in it; lost: there is none
 READ = ("spells", "unseen")  # indicators that step with every reading of the face, and without an answer
+Fuse: TypeAlias = Callable[[ArrayLike, Deviation], NDArray[np.float64]]  # the net's answer (K,), a face -> answer (K,)
 STALE = 0.5  # s after which a reading says nothing about the answer
 GAP = 2.0  # s without an answer after which what was seen before proves nothing any more
 
@@ -108,7 +109,7 @@ class Alarm:
         self._nothing = np.zeros(len(self.labels))  # what an unsure frame is taken for: its likeliest label is a guess
         self._nothing[sorted(self._safe)[:1]] = 1.0
         self._cases = {one.kind: Case(camera, one, self.labels, self._safe) for one in self.indicators}
-        self.fuse: Callable[[ArrayLike, Deviation], NDArray[np.float64]] | None = None  # net's answer, face -> answer
+        self.fuse: Fuse | None = None
         self.answer: NDArray[np.float64] | None = None  # of the newest step: the net's, or fused with the face
         self._count = 0
         self._s = np.zeros(len(self.labels))  # smoothed

@@ -3,21 +3,24 @@
 import json
 import os
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bundles import SHAPE, by_hand, onnx_net, pictures
+from bundles import SHAPE, by_hand, made, onnx_net, pictures
 from clocks import Clock
 
 from stillwatch import bundle
-from stillwatch.bundle import Bundle, Input, Manifest, Model
+from stillwatch.bundle import Bundle, Fusion, Input, Manifest, Model
 from stillwatch.errors import UserError
 from stillwatch.evaluation import benchmark
 from stillwatch.evaluation.benchmark import BenchPlan, Contender
-from stillwatch.inference import runtimes, timing
-from stillwatch.inference.detector import Detector
+from stillwatch.inference import face_reader, runtimes, timing
+from stillwatch.inference.detector import Detector, Pair
+from stillwatch.media import synthetic
+from stillwatch.rules.fusion import FACE
 from stillwatch.run import Progress
 
 FRAMES = pictures(8, seed=3)
@@ -295,3 +298,26 @@ def test_real_files_in_a_real_runtime_beside_a_real_detector(tmp_path: Path, mon
     assert detector["runs"]["file"] == "model.onnx"
     assert report["machine"]["versions"]["onnxruntime"]
     json.dumps(report, allow_nan=False)
+
+
+def test_a_pair_of_net_and_reader_runs_in_the_race_and_answers_as_a_camera_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, still: list[Any]
+) -> None:
+    it = made(tmp_path, {"m.onnx": onnx_net(tmp_path / "m.onnx")}, frames=FRAMES)
+    weight = tuple((*row, *[0.0] * FACE) for row in np.eye(2).tolist())
+    head = Fusion(weight=weight, bias=(0.0, 99.0), figures={})
+    text = it.manifest.model_copy(update={"fusion": head}).model_dump_json()
+    (it.path / "bundle.json").write_text(text)
+    driver, ticks = synthetic.reader(10), count()
+
+    def drawn(threads: int) -> Any:
+        return lambda: (n := next(ticks) / 25, None if n >= 1 else driver(np.empty(0), n).signals)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(face_reader, "drawn", drawn)
+    monkeypatch.setattr(runtimes, "readers", lambda path: ["onnxruntime"])
+    pair = Pair(it.path)
+    answers = [pair(FRAMES[:1])[0] for _ in range(26)]
+    assert np.argmax(answers, 1).tolist() == [1] * 25 + [int(RIGHT[0].argmax())], "without a face the net's own"
+    rows = found(benchmark.bench(it, [Contender("detector + face", partial(Pair, it.path), "detector")], QUICK))
+    assert rows["detector + face"]["runs"] == {"file": "m.onnx", "runtime": "onnxruntime"}
+    assert rows["detector + face"]["overhead"] > 0

@@ -16,6 +16,8 @@ from stillwatch.errors import UserError
 from stillwatch.evaluation.bundle_eval import judge_bundle
 from stillwatch.inference import runtimes
 from stillwatch.predictions import Predictions, read
+from stillwatch.rules.fusion import FACE
+from stillwatch.rules.normal import Deviation
 from stillwatch.run import Progress, Run
 
 SHAPE, HEAT, THRESHOLD = (4, 4, 1), 2.0, 0.5
@@ -129,6 +131,29 @@ def test_each_file_stands_beside_its_run(case: Case) -> None:
     assert re.search(r"model-int8.onnx is \d+\.\d points worse in macro-F1 than the run", int8["sentence"])
     assert found["models"]["model-int8.onnx"]["bytes"] == 1000 and found["models"]["model.onnx"]["bytes"] == 4000
     assert found["models"]["model.onnx"]["runtime"] == "onnxruntime"
+
+
+def test_a_fusion_head_s_answers_stand_beside_each_file_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """A head that names the last class wherever lids are shut, which they are in every second sample with a face."""
+    weight = np.hstack([np.eye(3), np.zeros((3, FACE))])
+    weight[2, 8] = 50.0
+    head = {"weight": weight.tolist(), "bias": [0.0] * 3, "figures": {"accuracy": 0.9}}
+    said = read(run)
+    answering(monkeypatch, said)
+    usual = Deviation(0.0, 0.0, 0.0, 0.0, 0.0, (0.0,) * 5)
+    faces = [None if n % 3 == 0 else usual._replace(shut=float(n % 2)) for n in range(len(said))]
+    made = packed(tmp_path / "b", run, ("model.onnx",), fusion=head)
+    found = judge_bundle(made, run, pictures(said), tmp_path / "report", faces=faces)
+    assert list(found["models"]) == ["distilled", "model.onnx", "model.onnx+face"]
+    plain, fused = (read(tmp_path / "report" / name) for name in ("model.onnx", "model.onnx+face"))
+    assert fused.id.tolist() == plain.id.tolist()
+    for n, face in enumerate(faces):
+        shut = face is not None and face.shut
+        assert fused.p[n] == pytest.approx([0, 0, 1] if shut else plain.p[n], abs=1e-3)
+    assert any("people left out" in warning and "accuracy 0.900" in warning for warning in found["warnings"])
+    assert [one["name"] for one in found["bundle"]["files"]] == ["model.onnx"], "agreement is the files' own"
 
 
 def test_agreement_is_with_the_run_at_the_bundle_s_temperature(case: Case) -> None:

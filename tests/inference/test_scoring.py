@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,20 @@ from bundles import by_hand, made, onnx_net, pictures
 from toys import jpeg, video
 
 from benchmarks import score as bench
+from stillwatch import bundle as bundles
 from stillwatch.bundle import Bundle
 from stillwatch.errors import UserError
 from stillwatch.inference import scoring, table
+from stillwatch.inference.detector import fused_by
 from stillwatch.inference.scoring import File, Task, cut, gather, score, score_shard
 from stillwatch.lab.data.reader import decode
 from stillwatch.lab.data.sources import folders, videos
 from stillwatch.media import decode as files
-from stillwatch.media import weights
+from stillwatch.media import synthetic, weights
 from stillwatch.media.points import COUNT, Face, face
 from stillwatch.recipe import Data
+from stillwatch.rules.fusion import FACE
+from stillwatch.rules.normal import EVERY, Normal
 from stillwatch.run import Progress
 
 SIZE = (24, 32)
@@ -450,6 +456,54 @@ def test_a_table_has_a_column_for_each_signal_and_leaves_it_empty_without_a_face
         add(["x.jpg", "y.jpg"], np.zeros(2), np.array([-1, 3]), p)
     rows = rows_of(tmp_path / "t.csv")
     assert [(row["label"], row["p_b"], row["face_yaw"]) for row in rows] == [("b", "0.75", "9.0"), ("a", "0.25", "")]
+
+
+def test_with_a_fusion_head_the_label_is_what_a_camera_decides_and_the_net_s_own_answer_stands_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The toy cabin and its drawn reader; a head that says danger where lids are shut."""
+    it, root, seconds = bundle_of(tmp_path), tmp_path / "archive", 40
+    raw = json.loads((it.path / "bundle.json").read_text())
+    weight = np.hstack([np.eye(2), np.zeros((2, FACE))])
+    weight[1, 7] = 9.0
+    head = {"weight": weight.tolist(), "bias": [0.0, -4.0], "figures": {}}
+    (it.path / "bundle.json").write_text(json.dumps(raw | {"fusion": head, "rule": {"profile": "driver"}}))
+    root.mkdir()
+    for number, (_, image, _) in enumerate(synthetic.clip("cabin", seconds, 5, 0, SIZE)):
+        (root / f"{number:04d}.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+    drawn, number = synthetic.reader(seconds, 0, SIZE), count()
+    monkeypatch.setattr(scoring.face_reader, "FaceReader", lambda: lambda image, _: drawn(image, next(number) / 5))
+    monkeypatch.setattr(scoring.weights, "local", lambda name: tmp_path)
+    monkeypatch.setattr(scoring, "_work", in_this_process)
+    rows = rows_of(score(it.path, root, tmp_path / "s.csv") and tmp_path / "s.csv")
+
+    made = bundles.load(it.path)
+    fuse, normal, shut = fused_by(made.manifest), Normal(), 0
+    assert fuse is not None and len(rows) == 5 * seconds
+    for n, row in enumerate(rows):
+        face = drawn(np.empty(0), n / 5)
+        now = face and normal.step((n + 1) * EVERY, face.signals)
+        assert face is not None and now is not None
+        net = [float(row["net_safe"]), float(row["net_danger"])]
+        told = [float(row["p_safe"]), float(row["p_danger"])]
+        assert told == pytest.approx(fuse(net, now), abs=1e-5) and float(row["face_left_eye"]) < 0.3
+        assert row["label"] == ("safe", "danger")[int(np.argmax(told))]
+        shut += row["label"] == "danger" and now.shut > 0.8 and np.argmax(net) == 0
+    assert shut > 10, "eyes that shut, which the net did not see"
+
+    monkeypatch.setattr(scoring.weights, "local", lambda name: None)
+    lines: list[str] = []
+    score(it.path, root, tmp_path / "alone.csv", progress=Progress(say=lines.append))
+    alone = rows_of(tmp_path / "alone.csv")
+    assert list(alone[0]) == ["path", "time_s", "frame", "label", "p_safe", "p_danger"]
+    assert [row["p_safe"] for row in alone] == [row["net_safe"] for row in rows] and "no face is read" in lines[0]
+
+
+def in_this_process(task: Task, shards: list[tuple[File, ...]], workers: int) -> Iterator[None]:
+    look = scoring.runtimes.open(Path(task.model), task.runtime, task.shape, 1, scoring.BATCH)
+    for shard in shards:
+        np.savez(scoring._place(task, shard), **score_shard(task, shard, look))  # type: ignore[arg-type]
+        yield from (None for _ in shard)
 
 
 def test_a_bundle_that_asks_for_faces_names_the_weights_it_lacks(

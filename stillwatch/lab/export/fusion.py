@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from stillwatch import bundle, metrics
+from stillwatch.lab import faces
+from stillwatch.lab.data.dataset import Dataset
 from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.faces import FaceTable
 from stillwatch.media.points import Signals
 from stillwatch.rules.fusion import FACE, FLOOR, features
 from stillwatch.rules.normal import EVERY, Deviation, Normal
+from stillwatch.run import NO_PROGRESS, Progress
 
 STRENGTH = 0.1  # scikit-learn's C
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the face's log probabilities beside the net's
@@ -33,20 +36,25 @@ def deviations(table: FaceTable, samples: Sequence[Sample]) -> list[Deviation | 
     return found
 
 
+def faces_of(data: Dataset, progress: Progress = NO_PROGRESS) -> list[Deviation | None]:
+    """Of each sample. Raises UserError where the reader's weights are missing."""
+    return deviations(faces.faces(data.samples, data.store.key, progress), data.samples)
+
+
 def fit(
-    y: NDArray[np.int64], p: NDArray[np.floating], group: NDArray[np.str_], faces: Sequence[Deviation | None]
+    y: NDArray[np.int64], p: NDArray[np.floating], group: NDArray[np.str_], told: Sequence[Deviation | None]
 ) -> bundle.Fusion | str:
     """The head, or why there is none. p: (N,K), what nets answer on people they were not trained on.
 
     log p + w · log p(face): a head on the face alone, its share w chosen on other people than those it is judged on.
     Kept where accuracy and macro-F1 of the mean person, never met, both rise.
     """
-    seen = np.array([one is not None for one in faces])
+    seen = np.array([one is not None for one in told])
     people = np.unique(group[seen])
     if len(people) < FEW:
         return f"faces of {len(people)} people: at least {FEW} are needed"
     x, logs = np.zeros((len(y), FACE)), np.log(np.clip(p, FLOOR, 1)).astype(np.float64)
-    for row, face in enumerate(faces):
+    for row, face in enumerate(told):
         if face is not None:
             x[row] = features(p[row], face)[p.shape[1] :]
     said = np.zeros(p.shape)  # log p of the face alone, by a head that has not met the person; 0 without a face
@@ -66,8 +74,8 @@ def fit(
         "macro_f1": float(f1[chosen, range(len(people))].mean()),
     }
     if figures["accuracy"] <= figures["accuracy_alone"] or figures["macro_f1"] <= figures["macro_f1_alone"]:
-        told = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
-        return f"it does not help people left out: {told}"
+        words = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        return f"it does not help people left out: {words}"
     share, head = SHARES[int(f1.mean(1).argmax())], _head(x[seen], y[seen])
     weight = np.hstack([np.eye(p.shape[1]), share * head.coef_])
     bias = tuple((share * head.intercept_).tolist())

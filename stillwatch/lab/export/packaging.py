@@ -16,11 +16,10 @@ from stillwatch import bundle, metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
 from stillwatch.inference.standalone import run_legacy
-from stillwatch.lab import faces
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.calibration import Calibration, on_validation, out_of_fold, reheated
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
-from stillwatch.lab.export.fusion import deviations, fit
+from stillwatch.lab.export.fusion import faces_of, fit
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished, require_learnt
 from stillwatch.media import image, synthetic
@@ -50,7 +49,9 @@ class Reference:
     fusion: bundle.Fusion | str | None = None  # or why there is none; None: not asked for
 
     @classmethod
-    def of(cls, run: Run, net: Classifier, data: Dataset, crossval: Run | None) -> "Reference":
+    def of(
+        cls, run: Run, net: Classifier, data: Dataset, crossval: Run | None, progress: Progress = NO_PROGRESS
+    ) -> "Reference":
         recipe = run.recipe.seen_by(run.side)
         frames = golden_frames(data.shape, recipe.data.fit)
 
@@ -64,7 +65,8 @@ class Reference:
         p, golden = (net.probabilities(torch.from_numpy(x / heat["value"])).numpy() for x in (valid, drawn))
         point, fusion = heard.operating(recipe, heat["value"], net.kind), None
         if crossval and recipe.data.faces:
-            fusion = _fusion(heard, data, metrics.apply_temperature(heard.p, heat["value"], net.kind))
+            p_out = metrics.apply_temperature(heard.p, heat["value"], net.kind)
+            fusion = _fusion(heard, data, p_out, progress)
         return cls(data, p, frames, golden, heat, point, fusion)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
@@ -136,7 +138,7 @@ def export(
     names = dict.fromkeys(("onnx", *recipe.export.formats, *formats))
     exporters = {name: bind(EXPORTERS, name, given=5, place="export.formats") for name in names}
     net, data = load_net(run), dataset_of(run, progress)
-    reference = Reference.of(run, net, data, crossval)
+    reference = Reference.of(run, net, data, crossval, progress)
     made, left = list[Exported](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (net, data.shape, Path(scratch), reference.temperature["value"], recipe.export.opset)
@@ -170,9 +172,11 @@ def export(
         return _write(out, run, int8, reference, proofs, left)
 
 
-def _fusion(heard: Calibration, data: Dataset, p: NDArray[np.floating]) -> bundle.Fusion | str:
+def _fusion(
+    heard: Calibration, data: Dataset, p: NDArray[np.floating], progress: Progress = NO_PROGRESS
+) -> bundle.Fusion | str:
     """From the answers on people left out, and their faces."""
-    told = deviations(faces.faces(data.samples, data.store.key), data.samples)
+    told = faces_of(data, progress)
     row = {sample.id: place for place, sample in enumerate(data.samples)}
     rows = [row[str(id)] for id in heard.id]
     return fit(heard.y, p, heard.group.astype(str), [told[place] for place in rows])

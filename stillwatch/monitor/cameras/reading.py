@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 import cv2
 
-from stillwatch.errors import UserError
 from stillwatch.media import synthetic, weights
 from stillwatch.media.decode import Picture
 from stillwatch.media.points import Box, Face
@@ -17,21 +16,14 @@ from stillwatch.rules.signs import Reading
 
 Reader: TypeAlias = Callable[[Picture, float], Face | None]  # (uint8 (H,W,3) RGB, s)
 KEPT = 256  # readings that wait for a frame to travel with
-NEEDED = (weights.YUNET, weights.POINTS)
 
 
 def wanted(rule: Rule, source: str) -> bool:
-    """Whether faces are read. Raises UserError where the rule asks for it and weights are missing."""
-    if rule.faces == "no" or (rule.faces == "auto" and rule.profile != "driver"):
-        return False
-    if kind(source) == "toy":
-        return Toy.parse(source).scene == "cabin"
-    if rule.faces == "auto":
-        return all(weights.local(name) for name in NEEDED)
-    try:
-        return all(weights.find(name) for name in NEEDED)
-    except UserError as error:
-        raise UserError(f'rule.faces = "yes": {error}') from None
+    """Whether a camera's faces are read; a drawn driver's need no weights. Raises UserError as weights.wanted does."""
+    if kind(source) != "toy":
+        return weights.wanted(rule)
+    asked = rule.faces == "yes" or (rule.faces == "auto" and rule.profile == "driver")
+    return asked and Toy.parse(source).scene == "cabin"
 
 
 def reader(source: str) -> Reader:

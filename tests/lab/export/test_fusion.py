@@ -75,8 +75,7 @@ def test_answers_of_a_crossval_meet_the_faces_of_their_own_samples(monkeypatch: 
     y, p, group, faces = answers(300, told=True)
     samples = [Sample(f"s{n:03d}", Path(), "a", str(group[n])) for n in range(300)]
     data: Any = SimpleNamespace(samples=samples, store=SimpleNamespace(key="k"))
-    monkeypatch.setattr(packaging.faces, "faces", lambda samples, key: None)
-    monkeypatch.setattr(packaging, "deviations", lambda table, samples: faces)
+    monkeypatch.setattr(packaging, "faces_of", lambda data, progress: faces)
     order = np.random.default_rng(1).permutation(300)
     ids = np.array([f"s{n:03d}" for n in order])
     heard = Calibration("out of fold", "new", "cv", ids, group[order], y[order], p[order])

@@ -42,7 +42,7 @@ def test_a_face_is_read_where_the_rule_wants_it_and_weights_are(
     with pytest.raises(UserError, match=r'rule.faces = "yes": yunet_n_320_320[.]onnx .* is needed'):
         wanted(Rule(profile="driver", faces="yes"), str(film))
     monkeypatch.setenv("STILLWATCH_WEIGHTS", str(tmp_path))
-    for name in reading.NEEDED:
+    for name in weights.WEIGHTS:
         (tmp_path / name).touch()
     assert wanted(DRIVER, str(film)) and not wanted(Rule(profile="driver", faces="no"), str(film))
 
