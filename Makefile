@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO_ARGS ?=
 BUNDLE ?= demo/bundle
 PROGRAMS := chromium mosquitto gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-            gstreamer1.0-plugins-ugly
+            gstreamer1.0-plugins-ugly postgresql prometheus
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fast lint format bench real programs clean
@@ -48,7 +48,7 @@ bench: $(READY)  ## the naive loop and ours; the street and score on BUNDLE, sid
 real: $(READY)   ## checks on the real data: STILLWATCH_DATA=… STILLWATCH_WEIGHTS=… make real
 	@$(RUN)python -m pytest -m real tests/real
 
-programs:        ## Debian's programs that some tests talk to: a browser, an MQTT broker; without them those tests skip
+programs:        ## Debian's programs that some tests talk to: a browser, an MQTT broker, Postgres, promtool; without them those tests skip
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  dpkg -s $(PROGRAMS) >/dev/null 2>&1 || \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PROGRAMS) >/dev/null; } || \

@@ -11,7 +11,7 @@ HEAVY = {
     "torch", "torchvision", "timm", "accelerate", "safetensors", "scipy", "sklearn", "matplotlib", "av", "onnxruntime",
     "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic", "onnx", "onnxscript", "nncf", "torch_pruning",
     "optuna", "pnnx", "openvino", "ncnn", "ai_edge_litert", "uvicorn", "starlette", "paho", "apprise",
-    "prometheus_client", "pyarrow", "jinja2",
+    "prometheus_client", "psycopg", "pyarrow", "jinja2",
 }  # fmt: skip
 LIGHT = {"numpy", "cv2", "pydantic"}
 REPORT = {"matplotlib", "jinja2"}
@@ -38,7 +38,7 @@ MAY = {  # a floor -> the floors below that it may import, the heavy libraries t
         ("ground", "media", "rules", "inference"),
         LIGHT
         | {"av", "fastapi", "starlette", "uvicorn", "sse_starlette", "httpx"}
-        | {"paho", "apprise", "prometheus_client"},
+        | {"paho", "psycopg", "apprise", "prometheus_client"},
     ),
     "cli": (("ground", "media", "rules", "inference", "lab", "evaluation", "monitor"), {"typer", "rich", "numpy"}),
 }

@@ -299,8 +299,8 @@ def open_video(
 ) -> InputContainer:
     """Open a device, stream or file; its decoder has one thread and no delay.
 
-    stall: seconds after which opening or one read gives up. hwaccel: decodes where it knows the codec. Raises TIMED_OUT, av.FFmpegError, and ValueError where
-    there is no video.
+    stall: seconds after which opening or one read gives up. hwaccel: decodes where it knows the codec. Raises
+    TIMED_OUT, av.FFmpegError, and ValueError where there is no video.
     """
     what = kind(source)
     opening: dict[str, str] = {}

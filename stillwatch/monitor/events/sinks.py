@@ -1,4 +1,4 @@
-"""Sinks: log, JSON lines, webhook, MQTT, apprise, command, sound. One thread calls each."""
+"""Sinks: log, JSON lines, webhook, MQTT, Postgres, apprise, command, sound. One thread calls each."""
 
 import asyncio
 import errno
@@ -32,6 +32,7 @@ from stillwatch.errors import UserError, one_line
 from stillwatch.monitor.config import Sink, secret
 from stillwatch.monitor.events.database import StoredEvent
 from stillwatch.monitor.events.mqtt import Mqtt, Refused
+from stillwatch.monitor.events.postgres import Postgres
 
 TIMEOUT = 10.0  # seconds for a whole answer
 SERVICES = 60.0  # seconds for all services of one apprise sink
@@ -355,6 +356,7 @@ SINKS: dict[str, Callable[..., Sender]] = {
     "jsonl": JsonLines,
     "webhook": Webhook,
     "mqtt": Mqtt,
+    "postgres": Postgres,
     "apprise": Apprise,
     "command": Command,
     "sound": Sound,

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import shutil
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -94,6 +96,8 @@ def metrics(hub: Hub) -> Response:
         level("camera_armed", "0: outside its armed times", camera.get("armed", True), camera=name)
         level("viewers", "Who looks at its pictures now", hub.board.viewers(name), camera=name)
     level("ready", "1: every camera has been looked at, or has failed", hub.board.ready)
+    with suppress(OSError):
+        level("disk_free_bytes", "Of the disk that holds events and clips", shutil.disk_usage(hub.folder).free)
     if hub.store:
         level("rows_waiting", "Rows that are not on disk yet", hub.store.waiting)
         level("store_trouble", "1: something is wrong with the disk or the database", hub.store.trouble is not None)
