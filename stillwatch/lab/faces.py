@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from stillwatch.inference.face_reader import AGAIN, FaceReader
 from stillwatch.lab.data import cache
 from stillwatch.lab.data.sources import Sample
-from stillwatch.media import decode, weights
+from stillwatch.media import decode, image, weights
 from stillwatch.media.decode import Picture
-from stillwatch.media.points import COUNT, Signals
+from stillwatch.media.points import COUNT, LEFT_EYE, MOUTH, RIGHT_EYE, Signals
+from stillwatch.recipe import Data
 from stillwatch.run import NO_PROGRESS, Progress
+
+SPREAD, LIPS, NARROWEST = 0.3, 0.1, 0.35  # of the eyes' distance; of it, at the mouth; of the box, its least
 
 
 class FaceTable(NamedTuple):
@@ -23,10 +26,31 @@ class FaceTable(NamedTuple):
     signals: NDArray[np.floating]  # (N,7): Signals
     box: NDArray[np.floating]  # (N,4): left, top, width, height in the picture's pixels
     points: NDArray[np.floating]  # (N,468,3)
+    size: NDArray[np.floating]  # (N,2): width, height of the picture that was read
 
     @property
     def found(self) -> NDArray[np.bool_]:
         return ~np.isnan(np.asarray(self.signals[:, 0], np.float32))
+
+    def placed(self, which: Sequence[int], data: Data) -> NDArray[np.floating]:
+        """(N,P,2): these points in the picture that a net sees, in shares of its width and height."""
+        at, box = self.points[:, list(which), :2].astype(np.float64), np.asarray(self.box, np.float64)[:, None]
+        return image.shares(at * box[..., 2:] + box[..., :2], self.size[:, None], data.hw, data.fit)
+
+    def regions(self, data: Data) -> NDArray[np.float32]:
+        """(N,3,4): of both eyes and the mouth, middle (x, y) and spread (x, y) of a Gaussian, in shares as placed().
+
+        d is the eyes' distance, at least 0.35 of the box. Eyes: 0.3 d. Mouth: half its width + 0.1 d, and 0.3 d.
+        """
+        box, size = (np.asarray(x, np.float64)[:, None] for x in (self.box, self.size))
+        parts = (self.points[:, list(part), :2].astype(np.float64) for part in (LEFT_EYE, RIGHT_EYE, MOUTH))
+        left, right, lips = (part * box[..., 2:] + box[..., :2] for part in parts)  # pixels
+        middles = np.stack([part.mean(1) for part in (left, right, lips)], 1)  # (N,3,2)
+        d = np.maximum(np.linalg.norm(middles[:, 1] - middles[:, 0], axis=1), NARROWEST * box[:, 0, 2])
+        spreads = SPREAD * d[:, None, None] * np.ones((3, 2))
+        spreads[:, 2, 0] = np.linalg.norm(lips[:, 2] - lips[:, 0], axis=1) / 2 + LIPS * d
+        low, high = (image.shares(at, size, data.hw, data.fit) for at in (middles, middles + spreads))
+        return np.concatenate([low, high - low], 2).astype(np.float32)
 
 
 def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS) -> FaceTable:
@@ -45,24 +69,26 @@ def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS)
         return {name: torch.from_numpy(np.stack(x)) for name, x in zip(FaceTable._fields, columns, strict=True)}
 
     ids = [sample.id for sample in samples]
-    found = cache.outputs(compute, len(samples), 1, [key, *pins, *ids], progress, "faces")
+    found = cache.outputs(compute, len(samples), 1, [key, *FaceTable._fields, *pins, *ids], progress, "faces")
     return FaceTable(*(found[name][0] for name in FaceTable._fields))
 
 
 def _read_all(samples: Sequence[Sample]) -> Iterator[tuple[NDArray[np.float32], ...]]:
-    """Signals, box and points of each sample, in order."""
-    read, at = FaceReader(), 0.0
-    nobody = (np.full(len(Signals._fields), np.nan), np.full(4, np.nan), np.full((COUNT, 3), np.nan))
-    for _, group in groupby(samples, key=lambda sample: sample.path if sample.frames else sample.id):
-        for image in _native(list(group)):
+    """A FaceTable's row of each sample, in order."""
+    read, at = None if all(sample.face for sample in samples) else FaceReader(), 0.0
+    nobody = tuple(np.full(shape, np.nan, np.float32) for shape in (len(Signals._fields), 4, (COUNT, 3), 2))
+    for _, run in groupby(samples, key=lambda sample: sample.path if sample.frames else sample.id):
+        group = list(run)
+        for sample, picture in zip(group, _native(group), strict=True):
             at += AGAIN  # each is sought anew: neighbours may be other people
-            face = None if image is None else read(image, at)
-            if face is None:
-                yield tuple(x.astype(np.float32) for x in nobody)
+            known = sample.face() if sample.face else None
+            face = read(picture, at) if read and not known and picture is not None else known
+            if face is None or picture is None:
+                yield nobody
                 continue
             x, y, w, h = face.box
-            points = (face.points - (x, y, 0)) / (w, h, w)
-            yield np.array(face.signals, np.float32), np.array(face.box, np.float32), points.astype(np.float32)
+            points, size = (face.points - (x, y, 0)) / (w, h, w), picture.shape[1::-1]
+            yield tuple(np.array(value, np.float32) for value in (face.signals, face.box, points, size))
 
 
 def _native(samples: list[Sample]) -> Iterator[Picture | None]:

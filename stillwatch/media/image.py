@@ -67,6 +67,25 @@ def zoned_whole(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) ->
     return out
 
 
+def shares(
+    at: NDArray[np.floating],
+    native: NDArray[np.floating],
+    size: tuple[int, int],
+    how: Literal["stretch", "letterbox", "crop"] = "stretch",
+) -> NDArray[np.floating]:
+    """Where fit() moves (..., 2) pixels (x, y) of a picture of `native` (..., 2) width and height.
+
+    Returns shares of the new picture's width and height, from 0 to 1 inside it. size: (height, width).
+    """
+    target = np.array(size[::-1], np.float64)
+    scale = target / native
+    if how == "letterbox":
+        scale = scale.min(-1, keepdims=True)
+    elif how == "crop":
+        scale = scale.max(-1, keepdims=True)
+    return (at - native / 2) * scale / target + 0.5
+
+
 def to_aspect(
     image: Picture, aspect: float, how: Literal["stretch", "letterbox", "crop"], border: int = cv2.BORDER_CONSTANT
 ) -> Picture:

@@ -65,6 +65,13 @@ def look(
     return np.stack(frames)
 
 
+def still_face(label: str, person: int, number: int, size: tuple[int, int], look: bool = False) -> Face:
+    """What a perfect reader says of still("cabin", …); `look`: of the newest frame of look("cabin", …)."""
+    chance = np.random.default_rng([LABELS["cabin"].index(label), person, number, *([11] if look else [])])
+    pose = _drive(label, person, chance)
+    return _face(pose(float(chance.uniform(5, 25) if look else chance.uniform(0, 20))), person, size)
+
+
 def clip(
     scene: str, seconds: float, fps: float, seed: int = 0, size: tuple[int, int] = (96, 128)
 ) -> Iterator[tuple[float, Picture, str]]:

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -47,19 +47,34 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def crop(x: Tensor, u: Tensor, scale: Annotated[float, Field(ge=0.05, le=1)] = 0.7, ratio: float = 0.1) -> Tensor:
     """Stretch a window of `scale`..1 of the area, its aspect off by up to `ratio` (Szegedy 2014)."""
-    area = scale + (1 - scale) * u[:, 0]
-    aspect = torch.exp((2 * u[:, 1] - 1) * math.log1p(ratio))
-    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    right, down = (2 * u[:, 2] - 1) * (1 - wide), (2 * u[:, 3] - 1) * (1 - high)
+    wide, high, right, down = _window(u, scale, ratio)
     zero = torch.zeros_like(wide)
     theta = torch.stack([torch.stack([wide, zero, right], 1), torch.stack([zero, high, down], 1)], 1)
     grid = F.affine_grid(theta.to(x.dtype), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
+def crop_moves(at: Tensor, u: Tensor, scale: float = 0.7, ratio: float = 0.1) -> Tensor:
+    wide, high, right, down = _window(u, scale, ratio)
+    size, middle = torch.stack([wide, high], 1)[:, None], 0.5 + torch.stack([right, down], 1)[:, None] / 2
+    return torch.cat([(at[..., :2] - middle) / size + 0.5, at[..., 2:] / size], -1)
+
+
+def _window(u: Tensor, scale: float, ratio: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B,) each: width and height as shares, and how far its middle lies from the picture's, -1 to 1."""
+    area = scale + (1 - scale) * u[:, 0]
+    aspect = torch.exp((2 * u[:, 1] - 1) * math.log1p(ratio))
+    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    return wide, high, (2 * u[:, 2] - 1) * (1 - wide), (2 * u[:, 3] - 1) * (1 - high)
+
+
 def flip(x: Tensor, u: Tensor) -> Tensor:
     """Mirror left and right, where both sides mean the same."""
     return x.flip(-1)
+
+
+def flip_moves(at: Tensor, u: Tensor) -> Tensor:
+    return torch.cat([1 - at[..., :1], at[..., 1:]], -1)
 
 
 def contrast(x: Tensor, u: Tensor, by: float = 0.3) -> Tensor:
@@ -149,6 +164,7 @@ class Op:
     apply: Callable[[Tensor, Tensor], Tensor]
     p: float  # share of samples that it touches
     timed: bool = False  # it takes (B,T,C,H,W)
+    moves: Callable[[Tensor, Tensor], Tensor] | None = None  # where it takes regions (B,R,4); None: it moves nothing
 
 
 @dataclass(frozen=True)
@@ -168,18 +184,31 @@ class Augment:
             return x
         b, t, h, w, c = x.shape
         planes = x.permute(0, 1, 4, 2, 3).reshape(b, t * c, h, w).float()
-        for op in self.steps:
-            u = draws(self.seed, samples, view, op.salt, 6)
-            chosen = np.flatnonzero(u[:, 5] < op.p)
-            if len(chosen):
-                rows = torch.from_numpy(chosen).to(x.device)
-                v = torch.from_numpy(u[chosen, :5]).to(x.device, torch.float32)
-                if op.timed:
-                    planes[rows] = op.apply(planes[rows].unflatten(1, (t, c)), v).flatten(1, 2)
-                else:
-                    planes[rows] = op.apply(planes[rows], v)
+        for op, rows, u in self._chosen(samples, view, x.device):
+            if op.timed:
+                planes[rows] = op.apply(planes[rows].unflatten(1, (t, c)), u).flatten(1, 2)
+            else:
+                planes[rows] = op.apply(planes[rows], u)
         planes = planes.clamp_(0, 255).round_().to(torch.uint8)
         return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
+
+    def moved(self, regions: Tensor, samples: NDArray[np.uint64], view: int) -> Tensor:
+        """(B,R,4), middles and spreads in shares of the picture -> where __call__ takes them; a mixed sample's own."""
+        regions = regions.clone()
+        for op, rows, u in self._chosen(samples, view, regions.device):
+            if op.moves:
+                regions[rows] = op.moves(regions[rows], u)
+        return regions
+
+    def _chosen(
+        self, samples: NDArray[np.uint64], view: int, device: torch.device
+    ) -> Iterator[tuple[Op, Tensor, Tensor]]:
+        """(op, rows that it touches, their draws)."""
+        for op in self.steps:
+            u = draws(self.seed, samples, view, op.salt, 6)
+            rows = np.flatnonzero(u[:, 5] < op.p)
+            if len(rows):
+                yield op, torch.from_numpy(rows).to(device), torch.from_numpy(u[rows, :5]).to(device, torch.float32)
 
     def partners(self, samples: NDArray[np.uint64], view: int, among: int) -> tuple[NDArray[np.int64], Draws]:
         """mixup (Zhang et al. 2017): each sample's partner (B,) of `among` rows, and its own share (B,) in [0.5, 1]."""
@@ -212,8 +241,9 @@ def plan(specs: Sequence[Spec], seed: int) -> Augment:
         choice = resolve(table, spec, 2, "fit.augment", extra={"p": Share})
         name = spec if isinstance(spec, str) else spec["name"]
         p = choice.extra.get("p", SHARES.get(name, 1.0))
-        timed = choice.entry in (reverse, speed)
-        steps.append(Op(f"{place}/{name}", partial(choice.entry, **choice.options), p, timed))
+        timed, moves = choice.entry in (reverse, speed), MOVES.get(choice.entry)
+        follow = partial(moves, **choice.options) if moves else None
+        steps.append(Op(f"{place}/{name}", partial(choice.entry, **choice.options), p, timed, follow))
     return Augment(tuple(steps), seed, alpha)
 
 
@@ -229,6 +259,7 @@ AUGMENTS: dict[str, Callable[..., Tensor]] = {
     "reverse": reverse,
     "speed": speed,
 }
+MOVES: dict[Callable[..., Tensor], Callable[..., Tensor]] = {crop: crop_moves, flip: flip_moves}
 SHARES = {
     "flip": 0.5,
     "reverse": 0.5,

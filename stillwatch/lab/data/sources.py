@@ -11,7 +11,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -22,6 +22,7 @@ from pydantic import Field
 from stillwatch.errors import UserError, nearest
 from stillwatch.media import synthetic
 from stillwatch.media.decode import NOT_READ, PICTURES, VIDEOS, looks, sampled, times_of, windows
+from stillwatch.media.points import Face
 from stillwatch.recipe import Data
 from stillwatch.registry import Table
 
@@ -56,6 +57,7 @@ class Sample:
     older: tuple[Path, ...] = ()  # pictures: the files of a look before this one, oldest first
     negative: bool = False  # a false alarm that a camera filed: for training only
     read: PixelReader | None = field(default=None, compare=False)  # None: a clip if it has frames, else a picture file
+    face: Callable[[], Face] | None = field(default=None, compare=False)  # toy: how the face in it was drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +433,9 @@ def drawn(
     for person, label, number in itertools.product(range(people), known, range(pictures)):
         id = f"toy/{scene}/{person}/{label}/{number}"
         frames = (number, *(round(1000 * seconds) for seconds in back[:-1]))
-        found.samples.append(Sample(id, Path(), label, f"person-{person}", frames=frames, read=draw))
+        face = partial(synthetic.still_face, label, person, number, (height, width), bool(back))
+        drawn_face = face if scene == "cabin" else None
+        found.samples.append(Sample(id, Path(), label, f"person-{person}", frames=frames, read=draw, face=drawn_face))
     return found
 
 

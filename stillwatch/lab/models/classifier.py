@@ -22,6 +22,7 @@ class ModelOutput(NamedTuple):
     logits: Tensor  # (B,K)
     feature: Tensor  # (B,D), pooled over place and time, before dropout and head
     maps: dict[int, Tensor]  # stride -> (B,C,h,w), only those asked for
+    regions: Tensor | None = None  # (B,3,4) eyes and mouth of the picture, for the losses that ask: FaceTable.regions
 
 
 class Classifier(nn.Module):

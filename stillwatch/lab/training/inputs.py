@@ -19,6 +19,7 @@ from stillwatch.run import Progress, Unlabelled
 
 if TYPE_CHECKING:
     from stillwatch.lab.data.dataset import Dataset
+    from stillwatch.lab.training.loop import Batch, TrainStep
 
 Rows: TypeAlias = NDArray[np.int64]
 Compute: TypeAlias = Callable[[Rows, int], dict[str, Tensor]]  # (rows, view) -> name -> (B,...)
@@ -32,13 +33,13 @@ class InputPipeline:
     def __init__(
         self,
         data: "Dataset",
-        net: Classifier,
+        step: "TrainStep",
         teacher: Teacher | None,
-        maps: tuple[int, ...],
         plan: Fit,
         accelerator: Accelerator,
         progress: Progress,
     ):
+        net, maps = step.net, step.maps
         self.data, self.net, self.teacher, self.maps = data, net, teacher, maps
         self.plan, self.accelerator, self.progress = plan, accelerator, progress
         self.train = data.rows["train"]
@@ -46,6 +47,13 @@ class InputPipeline:
         self.seen, self.seen_rows = data.for_teacher(self.train, progress) if teacher else (data, self.train)
         self.augment = augment.plan(plan.augment, plan.seed)
         self.views = (plan.views or 0) if self.augment else 1
+        self.regions: Tensor | None = None  # (N,3,4) of the training samples
+        if step.regions:
+            from stillwatch.lab.faces import faces  # and with it a runtime, only where it is asked for
+
+            with accelerator.main_process_first():
+                table = faces(data.samples, data.store.key, progress)
+            self.regions = self._tensor(table.regions(data.recipe.data)[self.train])
         self.features: NDArray[np.floating] | None = None
         self.answers: Stored = {}
         if teacher:
@@ -66,8 +74,8 @@ class InputPipeline:
 
             self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.key} {maps}", answer, True)
 
-    def batch(self, rows: Rows, epoch: int) -> tuple[Tensor, Tensor, ModelOutput | None]:
-        """(input of net.forward_from, labels (B,) or mixed (B,K) or none (0,), the teacher's outputs)."""
+    def batch(self, rows: Rows, epoch: int) -> "Batch":
+        """As loop.Batch; labels may be mixed (B,K), or none (0,)."""
         view = epoch % self.views if self.views else epoch
         x = self._pictures(rows, view) if self.features is None else None
         h = self._tensor(self.features[view, rows]) if self.features is not None else self.net.frozen_forward(x)  # type: ignore[arg-type]
@@ -78,7 +86,10 @@ class InputPipeline:
             shared = x is not None and self.seen is self.data
             with torch.no_grad():
                 teacher = self.teacher(x if shared else self._pictures(rows, view, True), self.maps)
-        return h, self._labels(rows, view), teacher
+        regions = self.regions
+        if regions is not None:
+            regions = self.augment.moved(regions[rows], self.data.numbers[self.train[rows]], view)
+        return h, self._labels(rows, view), teacher, regions
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.accelerator.device)
@@ -144,7 +155,7 @@ class InputPipeline:
             return cache.outputs(compute, len(self.train), views or self.views, key, self.progress, what, size)
 
 
-def joined(parts: Sequence[InputPipeline], rows: Rows, epoch: int) -> tuple[Tensor, Tensor, ModelOutput | None]:
+def joined(parts: Sequence[InputPipeline], rows: Rows, epoch: int) -> "Batch":
     """A batch of several pipelines' rows, numbered one behind the other; only the first has labels."""
     ends = np.cumsum([len(part.train) for part in parts])
     which = np.searchsorted(ends, rows, side="right")
@@ -153,9 +164,10 @@ def joined(parts: Sequence[InputPipeline], rows: Rows, epoch: int) -> tuple[Tens
     found = [parts[n].batch(rows[which == n] - start, epoch) for n, start in zip(order, starts, strict=True)]
     if len(found) == 1:
         return found[0]
-    answers = [to_arrays(teacher) for _, _, teacher in found if teacher]
+    h, y, teachers, regions = zip(*found, strict=True)
+    answers = [to_arrays(teacher) for teacher in teachers if teacher]
     taught = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
-    return torch.cat([h for h, _, _ in found]), found[0][1], from_arrays(taught)
+    return torch.cat(h), y[0], from_arrays(taught), None if regions[0] is None else torch.cat(regions)
 
 
 def worth_teaching(parts: Sequence[InputPipeline], plan: Fit, start: int) -> tuple[Rows, Unlabelled]:

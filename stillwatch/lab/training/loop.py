@@ -18,7 +18,8 @@ from stillwatch.lab.models.classifier import Classifier, ModelOutput
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run
 
-Batch = tuple[Tensor, Tensor, ModelOutput | None]  # input of net.forward_from, labels (L,) or (L,K), teacher outputs
+# Input of net.forward_from, labels (L,) or (L,K), the teacher's outputs, and regions (B,3,4) where a loss asks for them
+Batch = tuple[Tensor, Tensor, ModelOutput | None, Tensor | None]
 EpochCallback = Callable[[int, dict[str, float]], bool]  # (epoch, validation figures) -> whether that is enough
 
 
@@ -40,14 +41,18 @@ class TrainStep(nn.Module):
         self.weights = {name: weight for name, (weight, _) in parts.items()}
         self.parts = nn.ModuleDict({name: part for name, (_, part) in parts.items()})
         self.maps = wanted_maps(self.parts.values())
+        self.regions = any(getattr(part, "regions", None) for part in self.parts.values())
 
-    def forward(self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float, regions: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """h: from net.frozen_forward, B samples. y: labels of the first L, L <= B; the others are seen by those parts
         alone that learn from a teacher. progress: 0 to 1 over the training. Returns the weighted parts.
         """
         out = self.net.forward_from(h, self.maps)
         # Losses work in full precision, whatever the net ran in
-        out = ModelOutput(out.logits.float(), out.feature.float(), {s: m.float() for s, m in out.maps.items()})
+        maps = {s: m.float() for s, m in out.maps.items()}
+        out = ModelOutput(out.logits.float(), out.feature.float(), maps, regions)
         own = first(out, len(y)), teacher and first(teacher, len(y))
         return {
             name: self.weights[name]
@@ -57,7 +62,8 @@ class TrainStep(nn.Module):
 
 
 def first(out: ModelOutput, count: int) -> ModelOutput:
-    return ModelOutput(out.logits[:count], out.feature[:count], {s: m[:count] for s, m in out.maps.items()})
+    regions = None if out.regions is None else out.regions[:count]
+    return ModelOutput(out.logits[:count], out.feature[:count], {s: m[:count] for s, m in out.maps.items()}, regions)
 
 
 def wanted_maps(parts: Any) -> tuple[int, ...]:
@@ -110,8 +116,9 @@ def fit(
             now = (epoch - 1) * steps + number
             for group in optimizer.param_groups:
                 group["lr"] = rate(plan, now, steps)
-            h, y, teacher = lesson.batch(rows[accelerator.process_index :: accelerator.num_processes], epoch - 1)
-            parts = prepared(h, y, teacher, now / max(1, steps * plan.epochs - 1))
+            mine = rows[accelerator.process_index :: accelerator.num_processes]
+            h, y, teacher, regions = lesson.batch(mine, epoch - 1)
+            parts = prepared(h, y, teacher, now / max(1, steps * plan.epochs - 1), regions)
             meter.add(parts)
             optimizer.zero_grad()
             accelerator.backward(sum(parts.values()))

@@ -6,7 +6,7 @@ teacher also gets samples without a label, behind those that y is of.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from stillwatch.errors import UserError, nearest
 from stillwatch.lab.models.classifier import ModelOutput
 from stillwatch.registry import Spec, find
+
+OUTSIDE = 0.25  # weight of attention outside the regions
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Task:
     head: Literal["softmax", "sigmoid"]
     student: Shape
     teacher: Shape | None = None
+    names: tuple[str, ...] = ()  # of the labels
 
 
 def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module]]:
@@ -51,13 +54,20 @@ def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module
                 if key not in list(taken)[1:]:
                     known = ["weight", *list(taken)[1:]]
                     raise UserError(f"fit.loss.{name}.{key} = {options[key]!r}: unknown option{nearest(key, known)}")
-        if getattr(factory, "needs_teacher", False) and task.teacher is None:
+        if task.teacher is None and needs_teacher(spec, True):
             raise UserError(f"fit.loss.{name}: there is no teacher to learn from; use ce, or distil with a teacher")
         number = 1 + sum(key == name or key.startswith(f"{name}-") for key in made)
         made[name if number == 1 else f"{name}-{number}"] = (weight, factory(task, **options))
     if not made:
         raise UserError('fit.loss = []: nothing to learn from; at least ["ce"]')
     return made
+
+
+def needs_teacher(spec: Spec, teaches: bool = False) -> bool:
+    """teaches: where a teacher is trained, which `attention` with `regions` shows where to look."""
+    factory = find(LOSSES, spec, "fit.loss")
+    own = teaches and isinstance(spec, dict) and spec.get(getattr(factory, "teaches_by", ""))
+    return bool(getattr(factory, "needs_teacher", False)) and not own
 
 
 class CrossEntropy(nn.Module):
@@ -271,23 +281,73 @@ class Attention(nn.Module):
     is pooled after squaring (other implementations pool activations first). The loss is the squared
     distance, averaged over batch and stages (the authors' code also averages over positions and uses a weight of 1000).
     stages: the strides. warmup: as for Feature.
+
+    regions = "face": M, the largest of three Gaussians at eyes and mouth (FaceTable.regions), weighs a student's
+    distance with M + 0.25 (1 - M). A teacher in training gets -log Σ M·q, q its map scaled to a sum of 1, on samples of
+    `classes` (None: all). Samples whose face is unknown or cropped away count for nothing. "random", the control: the
+    same mask at a place drawn anew each time. stages are then 8 and 16.
     """
 
     needs_teacher = True
+    teaches_by = "regions"
 
-    def __init__(self, task: Task, stages: list[int] | None = None, warmup: float = 0.0):
+    def __init__(
+        self,
+        task: Task,
+        stages: list[int] | None = None,
+        warmup: float = 0.0,
+        regions: str | None = None,
+        classes: list[str] | None = None,
+    ):
         super().__init__()
-        stages = [16, 32] if stages is None else stages
-        self.maps = _stages("fit.loss.attention.stages", stages, stages, task)
-        self.warmup = _number("fit.loss.attention.warmup", warmup, 0, 1)
+        place = "fit.loss.attention"
+        self.regions = None if regions is None else _one_of(f"{place}.regions", regions, ("face", "random"))
+        stages = ([8, 16] if regions else [16, 32]) if stages is None else stages
+        self.maps = _stages(f"{place}.stages", stages, stages, task)
+        self.warmup = _number(f"{place}.warmup", warmup, 0, 1)
+        if classes is not None and not (isinstance(classes, list | tuple) and regions):
+            raise UserError(f"{place}.classes = {classes!r}: a list of labels is wanted, and regions beside it")
+        wanted = {_one_of(f"{place}.classes", name, task.names) for name in classes or ()}
+        told = torch.tensor([classes is None or name in wanted for name in task.names or range(task.labels)])
+        self.register_buffer("told", told, persistent=False)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, y: Tensor, progress: float) -> Tensor:
-        apart = []
+        at = student.regions if self.regions else None
+        seen = torch.ones(len(student.logits), dtype=torch.bool, device=y.device)
+        if at is not None:
+            seen = ((at[..., :2] >= 0) & (at[..., :2] <= 1)).all(2).any(1)
+            if teacher is None:
+                seen = seen & self.get_buffer("told")[y if y.ndim == 1 else y.argmax(1)]
+            if self.regions == "random":  # the mask's own middle goes anywhere in the picture
+                at = at + F.pad(torch.rand_like(at[:, :1, :2]) - at[..., :2].mean(1, keepdim=True), (0, 2))
+            at = torch.where(seen[:, None, None], at, 1.0)
+        found = []
         for stage in self.maps:
-            looks = (m.square().mean(1, keepdim=True) for m in (student.maps[stage], _map(teacher, stage)))
-            s, t = (F.normalize(look.flatten(1), dim=1) for look in _same_size(*looks))
-            apart.append((s - t).square().sum(1).mean())
-        return _grown(self.warmup, progress) * torch.stack(apart).mean()
+            s = student.maps[stage].square().mean(1, keepdim=True)
+            if teacher is None:
+                assert at is not None, "parts() refuses a task without a teacher"
+                q = s.flatten(1) / s.sum((1, 2, 3))[:, None].clamp_min(1e-12)
+                each = -(mask(at, s.shape[2:]) * q).sum(1).clamp_min(1e-6).log()
+            else:
+                s, t = _same_size(s, _map(teacher, stage).square().mean(1, keepdim=True))
+                weight = 1.0 if at is None else OUTSIDE + (1 - OUTSIDE) * mask(at, s.shape[2:])
+                each = (weight * (F.normalize(s.flatten(1), dim=1) - F.normalize(t.flatten(1), dim=1)).square()).sum(1)
+            found.append((each * seen).sum() / seen.sum().clamp_min(1))
+        return _grown(self.warmup, progress) * torch.stack(found).mean()
+
+
+def mask(regions: Tensor, size: Sequence[int]) -> Tensor:
+    """(B,R,4) in shares of a picture -> (B,h·w): how high the highest of the Gaussians comes within each cell of a map.
+
+    At its nearest point rather than its middle: an eye is smaller than a cell, and would fall between two.
+    """
+    away = []
+    for axis, cells in ((1, size[0]), (0, size[1])):
+        low = torch.arange(cells, device=regions.device) / cells
+        middle, spread = regions[..., axis, None], regions[..., axis + 2, None]
+        away.append(((low - middle).clamp_min(0) + (middle - low - 1 / cells).clamp_min(0)) / spread)
+    down, right = away
+    return (-0.5 * (down[..., :, None].square() + right[..., None, :].square())).exp().amax(1).flatten(1)
 
 
 # ---- arithmetic
@@ -372,8 +432,7 @@ def _only_softmax(name: str, task: Task) -> None:
 
 
 def _stages(place: str, value: Any, stages: Any, task: Task) -> tuple[int, ...]:
-    teacher = task.teacher.maps if task.teacher else {}
-    both = sorted(task.student.maps.keys() & teacher.keys())
+    both = sorted(task.student.maps.keys() & (task.teacher or task.student).maps.keys())
     known = ", ".join(map(str, both)) or "none"
     if not isinstance(stages, list | tuple) or not stages or len(set(map(str, stages))) < len(stages):
         raise UserError(f"{place} = {value!r}: a list of strides is wanted; both nets have: {known}")

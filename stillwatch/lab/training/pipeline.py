@@ -21,6 +21,7 @@ from stillwatch.lab.models.ensemble import Ensemble, Teacher, by_validation
 from stillwatch.lab.training import losses
 from stillwatch.lab.training.inputs import InputPipeline, joined, worth_teaching
 from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit
+from stillwatch.lab.training.losses import needs_teacher
 from stillwatch.lab.training.runs import (
     TRAINED,
     RunOptions,
@@ -38,7 +39,7 @@ from stillwatch.lab.training.runs import (
 )
 from stillwatch.predictions import save_predictions
 from stillwatch.recipe import Fit, Recipe
-from stillwatch.registry import Spec, find
+from stillwatch.registry import Spec
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 
@@ -78,7 +79,7 @@ def distil(
     if alone:
         return _train_run(recipe, "alone", None, options)
     specs = recipe.fit_of("student").loss
-    if not any(needs_teacher(spec) for spec in specs):
+    if not any(map(needs_teacher, specs)):
         names = ", ".join(spec if isinstance(spec, str) else str(spec.get("name")) for spec in specs)
         raise UserError(
             f"fit.loss = {names}: nothing in it comes from a teacher: this would be the student alone. Add kd, as in "
@@ -93,7 +94,7 @@ def _train_run(
     # ---- what is asked
     side: Literal["teacher", "student"] = "teacher" if kind == "teacher" else "student"
     plan = recipe.fit_of(side)
-    specs = specs_of(plan, kind == "distilled")
+    specs = specs_of(plan, kind == "distilled", kind == "teacher")
     accelerator = device(plan)
     progress = options.progress if accelerator.is_main_process else NO_PROGRESS
 
@@ -205,14 +206,17 @@ def device(plan: Fit) -> Accelerator:
     return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
 
 
-def specs_of(plan: Fit, taught: bool) -> tuple[Spec, ...]:
-    return plan.loss if taught else without_teacher(plan.loss)
+def specs_of(plan: Fit, taught: bool, teaches: bool = False) -> tuple[Spec, ...]:
+    """taught: under a teacher. teaches: the net is to be one, which itself looks at `regions`."""
+    return plan.loss if taught else without_teacher(plan.loss, teaches)
 
 
 def build_step(net: Classifier, data: Dataset, teacher_net: Teacher | None, specs: Sequence[Spec]) -> TrainStep:
     """Raises UserError for an impossible loss or map."""
     step = TrainStep(net, losses.parts(specs, task_of(data, net, teacher_net)))
     net.check(step.maps)
+    if step.regions and not data.recipe.data.faces:
+        raise UserError("fit.loss.attention.regions: it needs to know where faces are; set data.faces = true")
     return step
 
 
@@ -232,7 +236,7 @@ def train(
     """
     step.to(accelerator.device)
     parts = (data, *(data.unlabelled if teacher_net and plan.unlabelled else ()))
-    inputs = [InputPipeline(part, step.net, teacher_net, step.maps, plan, accelerator, progress) for part in parts]
+    inputs = [InputPipeline(part, step, teacher_net, plan, accelerator, progress) for part in parts]
     source = BatchSource(len(data.rows["train"]), partial(joined, inputs))
     if len(inputs) > 1:
         rows, about = worth_teaching(inputs[1:], plan, source.count)
@@ -283,23 +287,20 @@ def validator(
     return judge
 
 
-def without_teacher(specs: Sequence[Spec]) -> tuple[Spec, ...]:
+def without_teacher(specs: Sequence[Spec], teaches: bool = False) -> tuple[Spec, ...]:
     """The parts that need no teacher, with weights scaled to a sum of 1."""
-    kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not needs_teacher(s)]
+    kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not needs_teacher(s, teaches)]
     total = sum(float(spec.get("weight", 1.0)) for spec in kept)
     if not kept or total <= 0:
         return ("ce",)
     return tuple(spec | {"weight": float(spec.get("weight", 1.0)) / total} for spec in kept)
 
 
-def needs_teacher(spec: Spec) -> bool:
-    return bool(getattr(find(losses.LOSSES, spec, "fit.loss"), "needs_teacher", False))
-
-
 def task_of(data: Dataset, net: Classifier, teacher_net: Teacher | None) -> losses.Task:
     counts = np.bincount(data.y[data.rows["train"]], minlength=len(data.recipe.labels))
     return losses.Task(
         labels=len(data.recipe.labels),
+        names=data.recipe.labels,
         counts=tuple(int(count) for count in counts),
         head=data.recipe.student.net.head if teacher_net else net.kind,
         student=losses.Shape(*net.shape()),

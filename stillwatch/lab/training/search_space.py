@@ -154,8 +154,7 @@ def _path(place: str, name: str, recipe: Recipe) -> tuple[str | int, ...]:
     if len(words) < 4:
         raise UserError(f"{place}: name what of it may change, such as fit.{table}.{wanted}.OPTION")
     index = names.index(wanted)
-    entry = find(losses.LOSSES, specs[index], "fit.loss") if table == "loss" else None
-    if side == "teacher" and getattr(entry, "needs_teacher", False):
+    if side == "teacher" and table == "loss" and losses.needs_teacher(specs[index], True):
         raise UserError(f"{place}: the teacher learns without {wanted!r}, which needs a teacher itself")
     return side, "fit", table, index, *words[3:]
 

@@ -70,7 +70,8 @@ def tune(
     runs.check_weights(getattr(recipe, recipe.tune.side).net, data)
     for place, trial, net in checked:
         with placed(place):
-            pipeline.build_step(net, data, teacher_net, pipeline.specs_of(side_of(trial)[1], taught))
+            specs_of_trial = pipeline.specs_of(side_of(trial)[1], taught, recipe.tune.side == "teacher")
+            pipeline.build_step(net, data, teacher_net, specs_of_trial)
 
     # ---- the trials
     home = _home(recipe, data, teacher, RunOptions(root, source, fresh, progress))
@@ -245,7 +246,8 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
     try:
         torch.manual_seed(plan.seed)
         net = classifier.build_side(recipe, recipe.tune.side, spec)
-        step = pipeline.build_step(net, data, search.teacher_net, pipeline.specs_of(plan, search.teacher is not None))
+        parts = pipeline.specs_of(plan, search.teacher is not None, recipe.tune.side == "teacher")
+        step = pipeline.build_step(net, data, search.teacher_net, parts)
         best = pipeline.train(step, data, search.teacher_net, plan, run, pipeline.device(plan), quiet, report)
         if not math.isfinite(best[metric]):
             raise UserError(f"{metric} on validation is {best[metric]}")

@@ -77,6 +77,22 @@ def test_flip_is_a_mirror_and_p_is_a_share() -> None:
     assert 0.45 < flipped.float().mean() < 0.55
 
 
+def test_regions_move_with_the_picture() -> None:
+    """A bright block stays under its region, through crop and flip; nothing else moves it."""
+    change = plan([{"name": "crop", "scale": 0.5, "ratio": 0.3}, "flip", "gamma", {"name": "noise", "std": 2}], 3)
+    x, ids = torch.zeros(40, 1, 64, 96, 1, dtype=torch.uint8), names(40)
+    x[:, :, 26:38, 40:52] = 255
+    at = torch.tensor([46 / 96, 32 / 64, 6 / 96, 6 / 64]).repeat(40, 2, 1)
+    bright, moved = change(x, ids, 1)[:, 0, :, :, 0].float(), change.moved(at, ids, 1)
+    assert torch.equal(moved, change.moved(at, ids, 1)) and not torch.equal(moved, change.moved(at, ids, 2))
+    for picture, (where, _) in zip(bright > 128, moved, strict=True):
+        rows, cols = torch.nonzero(picture.any(1))[:, 0], torch.nonzero(picture.any(0))[:, 0]
+        seen = [(float(p.min()) + float(p.max()) + 1) / 2 for p in (cols, rows)] + [len(cols) / 2, len(rows) / 2]
+        assert seen == pytest.approx((where * torch.tensor([96.0, 64, 96, 64])).tolist(), abs=1)
+    still = plan(["contrast", "erase"], 0)
+    assert torch.equal(still.moved(at, ids, 0), at)
+
+
 def test_each_op_does_what_its_name_says() -> None:
     x = torch.full((3, 1, 16, 16, 1), 100, dtype=torch.uint8)
     ids = names(3)

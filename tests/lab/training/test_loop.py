@@ -63,7 +63,7 @@ def learn(
 
     def batch(rows: np.ndarray, epoch: int) -> Any:
         teacher = classifier.ModelOutput(torch.nn.functional.one_hot(y[rows], 2) * 4.0, torch.zeros(len(rows), 128), {})
-        return x[rows], y[rows], teacher
+        return x[rows], y[rows], teacher, None
 
     def judge(net: Classifier) -> dict[str, float]:
         net.eval()
@@ -152,7 +152,7 @@ def test_a_nan_stops_and_names_the_part_that_broke_first(tmp_path: Path) -> None
     x, y = dots()
     run = run_in(tmp_path)
     with pytest.raises(UserError, match=r"fit\.loss\.rotten: no longer a number at step 3 of"):
-        source = BatchSource(COUNT, lambda rows, epoch: (x[rows], y[rows], None))
+        source = BatchSource(COUNT, lambda rows, epoch: (x[rows], y[rows], None, None))
         figures = {"loss": 1.0, "accuracy": 0.0, "macro_f1": 0.0}
         fit(step, source, lambda net: figures, Fit(epochs=9, batch=8), run, Accelerator(cpu=True), NO_PROGRESS)
     assert 1 <= len(run.history()) < 9
@@ -167,7 +167,7 @@ def test_best_is_kept_by_the_metric_and_patience_stops(tmp_path: Path) -> None:
     def judge(net: Classifier) -> dict[str, float]:
         return {"loss": 1.0, "accuracy": 0.5, "macro_f1": next(figures)}
 
-    lesson = BatchSource(COUNT, lambda rows, epoch: (x[rows], y[rows], None))
+    lesson = BatchSource(COUNT, lambda rows, epoch: (x[rows], y[rows], None, None))
     best = fit(step_of(), lesson, judge, Fit(epochs=6, batch=8, patience=2), run, Accelerator(cpu=True), NO_PROGRESS)
     assert (best["epoch"], best["macro_f1"]) == (2, 0.8)
     assert len(run.history()) == 4
@@ -206,7 +206,7 @@ def test_frozen_parts_stay_and_norms_are_not_decayed(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     x, y = dots()
     step = TrainStep(net, losses.parts(("ce",), losses.Task(2, (12, 12), "softmax", losses.Shape(*net.shape()), None)))
-    lesson = BatchSource(COUNT, lambda rows, epoch: (net.frozen_forward(x[rows]), y[rows], None))
+    lesson = BatchSource(COUNT, lambda rows, epoch: (net.frozen_forward(x[rows]), y[rows], None, None))
     judge = lambda net: {"loss": 1.0, "accuracy": 0.5, "macro_f1": 0.5}  # noqa: E731
     fit(step, lesson, judge, Fit(epochs=1, batch=8, lr=0.1), run_in(tmp_path), Accelerator(cpu=True), NO_PROGRESS)
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillwatch.errors import UserError
 from stillwatch.lab.models.classifier import ModelOutput
-from stillwatch.lab.training.losses import LOSSES, Shape, Task, parts
+from stillwatch.lab.training.losses import LOSSES, Shape, Task, mask, parts
 
 LN2 = math.log(2)
 LN3 = math.log(3)
@@ -21,7 +21,10 @@ LN3 = math.log(3)
 
 def task(labels: int = 3, head: Any = "softmax", counts: tuple[int, ...] = (), teacher: bool = True) -> Task:
     theirs = Shape(7, {4: 2, 16: 3, 32: 5})
-    return Task(labels, counts or (10,) * labels, head, Shape(4, {8: 2, 16: 2, 32: 3}), theirs if teacher else None)
+    names = ("Safe", "Yawn", "Sleepy", "d", "e")[:labels]
+    return Task(
+        labels, counts or (10,) * labels, head, Shape(4, {8: 2, 16: 2, 32: 3}), theirs if teacher else None, names
+    )
 
 
 def one(spec: Any, of: Task) -> Any:
@@ -320,6 +323,71 @@ def test_attention_is_its_formula_over_two_stages_and_pools() -> None:
     assert float(part(student, teacher, torch.zeros(4).long(), 0.0)) == pytest.approx(wanted, rel=1e-5)
 
 
+EYES = torch.tensor([[[0.25, 0.25, 0.1, 0.2]] * 2 + [[0.25, 0.75, 0.2, 0.1]]])  # (1,3,4): mouth below
+
+
+def test_a_mask_is_the_highest_of_its_gaussians_at_the_nearest_point_of_each_cell() -> None:
+    found = mask(EYES, (2, 4))[0].reshape(2, 4)
+    away = lambda right, down: math.exp(-0.5 * (right**2 + down**2))  # noqa: E731  in spreads
+    assert found[0].tolist() == pytest.approx([1, 1, away(2.5, 0), away(2.5, 2.5)], abs=1e-6)
+    assert found[1].tolist() == pytest.approx([1, 1, away(1.25, 0), away(2.5, 0)], abs=1e-6)
+    fine = mask(EYES, (200, 200))[0].reshape(200, 200)
+    assert float(fine[50, 70]) == pytest.approx(away(1, 0), abs=0.03)
+    assert float(fine[90, 50]) == pytest.approx(away(0, 1), abs=0.03)
+
+
+@pytest.mark.parametrize("regions", ["face", "random"])
+def test_attention_under_a_mask_of_ones_is_attention(regions: str) -> None:
+    y, s, t = torch.zeros(4).long(), full(1, 4, {16: 2, 32: 3}), full(2, 7, {16: 3, 32: 5})
+    everywhere = torch.tensor([0.5, 0.5, 1e6, 1e6]).expand(4, 3, 4)
+    wanted = one("attention", task())(s, t, y, 1.0)
+    spec = {"name": "attention", "regions": regions, "stages": [16, 32]}
+    assert float(one(spec, task())(s._replace(regions=everywhere), t, y, 1.0)) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_attention_with_regions_by_hand() -> None:
+    # 1×2 maps: the student looks right, the teacher left, where the face is; the mask reaches the right cell's edge
+    s, t = torch.tensor([[[[0.0, 3.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
+    at = torch.tensor([[[0.25, 0.5, 0.25, 1.0]] * 3])
+    part = one({"name": "attention", "stages": [16], "regions": "face"}, task())
+    student = out([[0, 0, 0]], maps={16: s})._replace(regions=at)
+    edge = math.exp(-0.5)
+    got = part(student, out([[0, 0, 0]], maps={16: t}), torch.tensor([0]), 1.0)
+    assert float(got) == pytest.approx(1 + edge + 0.25 * (1 - edge))
+    # the teacher itself: half of its look in each cell
+    part = one({"name": "attention", "stages": [16], "regions": "face"}, task(teacher=False))
+    own = out([[0, 0, 0]], maps={16: torch.tensor([[[[1.0, -1.0]]]])})._replace(regions=at)
+    assert float(part(own, None, torch.tensor([0]), 1.0)) == pytest.approx(-math.log((1 + edge) / 2))
+
+
+def test_attention_counts_faces_that_are_there_and_a_teacher_the_classes_of_the_face() -> None:
+    y, at = torch.tensor([0, 1, 1, 2]), EYES.repeat(4, 1, 1)
+    at[2], at[3, :, 0] = math.nan, -0.2  # nobody; cropped away
+    s, t = full(1, 4, {16: 2}), full(2, 7, {16: 3})
+    spec = {"name": "attention", "stages": [16], "regions": "face", "classes": ["Yawn"]}
+    for teacher, rows in ((t, [0, 1]), (None, [1])):
+        part, student = one(spec, task(teacher=teacher is not None)), s._replace(regions=at)
+        pick = lambda o, rows=rows: out(o.logits[rows], maps={16: o.maps[16][rows]})  # noqa: E731
+        few = pick(s)._replace(regions=at[rows])
+        wanted = part(few, teacher and pick(teacher), y[rows], 1.0)
+        assert float(part(student, teacher, y, 1.0)) == pytest.approx(float(wanted), rel=1e-6)
+        none = part(s._replace(regions=at[[2] * 4]), teacher, y, 1.0)
+        assert float(none) == 0
+
+
+def test_a_mask_at_random_is_as_large_and_elsewhere() -> None:
+    part = one({"name": "attention", "stages": [16], "regions": "random"}, task(teacher=False))
+    loud = torch.zeros(64, 1, 8, 8)
+    loud[:, :, 1, 1] = 1  # where the eyes are
+    student = out(torch.zeros(64, 3), maps={16: loud})._replace(regions=EYES.repeat(64, 1, 1))
+    torch.manual_seed(0)
+    first = part(student, None, torch.zeros(64).long(), 1.0)
+    torch.manual_seed(0)
+    assert float(first) == float(part(student, None, torch.zeros(64).long(), 1.0)) > 1
+    face = one({"name": "attention", "stages": [16], "regions": "face"}, task(teacher=False))
+    assert float(face(student, None, torch.zeros(64).long(), 1.0)) == pytest.approx(0, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["feature", "embedding", "attention"])
 def test_warmup_grows_from_nothing(name: str) -> None:
     torch.manual_seed(0)
@@ -455,7 +523,9 @@ def test_a_part_that_needs_a_teacher_says_so(name: str) -> None:
     ("kdd", r"fit.loss = 'kdd': unknown; did you mean 'd?kd'\?"),
     ({"name": "kd", "temprature": 4}, r"fit.loss.kd.temprature = 4: unknown option; did you mean 'temperature'\?"),
     ({"name": "kd", "wieght": 4}, r"fit.loss.kd.wieght = 4: unknown option; did you mean 'weight'\?"),
-    ({"name": "attention", "regions": ["eyes"]}, r"fit.loss.attention.regions = \['eyes'\]: unknown option"),
+    ({"name": "attention", "regions": ["eyes"]}, r"attention.regions = \['eyes'\]: not allowed; known: face, random"),
+    ({"name": "attention", "classes": ["a"]}, r"attention.classes = \['a'\]: a list of labels is wanted, and regions"),
+    ({"name": "attention", "stages": [16], "regions": "face", "classes": ["Yawm"]}, r"classes = 'Yawm': .* 'Yawn'\?"),
     ({"name": "ce", "weight": -1}, r"fit.loss.ce.weight = -1: a number from 0 up"),
     ({"name": "ce", "weight": math.nan}, r"fit.loss.ce.weight = nan"),
     ({"name": "ce", "smoothing": "much"}, r"fit.loss.ce.smoothing = 'much': a number from 0 to 1"),

@@ -102,6 +102,23 @@ def test_a_cached_teacher_and_a_live_one_teach_the_same(tmp_path: Path, augment:
     assert np.allclose(read(cached).p, read(live).p, atol=5e-3)
 
 
+def test_attention_on_eyes_and_mouth_is_taught_then_distilled_and_replays(tmp_path: Path) -> None:
+    """The mask moves with the picture, from disk as live; a teacher gets its own term, a student alone none."""
+    look = {"name": "attention", "weight": 0.5, "stages": [4], "regions": "face", "classes": ["Yawn"]}
+    loss = [{"name": "ce", "weight": 0.5}, {"name": "kd", "weight": 0.5}, look]
+    asked = {"fit__augment": [*WARP, "flip"], "fit__loss": loss, "data__faces": True}
+    teacher = taught(recipe(**asked, fit__views=2), tmp_path)
+    cached, live = (pipeline.distil(recipe(**asked, fit__views=views), root=tmp_path) for views in (2, 0))
+    assert cached.info.parent == live.info.parent == teacher.path.name
+    for a, b in zip(cached.history(), live.history(), strict=True):
+        assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
+    assert teacher.history()[0]["train"]["parts"].keys() == {"ce", "attention"}
+    alone = pipeline.specs_of(recipe(**asked).fit, taught=False)
+    assert [spec["name"] for spec in alone if isinstance(spec, dict)] == ["ce"]
+    with pytest.raises(UserError, match=r"fit\.loss\.attention\.regions: .* set data\.faces = true"):
+        pipeline.teach(recipe(**asked | {"data__faces": False}), tmp_path)
+
+
 @pytest.mark.parametrize("frozen", [True, 1])
 def test_frozen_features_from_disk_teach_the_same(tmp_path: Path, frozen: bool | int) -> None:
     spec = {"name": "mobilenetv3_small_050", "weights": "scratch", "frozen": frozen}
