@@ -21,6 +21,7 @@ WITHOUT_WEIGHTS = (
     "r2plus1d-small",
 )  # nets of NETS that have none of ImageNet
 SHIPPED = Path(__file__).parent / "recipes"
+SCHEMAS = Path(__file__).parent / "schemas"  # by tests/schemas.py
 SEEN = ("size", "look", "windows", "frames", "rate", "fit", "gray")  # keys of [teacher.data]
 
 

@@ -3,14 +3,14 @@
 import sys
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from stillwatch.atomic import atomic
 from stillwatch.cli.console import commands
 from stillwatch.errors import UserError
-from stillwatch.recipe import check
+from stillwatch.recipe import SCHEMAS, check
 
 app = commands()
 
@@ -50,3 +50,11 @@ def init(
     with atomic(path) as draft:
         draft.write_text(text, encoding="utf-8")
     print(f"\nwritten: {path}; read it, then:\n  " + "\n  ".join(proposal.next_commands(path)))
+
+
+@app.command(epilog="Example: stillwatch schema watch > watch.schema.json; a first line '#:schema watch.schema.json'")
+def schema(
+    what: Annotated[Literal["recipe", "watch"], typer.Argument(metavar="recipe|watch", help="which file")],
+) -> None:
+    """Print the JSON Schema of a recipe or a watch.toml: editors complete and check keys by it."""
+    print((SCHEMAS / f"{what}.json").read_text(encoding="utf-8"), end="")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from stillwatch.errors import UserError, nearest
 from stillwatch.inference.timing import cores, machine
 from stillwatch.lab.inventory import Glance, Grouping, Inventory
+from stillwatch.recipe import SCHEMAS
 
 SAFE = re.compile(
     r"(?i)^(?:safe|calm|normal|none|ok|good|neutral|background|negative|awake|non[_ -]?\w+|no[_ -]\w+)|safe"
@@ -103,6 +104,7 @@ def recipe(found: Inventory, seen: Glance, out: Path, safe: list[str], chosen: G
     pair, films = nets(found, seen), found.source == "videos"
     counts = ", ".join(f"{count:,}" for count in found.labels.values())
     lines = [
+        f"#:schema {(SCHEMAS / 'recipe.json').absolute().as_uri()}",  # for editors on this machine
         "# By `stillwatch init`. What is sure is set; what was guessed is a commented line: look at it. Then:",
         *(f"#   {command}" for command in next_commands(out)),
         *(f"# {plain(note)}" for note in found.notes),
