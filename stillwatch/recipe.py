@@ -141,6 +141,7 @@ class Side(Strict):
     init: Path | tuple[Path, ...] | None = None  # teacher: a run to take as it is, or several that `teach` combines
     weights: Literal["equal", "validation"] | tuple[float, ...] = "equal"  # of several runs
     average: Literal["probabilities", "logits"] = "probabilities"  # of several runs: what is averaged
+    signals: float = Field(0.0, ge=0, le=1)  # teacher: weight of the face's log probabilities beside the net's
     data: dict[str, Any] = {}  # teacher: keys of [data] that differ for it: size, look, windows, frames, fit, gray
     fit: dict[str, Any] = {}  # keys of [fit] that differ for this side
 
@@ -228,6 +229,8 @@ class Recipe(Strict):
                 raise ValueError(f"safe = {label!r} is not among the labels{nearest(label, self.labels)}")
         if self.student.data:
             raise ValueError("student.data: the student sees [data] itself; [teacher.data] is what differs")
+        if self.teacher.signals and "sigmoid" in (self.teacher.net.head, self.student.net.head):
+            raise ValueError("teacher.signals: a face names one class of several; a sigmoid head says yes or no to each")
         if other := self.teacher.data.keys() - SEEN:
             raise ValueError(
                 f"teacher.data.{min(other)}: teacher and student share samples and splits; free are {', '.join(SEEN)}"

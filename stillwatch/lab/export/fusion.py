@@ -1,4 +1,4 @@
-"""Fits the head that fuses a net's answers with the face, on people left out; refuses one that does not help."""
+"""Fits heads that fuse a net's answers with the face: a bundle's, on people left out, and a teacher's."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from stillwatch import bundle, metrics
+from stillwatch.errors import UserError
 from stillwatch.lab import faces
 from stillwatch.lab.data.dataset import Dataset
 from stillwatch.lab.data.sources import Sample
@@ -26,7 +27,7 @@ def deviations(table: FaceTable, samples: Sequence[Sample]) -> list[Deviation | 
     """Each sample's face against its group's normal as the recordings go, as a camera would see it."""
     order: dict[str, list[int]] = defaultdict(list)
     for row in sorted(range(len(samples)), key=lambda row: (samples[row].sequence, samples[row].time, samples[row].id)):
-        order[samples[row].group].append(row)
+        order[samples[row].group or samples[row].sequence].append(row)
     found: list[Deviation | None] = [None] * len(samples)
     for rows in order.values():
         normal = Normal()
@@ -80,6 +81,36 @@ def fit(
     weight = np.hstack([np.eye(p.shape[1]), share * head.coef_])
     bias = tuple((share * head.intercept_).tolist())
     return bundle.Fusion(weight=tuple(map(tuple, weight.tolist())), bias=bias, figures=figures)
+
+
+def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) -> NDArray[np.float64]:
+    """log p (N,K) that the face alone says of each of part's samples; zeros without a face.
+
+    By a head on the labelled training people of `data`; on each of these, by one that has not met them. part: data, or
+    one of data.unlabelled. Raises UserError for fewer than two such people, or a class of which one alone has a face.
+    """
+    sides = [data] if part.samples is data.samples else [data, part]
+    tables = [_table(one, progress) for one in sides]
+    (x, seen), (mine, there) = tables[0], tables[-1]
+    rows = data.rows["train"][seen[data.rows["train"]]]
+    y, group = data.y[rows], np.array([data.samples[row].group for row in rows])
+    said = np.zeros((len(part.samples), len(data.recipe.labels)))
+    for one in ("", *np.unique(group)):  # first who is no training person
+        others = group != one
+        if lacking := set(range(said.shape[1])) - set(y[others].tolist()):
+            label = data.recipe.labels[min(lacking)]
+            raise UserError(f"teacher.signals: without {one or 'anyone'} there is no face of {label} in training")
+        own = np.array([not one or sample.group == one for sample in part.samples]) & there
+        if own.any():
+            said[own] = _head(x[rows[others]], y[others]).predict_log_proba(mine[own])
+    return said
+
+
+def _table(data: Dataset, progress: Progress) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A face's features (N,FACE), and whether there is one."""
+    found = faces_of(data, progress)
+    x = [np.zeros(FACE) if face is None else features([1.0], face)[1:] for face in found]
+    return np.stack(x), np.array([face is not None for face in found])
 
 
 def _head(x: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:

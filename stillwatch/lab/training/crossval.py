@@ -51,6 +51,8 @@ def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, 
 def at(recipe: Recipe, fold: int, seed: int, kind: Trained) -> Recipe:
     """The recipe with this fold, and this seed for both sides; data.unlabelled is for distilled ones alone."""
     raw = recipe.model_dump(mode="json")
+    if kind == "alone":
+        raw["teacher"].pop("signals")
     for table, key in WITHOUT_LABELS if kind != "distilled" else ():
         for values in (raw[table], raw["teacher"][table], raw["student"][table]):
             values.pop(key, None)
@@ -88,7 +90,8 @@ def home(recipe: Recipe, options: RunOptions) -> Run:
     def identity(raw: dict[str, Any], *others: object) -> list[object]:
         free = {("data", "root"), ("data", "fold"), ("fit", "seed"), *WITHOUT_LABELS}
         data, fit = ({k: v for k, v in raw[name].items() if (name, k) not in free} for name in ("data", "fit"))
-        return [data, fit, *(raw.get(table) for table in ("name", "labels", "safe", "teacher", "student")), *others]
+        teacher = {key: value for key, value in raw["teacher"].items() if key != "signals"}
+        return [data, fit, teacher, *(raw.get(table) for table in ("name", "labels", "safe", "student")), *others]
 
     mine = identity(recipe.model_dump(mode="json"), "crossval", data.store.fingerprint)
     root.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from stillwatch import metrics
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment, cache
 from stillwatch.lab.models.classifier import Classifier, ModelOutput
@@ -56,6 +57,7 @@ class InputPipeline:
             self.regions = self._tensor(table.regions(data.recipe.data)[self.train])
         self.features: NDArray[np.floating] | None = None
         self.answers: Stored = {}
+        self.told: Tensor | None = None  # (N,K) logits that the teacher's signals add to its net's
         if teacher:
             teacher.to(accelerator.device).eval().requires_grad_(False)
         if self.views and net.frozen_steps:
@@ -86,6 +88,12 @@ class InputPipeline:
             shared = x is not None and self.seen is self.data
             with torch.no_grad():
                 teacher = self.teacher(x if shared else self._pictures(rows, view, True), self.maps)
+        if teacher and self.told is not None:
+            told = self.told[rows]
+            if self.augment.mixup:
+                others, share = self._partners(rows, view)
+                told = torch.lerp(self.told[others], told, self._tensor(share).float()[:, None])
+            teacher = teacher._replace(logits=teacher.logits.log_softmax(1) + told)
         regions = self.regions
         if regions is not None:
             regions = self.augment.moved(regions[rows], self.data.numbers[self.train[rows]], view)
@@ -128,7 +136,9 @@ class InputPipeline:
             return {"p": self.teacher.probabilities(self.teacher(x).logits.float())}
 
         assert self.teacher
-        return self._once("teacher", self.teacher.state_dict(), f"{self.teacher.key} plain", compute, True, 1)["p"][0]
+        stored = self._once("teacher", self.teacher.state_dict(), f"{self.teacher.key} plain", compute, True, 1)["p"][0]
+        p = np.asarray(stored, np.float32)
+        return p if self.told is None else metrics.normalised(p * self.told.exp().cpu().numpy())
 
     def _frozen(self, net: Classifier, taught: bool = False) -> NDArray[np.floating]:
         """(V,N,…)."""
@@ -175,7 +185,7 @@ def worth_teaching(parts: Sequence[InputPipeline], plan: Fit, start: int) -> tup
 
     A class that is named less often is repeated up to MOST times. Raises UserError where the teacher is sure of none.
     """
-    p = np.concatenate([np.asarray(part.said(), np.float32) for part in parts])
+    p = np.concatenate([part.said() for part in parts])
     sure = np.flatnonzero(p.max(1) >= plan.confidence)
     if not len(sure):
         raise UserError(f"fit.confidence = {plan.confidence}: of no unlabelled sample is the teacher so sure")

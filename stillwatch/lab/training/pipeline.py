@@ -37,10 +37,12 @@ from stillwatch.lab.training.runs import (
     save_split_predictions,
     write_audit,
 )
-from stillwatch.predictions import save_predictions
+from stillwatch.predictions import read, save_predictions
 from stillwatch.recipe import Fit, Recipe
 from stillwatch.registry import Spec
 from stillwatch.run import NO_PROGRESS, Progress, Run
+
+FIGURES = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")  # of an epoch on validation
 
 
 def inspect(
@@ -61,9 +63,17 @@ def teach(
     progress: Progress = NO_PROGRESS,
 ) -> Run:
     """Train the recipe's teacher, or combine the runs of teacher.init. Resumes an interrupted run, unless `fresh`."""
-    if isinstance(recipe.teacher.init, tuple):
-        return _combine(recipe, recipe.teacher.init, RunOptions(root, source, fresh, progress))
-    return _train_run(recipe, "teacher", None, RunOptions(root, source, fresh, progress))
+    options, init = RunOptions(root, source, fresh, progress), recipe.teacher.init
+    if recipe.teacher.signals and not isinstance(init, tuple):  # beside the net's own run, which may be there
+        bare = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"signals": 0.0})})
+        try:
+            net = newest_teacher(bare, root)
+        except UserError:
+            net = _train_run(bare, "teacher", None, options)
+        return _combine(recipe, (net.path,), options)
+    if isinstance(init, tuple):
+        return _combine(recipe, init, options)
+    return _train_run(recipe, "teacher", None, options)
 
 
 def distil(
@@ -166,12 +176,33 @@ def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
         run.note(weights=list(weights))
         net = Ensemble(nets, weights, teacher.average).eval().to(accelerator.device)
         save_split_predictions(run, data, predictor(net), options.progress)
-        figures = validator(data, net, accelerator, options.progress)(net)
+        if teacher.signals:
+            _tell(run, recipe, options.progress)
+        valid = read(run, "valid")
+        found = metrics.scores(valid.y, valid.p, recipe.labels, recipe.safe)
+        figures = {name: found[name] for name in FIGURES}
         named = logits.argmax(2)
         cost = {key: sum(member.info.cost[key] for member in members) for key in members[0].info.cost}
         run.note(cost=cost, disagreement=float((named != named[0]).any(0).double().mean()))
         run.finish(best={"epoch": 0, **figures}, epochs=0)
     return run
+
+
+def _tell(run: Run, recipe: Recipe, progress: Progress) -> None:
+    """The run's answers become those of its net and the face together. Raises UserError as face_logs."""
+    from stillwatch.lab.export.fusion import face_logs  # and with it a runtime, only where it is asked for
+
+    data = load_dataset(recipe, progress)  # the student's samples: a face is read once for both
+    place, told = {sample.id: row for row, sample in enumerate(data.samples)}, face_logs(data, data, progress)
+    for split in ("valid", "test"):
+        said = read(run, split)
+        logs = np.stack([told[place[id]] if id in place else np.zeros(said.p.shape[1]) for id in said.id.tolist()])
+        p, rows = metrics.normalised(said.p * np.exp(recipe.teacher.signals * logs)), np.arange(len(said))
+        about = [column.tolist() for column in (said.id, said.group, said.sequence)]
+        save_predictions(run, split, lambda x, p=p: p[x], rows, *about, said.y)
+        alone, both = metrics.macro_f1(said.y, said.p), metrics.macro_f1(said.y, p)
+        if split == "valid":
+            progress.say(f"{run.path}: macro-F1 on validation {both:.3f} with the face's signals, {alone:.3f} without")
 
 
 def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress: Progress = NO_PROGRESS) -> Run:
@@ -238,6 +269,12 @@ def train(
     parts = (data, *(data.unlabelled if teacher_net and plan.unlabelled else ()))
     inputs = [InputPipeline(part, step, teacher_net, plan, accelerator, progress) for part in parts]
     source = BatchSource(len(data.rows["train"]), partial(joined, inputs))
+    if teacher_net and data.recipe.teacher.signals:
+        from stillwatch.lab.export.fusion import face_logs
+
+        for part in inputs:
+            logs = data.recipe.teacher.signals * face_logs(data, part.data, progress)[part.train]
+            part.told = torch.from_numpy(logs).to(accelerator.device, torch.float32)
     if len(inputs) > 1:
         rows, about = worth_teaching(inputs[1:], plan, source.count)
         source = replace(source, unlabelled=rows)
@@ -282,7 +319,7 @@ def validator(
             p[process :: accelerator.num_processes] = everyone[process * longest : process * longest + mine]
         recipe = data.recipe
         found = metrics.scores(data.y[rows], p, recipe.labels, recipe.safe)
-        return {name: found[name] for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")}
+        return {name: found[name] for name in FIGURES}
 
     return judge
 

@@ -55,6 +55,8 @@ def load_net(run: Run) -> Classifier:
     if run.info.members:
         raise UserError(
             f"{run.path}: {len(run.info.members)} nets in one, for teaching alone; distil a student from it"
+            if len(run.info.members) > 1
+            else f"{run.path}: answers by a net and the face, for teaching alone; its net is {run.info.members[0]}"
         )
     spec = getattr(recipe, run.side).net.model_copy(update={"weights": "scratch"})  # the run's own follow
     net, data = classifier.build_side(recipe, run.side, spec), recipe.seen_by(run.side).data
@@ -71,7 +73,9 @@ def load_net(run: Run) -> Classifier:
 def load_teacher(run: Run) -> Teacher:
     """As load_net; of several runs, their Ensemble."""
     members = [load_net(Run.open(run.path.with_name(name))) for name in run.info.members]
-    return Ensemble(members, run.info.weights, run.recipe.teacher.average).eval() if members else load_net(run)
+    if len(members) < 2:  # one with signals, which belong to the sample and not to the net
+        return members[0] if members else load_net(run)
+    return Ensemble(members, run.info.weights, run.recipe.teacher.average).eval()
 
 
 def predictor(net: Teacher) -> Predict:
@@ -275,8 +279,8 @@ def _taught(recipe: Recipe) -> tuple[object, ...]:
     """What a teacher is: its own pixels and net, or the runs that it is made of."""
     teacher = recipe.teacher
     if isinstance(teacher.init, tuple):
-        return teacher.init, teacher.weights, teacher.average
-    return teacher.data, teacher.net
+        return teacher.signals, teacher.init, teacher.weights, teacher.average
+    return teacher.signals, teacher.data, teacher.net
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:

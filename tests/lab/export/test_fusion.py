@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from stillwatch import bundle
+from stillwatch.errors import UserError
 from stillwatch.lab.data.sources import Sample
-from stillwatch.lab.export import packaging
+from stillwatch.lab.export import fusion, packaging
 from stillwatch.lab.export.calibration import Calibration
-from stillwatch.lab.export.fusion import deviations, fit
+from stillwatch.lab.export.fusion import deviations, face_logs, fit
 from stillwatch.lab.faces import FaceTable
 from stillwatch.rules.fusion import fuse
 from stillwatch.rules.normal import Deviation
@@ -55,6 +56,41 @@ def test_too_few_people_or_a_class_that_one_of_them_holds_alone_is_said() -> Non
     y, p, group, faces = answers(90, told=True)
     group[y == 2] = "d0"
     assert fit(y, p, group, faces) == "without d0 there is no face of class 2"
+
+
+class Toy:
+    """What face_logs asks of a Dataset: twelve people, three classes, a face of each sample but one."""
+
+    aside = False
+
+    def __init__(self, people: str, labelled: int) -> None:
+        self.samples = [Sample(f"{who}{n}", Path(), "", who) for who in people for n in range(9)]
+        self.y = np.array([n % 3 if place < 9 * labelled else -1 for place, n in enumerate([*range(9)] * len(people))])
+        self.rows = {"train": np.flatnonzero(self.y >= 0)}
+        self.recipe, self.store = SimpleNamespace(labels=("a", "b", "c")), SimpleNamespace(key=people)
+
+
+def test_a_teacher_s_face_head_has_not_met_whom_it_speaks_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, other = Toy("ABCD", 3), Toy("XY", 0)
+
+    def seen(table: None, samples: list[Sample]) -> list[Deviation | None]:
+        """Each class has a lid of its own; with A it is the other way round."""
+        found: list[Deviation | None] = []
+        for sample in samples:
+            shift = int(sample.id[1:]) % 3 - 1
+            z = -2.0 * shift if sample.group == "A" else 2.0 * shift
+            found.append(None if sample.id == "B0" else Deviation(0.0, 0.0, 0.0, 0.0, 0.0, (z, 0, 0, 0, 0)))
+        return found
+
+    monkeypatch.setattr(fusion, "deviations", seen)
+    monkeypatch.setattr(fusion.faces, "faces", lambda *_: None)
+    told = {sample.id: row for sample, row in zip(data.samples, face_logs(data, data), strict=True)}  # type: ignore[arg-type]
+    assert not told["B0"].any() and np.exp(told["B1"]).sum() == pytest.approx(1)
+    assert told["A0"].argmax() == 2 and told["A2"].argmax() == 0  # by B and C alone, A is misread
+    assert [told[f"D{n}"].argmax() for n in (3, 5)] == [0, 2]  # who lost the labels is read by all three
+    assert face_logs(data, other)[[0, 2, 9]].argmax(1).tolist() == [0, 2, 0]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="without A there is no face of a in training"):
+        face_logs(Toy("AB", 1), other)  # type: ignore[arg-type]
 
 
 def test_each_group_has_a_normal_of_its_own_that_goes_with_its_recordings() -> None:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from stillwatch.errors import UserError
 from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.data.reader import unlabelled
+from stillwatch.lab.export import fusion
 from stillwatch.lab.models.classifier import ModelOutput
 from stillwatch.lab.training import crossval, inputs, losses, pipeline
 from stillwatch.lab.training.loop import BatchSource, TrainStep, _order
+from stillwatch.lab.training.runs import load_net
 from stillwatch.media import synthetic
 from stillwatch.predictions import read
 from stillwatch.recipe import Data, Fit, Recipe, check
@@ -32,6 +34,8 @@ teacher = {net = {name = "mnist-cnn", weights = "scratch", options = {width = 4}
 student = {net = {name = "mnist-small", weights = "scratch"}}
 fit = {epochs = 2, batch = 8, lr = 0.01, loss = ["ce", "kd"]}
 """
+
+CHANGES = {"teacher__signals": 1.0, "fit__augment": ("contrast", "mixup"), "fit__views": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -268,3 +272,30 @@ def test_crossval_shares_teacher_and_alone_with_the_plain_one(tmp_path: Path, fo
     assert home.path == same.path
     assert [a.path == b.path for a, b in zip(first, second, strict=True)] == [True, True, False]
     assert second[2].info.parent == first[0].path.name
+
+
+def test_a_teacher_with_signals_is_a_teacher(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A face that knows everything, also of people without labels."""
+
+    def knows(data: Any, part: Any, *_: Any) -> np.ndarray:
+        yawns = [sample.label == "Yawn" or sample.id[-5] in "135" for sample in part.samples]
+        return np.log(np.where(np.array(yawns)[:, None], [0.001, 0.999], [0.999, 0.001]))
+
+    monkeypatch.setattr(fusion, "face_logs", knows)
+    asked = recipe(**{**CHANGES, "data__unlabelled": folder, "fit__views": 2})
+    teacher = pipeline.teach(asked, tmp_path)
+    (net,) = teacher.info.members
+    said, bare = read(teacher, "test"), read(Run.open(tmp_path / net), "test")
+    assert (said.p.argmax(1) == said.y).all() and not np.allclose(said.p, bare.p)
+    assert teacher.info.best["accuracy"] == 1
+    cached = pipeline.distil(asked, root=tmp_path)
+    live = pipeline.distil(recipe(**{**CHANGES, "data__unlabelled": folder}), root=tmp_path)
+    assert cached.info.parent == live.info.parent == teacher.path.name
+    for a, b in zip(cached.history(), live.history(), strict=True):
+        assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
+    assert cached.info.unlabelled is not None and cached.info.unlabelled.named == {"SafeDriving": 6, "Yawn": 6}
+    assert pipeline.teach(recipe(**CHANGES), tmp_path).info.members == [net]  # the net is not trained again
+    with pytest.raises(UserError, match=f"its net is {net}"):
+        load_net(teacher)
+    with pytest.raises(UserError, match="a sigmoid head says yes or no"):
+        recipe(teacher__signals=0.5, student__net={"name": "mnist-small", "head": "sigmoid"})
