@@ -198,10 +198,10 @@ def _tell(run: Run, recipe: Recipe, progress: Progress) -> None:
         said = read(run, split)
         logs = np.stack([told[place[id]] if id in place else np.zeros(said.p.shape[1]) for id in said.id.tolist()])
         p, rows = metrics.normalised(said.p * np.exp(recipe.teacher.signals * logs)), np.arange(len(said))
-        about = [column.tolist() for column in (said.id, said.group, said.sequence)]
-        save_predictions(run, split, lambda x, p=p: p[x], rows, *about, said.y)
-        alone, both = metrics.macro_f1(said.y, said.p), metrics.macro_f1(said.y, p)
+        ids, groups, sequences = (column.tolist() for column in (said.id, said.group, said.sequence))
+        save_predictions(run, split, p.__getitem__, rows, ids, groups, sequences, said.y)
         if split == "valid":
+            alone, both = metrics.macro_f1(said.y, said.p), metrics.macro_f1(said.y, p)
             progress.say(f"{run.path}: macro-F1 on validation {both:.3f} with the face's signals, {alone:.3f} without")
 
 
