@@ -99,7 +99,7 @@ def test_each_group_has_a_normal_of_its_own_that_goes_with_its_recordings() -> N
     signals = np.tile([0.0, 0.0, 0.05, -5.0, -9.0, 0.0, 0.9], (800, 1))
     signals[:, :2] = lids[:, None]
     signals[5] = np.nan
-    table = FaceTable(signals, np.zeros((800, 4)), np.zeros((800, 468, 3)))
+    table = FaceTable(signals, np.zeros((800, 4)), np.zeros((800, 468, 3)), np.ones((800, 2)))
     found = deviations(table, samples)
     assert found[5] is None and sum(one is None for one in found) == 1
     first, last = found[799], found[400]  # time runs backwards in this table
