@@ -1,7 +1,8 @@
 """The street, measured: `python -m benchmarks.street BUNDLE`: four 640×360 H.264 cameras at 10 fps, and decoding alone.
 
-In: a bundle. Out: capture→decision latencies, CPU of watching beside that of decoding the same streams in the same run,
-start, memory of one camera, recovery after the server was away; a row in results/street.csv with --record.
+In: a bundle, and with --against another one, which takes turns with it. Out: capture→decision latencies, CPU of watching beside that of decoding the same streams in the same run,
+start, memory of one camera, recovery after the server was away; a row in results/street.csv with --record. With --against:
+what four cameras cost as a share of the other bundle's.
 """
 
 import argparse
@@ -201,30 +202,40 @@ def watch(plan: Path) -> None:
     plan.with_name("latencies.json").write_text(json.dumps(kept), encoding="utf-8")
 
 
-def busy(bundle: Path, folder: Path, urls: list[str], port: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """Four cameras: CPU of decoding alone and of watching, taking turns; latencies of all rounds."""
-    alone, ours, ages = [], [], []
+def busy(
+    bundles: list[Path], folder: Path, urls: list[str], port: int, seconds: float, rounds: int
+) -> list[dict[str, Any]]:
+    """Four cameras: CPU of decoding alone and of watching with each bundle, taking turns; latencies of all rounds."""
+    alone: list[float] = []
+    spent: list[list[float]] = [[] for _ in bundles]
+    ages: list[list[float]] = [[] for _ in bundles]
     for number in range(rounds):
         with decoding(urls) as pid:
             time.sleep(3)
             before = cpu(pid)
             time.sleep(seconds)
             alone.append((cpu(pid) - before) / seconds)
-        place = folder / f"round{number}"
-        with watching(bundle, urls, place, port) as process:
-            until(lambda: answered(f"http://127.0.0.1:{port}/readyz"), 30)
-            time.sleep(3)
-            before, start = cpu(process.pid), time.monotonic()
-            time.sleep(seconds)
-            ours.append((cpu(process.pid) - before) / seconds)
-        kept = json.loads((place / "latencies.json").read_text())
-        ages += [age for at, age in kept if start <= at <= start + seconds]
-    p50, p95, p99 = np.percentile(ages, [50, 95, 99])
-    return {
-        "cameras": len(urls), "frames_per_s": len(ages) / seconds / rounds, "p50_ms": 1e3 * p50, "p95_ms": 1e3 * p95,
-        "p99_ms": 1e3 * p99, "max_ms": 1e3 * max(ages), "cpu_decode": statistics.median(alone),
-        "cpu_watch": statistics.median(ours), "cpu_ratio": statistics.median(ours) / statistics.median(alone),
-    }  # fmt: skip
+        turns = list(enumerate(bundles))
+        for which, bundle in turns[::-1] if number % 2 else turns:
+            place = folder / f"round{number}-{which}"
+            with watching(bundle, urls, place, port) as process:
+                until(lambda: answered(f"http://127.0.0.1:{port}/readyz"), 60)
+                time.sleep(3)
+                before, start = cpu(process.pid), time.monotonic()
+                time.sleep(seconds)
+                spent[which].append((cpu(process.pid) - before) / seconds)
+            kept = json.loads((place / "latencies.json").read_text())
+            ages[which] += [age for at, age in kept if start <= at <= start + seconds]
+    found = []
+    for times, used in zip(ages, map(statistics.median, spent), strict=True):
+        p50, p95, p99 = 1e3 * np.percentile(times, [50, 95, 99])
+        decode = statistics.median(alone)
+        found.append({
+            "cameras": len(urls), "frames_per_s": len(times) / seconds / rounds, "p50_ms": p50, "p95_ms": p95,
+            "p99_ms": p99, "max_ms": 1e3 * max(times), "cpu_decode": decode, "cpu_watch": used,
+            "cpu_ratio": used / decode,
+        })  # fmt: skip
+    return found
 
 
 def one(bundle: Path, folder: Path, films: list[Path], port: int) -> dict[str, Any]:
@@ -269,6 +280,7 @@ def told(figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--against", type=Path, metavar="BUNDLE", help="take turns with this one, and say the ratios")
     parser.add_argument("--seconds", type=float, default=20, help="of each round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--port", type=int, default=8790)
@@ -281,8 +293,14 @@ def main() -> None:
             film(path, number)
         with streams(films, asked.port):
             urls = [f"http://127.0.0.1:{asked.port}/{n}" for n in range(4)]
-            figures = busy(asked.bundle, folder, urls, asked.port + 1, asked.seconds, asked.rounds)
+            bundles = [asked.bundle, *([asked.against] if asked.against else [])]
+            figures, *others = busy(bundles, folder, urls, asked.port + 1, asked.seconds, asked.rounds)
         told(figures)
+        for other in others:
+            print(f"against {asked.against}:")
+            told(other)
+            told({f"{key} ×": figures[key] / other[key] for key in ("p50_ms", "p95_ms", "cpu_watch")})
+            return
         alone = one(asked.bundle, folder, films, asked.port + 2)
         told(alone)
         figures |= alone

@@ -348,5 +348,5 @@ def test_the_picture_is_one(tmp_path: Path, truth: Any, said: list[Event]) -> No
 
 
 def test_a_picture_of_one_frame_or_of_hours() -> None:
-    for steps in (film(1, 1), film(4 * 3600, 0.1)):
-        assert len(picture(replay(steps, Script([]), None, LABELS, SAFE))) > 5000
+    for looks in (film(1, 1), film(4 * 3600, 0.1)):
+        assert len(picture(replay(looks, Script([]), None, LABELS, SAFE))) > 5000

@@ -186,7 +186,7 @@ def decode(
     if first.read:
         for sample, picture in first.read(samples):
             if not isinstance(picture, str):
-                looks = picture if len(sample.frames) > 1 else picture[None]
+                looks = picture if picture.ndim == 4 else picture[None]
                 yield sample, np.stack([fit(frame) for frame in looks])
             else:
                 yield sample, picture

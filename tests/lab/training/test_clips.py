@@ -105,6 +105,13 @@ def test_a_bundle_of_looks_streams_and_is_its_run(tmp_path: Path) -> None:
     assert np.abs(whole - {at: p for at, p, _ in said}[0.4]).max() < 1e-6
 
 
+def test_a_look_at_now_alone_is_a_picture(tmp_path: Path) -> None:
+    net = {"student__net": {"name": "mnist-cnn", "options": {"width": 4}}, "teacher__data": {}}
+    run = pipeline.distil(recipe(data__look=[0.0], **net), alone=True, root=tmp_path)
+    about = export(run, out=tmp_path / "bundle", anyway=True).manifest.input
+    assert (about.shape, about.look) == ((24, 32, 3), None)
+
+
 @pytest.mark.parametrize("net", [{"shift": "one-way", "name": "test_resnet"}, {"temporal": "gru"}])
 def test_what_remembers_channels_is_not_pruned(tmp_path: Path, net: dict[str, Any]) -> None:
     changes = {f"student__net__{key}": value for key, value in net.items()}
