@@ -1,24 +1,30 @@
 """The benchmark compares like with like: both loops see the same files, as often. Nothing here asks how fast."""
 
 import csv
+import itertools
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fabricated import LABELS, fabricate
 
-from benchmarks import distil, door
+from benchmarks import distil, door, fusion
+from benchmarks.fusion import complete
 from benchmarks.naive import Files, Naive, Spent
-from stillwatch import metrics, recipe
+from stillwatch import metrics, predictions, recipe
 from stillwatch.bundle import Input, Manifest, Model, write
 from stillwatch.errors import UserError
 from stillwatch.evaluation.benchmark import BenchPlan, bench
 from stillwatch.evaluation.report.bench import save
 from stillwatch.inference import runtimes
 from stillwatch.lab.data.reader import gather
+from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.export.exporters import to_onnx
 from stillwatch.lab.export.packaging import golden_frames
+from stillwatch.lab.faces import FaceTable
 from stillwatch.lab.models import classifier
 from stillwatch.recipe import Net, Recipe
 from stillwatch.run import Run
@@ -150,3 +156,34 @@ def test_the_door_s_rows_are_the_bench_s_and_the_judge_s(here: Path, monkeypatch
     door.record([row], here / "door.csv", door.COLUMNS, door.KEY)
     door.record([row], here / "door.csv", door.COLUMNS, door.KEY)  # laid over, not beside
     assert len((here / "door.csv").read_text().splitlines()) == 2
+
+
+def test_fusion_is_measured_on_drivers_left_out_over_whole_seeds_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lids tell Yawn, which this student takes for Phone; of a third seed only one fold is done."""
+    folder = fabricate(tmp_path, "crossval", change={"data": {"folds": 3}})
+    for fold, seed in [*itertools.product(range(3), range(2)), (0, 2)]:
+        fabricate(folder.path, "alone", fold, seed, 0.4, {"data": {"folds": 3}, "fit": {"seed": seed}}, per_group=60)
+    said = {id: y for fold in range(3) for one in [predictions.read(complete(folder, "alone")[0][fold], "test")]
+            for id, y in zip(one.id.tolist(), one.y.tolist(), strict=True)}  # fmt: skip
+    samples = [Sample(id, Path(), LABELS[y], id[:6]) for id, y in said.items()]
+    signals = np.tile([0.0, 0.0, 0.05, -5.0, -9.0, 0.0, 0.9], (len(samples), 1))
+    signals[:, :2] = [[0.1 if y == 2 else 0.28] for y in said.values()]
+    table = FaceTable(signals, np.zeros((len(samples), 4)), np.zeros((len(samples), 468, 3)))
+    monkeypatch.setattr(
+        fusion, "dataset_of", lambda run: SimpleNamespace(samples=samples, store=SimpleNamespace(key=""))
+    )
+    monkeypatch.setattr(fusion.faces, "faces", lambda samples, key: table)
+    rows = list(fusion.rows_of(folder, "alone", "toy"))
+    assert {(row["answers"], row["normal"]) for row in rows} == {
+        ("student alone", ""), *itertools.product(("signals alone", "student + signals"), ("as it goes", "whole"))
+    }  # fmt: skip
+    pooled = {(row["answers"], row["normal"]): row for row in rows if row["driver"] == "pooled"}
+    alone, fused = pooled["student alone", ""], pooled["student + signals", "as it goes"]
+    assert alone["seeds"] == fused["seeds"] == 2 and fused["samples"] == 540 and alone["gain"] == "0.0000"
+    assert float(fused["f1_Yawn"]) > 0.9 > 0.7 > float(alone["f1_Yawn"])
+    assert float(fused["gain"]) == pytest.approx(float(fused["macro_f1"]) - float(alone["macro_f1"]), abs=2e-4)
+    assert float(fused["gain_low"]) > 0 and len(rows) == 5 * (2 + 9)
+    with pytest.raises(UserError, match="no seed of distilled has all its 3 folds"):
+        list(fusion.rows_of(folder, "distilled", ""))

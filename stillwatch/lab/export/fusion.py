@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,44 +43,57 @@ def faces_of(data: Dataset, progress: Progress = NO_PROGRESS) -> list[Deviation 
     return deviations(faces.faces(data.samples, data.store.key, progress), data.samples)
 
 
-def fit(
-    y: NDArray[np.int64], p: NDArray[np.floating], group: NDArray[np.str_], told: Sequence[Deviation | None]
-) -> bundle.Fusion | str:
-    """The head, or why there is none. p: (N,K), what nets answer on people they were not trained on.
+class LeftOut(NamedTuple):
+    """What is said of people whom neither head nor share has met."""
 
-    log p + w · log p(face): a head on the face alone, its share w chosen on other people than those it is judged on.
-    Kept where accuracy and macro-F1 of the mean person, never met, both rise.
-    """
+    face: NDArray[np.float64]  # (N,K) log p of the face alone; 0 without a face
+    fused: NDArray[np.float64]  # (N,K) p · p(face)^share, its share chosen on the other people; sums to 1
+    share: float  # best on all
+
+
+def left_out(
+    y: NDArray[np.int64], p: NDArray[np.floating], group: NDArray[np.str_], told: Sequence[Deviation | None]
+) -> LeftOut | str:
+    """Or why it cannot be said. p: (N,K), what nets answer on people they were not trained on."""
     seen = np.array([one is not None for one in told])
-    people = np.unique(group[seen])
-    if len(people) < FEW:
+    if len(people := np.unique(group[seen])) < FEW:
         return f"faces of {len(people)} people: at least {FEW} are needed"
-    x, logs = np.zeros((len(y), FACE)), np.log(np.clip(p, FLOOR, 1)).astype(np.float64)
-    for row, face in enumerate(told):
-        if face is not None:
-            x[row] = features(p[row], face)[p.shape[1] :]
-    said = np.zeros(p.shape)  # log p of the face alone, by a head that has not met the person; 0 without a face
+    x, logs = _features(told), np.log(np.clip(p, FLOOR, 1)).astype(np.float64)
+    said = np.zeros(p.shape)
     for one in people:
         held = seen & (group == one)
         if missing := set(np.unique(y)) - set(np.unique(y[seen & ~held])):
             return f"without {one} there is no face of class {min(missing)}"
         said[held] = _head(x[seen & ~held], y[seen & ~held]).predict_log_proba(x[held])
     rows = [np.flatnonzero(group == one) for one in people]
-    fused = [[np.exp(logs[own] + w * said[own]) for own in rows] for w in SHARES]
-    f1 = np.array([[metrics.macro_f1(y[own], q) for own, q in zip(rows, of, strict=True)] for of in fused])
-    chosen = [int(np.delete(f1, one, axis=1).mean(1).argmax()) for one in range(len(people))]
-    figures = {
-        "accuracy_alone": float(np.mean([metrics.accuracy(y[own], p[own]) for own in rows])),
-        "macro_f1_alone": float(np.mean([metrics.macro_f1(y[own], p[own]) for own in rows])),
-        "accuracy": float(np.mean([metrics.accuracy(y[rows[n]], fused[w][n]) for n, w in enumerate(chosen)])),
-        "macro_f1": float(f1[chosen, range(len(people))].mean()),
-    }
+    fused = np.stack([np.exp(logs + share * said) for share in SHARES])
+    f1 = np.array([[metrics.macro_f1(y[own], q[own]) for own in rows] for q in fused])
+    best = np.exp(logs)
+    for place, own in enumerate(rows):
+        best[own] = fused[int(np.delete(f1, place, axis=1).mean(1).argmax()), own]
+    return LeftOut(said, best / best.sum(1, keepdims=True), SHARES[int(f1.mean(1).argmax())])
+
+
+def fit(
+    y: NDArray[np.int64], p: NDArray[np.floating], group: NDArray[np.str_], told: Sequence[Deviation | None]
+) -> bundle.Fusion | str:
+    """The head, or why there is none: log p + w · log p(face). p: as left_out() takes it.
+
+    Kept where accuracy and macro-F1 of the mean person, never met, both rise.
+    """
+    if isinstance(found := left_out(y, p, group, told), str):
+        return found
+    rows, figures = [group == one for one in np.unique(group)], dict[str, float]()
+    for end, q in (("_alone", p), ("", found.fused)):
+        figures["accuracy" + end] = float(np.mean([metrics.accuracy(y[own], q[own]) for own in rows]))
+        figures["macro_f1" + end] = float(np.mean([metrics.macro_f1(y[own], q[own]) for own in rows]))
     if figures["accuracy"] <= figures["accuracy_alone"] or figures["macro_f1"] <= figures["macro_f1_alone"]:
         words = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
         return f"it does not help people left out: {words}"
-    share, head = SHARES[int(f1.mean(1).argmax())], _head(x[seen], y[seen])
-    weight = np.hstack([np.eye(p.shape[1]), share * head.coef_])
-    bias = tuple((share * head.intercept_).tolist())
+    seen = np.array([one is not None for one in told])
+    head = _head(_features(told)[seen], y[seen])
+    weight = np.hstack([np.eye(p.shape[1]), found.share * head.coef_])
+    bias = tuple((found.share * head.intercept_).tolist())
     return bundle.Fusion(weight=tuple(map(tuple, weight.tolist())), bias=bias, figures=figures)
 
 
@@ -109,8 +123,12 @@ def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) ->
 def _table(data: Dataset, progress: Progress) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """A face's features (N,FACE), and whether there is one."""
     found = faces_of(data, progress)
-    x = [np.zeros(FACE) if face is None else features([1.0], face)[1:] for face in found]
-    return np.stack(x), np.array([face is not None for face in found])
+    return _features(found), np.array([face is not None for face in found])
+
+
+def _features(told: Sequence[Deviation | None]) -> NDArray[np.float64]:
+    """(N,FACE); 0 without a face."""
+    return np.array([np.zeros(FACE) if face is None else features((), face) for face in told])
 
 
 def _head(x: NDArray[np.float64], y: NDArray[np.int64]) -> LogisticRegression:
