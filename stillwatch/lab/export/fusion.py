@@ -20,7 +20,7 @@ from stillwatch.rules.normal import EVERY, Deviation, Normal
 from stillwatch.run import NO_PROGRESS, Progress
 
 STRENGTH = 0.1  # scikit-learn's C
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the face's log probabilities beside the net's
+SHARES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the face's log probabilities beside the net's
 FEW = 3  # people below which nothing can be said
 
 
