@@ -5,14 +5,14 @@ RUN    := $(VENV)/bin/
 READY  := $(VENV)/.ready
 DEMO_ARGS ?=
 BUNDLE ?= demo/bundle
-PROGRAMS := chromium mosquitto gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+PROGRAMS := chromium mosquitto openssh-server gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
             gstreamer1.0-plugins-ugly postgresql prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint format bench real programs clean
+.PHONY: help demo test fast lint format bench real arm64 programs clean
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Stillwatch needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
@@ -48,7 +48,10 @@ bench: $(READY)  ## the naive loop and ours; the street and score on BUNDLE, sid
 real: $(READY)   ## checks on the real data: STILLWATCH_DATA=… STILLWATCH_WEIGHTS=… make real
 	@$(RUN)python -m pytest -m real tests/real
 
-programs:        ## Debian's programs that some tests talk to: a browser, an MQTT broker, Postgres, promtool; without them those tests skip
+arm64: $(READY)  ## an emulated aarch64 Debian runs BUNDLE (root; qemu-user-static, binfmt-support, debootstrap; 20 minutes)
+	@$(RUN)python -m benchmarks.arm64 $(BUNDLE)
+
+programs:        ## Debian's programs that some tests talk to: a browser, an MQTT broker, an sshd, Postgres, promtool; without them those tests skip
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  dpkg -s $(PROGRAMS) >/dev/null 2>&1 || \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PROGRAMS) >/dev/null; } || \

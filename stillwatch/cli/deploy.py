@@ -27,7 +27,7 @@ FIT = typer.Option("--fit", help="for a picture of another shape than the traini
 
 
 @app.command(
-    epilog="Example: stillwatch bench bundle --against mobilenetv2_100 --against eager:runs/driving-pruned-001"
+    epilog="Example: stillwatch bench bundle --against mobilenetv2_100, or: stillwatch bench bundle --on ssh://pi@board"
 )
 def bench(
     bundle: BundleFolder,
@@ -38,23 +38,44 @@ def bench(
     threads: Annotated[list[int] | None, typer.Option("--threads", help="repeatable; else one, and all cores")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="timed calls of each")] = 200,
     out: Annotated[Path | None, typer.Option("--out", help="folder of bench.json and its picture")] = None,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0, help="then run the fastest so long without a pause: what heat does")
+    ] = 0.0,
+    on: Annotated[
+        str | None, typer.Option("--on", help="ssh://user@board[:port]: on that machine, by its stillwatch")
+    ] = None,
+    install: Annotated[
+        str | None,
+        typer.Option("--install", metavar="WHEEL", help="with --on: install it there first; WHEEL[ncnn] too"),
+    ] = None,
 ) -> None:
     """Time every file in every runtime on this machine, in turns: latency, throughput, memory, start."""
     from stillwatch.bundle import load
-    from stillwatch.evaluation import benchmark
+    from stillwatch.evaluation import benchmark, remote
     from stillwatch.evaluation.report.bench import save, table
     from stillwatch.inference import detector
 
     opened = load(bundle)
-    with tempfile.TemporaryDirectory() as scratch:
-        rivals = [rival for name in against or () for rival in _rivals(name, opened, Path(scratch))]
-        chosen = [benchmark.Contender("detector", partial(detector.look, bundle), "detector")]
-        plan = benchmark.BenchPlan(tuple(threads or ()), rounds)
-        if opened.manifest.fusion:
-            chosen = [*chosen, benchmark.Contender("detector + face", partial(detector.Pair, bundle), "detector")]
-        report = benchmark.bench(opened, [*chosen, *rivals], plan, progress())
-    print(table(report))
-    print("\nwritten: " + ", ".join(str(path) for path in save(report, out or bundle, progress())))
+    if on is None and install is not None:
+        raise UserError("--install: is for another machine; name it with --on ssh://user@board")
+    if on is not None:
+        if against:
+            raise UserError("--against: needs the lab, which a board has not; leave it out with --on")
+        board = remote.Board.of(on)
+        words = [f"--rounds={rounds}", *(f"--threads={count}" for count in threads or ())]
+        words += [f"--minutes={minutes:g}"] * bool(minutes)  # 0.1.0 does not know it
+        report = remote.bench(opened, board, words, install, progress())
+        place = Path(f"{board.destination.rpartition('@')[2].replace(':', '-')}-bench")
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            rivals = [rival for name in against or () for rival in _rivals(name, opened, Path(scratch))]
+            chosen = [benchmark.Contender("detector", partial(detector.look, bundle), "detector")]
+            plan = benchmark.BenchPlan(tuple(threads or ()), rounds, minutes=minutes)
+            if opened.manifest.fusion:
+                chosen = [*chosen, benchmark.Contender("detector + face", partial(detector.Pair, bundle), "detector")]
+            report, place = benchmark.bench(opened, [*chosen, *rivals], plan, progress()), bundle
+        print(table(report))
+    print("\nwritten: " + ", ".join(str(path) for path in save(report, out or place, progress())))
     if budget_ms is not None and (over := benchmark.over_budget(report, budget_ms)):
         raise UserError(over)
 

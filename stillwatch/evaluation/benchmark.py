@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import stillwatch
 from stillwatch.bundle import Bundle, unlike
 from stillwatch.errors import UserError, one_line
+from stillwatch.evaluation import heat
 from stillwatch.evaluation.fresh import first_answer
 from stillwatch.inference import runtimes
 from stillwatch.inference.streams import one_look
@@ -73,6 +74,7 @@ class BenchPlan(NamedTuple):
     rounds: int = 200  # timed calls of each
     warmup: int = 20
     batch: int = 8  # pictures a call for the throughput; a tenth of the rounds
+    minutes: float = 0.0  # the fastest faithful file without a pause, after the race
 
 
 def bench(
@@ -94,7 +96,7 @@ def bench(
     names = [(entrant.name, entrant.runtime) for entrant in entrants]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"bench: {' in '.join(filter(None, twice))}: comes twice; name it once")
-    before, rows = _load(), list[Row]()
+    before, rows, cool = _load(), list[Row](), heat.read()
     for threads in reversed(counts):  # widest first: opened on one core, OpenVINO keeps threads there for good
         with pinned(threads):
             rows += _rows(bundle, entrants, threads, plan, progress)
@@ -102,6 +104,11 @@ def bench(
         row["fastest"] = row is fastest(rows, row["threads"])
         row["overhead"] = _overhead(row, rows)
     rows.sort(key=lambda row: (row["threads"], _median(row)))
+    soak = _soak(bundle, entrants, fastest(rows, counts[-1]), plan.minutes, progress) if plan.minutes else None
+    warm = heat.read()
+    throttled = dict.fromkeys(
+        word for state in (cool, *(soak["series"] if soak else ()), warm) for word in state["throttled"]
+    )
     about = {"system": platform.platform(), "python": platform.python_version()}
     versions = {name: getattr(sys.modules[name], "__version__", "?") for name in LIBRARIES if name in sys.modules}
     load = {"load_before": before, "load_after": _load()}
@@ -114,7 +121,10 @@ def bench(
         "machine": {**here._asdict(), **about, "versions": versions, "pinned": can_pin(), **load},
         "plan": {**plan._asdict(), "threads": list(counts)},
         "rows": rows,
-        "warnings": _warnings(rows, counts, here.cores, load),
+        "heat": {"before": cool, "after": warm},
+        "soak": soak,
+        "warnings": [f"throttled: {', '.join(throttled)}"] * bool(throttled)
+        + _warnings(rows, counts, here.cores, load),
     }
 
 
@@ -195,6 +205,21 @@ def _rows(
     for row, entrant in progress.bar(able, len(able), f"memory and start, {_words(threads)}"):
         row.update(first_answer(entrant.open, threads, one))
     return rows
+
+
+def _soak(
+    bundle: Bundle, entrants: Sequence[Contender], best: Row | None, minutes: float, progress: Progress
+) -> heat.Soak:
+    if best is None:
+        raise UserError(
+            f"{bundle.path}: no file gives its golden probabilities on this machine, so none is run for long"
+        )
+    name, runtime, threads = best["name"], best["runtime"], best["threads"]
+    progress.say(f"{name} in {runtime}, {_words(threads)}: {minutes:g} minutes without a pause")
+    entrant = next(one for one in entrants if (one.name, one.runtime) == (name, runtime))
+    with pinned(threads):
+        series = heat.soak(one_look(entrant.open(threads, 1), bundle.golden()[0][:1]), minutes, progress)
+    return heat.Soak(name=name, runtime=runtime, threads=threads, minutes=minutes, series=series)
 
 
 def _raced(

@@ -15,7 +15,7 @@ from clocks import Clock
 from stillwatch import bundle
 from stillwatch.bundle import Bundle, Fusion, Input, Manifest, Model
 from stillwatch.errors import UserError
-from stillwatch.evaluation import benchmark
+from stillwatch.evaluation import benchmark, heat
 from stillwatch.evaluation.benchmark import BenchPlan, Contender
 from stillwatch.inference import face_reader, runtimes, timing
 from stillwatch.inference.detector import Detector, Pair
@@ -124,7 +124,8 @@ def test_each_file_runs_in_each_runtime_that_suits_it_at_each_thread_count(
     report = benchmark.bench(it, plan=plan, progress=Progress(say=said.append))
     pairs = [("4-right", "fast-runtime"), ("2-right", "fast-runtime"), ("2-right", "other")]
     assert shop.opened == [(*pair, t, b) for t in (2, 1) for b in (1, 3) for pair in pairs]
-    assert report["plan"] == {"threads": [1, 2], "rounds": 20, "warmup": 1, "batch": 3}
+    assert report["plan"] == {"threads": [1, 2], "rounds": 20, "warmup": 1, "batch": 3, "minutes": 0.0}
+    assert report["soak"] is None
     assert [(r["threads"], r["name"]) for r in report["rows"]] == [
         (1, "2-right"), (1, "2-right"), (1, "4-right"), (2, "2-right"), (2, "2-right"), (2, "4-right")
     ]  # fmt: skip
@@ -142,6 +143,22 @@ def test_each_file_runs_in_each_runtime_that_suits_it_at_each_thread_count(
     assert report["warnings"] == ["this system does not pin a process to cores: one thread may have wandered"]
     assert said == ["2 threads: 3 take turns, 20 timed calls each", "1 thread: 3 take turns, 20 timed calls each"]
     json.dumps(report, allow_nan=False)
+
+
+def test_minutes_are_the_fastest_faithful_files_on_all_cores(
+    tmp_path: Path, shop: Workshop, still: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot = {"seconds": 1.0, "calls": 1, "p50": 1.0, "p95": 1.0, **heat.read(), "throttled": ["hot"]}
+    monkeypatch.setattr(heat, "soak", lambda call, minutes, progress: call() is None or [hot])
+    it = packed(tmp_path, ("4-right", "2-right", "1-off"))
+    report = benchmark.bench(it, plan=QUICK._replace(threads=(1, 2), minutes=10))
+    assert {key: report["soak"][key] for key in ("name", "threads", "minutes")} == {
+        "name": "2-right", "threads": 2, "minutes": 10
+    }  # fmt: skip
+    assert report["soak"]["series"] == [hot]
+    assert report["warnings"][0] == "throttled: hot"
+    with pytest.raises(UserError, match="no file gives its golden probabilities"):
+        benchmark.bench(packed(tmp_path, ("1-off",)), plan=QUICK._replace(minutes=1))
 
 
 def test_a_file_that_is_wrong_is_never_the_fastest_and_one_that_fails_stops_nobody(

@@ -1,4 +1,4 @@
-"""The runner for old boards: Python 3.6 without stillwatch, the golden answers by ONNX Runtime and a stand-in TensorRT."""
+"""The runner for old boards: Python 3.6, no stillwatch, the golden answers by ONNX Runtime and a stand-in TensorRT."""
 
 import ctypes
 import json

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from stillwatch.evaluation import heat
 from stillwatch.evaluation.report import files
 from stillwatch.run import KINDS, NO_PROGRESS, Progress
 
@@ -45,10 +46,17 @@ def table(report: Report) -> str:
             if row["overhead"]:
                 runs = f"{row['runs']['file']} in {row['runs']['runtime']}"
                 lines.append(f"  {row['name']} runs {runs}: {row['overhead']:.3f} × the time of the bare file")
-    lines += [
-        "",
-        "* fastest file that gives its golden probabilities   ! does not give them   start: to a first answer",
-    ]
+    lines += ["", LEGEND]
+    for when, state in report.get("heat", {}).items():  # 0.1.0 did not look
+        lines += [f"{when}: {heat.told(state)}"] * any(state.values())
+    if soak := report.get("soak"):
+        first, last = soak["series"][0], soak["series"][-1]
+        lines += [
+            "",
+            f"{soak['name']} in {soak['runtime']}, threads {soak['threads']}, {soak['minutes']:g} minutes on end",
+            f"  first {first['seconds']:g} s: {heat.told(first, first['p50'])}",
+            f"  last: {heat.told(last, last['p50'])}; {last['p50'] / first['p50']:.2f} × the first",
+        ]
     return "\n".join([*lines, *(line for warning in report["warnings"] for line in _wrapped(f"warning: {warning}"))])
 
 
@@ -99,21 +107,21 @@ def picture(report: Report) -> bytes:
     """PNG of latency (p50 to p95, fewest threads) against macro-F1 on validation.
 
     Colour: file. Marker: runtime. Ring: fastest faithful file. Hollow: unfaithful. Tick on the time axis: no accuracy,
-    in its faster runtime.
+    in its faster runtime. Below: latency and temperature over the minutes without a pause, where there were some.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     from stillwatch.evaluation.report.plots import WIDE, png
 
     threads = min(report["plan"]["threads"])
-    rows = [row for row in report["rows"] if row["threads"] == threads and row["latency_ms"]]
+    rows, soak = [row for row in report["rows"] if row["threads"] == threads and row["latency_ms"]], report.get("soak")
     marked = [row for row in rows if _f1(row) is not None]
     ticks = list({row["name"]: row for row in reversed(rows) if _f1(row) is None}.values())  # rows: fastest first
     ms = [row["latency_ms"][key] for row in marked for key in ("p50", "p95")]
     ms += [row["latency_ms"]["p50"] for row in ticks]
 
     def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(2 if soak else 1, 1, 1)
         title = f"{report['bundle']['name']}: one picture on {threads} thread{'s' * (threads > 1)}"
         axes.set(xscale="log", title=title, xlabel="ms: median, and a line to the 95th percentile (left is better)")
         axes.set_xlim((min(ms) / 1.25, max(ms) * 1.25) if ms else (1.0, 10.0))
@@ -128,8 +136,29 @@ def picture(report: Report) -> bytes:
             axes.spines["left"].set_visible(False)
             axes.text(0.5, 0.8, "no accuracy is known", color="#767676", ha="center", transform=axes.transAxes)
         _ticks(axes, ticks)
+        if soak:
+            _soaked(figure.add_subplot(2, 1, 2), soak)
 
-    return png((WIDE, 4.6), paint, 0.08)
+    return png((WIDE, 7.6 if soak else 4.6), paint, 0.08)
+
+
+def _soaked(axes: "Axes", soak: heat.Soak) -> None:
+    from stillwatch.evaluation.report.plots import FAINT, INK
+
+    series, colour = soak["series"], KINDS["distilled"].colour
+    minutes = [one["seconds"] / 60 for one in series]
+    axes.fill_between(minutes, [one["p50"] for one in series], [one["p95"] for one in series], color=colour, alpha=0.25)
+    axes.plot(minutes, [one["p50"] for one in series], color=colour)
+    title = f"{soak['name']} in {soak['runtime']}, threads {soak['threads']}, without a pause"
+    axes.set(title=title, xlabel="minutes", ylabel="ms: median, and up to p95", ylim=(0, None))
+    axes.grid()
+    for one, at in zip(series, minutes, strict=True):
+        if one["throttled"]:
+            axes.plot(at, 0, "|", color=INK, markersize=10, clip_on=False)
+    if any(one["celsius"] for one in series):
+        beside = axes.twinx()
+        beside.plot(minutes, [one["celsius"] or np.nan for one in series], color=FAINT, linestyle="--")
+        beside.set_ylabel("°C (dashed); a stroke below: throttled")
 
 
 def _points(axes: "Axes", rows: Sequence[Row], room: bool) -> "list[Line2D]":

@@ -67,6 +67,25 @@ def places(png: bytes, colour: str) -> np.ndarray:
     return np.argwhere((pixels(png)[:, :1380] == wanted).all(-1))  # the legend stands to the right
 
 
+def test_minutes_without_a_pause_stand_in_table_and_picture() -> None:
+    heat = {"celsius": 50.0, "mhz": 1500.0, "most_mhz": 1500.0, "throttled": []}
+    hot = heat | {"celsius": 81.0, "mhz": 900.0, "throttled": ["throttled"]}
+    series = [
+        {"seconds": 5.0, "calls": 9, "p50": 4.0, "p95": 5.0, **heat},
+        {"seconds": 600.0, "calls": 9, "p50": 6.0, "p95": 7.0, **hot},
+    ]
+    told = report(ROWS) | {"heat": {"before": heat, "after": hot}}
+    told["soak"] = {"name": "model.onnx", "runtime": "ncnn", "threads": 4, "minutes": 10.0, "series": series}
+    lines = bench.table(told).splitlines()
+    assert "before: 50 °C, 1500 of 1500 MHz" in lines
+    assert "after: 81 °C, 900 of 1500 MHz, throttled (throttled)" in lines
+    assert any(line.endswith("; 1.50 × the first") for line in lines)
+    assert len(pixels(bench.picture(told))) > 1.5 * len(pixels(bench.picture(report(ROWS))))
+    silent = heat | {"celsius": None}
+    told["soak"]["series"] = [{**series[0], **silent}, {**series[1], **silent}]
+    assert len(pixels(bench.picture(told)))
+
+
 def test_the_table_says_it_all_in_aligned_columns() -> None:
     wide = [r | {"threads": 2} for r in ROWS]
     lines = bench.table(report(ROWS + wide, (1, 2))).splitlines()
