@@ -133,6 +133,7 @@ class Fit(Strict):
     balance: bool = False  # such samples are drawn so that each class that the teacher names comes as often
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # who gets each epoch's figures; none unasked
     seed: int = Field(0, ge=0)
 
 

@@ -11,7 +11,7 @@ HEAVY = {
     "torch", "torchvision", "timm", "accelerate", "safetensors", "scipy", "sklearn", "matplotlib", "av", "onnxruntime",
     "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic", "onnx", "onnxscript", "nncf", "torch_pruning",
     "optuna", "pnnx", "openvino", "ncnn", "ai_edge_litert", "uvicorn", "starlette", "paho", "apprise",
-    "prometheus_client", "psycopg", "pyarrow", "jinja2",
+    "prometheus_client", "psycopg", "pyarrow", "jinja2", "tensorboard", "mlflow", "wandb",
 }  # fmt: skip
 LIGHT = {"numpy", "cv2", "pydantic"}
 REPORT = {"matplotlib", "jinja2"}

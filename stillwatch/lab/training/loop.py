@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stillwatch.errors import UserError
 from stillwatch.lab.models.classifier import Classifier, ModelOutput
+from stillwatch.lab.training import trackers
 from stillwatch.recipe import Fit
 from stillwatch.run import Progress, Run
 
@@ -146,6 +147,7 @@ def fit(
             state.epoch = epoch
             if accelerator.is_main_process:
                 run.log(row)
+                accelerator.log(trackers.figures(row), step=epoch)
                 progress.say(_line(row, plan.epochs, better and plan.select == "best"))
                 if better and (plan.select == "best" or enough or epoch == plan.epochs):
                     kept = {"net": step.net.state_dict(), "epoch": epoch, "valid": figures}

@@ -18,7 +18,7 @@ from stillwatch.lab.data.reader import gather
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.models.ensemble import Ensemble, Teacher, by_validation
-from stillwatch.lab.training import losses
+from stillwatch.lab.training import losses, trackers
 from stillwatch.lab.training.inputs import InputPipeline, joined, worth_teaching
 from stillwatch.lab.training.loop import BatchSource, EpochCallback, TrainStep, fit
 from stillwatch.lab.training.losses import needs_teacher
@@ -231,7 +231,8 @@ def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress
 
 
 def device(plan: Fit) -> Accelerator:
-    """Raises UserError where a GPU is asked for and there is none."""
+    """Raises UserError where a GPU is asked for and there is none, or a tracker that is not installed."""
+    trackers.check(plan.track)
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise UserError("fit.device = 'cuda': PyTorch finds no GPU on this machine; set fit.device = 'auto' or 'cpu'")
     return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
@@ -282,7 +283,9 @@ def train(
             run.note(unlabelled=about)
             named = ", ".join(f"{count:,} {label}" for label, count in about.named.items())
             progress.say(f"{about.used:,} of {about.samples:,} samples without label are taught as {named}")
-    best = fit(step, source, validator(data, step.net, accelerator, progress), plan, run, accelerator, progress, after)
+    judge = validator(data, step.net, accelerator, progress)
+    with trackers.tracked(accelerator, plan, run):
+        best = fit(step, source, judge, plan, run, accelerator, progress, after)
     kept = torch.load(run.path / "best.pt", map_location=accelerator.device, weights_only=True)
     step.net.load_state_dict(kept["net"])
     return best
