@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 
 from stillwatch import bundle
-from stillwatch.inference import runtimes, scoring
+from stillwatch.inference import runtimes
+from stillwatch.inference.archive import shards
+from stillwatch.inference.archive.listing import File
 from stillwatch.inference.detector import Detector, machine
 from stillwatch.media import decode as files
 from stillwatch.media import image, synthetic
@@ -85,15 +87,15 @@ def compare(it: bundle.Bundle, folder: Path, names: Sequence[str], rounds: int) 
     decode: to RGB, the way of `score`; plain: as the libraries' examples show it; ready: to RGB and to the net's size,
     all that `score` does without a net; fit and net: these alone, on pictures that are in the processor's cache.
     """
-    choice, about = Detector(it, threads=1, batch=scoring.BATCH).choice, it.manifest.input
+    choice, about = Detector(it, threads=1, batch=shards.BATCH).choice, it.manifest.input
     model = it.path / choice["file"]
-    look = runtimes.open(model, choice["runtime"], about.shape, 1, scoring.BATCH)
-    task = scoring.Task(str(folder), "", str(model), choice["runtime"], about.shape, about.fit, None, "")
-    shard = [scoring.File(name, 0, 0) for name in names]
+    look = runtimes.open(model, choice["runtime"], about.shape, 1, shards.BATCH)
+    task = shards.Task(str(folder), "", str(model), choice["runtime"], about.shape, about.fit, None, "")
+    shard = [File(name, 0, 0) for name in names]
     picture = files.read_picture(next(folder.glob("*.jpg")))
     assert not isinstance(picture, str)
     height, width, channels = about.shape
-    x = np.zeros((scoring.BATCH, *about.shape), np.uint8)
+    x = np.zeros((shards.BATCH, *about.shape), np.uint8)
 
     def fit() -> int:
         for _ in range(50):
@@ -106,13 +108,13 @@ def compare(it: bundle.Bundle, folder: Path, names: Sequence[str], rounds: int) 
     def net() -> int:
         for _ in range(5):
             look(x)
-        return 5 * scoring.BATCH
+        return 5 * shards.BATCH
 
     entrants: dict[str, Callable[[], int]] = {
         "decode": lambda: decode(folder, names),
         "plain": lambda: plainly(folder, names),
-        "ready": lambda: len(scoring.score_shard(task, shard, blind)["which"]),
-        "score": lambda: len(scoring.score_shard(task, shard, look)["which"]),
+        "ready": lambda: len(shards.score_shard(task, shard, blind)["which"]),
+        "score": lambda: len(shards.score_shard(task, shard, look)["which"]),
         "fit": fit,
         "net": net,
     }

@@ -1,12 +1,34 @@
-"""Atomic files, locks and live processes. Imports errors alone."""
+"""Atomic files, locks, live processes, and paths that are URLs. Imports errors alone."""
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, one_line
+
+
+def place(name: str) -> Path:
+    """A path; for a URL (s3://, gs://, memory://) what fsspec makes of it, which has a Path's methods.
+
+    Raises UserError for a kind of URL that is not known or not installed.
+    """
+    if "://" not in name:
+        return Path(name)
+    try:
+        from upath import UPath
+
+        found = UPath(name)
+        found.fs  # noqa: B018  # imports what reads this kind of URL
+        return found  # type: ignore[return-value]
+    except ModuleNotFoundError as error:
+        if error.name not in ("upath", "fsspec"):
+            raise UserError(f"{name}: {one_line(error)}") from None
+        raise UserError(f"{name}: a URL needs pip install 'stillwatch[urls]'") from None
+    except (ImportError, ValueError) as error:  # "Install s3fs to access S3"
+        raise UserError(f"{name}: {one_line(error)}") from None
 
 
 def home() -> Path:
@@ -17,6 +39,13 @@ def home() -> Path:
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path that becomes `path`, or is removed after an error."""
+    if not isinstance(path, Path):  # a URL: an object store shows a file whole or not at all
+        with tempfile.TemporaryDirectory() as folder:
+            draft = Path(folder, path.name)
+            yield draft
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.fs.put_file(str(draft), path.path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -33,8 +62,8 @@ class FileLock:
         self.path = path
         self._handle: int | None = None
 
-    def acquire(self, wait: bool = False) -> bool:
-        """False where another process holds it. Without locks in the file system: True.
+    def acquire(self, wait: bool = False, shared: bool = False) -> bool:
+        """False where another process holds it, of shared ones not shared. Without locks in the file system: True.
 
         Raises OSError where the file cannot be made.
         """
@@ -43,7 +72,7 @@ class FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(handle)
             return False
@@ -59,10 +88,10 @@ class FileLock:
 
 
 @contextmanager
-def locked(path: Path, busy: str = "") -> Iterator[None]:
-    """busy: text of the UserError where another process holds it; "" waits."""
+def locked(path: Path, busy: str = "", shared: bool = False) -> Iterator[None]:
+    """busy: text of the UserError where another process holds it; "" waits. A URL cannot be locked."""
     lock = FileLock(path)
-    if not lock.acquire(wait=not busy):
+    if isinstance(path, Path) and not lock.acquire(wait=not busy, shared=shared):
         raise UserError(busy)
     try:
         yield

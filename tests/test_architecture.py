@@ -11,17 +11,17 @@ HEAVY = {
     "torch", "torchvision", "timm", "accelerate", "safetensors", "scipy", "sklearn", "matplotlib", "av", "onnxruntime",
     "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic", "onnx", "onnxscript", "nncf", "torch_pruning",
     "optuna", "pnnx", "openvino", "ncnn", "ai_edge_litert", "uvicorn", "starlette", "paho", "apprise",
-    "prometheus_client", "psycopg", "pyarrow", "jinja2", "tensorboard", "mlflow", "wandb",
+    "prometheus_client", "psycopg", "pyarrow", "jinja2", "ray", "upath", "tensorboard", "mlflow", "wandb",
 }  # fmt: skip
 LIGHT = {"numpy", "cv2", "pydantic"}
 REPORT = {"matplotlib", "jinja2"}
 MAY = {  # a floor -> the floors below that it may import, the heavy libraries that it may
-    "ground": ((), LIGHT),
+    "ground": ((), LIGHT | {"upath"}),
     "media": (("ground",), LIGHT | {"av"}),
     "rules": (("ground", "media"), LIGHT),
     "inference": (
         ("ground", "media", "rules"),
-        LIGHT | {"onnxruntime", "openvino", "ncnn", "ai_edge_litert", "pyarrow"},
+        LIGHT | {"onnxruntime", "openvino", "ncnn", "ai_edge_litert", "pyarrow", "ray"},
     ),
     "lab": (
         ("ground", "media", "rules", "inference"),

@@ -22,6 +22,7 @@ RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe file
 RunsFolder = Annotated[Path, typer.Option("--runs", help="folder of runs")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start a new run instead of resuming an interrupted one")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+On = Annotated[str, typer.Option("--on", metavar="ENGINE", help="ray, or ray://HOST:PORT; else this machine")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a bundle folder")]
 Split = Annotated[str, typer.Option("--split", help="test or valid")]
 

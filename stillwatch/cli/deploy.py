@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from stillwatch.cli.console import BundleFolder, commands, progress
+from stillwatch.atomic import place
+from stillwatch.cli.console import BundleFolder, On, commands, progress
 from stillwatch.errors import UserError
 from stillwatch.run import Run
 
 if TYPE_CHECKING:
     from stillwatch.bundle import Bundle
     from stillwatch.evaluation.benchmark import Contender
+    from stillwatch.inference.archive.scoring import Done
     from stillwatch.monitor.events.database import StoredEvent
 
 app = commands()
@@ -190,18 +192,39 @@ def events(
 @app.command(epilog="Example: stillwatch score bundle archive -o scores.csv")
 def score(
     bundle: BundleFolder,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="pictures and films, also in sub-folders")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="a .csv file, or .parquet with stillwatch[parquet]")] = Path(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="pictures and films, also in sub-folders; or a URL")],
+    out: Annotated[str, typer.Option("-o", "--out", help="a .csv, or .parquet with stillwatch[parquet]; or a URL")] = (
         "scores.csv"
     ),
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes; by default one a core")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="frames a second of films; else all")] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="NUMBER/OF", help="one job of many, from 0; then `merge`")
+    ] = None,
+    on: On = "",
 ) -> None:
     """Classify an archive on all cores: one row a picture or frame. Resumes an interrupted run."""
-    from stillwatch.inference.scoring import score as work
+    from stillwatch.inference.archive import scoring
 
-    done = work(bundle, folder, out, workers, progress(), rate)
-    print(f"{out}: {done['rows']} rows of {done['files']} files in {done['seconds']:.1f} s; {done['bad']} bad files")
+    where = (bundle, place(folder), place(out))
+    if shard is not None:
+        if on:
+            raise UserError("--on and --shard: one of them; with --on the engine shares out the work")
+        files = scoring.score_share(*where, scoring.Share.read(shard), workers, progress(), rate)
+        return print(f"{out}: {files} files of shard {shard} are done; `stillwatch merge {out}` after the last one")
+    _print_done(out, scoring.score(*where, workers, progress(), rate, on))
+
+
+@app.command(epilog="Example: stillwatch merge scores.csv")
+def merge(out: Annotated[str, typer.Argument(metavar="OUT", help="the -o of the jobs: a path or a URL")]) -> None:
+    """Write the table of the jobs of `score --shard`, as one `score` would have. Fails while some are left."""
+    from stillwatch.inference.archive import scoring
+
+    _print_done(out, scoring.merge(place(out)))
+
+
+def _print_done(out: str, done: "Done") -> None:
+    print(f"{out}: {done.rows} rows of {done.files} files in {done.seconds:.1f} s; {len(done.errors)} bad files")
 
 
 @app.command(name="test-sinks", epilog="Example: stillwatch test-sinks watch.toml")

@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillwatch.cli.console import Fresh, RecipeFile, RunFolder, RunsFolder, Split, commands, print_run, progress, table
+from stillwatch.cli.console import (
+    Fresh,
+    On,
+    RecipeFile,
+    RunFolder,
+    RunsFolder,
+    Split,
+    commands,
+    print_run,
+    progress,
+    table,
+)
 from stillwatch.errors import UserError
 from stillwatch.recipe import find
 from stillwatch.recipe import load as read_recipe
@@ -99,6 +110,7 @@ def crossval(
     folds: Annotated[int | None, typer.Option("--folds", min=1, help="the first so many; by default all")] = None,
     only: Annotated[str, typer.Option("--only", help="of teacher, alone and distilled")] = "teacher,alone,distilled",
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="tasks at a time, each a process")] = 1,
+    on: On = "",
     task: Annotated[int | None, typer.Option("--task", min=0, help="this one alone, from 0, and no report")] = None,
     runs: RunsFolder = Path("runs"),
     fresh: Fresh = False,
@@ -113,7 +125,7 @@ def crossval(
     if task is not None and task >= len(wanted):
         raise UserError(f"--task {task}: there are {len(wanted)}, numbered from 0")
     chosen = wanted if task is None else wanted[task : task + 1]
-    folder, made = work.crossval(plan, chosen, RunOptions(runs, _text(recipe), fresh, progress()), jobs)
+    folder, made = work.crossval(plan, chosen, RunOptions(runs, _text(recipe), fresh, progress()), jobs, on)
     if task is None:
         _print_report(write(made, folder.path / "report", _album(made[-1])), folder.path / "report")
 
@@ -232,13 +244,16 @@ def tune(
     trials: Annotated[int, typer.Option("--trials", min=1, help="in all, earlier calls included")] = 20,
     runs: RunsFolder = Path("runs"),
     fresh: Fresh = False,
+    storage: Annotated[
+        str | None, typer.Option("--storage", help="of Optuna, for many machines: study.journal or postgresql://…")
+    ] = None,
 ) -> None:
     """Search the keys of the recipe's [tune] for the best validation figure; writes the best recipe."""
     from stillwatch.evaluation.report.tuning import picture
     from stillwatch.lab.training.tuning import tune as search
 
     plan = read_recipe(recipe, overrides or ())
-    best = search(plan, trials, runs, _text(recipe), fresh, progress())
+    best = search(plan, trials, runs, _text(recipe), fresh, progress(), storage)
     (best.parent / "tuning.png").write_bytes(picture(best.parent / "trials.csv", plan.tune.metric))
     print(f"written: {best}, and beside it trials.csv and tuning.png")
 

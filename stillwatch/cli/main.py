@@ -10,7 +10,14 @@ from stillwatch.cli.console import print_anything
 from stillwatch.errors import UserError, bounded
 from stillwatch.inference import runtimes
 
-EXTRAS = {"pyarrow": "parquet", "openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn", "apprise": "apprise"}
+EXTRAS = {
+    "pyarrow": "parquet",
+    "openvino": "openvino",
+    "ncnn": "ncnn",
+    "pnnx": "ncnn",
+    "apprise": "apprise",
+    "ray": "ray",
+}
 ADDRESSES = 640 << 20  # bytes of address space with less of which libraries crash as they are loaded
 LIGHT = ("events", "ls", "test-sinks")  # need less
 GOES_ON = dict.fromkeys(

@@ -59,7 +59,7 @@ def judge_bundle(
         save_predictions(file, split, fn, x, ids, groups, sequences, y, progress=progress)
         file.finish()
         files.append((model, file))
-        if (fuse := fused_by(bundle.manifest)) and faces is not None:
+        if (fuse := fused_by(bundle.manifest.fusion)) and faces is not None:
             both = _folder(bundle, model, run, runtime, out, "+face")
             save_predictions(both, split, _with(fn, fuse, iter(faces)), x, ids, groups, sequences, y, progress=progress)
             both.finish()

@@ -103,13 +103,12 @@ def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alar
     # Of this start: ids of events must not come again when the process does
     salt = format(int(1000 * time.time()), "x")
     alarm = Alarm(camera, manifest.labels, manifest.safe, rule_of(made, rule), threshold_of(made), salt=salt)
-    alarm.fuse = fused_by(manifest)
+    alarm.fuse = fused_by(manifest.fusion)
     return alarm
 
 
-def fused_by(manifest: bundle.Manifest) -> Fuse | None:
-    """The bundle's head over the net's answer (K,) and the driver's face."""
-    head = manifest.fusion
+def fused_by(head: bundle.Fusion | None) -> Fuse | None:
+    """A bundle's head over the net's answer (K,) and the driver's face."""
     return partial(fuse, weight=np.array(head.weight), bias=np.array(head.bias)) if head else None
 
 
@@ -189,7 +188,7 @@ class Pair:
     def __init__(self, source: Path, threads: int = 1, batch: int = 1):
         """Raises UserError where the reader's weights are missing."""
         self._detector, self._read = Detector(source, threads, batch), face_reader.drawn(threads)
-        self.choice, self._fuse = self._detector.choice, fused_by(self._detector.bundle.manifest)
+        self.choice, self._fuse = self._detector.choice, fused_by(self._detector.bundle.manifest.fusion)
         self._normal = Normal()
 
     def __call__(self, x: NDArray[np.uint8]) -> list[ArrayLike]:

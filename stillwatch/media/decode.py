@@ -4,6 +4,7 @@ A bad file gives a reason, not an error. Imports no net.
 """
 
 import io
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -263,11 +264,16 @@ def windows(taken: Sequence[int], frames: int) -> list[Window]:
 
 
 def clips(
-    path: Path, wanted: Sequence[Window], fit: Callable[[Picture], Picture], threads: int = 0
+    path: Path,
+    wanted: Sequence[Window],
+    fit: Callable[[Picture], Picture],
+    threads: int = 0,
+    times: Sequence[float] = (),
 ) -> Iterator[tuple[Window, list[Picture] | str]]:
     """T frames per window, or the reason why not. Each window comes as soon as it is whole: memory stays flat.
 
-    fit: gets uint8 (H,W,3) RGB. threads: 0 leaves it to FFmpeg.
+    fit: gets uint8 (H,W,3) RGB. threads: 0 leaves it to FFmpeg. times: of times_of(); decoding then starts at the
+    keyframe before the first window.
     """
     waiting = sorted(wanted, reverse=True)  # the next one last
     numbers = {number for window in wanted for number in window}
@@ -277,7 +283,8 @@ def clips(
     reason = ""
     try:
         with open_film(path, threads) as container:
-            for number, frame in enumerate(_all_frames(container)):
+            first = waiting[-1][0] if waiting and times else 0
+            for number, frame in enumerate(_all_frames(container), _forward(container, first, times) if first else 0):
                 if number in numbers:
                     kept[number] = fit(rgb(frame)) if frame else "damaged frame"
                 while waiting and waiting[-1][-1] <= number:
@@ -291,6 +298,25 @@ def clips(
         reason = f": {one_line(error)}"
     for window in reversed(waiting):
         yield window, f"only {number + 1} frames can be decoded, frame {window[-1]} is wanted{reason}"
+
+
+def _forward(container: InputContainer, first: int, times: Sequence[float]) -> int:
+    """Go to the last keyframe from which frame `first` is reached; its number, 0 where that is not certain."""
+    stream = container.streams.video[0]
+    base, start = float(stream.time_base or 0), stream.start_time
+    if not base or start is None:
+        return 0
+    try:
+        container.seek(start + round(times[first] / base), stream=stream)
+        frame = next(container.decode(stream))
+        at = -1.0 if frame.pts is None else (frame.pts - start) * base
+        number = bisect_left(times, at - base / 2)
+        sure = frame.key_frame and number <= first and abs(times[number] - at) < base / 2
+        container.seek(start + round(times[first] / base) if sure else 0, stream=stream if sure else None)
+    except (StopIteration, av.FFmpegError):
+        number, sure = 0, False
+        container.seek(0)
+    return number if sure else 0
 
 
 def _all_frames(container: InputContainer) -> Iterator[VideoFrame | None]:

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -19,12 +20,16 @@ from bundles import by_hand, made, onnx_net, pictures
 from toys import jpeg, video
 
 from benchmarks import score as bench
+from stillwatch import atomic
 from stillwatch import bundle as bundles
 from stillwatch.bundle import Bundle
 from stillwatch.errors import UserError
-from stillwatch.inference import scoring, table
+from stillwatch.inference import detector, face_reader, runtimes
+from stillwatch.inference.archive import listing, scoring, shards, table, workers
+from stillwatch.inference.archive.listing import File, cut
+from stillwatch.inference.archive.scoring import Share, merge, score, score_share
+from stillwatch.inference.archive.shards import Task, score_shard
 from stillwatch.inference.detector import fused_by
-from stillwatch.inference.scoring import File, Task, cut, gather, score, score_shard
 from stillwatch.lab.data.reader import decode
 from stillwatch.lab.data.sources import folders, videos
 from stillwatch.media import decode as files
@@ -67,6 +72,11 @@ def spoil(root: Path) -> None:
     (root / "Yawn" / "gone.jpg").symlink_to(root / "nowhere.jpg")
 
 
+def gather(root: Path, clips: bool = False) -> tuple[File, ...]:
+    """All that is read, as one shard."""
+    return tuple(file for file in listing.listing(root, clips) if not file.odd)
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -75,7 +85,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def task_of(it: Bundle, root: Path, rate: float | None = None) -> Task:
     about = it.manifest.input
     return Task(str(root), str(root), str(it.path / "m.onnx"), "onnxruntime", about.shape, about.fit, rate, "key",
-        scoring.look_ticks(about),
+        detector.look_ticks(about),
     )  # fmt: skip
 
 
@@ -92,23 +102,25 @@ def by_lab(root: Path, data: Data) -> dict[str, np.ndarray[Any, Any]]:
 def test_what_is_looked_at_and_what_is_not(tmp_path: Path) -> None:
     spoil(archive(tmp_path / "a", 2))
     os.mkfifo(tmp_path / "a" / "Safe" / "pipe.jpg")
-    found, odd = gather(tmp_path / "a")
+    every = list(listing.listing(tmp_path / "a"))
+    assert [file.path for file in every] == sorted(file.path for file in every), "as whole paths sort"
+    found, odd = gather(tmp_path / "a"), [(file.path, file.odd) for file in every if file.odd]
     names = ["Safe/a00.jpg", "Safe/a01.jpg", "Safe/empty.jpg", "Yawn/cut.mp4", "Yawn/film.mp4", "Yawn/ünï 1.JPG"]
     assert [file.path for file in found] == names
     assert found[0].size == (tmp_path / "a" / "Safe" / "a00.jpg").stat().st_size
     assert [path for path, _ in odd] == ["Safe/pipe.jpg", "Safe/scan.heic", "Yawn/gone.jpg"]
     assert odd[0][1] == "not a file" and odd[2][1].startswith("cannot be read")
-    clips, pictures = gather(tmp_path / "a", clips=True)
-    assert [file.path for file in clips] == names[3:5] and len(pictures) == 7
+    clips = list(listing.listing(tmp_path / "a", clips=True))
+    assert [file.path for file in clips if not file.odd] == names[3:5] and len(clips) == 2 + 7
 
 
 def test_a_new_file_changes_one_shard_and_no_other() -> None:
     found = [File(f"cam/{n:06d}.jpg", 1000, n) for n in range(4000)]
-    shards = cut(found)
-    assert [file for shard in shards for file in shard] == found
-    assert 8 <= len(shards) <= 64 and max(map(len, shards)) <= scoring.SHARD
-    more = cut(sorted([*found, File("cam/001000b.jpg", 5, 5)]))
-    assert len(set(shards) - set(more)) <= 2
+    cuts = list(cut(found))
+    assert [file for shard in cuts for file in shard] == found
+    assert 8 <= len(cuts) <= 64 and max(map(len, cuts)) <= listing.SHARD
+    more = list(cut(sorted([*found, File("cam/001000b.jpg", 5, 5)])))
+    assert len(set(cuts) - set(more)) <= 2
     films = [File(f"{n}.mp4", 200 << 20, 1) for n in range(3)]
     assert [len(shard) for shard in cut(films)] == [1, 1, 1]
 
@@ -123,8 +135,8 @@ def test_the_numbers_are_the_lab_s(tmp_path: Path, rate: float | None) -> None:
     out = tmp_path / "s.csv"
     done = score(it.path, root, out, 1, rate=rate)
     rows = rows_of(out)
-    assert len(rows) == len(wanted) == done["rows"] == (18 if rate is None else 11)
-    assert (done["files"], done["bad"], done["kept"]) == (8, 0, 0)
+    assert len(rows) == len(wanted) == done.rows == (18 if rate is None else 11)
+    assert (done.files, len(done.errors), done.kept) == (8, 0, 0)
     assert list(rows[0]) == ["path", "time_s", "frame", "label", "p_safe", "p_danger"]
     for row in rows:
         id = row["path"] + (f"#{row['frame']}" if row["frame"] else "")
@@ -139,8 +151,8 @@ def test_the_numbers_are_the_lab_s(tmp_path: Path, rate: float | None) -> None:
 def test_a_net_of_clips_gets_the_lab_s_windows(tmp_path: Path) -> None:
     root, it = archive(tmp_path / "a"), bundle_of(tmp_path, (3, *SIZE, 3))
     wanted = by_lab(root, Data(source="videos", root=root, size=SIZE, fit="letterbox", rate=5, frames=3))
-    arrays = score_shard(task_of(it, root, 5.0), gather(root, clips=True)[0], scoring.runtimes.open(
-        it.path / "m.onnx", "onnxruntime", (3, *SIZE, 3), 1, scoring.BATCH))  # fmt: skip
+    arrays = score_shard(task_of(it, root, 5.0), gather(root, clips=True), runtimes.open(
+        it.path / "m.onnx", "onnxruntime", (3, *SIZE, 3), 1, shards.BATCH))  # fmt: skip
     assert arrays["frame"].tolist() == [0, 6] and arrays["time"].tolist() == pytest.approx([0, 0.6])
     clips = np.stack([wanted[f"Yawn/film.mp4#{n}"] for n in (0, 6)])
     np.testing.assert_allclose(arrays["p"], by_hand(clips), atol=1e-6)
@@ -151,10 +163,10 @@ def test_gray_nets_and_odd_shapes_too(tmp_path: Path) -> None:
     weights = np.array([[4.0, -2.0]], np.float32)
     path = onnx_net(tmp_path / "m.onnx", shape, weights=weights)
     task = Task(str(root), "", str(path), "onnxruntime", shape, "crop", None, "")
-    look = scoring.runtimes.open(path, "onnxruntime", shape, 1, scoring.BATCH)
-    arrays = score_shard(task, gather(root)[0], look)
+    look = runtimes.open(path, "onnxruntime", shape, 1, shards.BATCH)
+    arrays = score_shard(task, gather(root), look)
     wanted = by_lab(root, Data(source="videos", root=root, size=shape[:2], fit="crop", gray=True))
-    found = gather(root)[0]
+    found = gather(root)
     for n, (file, frame) in enumerate(zip(arrays["which"], arrays["frame"], strict=True)):
         id = found[file].path + (f"#{frame}" if frame >= 0 else "")
         np.testing.assert_allclose(arrays["p"][n], by_hand(wanted[id], weights)[0], atol=1e-6)
@@ -184,15 +196,15 @@ def test_bad_files_are_told_and_stop_nothing(tmp_path: Path) -> None:
     spoil(root)
     out = tmp_path / "s.csv"
     done = score(it.path, root, out, 1)
-    assert (done["rows"], done["files"], done["bad"]) == (18, 12, 4)
+    assert (done.rows, done.files, len(done.errors)) == (18, 12, 4)
     errors = {row["path"]: row["reason"] for row in rows_of(tmp_path / "s.csv.errors.csv")}
-    assert errors == {one["path"]: one["reason"] for one in done["errors"]}
+    assert errors == {one["path"]: one["reason"] for one in done.errors}
     assert errors["Safe/empty.jpg"] == "empty file"
     assert errors["Safe/scan.heic"].startswith(".heic is not a kind of picture")
     assert "video" in errors["Yawn/cut.mp4"] or "truncated" in errors["Yawn/cut.mp4"]
     for name in ("Safe/empty.jpg", "Safe/scan.heic", "Yawn/cut.mp4", "Yawn/gone.jpg"):
         (root / name).unlink()
-    assert score(it.path, root, out, 1)["bad"] == 0
+    assert not score(it.path, root, out, 1).errors
     assert not (tmp_path / "s.csv.errors.csv").exists()
 
 
@@ -201,8 +213,8 @@ def test_rotten_bytes_in_a_film_cost_what_they_cost_the_lab(tmp_path: Path) -> N
     raw = bytearray(video(root / "Safe" / "film.mkv", 20).read_bytes())
     raw[len(raw) // 2 :] = b"Z" * (len(raw) - len(raw) // 2)
     (root / "Safe" / "film.mkv").write_bytes(raw)
-    look = scoring.runtimes.open(it.path / "m.onnx", "onnxruntime", (*SIZE, 3), 1, scoring.BATCH)
-    arrays = score_shard(task_of(it, root), gather(root)[0], look)
+    look = runtimes.open(it.path / "m.onnx", "onnxruntime", (*SIZE, 3), 1, shards.BATCH)
+    arrays = score_shard(task_of(it, root), gather(root), look)
     wanted = by_lab(root, Data(source="videos", root=root, size=SIZE, fit="letterbox"))
     assert 0 < len(wanted) < 20
     assert [f"Safe/film.mkv#{n}" for n in arrays["frame"]] == list(wanted)
@@ -219,17 +231,17 @@ def _deadly(task: Task, pipe: Any, far: Any, parent: int) -> None:
         return real(path)
 
     files.read_picture = read
-    scoring._serve(task, pipe, far, parent)
+    workers._serve(task, pipe, far, parent)
 
 
 def test_a_file_that_kills_its_worker_is_told_and_the_rest_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
-    monkeypatch.setattr(scoring, "_serve", _deadly)
+    monkeypatch.setattr(workers, "_serve", _deadly)
     done = score(it.path, root, tmp_path / "s.csv", 1)
-    assert done["errors"] == [{"path": "Safe/a03.jpg", "reason": "the decoder dies of it (exit status -9)"}]
-    assert done["rows"] == 17
+    assert done.errors == [{"path": "Safe/a03.jpg", "reason": "the decoder dies of it (exit status -9)"}]
+    assert done.rows == 17
 
 
 def _broken(task: Task, pipe: Any, far: Any, parent: int) -> None:
@@ -238,19 +250,19 @@ def _broken(task: Task, pipe: Any, far: Any, parent: int) -> None:
 
 def test_workers_that_die_at_once_are_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
-    monkeypatch.setattr(scoring, "_serve", _broken)
+    monkeypatch.setattr(workers, "_serve", _broken)
     with pytest.raises(UserError, match=r"a worker dies before it looks at a file \(exit status 3\)"):
         score(it.path, root, tmp_path / "s.csv", 1)
 
 
 def _speechless(task: Task, pipe: Any, far: Any, parent: int) -> None:
-    scoring.np.savez = lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # type: ignore[attr-defined]
-    scoring._serve(task, pipe, far, parent)
+    shards.np.savez = lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))  # type: ignore[attr-defined]
+    workers._serve(task, pipe, far, parent)
 
 
 def test_a_full_disk_is_no_file_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
-    monkeypatch.setattr(scoring, "_serve", _speechless)
+    monkeypatch.setattr(workers, "_serve", _speechless)
     with pytest.raises(UserError, match=r"score: OSError: .*No space left on device"):
         score(it.path, root, tmp_path / "s.csv", 1)
     assert not (tmp_path / "s.csv").exists()
@@ -271,20 +283,20 @@ def _stuck(task: Task, pipe: Any, far: Any, parent: int) -> None:
         return real(path)
 
     files.read_picture = read
-    scoring._serve(task, pipe, far, parent)
+    workers._serve(task, pipe, far, parent)
 
 
 def _run_stuck(bundle: str, root: str, out: str) -> None:
-    scoring.SHARD, scoring._serve = 8, _stuck
+    listing.SHARD, workers._serve = 8, _stuck
     score(Path(bundle), Path(root), Path(out), 2)
 
 
 def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "SHARD", 8)
+    monkeypatch.setattr(listing, "SHARD", 8)
     root, it = archive(tmp_path / "a", 30), bundle_of(tmp_path)
     out, parts = tmp_path / "s.csv", tmp_path / "s.csv.parts"
-    shards = cut(gather(root)[0])
-    assert len(shards) >= 4
+    cuts = list(cut(gather(root)))
+    assert len(cuts) >= 4
     here = Path(__file__).parent
     code = (
         f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]; import test_scoring; "
@@ -293,18 +305,18 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: 
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         try:
             end = time.monotonic() + 60
-            while len(list(parts.glob("*.npz"))) < len(shards) - 1 and time.monotonic() < end:
+            while len(list(parts.glob("*/*.npz"))) < len(cuts) - 1 and time.monotonic() < end:
                 assert process.poll() is None
                 time.sleep(0.02)
             with pytest.raises(UserError, match="another `stillwatch score` writes there"):
                 score(it.path, root, out, 1)
         finally:
             process.kill()
-    assert not out.exists() and len(list(parts.glob("*.npz"))) == len(shards) - 1
+    assert not out.exists() and len(list(parts.glob("*/*.npz"))) == len(cuts) - 1
     said: list[str] = []
     done = score(it.path, root, out, 1, Progress(say=said.append))
-    assert done["kept"] == 32 - next(len(shard) for shard in shards if any("a20" in file.path for file in shard))
-    assert said[0] == f"{parts}: {done['kept']} of 32 files are done already"
+    assert done.kept == 32 - next(len(shard) for shard in cuts if any("a20" in file.path for file in shard))
+    assert said[0] == f"{parts}: {done.kept} of 32 files are done already"
     score(it.path, root, tmp_path / "whole.csv", 2)
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
@@ -312,7 +324,7 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: 
 def test_new_and_changed_files_are_looked_at_again_and_old_ones_go(tmp_path: Path) -> None:
     root, it, out = archive(tmp_path / "a"), bundle_of(tmp_path), tmp_path / "s.csv"
     before = score(it.path, root, out, 1)
-    assert score(it.path, root, out, 1)["kept"] == before["files"] == 8
+    assert score(it.path, root, out, 1).kept == before.files == 8
     first = rows_of(out)
     white = np.full((24, 32, 3), 255, np.uint8)
     (root / "Safe" / "a01.jpg").write_bytes(cv2.imencode(".jpg", white)[1].tobytes())
@@ -324,7 +336,7 @@ def test_new_and_changed_files_are_looked_at_again_and_old_ones_go(tmp_path: Pat
     assert "Safe/a00.jpg" not in {row["path"] for row in second}
     changed = next(row for row in second if row["path"] == "Safe/a01.jpg")
     assert float(changed["p_danger"]) == pytest.approx(by_hand(white[None])[0, 1], abs=1e-6)
-    assert len(list((tmp_path / "s.csv.parts").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "s.csv.parts").glob("*/*.npz"))) == 1
 
 
 def test_another_rate_or_bundle_starts_anew_with_a_word(tmp_path: Path) -> None:
@@ -334,9 +346,9 @@ def test_another_rate_or_bundle_starts_anew_with_a_word(tmp_path: Path) -> None:
     said: list[str] = []
     progress = Progress(say=said.append)
     done = score(one.path, root, out, 1, progress)
-    assert done["kept"] == 0 and said == [f"m.onnx in {done['runtime']}, 1 worker, 8 files"]
-    assert score(one.path, root, out, 1, progress, rate=1.0)["kept"] == 0
-    assert score(two.path, root, out, 1, progress, rate=1.0)["kept"] == 0
+    assert done.kept == 0 and said == [f"m.onnx in {done.runtime}, 1 worker, 8 files"]
+    assert score(one.path, root, out, 1, progress, rate=1.0).kept == 0
+    assert score(two.path, root, out, 1, progress, rate=1.0).kept == 0
     anew = f"{out}.parts: of another bundle, rate or runtime; everything is looked at anew"
     assert [line for line in said if line == anew] == [anew] * 2
 
@@ -346,9 +358,137 @@ def test_the_choice_of_the_first_run_is_kept(tmp_path: Path) -> None:
     done = score(it.path, root, out, 1)
     index = tmp_path / "s.csv.parts" / "index.json"
     kept = json.loads(index.read_text())
-    assert (kept["file"], kept["runtime"]) == (done["file"], done["runtime"]) == ("m.onnx", done["runtime"])
+    assert (kept["file"], kept["runtime"]) == (done.file, done.runtime) == ("m.onnx", done.runtime)
     index.write_text(json.dumps(kept | {"runtime": "gone"}))  # what does not run here any more is chosen anew
-    assert score(it.path, root, out, 1)["kept"] == 0
+    assert score(it.path, root, out, 1).kept == 0
+
+
+# --- one job of many
+
+
+def test_the_jobs_of_an_array_and_merge_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(listing, "SHARD", 8)
+    root, it = archive(tmp_path / "a", 30), bundle_of(tmp_path)
+    spoil(root)
+    out, said = tmp_path / "s.csv", list[str]()
+    held = [score_share(it.path, root, out, Share(number, 3), 1, Progress(say=said.append)) for number in (2, 0)]
+    (root / "Safe" / "late.jpg").touch()  # the first job listed the archive for all
+    with pytest.raises(UserError, match=r"s\.csv\.parts: 8 of 23 shards are not done, the first 1"):
+        merge(out)
+    held.append(score_share(it.path, root, out, Share(1, 3), 1))
+    assert sum(held) == 36 and sum("shards listed" in line for line in said) == 1
+    done = merge(out)
+    (root / "Safe" / "late.jpg").unlink()
+    whole = score(it.path, root, tmp_path / "whole.csv", 2)
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert Path(f"{out}.errors.csv").read_bytes() == (tmp_path / "whole.csv.errors.csv").read_bytes()
+    assert (done.rows, done.files, done.errors) == (whole.rows, whole.files, whole.errors) and whole.files == 36
+    with pytest.raises(UserError, match="or it is merged"):
+        merge(out)
+    assert score(it.path, root, out, 1).kept == 36
+
+
+def test_jobs_keep_to_the_first_one_s_bundle_and_choice(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "two").mkdir()
+    root, it, other = archive(tmp_path / "a"), bundle_of(tmp_path), bundle_of(tmp_path / "two", name="other")
+    out = tmp_path / "s.csv"
+    score_share(it.path, root, out, Share(0, 2), 1)
+    with pytest.raises(UserError, match="jobs of another bundle or rate are at work there"):
+        score_share(other.path, root, out, Share(1, 2), 1)
+    index = tmp_path / "s.csv.parts" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"runtime": "gone"}))
+    with pytest.raises(UserError, match=r"the first job chose m\.onnx in gone, but"):
+        score_share(it.path, root, out, Share(1, 2), 1)
+    assert len(list(index.parent.glob("*/*.npz"))) == 1, "what the others did is there"
+    for text in ("3", "3/3", "-1/3", "a/b"):
+        with pytest.raises(UserError, match="is NUMBER/OF, numbered from 0"):
+            Share.read(text)
+
+
+def test_a_saved_list_is_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(listing, "ROWS", 300)
+    odd = [
+        File(os.fsdecode(b"cam/gr\xfc\xdfe.jpg"), 7, 7),
+        File("cam/x.heic", odd="why"),
+        File("z.mp4", 1, 1, "", 1, 2),
+    ]
+    found = list(cut(sorted([*(File(f"cam/{n:06d}.jpg", 1000, n) for n in range(2000)), *odd])))
+    assert listing.save(tmp_path / "l.parquet", found) == len(found) > 3
+    assert list(listing.load(tmp_path / "l.parquet")) == found
+    assert [shard for n in range(3) for shard in listing.load(tmp_path / "l.parquet", n, 3)] == [
+        shard for n in range(3) for shard in found[n::3]
+    ]
+
+
+def test_an_archive_and_its_table_may_be_urls(tmp_path: Path) -> None:
+    upath = pytest.importorskip("upath")
+    root, it = archive(tmp_path / "a"), bundle_of(tmp_path)
+    spoil(root)
+    (root / "Yawn" / "gone.jpg").unlink()
+    store = upath.UPath("memory://archive")
+    for path in root.rglob("*.*"):
+        if path.is_file():
+            (store / path.relative_to(root).as_posix()).parent.mkdir(parents=True, exist_ok=True)
+            (store / path.relative_to(root).as_posix()).write_bytes(path.read_bytes())
+    try:
+        names = [(file.path, file.size, file.odd) for file in listing.listing(root)]
+        assert [(file.path, file.size, file.odd) for file in listing.listing(store)] == names
+        task, shard = task_of(it, root), tuple(listing.listing(store))
+        assert shards.do(task._replace(root=str(store), parts=str(store / "s.csv.parts")), shard) == ""
+        shards.do(task, shard)
+        name = shards.part_of(task, shard)
+        assert (store / "s.csv.parts" / name).read_bytes() == (root / name).read_bytes()
+    finally:
+        store.fs.store.clear()
+    # the whole command, whose workers are other processes: they do not see this one's memory
+    done = score(it.path, atomic.place(root.as_uri()), atomic.place((tmp_path / "u.csv").as_uri()), 1)
+    assert score(it.path, root, tmp_path / "s.csv", 1).rows == done.rows
+    assert (tmp_path / "u.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
+
+
+def test_a_url_that_nobody_reads_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="nope://bucket/x: Unsupported filesystem"):
+        atomic.place("nope://bucket/x")
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(UserError, match=r"pip install 'stillwatch\[urls\]'"):
+        atomic.place("s3://bucket/x")
+
+
+def test_pieces_of_a_long_film_give_its_rows(tmp_path: Path) -> None:
+    it = bundle_of(tmp_path)
+    film = tmp_path / "a" / "film.mp4"
+    film.parent.mkdir()
+    with av.open(str(film), "w") as out:
+        stream = out.add_stream("libx264", rate=10, options={"g": "9", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(60):
+            picture = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    look = runtimes.open(it.path / "m.onnx", "onnxruntime", (*SIZE, 3), 1, shards.BATCH)
+    task = task_of(it, film.parent)
+    whole = score_shard(task, [File("film.mp4")], look)
+    parts = [score_shard(task, [File("film.mp4", piece=n, pieces=4)], look) for n in range(4)]
+    for name in ("frame", "time", "p"):
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+    assert [len(part["p"]) for part in parts] == [15] * 4
+    start, count = 40, 0
+
+    def fit(image: Any) -> Any:
+        nonlocal count
+        count += 1
+        return image
+
+    times = files.times_of(film)
+    assert not isinstance(times, str)
+    wanted = [(start,), (start + 1,)]
+    assert [n for n, _ in files.clips(film, wanted, fit, 1, times)] == wanted and count == 2
+    (film.parent / "long.mp4").touch()
+    os.truncate(film.parent / "long.mp4", 100 << 20)
+    assert [file.piece for file in listing.listing(film.parent) if file.path == "long.mp4"] == [0, 1, 2]
 
 
 # --- mistakes, progress
@@ -420,8 +560,8 @@ def test_any_name_is_a_name(tmp_path: Path, kind: str) -> None:
     os.link(root / "Safe" / "a00.jpg", odd)
     Path(os.fsdecode(os.fsencode(root / "Safe") + b"/leer\xff.jpg")).touch()
     done = score(made.path, root, tmp_path / f"s.{kind}", 1)
-    assert done["rows"] == score(made.path, root, tmp_path / "again.csv", 1)["rows"]
-    assert "Safe/leer\\udcff.jpg" in [row["path"] for row in done["errors"]]
+    assert done.rows == score(made.path, root, tmp_path / "again.csv", 1).rows
+    assert "Safe/leer\\udcff.jpg" in [row["path"] for row in done.errors]
     assert "Safe/gr\\udcfc\\udcdfe.jpg" in (tmp_path / "again.csv").read_text()
 
 
@@ -435,13 +575,13 @@ def test_faces_are_read_before_pictures_shrink_where_the_bundle_asks_for_it(
         at = np.random.default_rng(len(seen)).uniform(0, 20, (COUNT, 3)).astype(np.float32)
         return face(at, 0.9) if len(seen) % 2 else None
 
-    monkeypatch.setattr(scoring.face_reader, "FaceReader", lambda: read)
+    monkeypatch.setattr(face_reader, "FaceReader", lambda: read)
     it, root = bundle_of(tmp_path), archive(tmp_path / "archive", 4)
-    found, _ = gather(root)
+    found = gather(root)
     task = task_of(it, root)._replace(
         faces=True, shape=(12, 16, 3), model=str(onnx_net(tmp_path / "s.onnx", (12, 16, 3)))
     )
-    look = scoring.runtimes.open(Path(task.model), "onnxruntime", task.shape, 1, scoring.BATCH)
+    look = runtimes.open(Path(task.model), "onnxruntime", task.shape, 1, shards.BATCH)
     arrays = score_shard(task, tuple(found), look)
     assert set(seen) == {(24, 32, 3), (48, 64, 3)}, "native pictures and a film's frames"
     assert arrays["face"].shape == (len(arrays["p"]), 7) and len(seen) == len(arrays["p"])
@@ -472,13 +612,13 @@ def test_with_a_fusion_head_the_label_is_what_a_camera_decides_and_the_net_s_own
     for number, (_, image, _) in enumerate(synthetic.clip("cabin", seconds, 5, 0, SIZE)):
         (root / f"{number:04d}.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
     drawn, number = synthetic.reader(seconds, 0, SIZE), count()
-    monkeypatch.setattr(scoring.face_reader, "FaceReader", lambda: lambda image, _: drawn(image, next(number) / 5))
-    monkeypatch.setattr(scoring.weights, "local", lambda name: tmp_path)
-    monkeypatch.setattr(scoring, "_work", in_this_process)
+    monkeypatch.setattr(face_reader, "FaceReader", lambda: lambda image, _: drawn(image, next(number) / 5))
+    monkeypatch.setattr(weights, "local", lambda name: tmp_path)
+    monkeypatch.setattr(workers, "work", in_this_process)
     rows = rows_of(score(it.path, root, tmp_path / "s.csv") and tmp_path / "s.csv")
 
     made = bundles.load(it.path)
-    fuse, normal, shut = fused_by(made.manifest), Normal(), 0
+    fuse, normal, shut = fused_by(made.manifest.fusion), Normal(), 0
     assert fuse is not None and len(rows) == 5 * seconds
     for n, row in enumerate(rows):
         face = drawn(np.empty(0), n / 5)
@@ -491,7 +631,11 @@ def test_with_a_fusion_head_the_label_is_what_a_camera_decides_and_the_net_s_own
         shut += row["label"] == "danger" and now.shut > 0.8 and np.argmax(net) == 0
     assert shut > 10, "eyes that shut, which the net did not see"
 
-    monkeypatch.setattr(scoring.weights, "local", lambda name: None)
+    (tmp_path / "s.csv").rename(tmp_path / "whole.csv")
+    listing.save(tmp_path / "s.csv.parts" / scoring.LIST, cut(listing.listing(root)))
+    merge(tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes(), "without the bundle at hand"
+    monkeypatch.setattr(weights, "local", lambda name: None)
     lines: list[str] = []
     score(it.path, root, tmp_path / "alone.csv", progress=Progress(say=lines.append))
     alone = rows_of(tmp_path / "alone.csv")
@@ -499,10 +643,9 @@ def test_with_a_fusion_head_the_label_is_what_a_camera_decides_and_the_net_s_own
     assert [row["p_safe"] for row in alone] == [row["net_safe"] for row in rows] and "no face is read" in lines[0]
 
 
-def in_this_process(task: Task, shards: list[tuple[File, ...]], workers: int) -> Iterator[None]:
-    look = scoring.runtimes.open(Path(task.model), task.runtime, task.shape, 1, scoring.BATCH)
-    for shard in shards:
-        np.savez(scoring._place(task, shard), **score_shard(task, shard, look))  # type: ignore[arg-type]
+def in_this_process(task: Task, cuts: list[tuple[File, ...]], workers: int) -> Iterator[None]:
+    for shard in cuts:
+        assert shards.do(task, shard) == ""
         yield from (None for _ in shard)
 
 

@@ -217,7 +217,8 @@ def test_a_killed_watch_leaves_no_process_and_its_event_and_clip_to_the_next(tmp
 
 def test_the_street_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom stillwatch.inference import scoring\nfrom stillwatch.monitor import doctor, loop, service\n"
+        "import sys\nfrom stillwatch.inference.archive import scoring\n"
+        "from stillwatch.monitor import doctor, loop, service\n"
         "from stillwatch.monitor.web import app\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules, sorted(sys.modules)"
     )

@@ -12,6 +12,7 @@ import torch
 
 from stillwatch.atomic import locked
 from stillwatch.errors import UserError, nearest, one_line
+from stillwatch.inference import engines
 from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.runs import RunOptions
@@ -107,16 +108,25 @@ def home(recipe: Recipe, options: RunOptions) -> Run:
         return run
 
 
-def crossval(recipe: Recipe, wanted: Sequence[Task], options: RunOptions, jobs: int = 1) -> tuple[Run, list[Run]]:
+def crossval(
+    recipe: Recipe, wanted: Sequence[Task], options: RunOptions, jobs: int = 1, on: str = ""
+) -> tuple[Run, list[Run]]:
     """Do the tasks, `jobs` at a time. Returns the folder and its finished runs. A task that fails stops no other.
+
+    on: an engine of inference.engines, whose machines share options.root and the data at the same places.
 
     Raises UserError, after all have ended, where one failed; the same call then does what is left.
     """
     folder, say = home(recipe, options), options.progress.say
-    say(f"{folder.path}: {len(wanted)} tasks, {jobs} at a time")
+    say(f"{folder.path}: {len(wanted)} tasks, {f'on {on}' if on else f'{jobs} at a time'}")
     done, failed = list[Run](), list[str]()
     calls = [partial(task, recipe, *each, folder.path, options.source) for each in wanted]
-    for number, outcome in options.progress.bar(_outcomes(calls, jobs), len(calls), f"crossval {recipe.name}"):
+    if on:
+        gpus = int("cuda" in (recipe.fit_of("teacher").device, recipe.fit_of("student").device))
+        outcomes = engines.over([partial(_tried, call) for call in calls], on, jobs, gpus)
+    else:
+        outcomes = _outcomes(calls, jobs)
+    for number, outcome in options.progress.bar(outcomes, len(calls), f"crossval {recipe.name}"):
         place = "fold {}, seed {}, {}".format(*wanted[number])
         if isinstance(outcome, Run):
             done.append(outcome)

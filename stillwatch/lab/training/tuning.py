@@ -1,5 +1,6 @@
 """Tuning: short trainings with other values for the keys of [tune], shared by processes. Never reads the test split."""
 
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from stillwatch.atomic import locked
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, one_line
 from stillwatch.lab.data.dataset import Dataset, load_dataset
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.ensemble import Teacher
@@ -29,6 +30,7 @@ from stillwatch.run import runs as runs_in
 
 if TYPE_CHECKING:  # optuna takes most of a second to import
     from optuna import Study, Trial
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 
@@ -43,17 +45,21 @@ def tune(
     source: str = "",
     fresh: bool = False,
     progress: Progress = NO_PROGRESS,
+    storage: str | None = None,
 ) -> Path:
     """Search recipe.tune.keys for the best validation figure, up to `trials` in all; returns best.toml.
 
     Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, Algorithms for Hyper-Parameter
     Optimization, §4); the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes a study of the
-    same recipe, data and teacher, unless `fresh`. Raises UserError, before any training, for a key that cannot be
-    tuned, and where no trial completed.
+    same recipe, data and teacher, unless `fresh`. storage: a file for Optuna's journal or the URL of a database server,
+    where machines with folders of their own meet; None: a file in the run. Raises UserError, before any training, for
+    a key that cannot be tuned, and where no trial completed.
     """
     # ---- every key is checked before the data are read
     if trials < 1:
         raise UserError(f"trials = {trials}: must be at least 1")
+    if storage and fresh:
+        raise UserError(f"--fresh: {storage} may hold this study; for a new one name another --storage")
     keys = keys_of(recipe)
     checked = probes(recipe, keys)
     if pipeline.device(side_of(recipe)[1]).num_processes > 1:
@@ -75,7 +81,7 @@ def tune(
 
     # ---- the trials
     home = _home(recipe, data, teacher, RunOptions(root, source, fresh, progress))
-    search = Search(recipe, keys, data, teacher, teacher_net, home, progress)
+    search = Search(recipe, keys, data, teacher, teacher_net, home, progress, storage)
     try:
         with _opened(search) as study:
             while claimed := _claim(search, study, trials):
@@ -102,6 +108,20 @@ class Search:
     teacher_net: Teacher | None
     home: Run
     progress: Progress
+    storage: str | None = None
+
+    def study_name(self) -> str:
+        """In a storage of its own "tune"; else of this recipe and these data, on whatever machine."""
+        if self.storage is None:
+            return "tune"
+        raw = self.recipe.model_dump(mode="json") | {"prune": None, "quantise": None, "export": None, "rule": None}
+        raw["data"] |= {"root": None, "negatives": None}
+        told = json.dumps([raw, self.data.store.fingerprint], sort_keys=True)
+        return f"{self.recipe.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+    def place(self) -> str:
+        """Says whose folder holds a trial's run: in another folder's it cannot be seen whether a process lives."""
+        return f"{self.home.info.id} {self.home.info.started}"
 
     def own(self) -> dict[str, Value]:
         return {key.name: own_value(self.recipe, key) for key in self.keys}
@@ -162,6 +182,8 @@ def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOption
 @contextmanager
 def _opened(search: Search) -> Iterator["Study"]:
     import optuna
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
 
     home, verbosity = search.home.path, optuna.logging.get_verbosity()
     warmup = max(1, -(-search.recipe.fit_in("tune").epochs // 3))  # a third of the epochs says something
@@ -169,10 +191,16 @@ def _opened(search: Search) -> Iterator["Study"]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would report each trial a second time
     try:
         with locked(home / ".turn"):
-            # The path is not put into the URL: % and ? and { mean something there
-            storage = optuna.storages.RDBStorage("sqlite:///study.sqlite", {"creator": connect})
+            storage: JournalStorage | RDBStorage
+            if search.storage is None:
+                # The path is not put into the URL: % and ? and { mean something there
+                storage = RDBStorage("sqlite:///study.sqlite", {"creator": connect})
+            elif "://" in search.storage:
+                storage = _server(search.storage)
+            else:
+                storage = JournalStorage(JournalFileBackend(search.storage))
             study = optuna.create_study(
-                study_name="tune",
+                study_name=search.study_name(),
                 storage=storage,
                 pruner=optuna.pruners.MedianPruner(STARTUP, warmup),
                 direction="minimize" if search.recipe.tune.metric == "loss" else "maximize",
@@ -181,9 +209,31 @@ def _opened(search: Search) -> Iterator["Study"]:
             if not study.get_trials(deepcopy=False):
                 study.enqueue_trial(search.own_params(), {"own": True})
         yield study
-        storage.engine.dispose()
+        if isinstance(storage, RDBStorage):
+            storage.engine.dispose()
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def _server(url: str) -> "RDBStorage":
+    """Raises UserError, without the password, where it does not answer or is SQLite."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.engine import make_url
+
+    secrets = [url]
+    try:
+        known = make_url(url)
+        secrets += [known.password] if isinstance(known.password, str) else []
+        shown = known.render_as_string()  # *** for the password
+        if known.get_backend_name() == "sqlite":
+            raise UserError(f"--storage {shown}: SQLite loses locks on network disks; name a file for Optuna's journal")
+        return RDBStorage(url)
+    except ImportError as error:
+        raise UserError(f"--storage {shown}: its driver is missing: {one_line(error)}") from None
+    except UserError:
+        raise
+    except Exception as error:  # SQLAlchemy's, and each driver's own
+        raise UserError(f"--storage {url.partition(':')[0]}://…: {one_line(error, secrets)}") from None
 
 
 def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe, Run] | None":
@@ -194,12 +244,14 @@ def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe,
     with locked(search.home.path / ".turn"):
         # A folder's lock says that its process lives at once, and through a suspended machine; a heartbeat would not
         for old in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if search.storage and old.user_attrs.get("place") != search.place():
+                continue  # another machine's
             folder = search.folder(old.number)
             run = Run.open(folder) if (folder / "run.json").is_file() else None
             if run is None or run.lock():
                 search.progress.say(f"{folder.name} was cut off and is run again")
                 study.tell(old.number, state=TrialState.FAIL)
-                study.enqueue_trial(old.params, old.user_attrs)
+                study.enqueue_trial(old.params, {k: v for k, v in old.user_attrs.items() if k != "place"})
                 if run:
                     run.finish("stopped")
         while True:
@@ -215,6 +267,7 @@ def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe,
             trial = study.ask({key.name: key.distribution for key in search.keys if key.name in names})
             twin = next((t for t in known if t.state == TrialState.COMPLETE and t.params == trial.params), None)
             if stands or twin is None:
+                trial.set_user_attr("place", search.place())
                 return trial, *search.begin(trial)
             trial.set_user_attr("note", f"as trial {twin.number}")  # all is seeded, so the figure would be the same
             study.tell(trial, twin.value)

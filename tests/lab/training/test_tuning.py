@@ -350,22 +350,51 @@ def save(run, *_, **__):
             os.kill(os.getpid(), signal.SIGKILL)
 
 predictions.save_predictions = save
-tune(test_tuning.recipe(), 5, root)
+storage = str(root / "study.journal") if then == "journal" else None
+tune(test_tuning.recipe(), 5, root / me if storage else root, storage=storage)
 """
+
+
+def two_processes(root: Path, *words: tuple[str, str, str]) -> tuple[list[int], list[str]]:
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, name, str(root), meets, then],
+            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for name, meets, then in words
+    ]  # fmt: skip
+    said = [worker.communicate(timeout=240)[1] for worker in workers]
+    return [worker.returncode for worker in workers], said
+
+
+def test_machines_with_folders_of_their_own_share_a_study(tmp_path: Path) -> None:
+    codes, said = two_processes(tmp_path, ("one", "1", "journal"), ("two", "1", "journal"))
+    assert codes == [0, 0], said
+    homes = [tmp_path / name / "toy-tune-001" for name in ("one", "two")]
+    trials = [{path.name for path in home.glob("trial-*")} for home in homes]
+    assert trials[0] and trials[1] and not trials[0] & trials[1]
+    assert 5 <= len(trials[0] | trials[1]) <= 6, "two machines may start one too many"
+    rows = max((table(home / "best.toml") for home in homes), key=len)
+    assert {row["state"] for row in rows} == {"complete"} and len(rows) == len(trials[0] | trials[1])
+    with pytest.raises(UserError, match=r"--fresh: x\.journal may hold this study"):
+        tune(recipe(), 5, tmp_path, fresh=True, storage="x.journal")
+
+
+def test_a_server_that_does_not_answer_keeps_its_password(tmp_path: Path) -> None:
+    for url, why in (
+        ("sqlite:///x.db", "SQLite loses locks on network disks"),
+        ("nosuch://me:s3cret@host/db", "nosuch"),
+        ("postgresql+pg8000://me:s3cret@host/db", "pg8000"),
+    ):
+        with pytest.raises(UserError, match=why) as told:
+            tuning._server(url)
+        assert "s3cret" not in str(told.value)
 
 
 def test_processes_share_the_trials_and_one_that_is_killed_takes_none_with_it(tmp_path: Path) -> None:
     """One process ends a trial, meets the other in its second, and is killed there; the other one does the rest."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, name, str(tmp_path), meets, then],
-            stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for name, meets, then in (("one", "2", "dies"), ("two", "1", "goes on"))
-    ]  # fmt: skip
-    said = [worker.communicate(timeout=240)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [-signal.SIGKILL, 0], said
+    codes, said = two_processes(tmp_path, ("one", "2", "dies"), ("two", "1", "goes on"))
+    assert codes == [-signal.SIGKILL, 0], said
     assert [path.name for path in tmp_path.glob("toy-*")] == ["toy-tune-001"]
     home = Run.open(tmp_path / "toy-tune-001")
     assert (home.info.status, home.info.trials) == ("done", 5)

@@ -27,7 +27,7 @@ def check(path: Path) -> None:
     if path.suffix not in ENDINGS:
         raise UserError(f"{path}: ends in {path.suffix or 'nothing'}; wanted: {' or '.join(ENDINGS)}")
     if path.suffix == ".parquet":
-        _parquet()
+        parquet()
 
 
 @contextmanager
@@ -48,12 +48,12 @@ def _as_csv(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iterator
 
 @contextmanager
 def _as_parquet(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iterator[Add]:
-    pa, parquet = _parquet()
+    pa, pq = parquet()
     names = pa.schema(
         [("path", pa.string()), ("time_s", pa.float64()), ("frame", pa.int64()), ("label", pa.string())]
         + [(name, pa.float32()) for name in (*(f"p_{label}" for label in labels), *more)]
     )
-    with parquet.ParquetWriter(draft, names, compression="zstd") as table:
+    with pq.ParquetWriter(draft, names, compression="zstd") as table:
 
         def add(paths: list[str], times: NDArray[Any], shown: NDArray[Any], p: NDArray[np.float32]) -> None:
             still = shown < 0
@@ -65,10 +65,11 @@ def _as_parquet(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iter
         yield add
 
 
-def _parquet() -> tuple[Any, Any]:
+def parquet() -> tuple[Any, Any]:
+    """pyarrow and its module parquet. Raises UserError."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("scores as .parquet need pyarrow: pip install 'stillwatch[parquet]', or write a .csv") from None
+        raise UserError("tables as .parquet need pyarrow: pip install 'stillwatch[parquet]'") from None
     return pyarrow, pyarrow.parquet
