@@ -11,10 +11,7 @@ from stillwatch.errors import UserError, one_line
 
 
 def place(name: str) -> Path:
-    """A path; for a URL (s3://, gs://, memory://) what fsspec makes of it, which has a Path's methods.
-
-    Raises UserError for a kind of URL that is not known or not installed.
-    """
+    """A path; for a URL (s3://, gs://, memory://) what fsspec makes of it, with a Path's methods. Raises UserError."""
     if "://" not in name:
         return Path(name)
     try:

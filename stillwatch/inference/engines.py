@@ -20,9 +20,8 @@ def over(
 ) -> Iterator[tuple[int, T | str]]:
     """Each call's number, and what it returned or why its process died, as they end.
 
-    on: "ray": the cluster of RAY_ADDRESS, or one of `workers` on this machine; "ray://HOST:PORT": that one. Each call
-    takes one core and `gpus`, and must find this package and this working directory there.
-    Raises UserError for another engine, one that is not installed, and one that does not answer.
+    on: "ray": the cluster of RAY_ADDRESS, or one of `workers` on this machine; "ray://HOST:PORT". A call takes one core
+    and `gpus`, and must find this package and working directory there. Raises UserError.
     """
     if on != "ray" and not on.startswith("ray://"):
         raise UserError(f"--on {on}: is ray, or ray://HOST:PORT{nearest(on, ['ray'])}")

@@ -118,7 +118,7 @@ def weight(file: File) -> float:
 
 
 def save(path: Path, shards: Iterable[tuple[File, ...]]) -> int:
-    """Write the list as parquet, a row a file, shard by shard. Returns how many shards there are. Raises UserError."""
+    """Parquet, a row a file. Returns how many shards there are. Raises UserError."""
     pa, pq = parquet()
     whole, text = [pa.int32(), pa.binary(), pa.int64(), pa.int64()], [pa.string(), pa.int16(), pa.int16()]
     kind = pa.schema(list(zip(("shard", *File._fields), whole + text, strict=True)))

@@ -111,8 +111,7 @@ def score_share(
 ) -> int:
     """Do one job's share of the shards, for merge(). Returns how many files it holds.
 
-    The first job lists the archive and chooses file and runtime, for all. Raises UserError as score() does, and where
-    that choice does not run here.
+    The first job lists the archive and chooses for all. Raises UserError, also where its choice does not run here.
     """
     made = _checked(bundle, folder, out, rate, workers)
     table.parquet()
@@ -128,10 +127,7 @@ def score_share(
 
 
 def merge(out: Path) -> Done:
-    """The table of what all jobs of an array did, as score() would have written it. Raises UserError if some is left.
-
-    The list of files is forgotten: the next array lists the archive anew.
-    """
+    """The table that score() would have written; the list is forgotten. Raises UserError if some shard is left."""
     start, parts = time.monotonic(), _parts(out)
     table.check(out)
     try:
@@ -193,7 +189,7 @@ def _cut(made: bundles.Bundle, folder: Path) -> list[tuple[File, ...]]:
 def _task(
     made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress, shared: bool = False
 ) -> Task:
-    """Keeps the earlier file and runtime for the same bundle and rate. shared: other jobs may be at work there."""
+    """Keeps the earlier file and runtime for the same bundle and rate. shared: others may be at work there."""
     about, head, asked = made.manifest.input, made.manifest.fusion, rule_of(made)
     faces = (head is not None or asked.faces == "yes") and weights.wanted(asked)
     if head and not faces:
@@ -232,7 +228,7 @@ def _task(
 
 
 def _read(parts: Path) -> tuple[Task, str]:
-    """The task of an earlier call, and its file's name in the bundle."""
+    """An earlier call's, and its file's name in the bundle."""
     raw = json.loads((parts / "index.json").read_text(encoding="utf-8"))
     lists = {name: tuple(raw[name]) for name in ("shape", "ticks", "labels")}
     return Task(**{name: raw[name] for name in Task._fields} | lists | {"parts": str(parts)}), raw["file"]
@@ -246,7 +242,7 @@ def _there(parts: Path) -> set[str]:
 
 
 def _work(task: Task, mine: Sequence[tuple[File, ...]], count: int | None, progress: Progress, on: str = "") -> int:
-    """Do the shards that are not on disk yet. Returns how many files are."""
+    """Returns how many files were done before."""
     there, files = _there(place(task.parts)), sum(map(len, mine))
     todo = [shard for shard in mine if shards.part_of(task, shard) not in there]
     kept = files - sum(map(len, todo))
@@ -306,7 +302,7 @@ class Fused:
 
 
 def _write(out: Path, task: Task, found: Iterable[tuple[File, ...]]) -> tuple[int, list[dict[str, str]]]:
-    """Shard by shard, so memory holds one. Shards that are not of `found` are removed."""
+    """Shards that are not of `found` are removed."""
     parts, rows, used = place(task.parts), 0, set[str]()
     errors = list[tuple[str, str]]()
     fused = Fused(bundles.Fusion.model_validate_json(task.fusion)) if task.fusion else None

@@ -57,7 +57,7 @@ def do(
     far: ctypes.c_longlong | None = None,
     parent: int | None = None,
 ) -> str:
-    """Score the shard and put it on disk, whole; in any process, on any machine. Returns "", or what went wrong."""
+    """Score the shard and put it on disk, whole, on any machine. Returns "", or what went wrong."""
     cv2.setNumThreads(1)
     try:
         arrays = score_shard(task, shard, _opened(task.model, task.runtime, task.shape), avoid, far, parent)

@@ -111,7 +111,7 @@ class Search:
     storage: str | None = None
 
     def study_name(self) -> str:
-        """In a storage of its own "tune"; else of this recipe and these data, on whatever machine."""
+        """In a shared storage of this recipe and these data, on whatever machine."""
         if self.storage is None:
             return "tune"
         raw = self.recipe.model_dump(mode="json") | {"prune": None, "quantise": None, "export": None, "rule": None}
@@ -120,7 +120,7 @@ class Search:
         return f"{self.recipe.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
     def place(self) -> str:
-        """Says whose folder holds a trial's run: in another folder's it cannot be seen whether a process lives."""
+        """Whose folder holds a trial's run: of another's it cannot be seen whether its process lives."""
         return f"{self.home.info.id} {self.home.info.started}"
 
     def own(self) -> dict[str, Value]:
