@@ -105,6 +105,16 @@ def test_a_failure_is_one_line_and_status_1(say: Any, words: tuple[str, ...], er
     assert not list(Path().glob("runs/*/last.pt"))
 
 
+def test_the_version_and_what_the_shell_completes(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert say("--version") == (0, f"stillwatch {main.stillwatch.__version__}\n", "")
+    Path("mine.toml").touch()
+    monkeypatch.setenv("_STILLWATCH_COMPLETE", "complete_bash")
+    for words, completed in (("stillwatch te", "teach\ntest-sinks\n"), ("stillwatch teach mi", "mine.toml\n")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        assert say()[:2] == (0, completed)
+
+
 def test_debug_shows_where(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["stillwatch", "compare", "x", "--debug"])
     with pytest.raises(main.UserError):

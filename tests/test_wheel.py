@@ -65,11 +65,22 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     tracked = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "stillwatch").rglob("*")
-        if path.is_file() and path.suffix in {".py", ".toml", ".html", ".md", ".css", ".js", ".svg"}
+        if path.is_file() and path.suffix in {".py", ".toml", ".html", ".md", ".css", ".js", ".json", ".svg"}
     }
     packed = {path.relative_to(wheel).as_posix() for path in (wheel / "stillwatch").rglob("*") if path.is_file()}
     assert packed >= tracked
     assert {Path(name).suffix for name in packed} >= {".toml", ".html", ".css", ".js"}
+
+
+def test_the_lines_of_the_readme_that_install_it_name_what_the_wheel_has(wheel: Path) -> None:
+    about = (next(wheel.glob("*.dist-info")) / "METADATA").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^Provides-Extra: (.+)$", about, re.M))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"(?:pip install|uv tool install|uvx --from) (?:-e )?'(?:stillwatch|\.)\[([\w,]+)\]'", readme)
+    assert len(lines) >= 4
+    assert {extra for line in lines for extra in line.split(",")} <= extras
+    scripts = (next(wheel.glob("*.dist-info")) / "entry_points.txt").read_text(encoding="utf-8")
+    assert "stillwatch = stillwatch.__main__:main" in scripts
 
 
 def test_a_board_needs_the_wheel_and_no_lab(wheel: Path, here: Path) -> None:
@@ -81,6 +92,8 @@ def test_a_board_needs_the_wheel_and_no_lab(wheel: Path, here: Path) -> None:
         wheel,
         here,
         ("--help",),
+        ("--version",),
+        ("schema", "watch"),
         ("doctor", str(bundle)),
         ("bench", str(bundle), "--rounds", "3", "--threads", "1", "--out", "bench"),
         ("replay", str(bundle), "toy://driver?seconds=3", "--out", "replay"),
@@ -90,7 +103,7 @@ def test_a_board_needs_the_wheel_and_no_lab(wheel: Path, here: Path) -> None:
         ("score", str(bundle), "archive", "-o", "scores.parquet", "--workers", "1"),
         ("teach", "toy"),
     )
-    assert codes == [0] * 7 + [1] * 2, out + err
+    assert codes == [0] * 9 + [1] * 2, out + err
     assert out.count("matplotlib is not installed; pip install 'stillwatch[lab]' draws it") == 2
     assert json.loads((here / "bench" / "bench.json").read_text())["rows"]
     assert json.loads((here / "replay" / "replay.json").read_text())["frames"]

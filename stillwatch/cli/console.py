@@ -13,12 +13,23 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from stillwatch.recipe import SHIPPED
 from stillwatch.run import Progress, Run, runs
 
 T = TypeVar("T")
 PLAIN = str.maketrans({"−": "-", "–": "-", "…": "...", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "µ": "u"})
 
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")]
+
+def _recipes(start: str) -> list[str]:
+    """For the shell's completion: shipped names, and files here."""
+    names = [str(path.relative_to(SHIPPED).with_suffix("")) for path in SHIPPED.rglob("*.toml")]
+    return [name for name in sorted([*names, *map(str, Path().glob("*.toml"))]) if name.startswith(start)]
+
+
+RecipeFile = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe", autocompletion=_recipes),
+]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="folder of runs")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start a new run instead of resuming an interrupted one")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]

@@ -2,9 +2,11 @@
 
 import resource
 import sys
+from typing import Annotated
 
 import typer
 
+import stillwatch
 from stillwatch.cli import demo, deploy, lab, start
 from stillwatch.cli.console import print_anything
 from stillwatch.errors import UserError, bounded
@@ -26,7 +28,6 @@ GOES_ON = dict.fromkeys(
 ) | {"score": "; the same command goes on where it was"}
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # "[tune]" in a help text is no markup
@@ -39,6 +40,20 @@ for group in (start.app, lab.app, deploy.app, demo.app):
     app.registered_commands += group.registered_commands
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"stillwatch {stillwatch.__version__}")
+        raise typer.Exit
+
+
+VERSION = typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+
+
+@app.callback()
+def _options(version: Annotated[bool, VERSION] = False) -> None:
+    pass
+
+
 def main() -> None:
     """Every failure is one line, except with --debug."""
     runtimes.telemetry_off()
@@ -49,7 +64,7 @@ def main() -> None:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if 0 <= limit < ADDRESSES and not {*LIGHT, "-h", "--help"}.intersection(arguments):
             raise UserError(f"ulimit -v {limit >> 10}: is too little to load the libraries; {ADDRESSES >> 10} at least")
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="stillwatch", standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
