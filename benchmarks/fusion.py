@@ -19,7 +19,7 @@ from stillwatch.errors import UserError
 from stillwatch.lab import faces
 from stillwatch.lab.data.dataset import dataset_of
 from stillwatch.lab.export.fusion import deviations, left_out
-from stillwatch.run import Run, runs
+from stillwatch.run import Run, commit, runs
 
 KEY = ("recipe", "student", "answers", "normal", "driver")
 
@@ -88,8 +88,14 @@ def rows_of(folder: Run, kind: str, note: str) -> Iterator[dict[str, Any]]:
             count = int((group == driver).sum()) if driver in each else len(y)
             about = {"recipe": folder.recipe.name, "student": kind, "answers": what, "normal": normal, "driver": driver}
             counts = {"folds": folder.recipe.data.folds, "seeds": len(p), "samples": count}
-            commit = (folder.info.commit or "").rstrip("+")
-            row = {**about, **counts, **dict.fromkeys(bounds), **of, "commit": commit, "note": note}
+            row = {
+                **about,
+                **counts,
+                **dict.fromkeys(bounds),
+                **of,
+                "commit": (commit() or "").rstrip("+"),
+                "note": note,
+            }
             yield {key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()}
 
 
