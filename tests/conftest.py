@@ -10,7 +10,8 @@ import pytest
 LAB_TESTS = Path(__file__).parent / "lab"
 LAB = ("torch", "stillwatch.lab", "benchmarks")
 SLOW = {  # clocks that run, processes, brokers, a browser, drawing
-    "test_wheel", "test_page", "test_camera", "test_outbox", "test_service", "test_mqtt", "test_postgres", "test_doctor", "test_timing",
+    "test_wheel", "test_page", "test_camera", "test_outbox", "test_service", "test_mqtt", "test_doctor", "test_timing",
+    "test_postgres",
     "test_benchmark", "test_bundle_eval", "test_compression", "test_plots", "test_report", "test_bench",
     "test_tuning_picture", "test_remote",
 }  # fmt: skip

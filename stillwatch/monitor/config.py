@@ -123,6 +123,7 @@ class WatchConfig(Strict):
     rule: Rule | None = None  # for every camera; else the bundle's own
     armed: Spans = ()  # of every camera without its own
     timezone: str | None = None  # of `armed`, as Europe/Berlin; else the system's
+    workers: int = Field(1, ge=1, le=64)  # processes that look, each with a net of its own and its share of the cameras
     threads: int = Field(1, ge=1)  # that compute one forward; more where one takes longer than a frame
     runtime: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # only these: "openvino:GPU"; none: each here
 

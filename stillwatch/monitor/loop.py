@@ -25,6 +25,7 @@ from stillwatch.monitor.config import CameraConfig, WatchConfig, secret
 from stillwatch.monitor.events.store import Store
 from stillwatch.monitor.schedule import Schedule, schedule
 from stillwatch.monitor.state import Board, Gauges
+from stillwatch.monitor.worker import Answer, Look, Worker
 from stillwatch.rules.alarm import Alarm
 from stillwatch.rules.events import Event
 from stillwatch.rules.signs import Reading
@@ -35,7 +36,8 @@ PREVIEW = 8.0  # pictures a second for viewers
 
 
 class CameraSlot:
-    memory: streams.Memory  # of the net, once that is loaded
+    memory: streams.Memory  # of the net, once that is loaded; of a worker's camera only how many frames it has seen
+    worker: Worker | None = None  # that looks for this camera; None: this process
 
     def __init__(self, camera: Camera, alarm: Alarm, schedule: Schedule, people: People | None = None):
         self.camera, self.alarm, self.schedule, self.people = camera, alarm, schedule, people
@@ -115,6 +117,7 @@ class Watch:
         self.board = Board(self.bundle.manifest.labels, self.bundle.manifest.safe, tuple(names))
         self.gauges = Gauges(names)
         self.slots: list[CameraSlot] = []
+        self.workers: list[Worker] = []
         self._trouble: str | None = None
         self._ended = False
         for camera in config.camera:
@@ -132,12 +135,20 @@ class Watch:
             slot.camera.start()
         try:
             self.detector = Detector(self.bundle, config.threads, runtime=config.runtime)
-            for slot in self.slots:
-                slot.memory = detector.memory(self.detector)
+            self._hire(min(config.workers, len(self.slots)))
             self.store = Store(config.keep, config.sink)
         except BaseException:
             self._stop_cameras(0.5)
             raise
+
+    def _hire(self, count: int) -> None:
+        """Cameras take turns; alarms, events and the page stay in this process, which has the one writer."""
+        found = self.detector.choice["runtime"], self.detector.choice["file"]
+        for number in range(count if count > 1 else 0):
+            self.workers.append(Worker(f"worker {number + 1}", self.bundle.path, self.config.threads, found, self.log))
+        for place, slot in enumerate(self.slots):
+            slot.worker = self.workers[place % count] if self.workers else None
+            slot.memory = detector.memory(self.detector)
 
     def _open(self, config: CameraConfig) -> CameraSlot:
         manifest = self.bundle.manifest
@@ -188,27 +199,31 @@ class Watch:
         ticked = 0.0
         while not self.stop.is_set():
             slots = self.receive(TICK)
-            for slot, p in zip(slots, self.predict(slots), strict=True):
+            answered = self.exchange(slots) if self.workers else zip(slots, self.predict(slots), strict=True)
+            for slot, p in answered:
                 self.decide(slot, p)
             if time.monotonic() - ticked >= TICK:
                 ticked = time.monotonic()
                 self.tick()
-                if all(slot.camera.state in ("ended", "failed") and not slot.pending for slot in self.slots):
+                done = all(slot.camera.state in ("ended", "failed") and not slot.pending for slot in self.slots)
+                if done and all(worker.idle for worker in self.workers):
                     return
 
     # --- the steps of the loop
 
     def receive(self, timeout: float) -> list[CameraSlot]:
-        ends = [slot.camera.connection.fileno() for slot in self.slots if slot.camera.connection is not None]
-        if any(slot.pending for slot in self.slots):
+        free = [slot for slot in self.slots if slot.worker is None or slot.worker.idle]
+        ends = [slot.camera.connection.fileno() for slot in free if slot.camera.connection is not None]
+        ends += [worker.channel.fileno() for worker in self.workers]
+        if any(slot.pending for slot in free):
             timeout = 0.0
         if ends:
             wait(ends, timeout)
         else:
             self.stop.wait(timeout)
-        for slot in self.slots:
+        for slot in free:
             self._receive(slot)
-        return [slot for slot in self.slots if slot.advance()]
+        return [slot for slot in free if slot.advance()]
 
     def predict(self, slots: Sequence[CameraSlot]) -> list[NDArray[np.float32] | None]:
         """One forward for all; None where there is no picture, nobody in it, or a look is not whole yet."""
@@ -222,6 +237,26 @@ class Watch:
         )
         answers = {slot.name: one for (slot, _), one in zip(seen, p, strict=True)}
         return [answers.get(slot.name) for slot in slots]
+
+    def exchange(self, slots: Sequence[CameraSlot]) -> list[tuple[CameraSlot, Answer]]:
+        """Give each worker its cameras' newest frames; what the workers have answered since, as predict() says."""
+        answered: list[tuple[CameraSlot, Answer]] = []
+        for worker in self.workers:
+            answers = worker.take()
+            answered += [(slot, answers[slot.name]) for slot in self.slots if slot.name in answers]
+            looks: list[Look] = []
+            for slot in slots:
+                if slot.worker is not worker:
+                    continue
+                frame = None if slot.vacant() or not worker.idle else slot.newest
+                if frame is None or frame.image is None:
+                    answered.append((slot, None))
+                else:
+                    looks.append((slot.name, frame.image, frame.time, slot.memory.seen == 0))
+                    slot.memory.seen += 1
+            if looks:
+                worker.ask(looks)
+        return answered
 
     def decide(self, slot: CameraSlot, p: NDArray[np.float32] | None) -> None:
         frame = slot.newest
@@ -333,3 +368,5 @@ class Watch:
             thread.start()
         for thread in threads:
             thread.join()
+        for worker in self.workers:
+            worker.close()

@@ -48,7 +48,9 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
         for name in watch.failed.keys() - loaded.bad_cameras.keys():
             log(f"{name}: {watch.failed[name]}")
         choice = watch.detector.choice
-        log(f"watching {', '.join(names)}: {choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a forward")
+        by = f", by {len(watch.workers)} workers" if watch.workers else ""
+        what = f"{choice['file']} in {choice['runtime']}, {choice['ms']:.2f} ms a forward{by}"
+        log(f"watching {', '.join(names)}: {what}")
         for one in choice["candidates"] if config.runtime else ():
             if "why_not" in one:
                 log(f"refused: {one['why_not']}")

@@ -1,5 +1,7 @@
 """The loop, with cameras that say what the test tells them: newest frame, one forward, alarms, what is published."""
 
+import os
+import signal
 import threading
 import time
 from collections import deque
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import SHAPE, made, onnx_net, person_net
+from event_toys import until
 
 from stillwatch.errors import UserError
 from stillwatch.inference import people
@@ -417,3 +420,67 @@ def test_a_disarmed_camera_opens_no_event_and_is_still_called_lost(tmp_path: Pat
         film(watch, camera, DANGER, base + 40, base + 46)
         assert "camera" not in {event.kind for event in slot.alarm.open} and len(slot.alarm.open) == 1
     assert said == ["c0: disarmed", "c0: armed"]
+
+
+def workers_turn(watch: loop.Watch) -> int:
+    """One round with workers; how many looks were decided."""
+    decided = watch.exchange(watch.receive(0.2))
+    for slot, p in decided:
+        watch.decide(slot, p)
+    watch.tick()
+    return len(decided)
+
+
+def looked(watch: loop.Watch, image: np.ndarray, at: float) -> list[Any]:
+    """A picture of each camera, through the workers: each camera's p on the board."""
+    for slot in watch.slots:
+        slot.camera.give(image, at)  # type: ignore[attr-defined]
+    left, end = len(watch.slots), time.monotonic() + 60
+    while left > 0:
+        left -= workers_turn(watch)
+        assert time.monotonic() < end
+    return [fields.get("p") for fields in watch.board.cameras()]
+
+
+def test_workers_answer_as_one_process_does_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
+    said: list[str] = []
+    asked = watch_config(tmp_path, "a", "b", "c")
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
+    alone = Detector(asked.bundle).predict(images)
+    with loop.Watch(asked.model_copy(update={"workers": 2}), log=said.append) as watch:
+        assert [slot.worker is watch.workers[n] for slot, n in zip(watch.slots, (0, 1, 0), strict=True)] == [True] * 3
+        for number, image in enumerate(images):
+            found = looked(watch, image, 100 + number / 10)
+            assert np.abs(np.array(found) - alone[number]).max() < 1e-3
+        os.kill(watch.workers[0]._process.pid, signal.SIGKILL)
+        until(lambda: workers_turn(watch) or said)
+        until(lambda: workers_turn(watch) or all(worker.idle for worker in watch.workers), 60)
+        assert np.abs(np.array(looked(watch, images[0], 101)) - alone[0]).max() < 1e-3
+        pids = [worker._process.pid for worker in watch.workers]
+    assert said == ["worker 1: its process ended; another one is started"]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_worker_holds_its_cameras_memories_and_forgets_them_when_told(tmp_path: Path) -> None:
+    clips = np.random.default_rng(0).integers(0, 256, (4, 3, *SHAPE), dtype=np.uint8)
+    toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx", shape=(3, *SHAPE))}, frames=clips, name="clips")
+    asked = watch_config(tmp_path, "a", "b").model_copy(update={"bundle": toy.path, "workers": 5})
+    with loop.Watch(asked) as watch:
+        assert len(watch.workers) == 2, "no more than cameras"
+        there = [[p is not None for p in looked(watch, SAFE, 100 + number / 10)] for number in range(3)]
+        assert there == [[False, False], [False, False], [True, True]]
+        watch.slots[0].clear()
+        for slot in watch.slots:
+            watch.board.update(slot.name, p=None)
+        assert [p is not None for p in looked(watch, SAFE, 100.3)] == [False, True]
+
+
+def test_a_net_that_a_worker_cannot_load_ends_the_watch_in_one_line(tmp_path: Path) -> None:
+    asked = watch_config(tmp_path, "a", "b").model_copy(update={"workers": 2})
+    with loop.Watch(asked) as watch:
+        for worker in watch.workers:
+            worker._settings = (str(tmp_path / "none"), 1, "onnxruntime", "model.onnx")
+            worker.close()
+            worker._start()
+        with pytest.raises(UserError, match=r"^worker \d cannot start: .*not a bundle"):
+            until(lambda: workers_turn(watch), 60)

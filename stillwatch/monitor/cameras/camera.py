@@ -1,12 +1,7 @@
 """The parent's handle of one camera, whose child process (cameras.capture) may hang or die alone. Decodes nothing."""
 
-import os
-import re
-import socket
 import subprocess
-import sys
 import time
-from contextlib import ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +14,7 @@ from stillwatch.errors import UserError, one_line
 from stillwatch.media import weights
 from stillwatch.media.points import Signals
 from stillwatch.monitor.cameras import source
-from stillwatch.monitor.cameras.channel import Channel, load_plain
+from stillwatch.monitor.cameras.channel import Channel, load_plain, spawn
 from stillwatch.monitor.config import CameraConfig, Keep
 from stillwatch.rules.alarm import Status
 from stillwatch.rules.signs import Reading
@@ -30,12 +25,6 @@ COUNTERS = ("frames", "stalls", "respawns", *PULSE)
 GRACE = 4.0  # seconds beyond twice the stall in which a child must say that it is alive
 YOUNG = 20.0  # seconds in which a child must have come up
 SETTLED = 10.0  # seconds after which a child that died is not held to be one that cannot live
-# Of the environment: whoever takes over a child finds no secret there, and its own address came over the channel
-NEEDED = re.compile(
-    r"PATH|HOME|USER|LANG\w*|LC_\w+|TZ|TMPDIR|PYTHON\w*|VIRTUAL_ENV|LD_\w+|DYLD_\w+|XDG_\w+"
-    r"|STILLWATCH_(CACHE|WEIGHTS)|(HTTPS?|NO)_PROXY|SSL_CERT_\w+", re.IGNORECASE,
-)  # fmt: skip
-QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "OPENCV_LOG_LEVEL": "ERROR"}
 
 
 class Frame(NamedTuple):
@@ -144,22 +133,12 @@ class Camera:
         self._end_child("stopped")
 
     def _spawn(self) -> None:
-        with ExitStack() as opened:
-            try:
-                mine, theirs = map(opened.enter_context, socket.socketpair())
-                self._child = subprocess.Popen(
-                    [sys.executable, "-m", "stillwatch.monitor.cameras.capture", str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env={name: value for name, value in os.environ.items() if NEEDED.fullmatch(name)} | QUIET,
-                )
-            except (OSError, MemoryError) as error:  # no memory, descriptor or process number: one may be free again
-                self._set("lost", f"no process could be started: {one_line(error)}")
-                self._respawn = time.monotonic() + next(self._backoff)
-                return
-            opened.pop_all()
-            theirs.close()
+        try:
+            self._child, mine = spawn("stillwatch.monitor.cameras.capture")
+        except (OSError, MemoryError) as error:  # no memory, descriptor or process number: one may be free again
+            self._set("lost", f"no process could be started: {one_line(error)}")
+            self._respawn = time.monotonic() + next(self._backoff)
+            return
         self.connection = Channel(mine, blocking=False, load=load_plain)
         self._respawn, self.damaged = None, False
         self._born = self._heard = self._seen = time.monotonic()

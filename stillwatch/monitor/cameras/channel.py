@@ -1,15 +1,43 @@
-"""Python objects over a socket pair, between a camera's parent and its child. Imports nothing of ours."""
+"""Child processes, and Python objects over a socket pair between parent and child. Imports nothing of ours."""
 
 import io
+import os
 import pickle
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 SIZE = 4  # bytes that say how long a message is
 MANY = 64  # messages read at a time: one camera must not keep the others waiting
 LONGEST = 64 << 20  # bytes of a message: a net's picture is less
+
+# Of the environment: whoever takes over a child finds no secret there, and a camera's address comes over the channel
+NEEDED = re.compile(
+    r"PATH|HOME|USER|LANG\w*|LC_\w+|TZ|TMPDIR|PYTHON\w*|VIRTUAL_ENV|LD_\w+|DYLD_\w+|XDG_\w+"
+    r"|STILLWATCH_(CACHE|WEIGHTS)|(HTTPS?|NO)_PROXY|SSL_CERT_\w+|(CUDA|LIBVA)_\w+", re.IGNORECASE,
+)  # fmt: skip
+QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "OPENCV_LOG_LEVEL": "ERROR"}
+
+
+def spawn(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """`python -m MODULE FD`, and our end of its socket. Raises OSError, MemoryError."""
+    with ExitStack() as opened:
+        mine, theirs = map(opened.enter_context, socket.socketpair())
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if NEEDED.fullmatch(name)} | QUIET,
+        )
+        opened.pop_all()
+        theirs.close()
+    return child, mine
 
 
 class Channel:

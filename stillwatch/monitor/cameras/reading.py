@@ -20,7 +20,7 @@ KEPT = 256  # readings that wait for a frame to travel with
 
 def wanted(rule: Rule, source: str) -> bool:
     """Whether a camera's faces are read; a drawn driver's need no weights. Raises UserError as weights.wanted does."""
-    if kind(source) != "toy":
+    if not source.startswith("toy://"):
         return weights.wanted(rule)
     asked = rule.faces == "yes" or (rule.faces == "auto" and rule.profile == "driver")
     return asked and Toy.parse(source).scene == "cabin"

@@ -1,0 +1,122 @@
+"""A process that looks for some of the cameras, `python -m …worker FD`, with a detector of its own; and its handle.
+
+Imports no camera, rule or store: alarms and events stay in the parent.
+"""
+
+import signal
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillwatch.errors import UserError
+from stillwatch.inference import detector, streams
+from stillwatch.inference.detector import Detector
+from stillwatch.monitor.cameras.channel import Channel, load_plain, spawn
+
+Look: TypeAlias = tuple[str, NDArray[np.uint8], float, bool]  # camera, (H,W,C), its seconds, its memory begins anew
+Answer: TypeAlias = NDArray[np.float32] | None  # (K,)
+
+LOADED = 120.0  # seconds in which the net must be loaded
+ANSWERED = 30.0  # seconds in which a look must be answered
+SENT = 2.0  # seconds in which a worker must take what it is given
+
+
+class Worker:
+    """Not thread-safe. One that dies after it was loaded is replaced; its cameras' memories begin anew."""
+
+    def __init__(self, name: str, source: Path, threads: int, choice: tuple[str, str], log: Callable[[str], None]):
+        """choice: runtime and file, as the parent's detector chose."""
+        self.name, self._log = name, log
+        self._settings = (str(source), threads, *choice)
+        self._start()
+
+    def _start(self) -> None:
+        self._process, end = spawn("stillwatch.monitor.worker")
+        self.channel = Channel(end, blocking=True, load=load_plain)
+        end.settimeout(SENT)
+        self.idle = self._loaded = False
+        self._asked: list[str] = []
+        self._since = time.monotonic()
+        self.channel.send(*self._settings)
+
+    def ask(self, looks: list[Look]) -> None:
+        self.idle, self._since = False, time.monotonic()
+        self._asked = [camera for camera, *_ in looks]
+        try:
+            self.channel.send(*looks)
+        except OSError:
+            self._process.kill()  # take() finds it dead
+
+    def take(self) -> dict[str, Answer]:
+        """Each asked camera's answer, once it is there. Raises UserError where the net cannot be loaded."""
+        if not wait([self.channel], 0):  # type: ignore[list-item]  # it has a fileno, that is enough
+            if not self.idle and time.monotonic() - self._since > (ANSWERED if self._loaded else LOADED):
+                self._process.kill()
+            return {}
+        try:
+            message = self.channel.read()[0]
+        except EOFError:
+            message = ("failed", "its process ended")
+        match message:
+            case ("ready",):
+                self.idle = self._loaded = True
+                return {}
+            case ("failed", str(words)):
+                return self._replace(words)
+            case ("answers", *answers):
+                self.idle = True
+                return dict(zip(self._asked, answers, strict=True))
+        raise ValueError(message)
+
+    def _replace(self, words: str) -> dict[str, Answer]:
+        self.close()
+        if not self._loaded:
+            raise UserError(f"{self.name} cannot start: {words}")
+        self._log(f"{self.name}: {words}; another one is started")
+        asked = self._asked
+        self._start()
+        return dict.fromkeys(asked)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.channel.close()
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent ends it
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), blocking=True)
+    (source, threads, runtime, file), *_ = channel.read()
+    try:
+        it = Detector(Path(source), threads, runtime=runtime, file=file)
+    except UserError as error:
+        channel.send("failed", str(error))
+        return
+    memories = defaultdict[str, streams.Memory](lambda: detector.memory(it))
+    channel.send("ready")
+    while True:
+        try:
+            messages = channel.read()
+        except EOFError:
+            return
+        for looks in messages:
+            cameras, images, seconds, fresh = zip(*looks, strict=True)
+            for camera, anew in zip(cameras, fresh, strict=True):
+                if anew:
+                    memories[camera].clear()
+            channel.send(
+                "answers", *streams.look(it.predict, images, [memories[camera] for camera in cameras], seconds)
+            )
+
+
+if __name__ == "__main__":
+    main()
