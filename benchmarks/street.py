@@ -170,12 +170,15 @@ def decoding(urls: list[str]) -> Iterator[int]:
 
 
 @contextmanager
-def watching(bundle: Path, urls: list[str], folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def watching(
+    bundle: Path, urls: list[str], folder: Path, port: int, workers: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
     """`stillwatch watch` with its page and store, every latency written to latencies.json at the end."""
     cameras = "".join(f'[[camera]]\nname = "c{n}"\nsource = "{url}"\n' for n, url in enumerate(urls))
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "watch.toml"
-    plan.write_text(f'bundle = "{bundle.resolve()}"\n[web]\nport = {port}\n{cameras}', encoding="utf-8")
+    head = f'bundle = "{bundle.resolve()}"\nworkers = {workers}\n[web]\nport = {port}\n'
+    plan.write_text(head + cameras, encoding="utf-8")
     words = [sys.executable, "-m", "benchmarks.street", "--watch", str(plan)]
     with subprocess.Popen(words, cwd=HERE, stdout=subprocess.DEVNULL) as process:
         try:
@@ -203,22 +206,22 @@ def watch(plan: Path) -> None:
 
 
 def busy(
-    bundles: list[Path], folder: Path, urls: list[str], port: int, seconds: float, rounds: int
+    sides: list[tuple[Path, int]], folder: Path, urls: list[str], port: int, seconds: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """Four cameras: CPU of decoding alone and of watching with each bundle, taking turns; latencies of all rounds."""
+    """Four cameras: CPU of decoding alone and of watching with each bundle and workers, in turns; latencies of all rounds."""
     alone: list[float] = []
-    spent: list[list[float]] = [[] for _ in bundles]
-    ages: list[list[float]] = [[] for _ in bundles]
+    spent: list[list[float]] = [[] for _ in sides]
+    ages: list[list[float]] = [[] for _ in sides]
     for number in range(rounds):
         with decoding(urls) as pid:
             time.sleep(3)
             before = cpu(pid)
             time.sleep(seconds)
             alone.append((cpu(pid) - before) / seconds)
-        turns = list(enumerate(bundles))
-        for which, bundle in turns[::-1] if number % 2 else turns:
+        turns = list(enumerate(sides))
+        for which, (bundle, workers) in turns[::-1] if number % 2 else turns:
             place = folder / f"round{number}-{which}"
-            with watching(bundle, urls, place, port) as process:
+            with watching(bundle, urls, place, port, workers) as process:
                 until(lambda: answered(f"http://127.0.0.1:{port}/readyz"), 60)
                 time.sleep(3)
                 before, start = cpu(process.pid), time.monotonic()
@@ -281,6 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--against", type=Path, metavar="BUNDLE", help="take turns with this one, and say the ratios")
+    parser.add_argument("--workers", type=int, help="of watch.toml: take turns with one process, and say the ratios")
     parser.add_argument("--seconds", type=float, default=20, help="of each round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--port", type=int, default=8790)
@@ -293,11 +297,13 @@ def main() -> None:
             film(path, number)
         with streams(films, asked.port):
             urls = [f"http://127.0.0.1:{asked.port}/{n}" for n in range(4)]
-            bundles = [asked.bundle, *([asked.against] if asked.against else [])]
-            figures, *others = busy(bundles, folder, urls, asked.port + 1, asked.seconds, asked.rounds)
+            sides = [(asked.bundle, asked.workers or 1)]
+            if asked.against or asked.workers:
+                sides.append((asked.against or asked.bundle, 1))
+            figures, *others = busy(sides, folder, urls, asked.port + 1, asked.seconds, asked.rounds)
         told(figures)
         for other in others:
-            print(f"against {asked.against}:")
+            print(f"against {asked.against or 'one process'}:")
             told(other)
             told({f"{key} ×": figures[key] / other[key] for key in ("p50_ms", "p95_ms", "cpu_watch")})
             return

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, one_line
 from stillwatch.inference import detector, streams
 from stillwatch.inference.detector import Detector
 from stillwatch.monitor.cameras.channel import Channel, load_plain, spawn
@@ -39,7 +39,10 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        self._process, end = spawn("stillwatch.monitor.worker")
+        try:
+            self._process, end = spawn("stillwatch.monitor.worker")
+        except (OSError, MemoryError) as error:
+            raise UserError(f"{self.name} cannot start: {one_line(error)}") from None
         self.channel = Channel(end, blocking=True, load=load_plain)
         end.settimeout(SENT)
         self.idle = self._loaded = False
