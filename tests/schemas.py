@@ -114,10 +114,8 @@ def recipe() -> Any:
 
 def watch() -> Any:
     whole = described(WatchConfig, "A watch.toml of Stillwatch")
-    several = whole["properties"]["runtime"]
     runtime = names(RUNTIMES)
-    whole["properties"]["runtime"] = several | {"anyOf": [runtime, {"type": "array", "items": runtime}]}
-    del whole["properties"]["runtime"]["type"], whole["properties"]["runtime"]["items"]
+    whole["properties"]["runtime"] |= {"anyOf": [runtime, {"type": "array", "items": runtime}]}
     whole["$defs"]["Sink"]["properties"]["to"] |= plugin(SINKS, 0)
     return whole
 

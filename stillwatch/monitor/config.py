@@ -38,7 +38,11 @@ def _spans(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-Spans = Annotated[tuple[str, ...], BeforeValidator(_several), AfterValidator(_spans)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])]
+Spans = Annotated[Words, AfterValidator(_spans)]
+Polygons = Annotated[
+    tuple[Polygon, ...], BeforeValidator(_several, json_schema_input_type=Polygon | tuple[Polygon, ...])
+]
 
 
 class Person(Strict):
@@ -61,7 +65,7 @@ class CameraConfig(Strict):
     decode: str = Field("software", pattern=r"^[a-z0-9]+$")  # auto, or FFmpeg's hardware: cuda, vaapi, videotoolbox …
     fit: Literal["stretch", "letterbox", "crop"] | None = None  # where its shape is not the training pictures'
     crop: tuple[Share, Share, Share, Share] | None = None  # left, top, right, bottom: all that is looked at
-    ignore: Annotated[tuple[Polygon, ...], BeforeValidator(_several)] = ()  # [[x, y], …], or several: not looked at
+    ignore: Polygons = ()  # [[x, y], …], or several: not looked at
     armed: Spans = ()  # "22:00-06:00", or several, in local time: no events outside; else the file's
     blur: Literal["none", "faces", "all"] = "none"  # burnt into page, thumbnail and clip; the net sees the picture
     clips: bool = True
@@ -125,7 +129,7 @@ class WatchConfig(Strict):
     timezone: str | None = None  # of `armed`, as Europe/Berlin; else the system's
     workers: int = Field(1, ge=1, le=64)  # processes that look, each with a net of its own and its share of the cameras
     threads: int = Field(1, ge=1)  # that compute one forward; more where one takes longer than a frame
-    runtime: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # only these: "openvino:GPU"; none: each here
+    runtime: Words = ()  # only these: "openvino:GPU"; none: each here
 
     @field_validator("timezone")
     @classmethod
