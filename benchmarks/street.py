@@ -1,8 +1,9 @@
 """The street, measured: `python -m benchmarks.street BUNDLE`: four 640×360 H.264 cameras at 10 fps, and decoding alone.
 
-In: a bundle, and with --against another one, which takes turns with it. Out: capture→decision latencies, CPU of watching beside that of decoding the same streams in the same run,
-start, memory of one camera, recovery after the server was away; a row in results/street.csv with --record. With --against:
-what four cameras cost as a share of the other bundle's.
+In: a bundle, and with --against another one, or with --workers a number of processes, which take turns with it. Out:
+capture→decision latencies, CPU of watching beside that of decoding the same streams in the same run, start, memory of
+one camera, recovery after the server was away; a row in results/street.csv with --record. With --against or --workers:
+what four cameras cost as a share of the other side's.
 """
 
 import argparse
@@ -208,7 +209,7 @@ def watch(plan: Path) -> None:
 def busy(
     sides: list[tuple[Path, int]], folder: Path, urls: list[str], port: int, seconds: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """Four cameras: CPU of decoding alone and of watching with each bundle and workers, in turns; latencies of all rounds."""
+    """Four cameras: CPU of decoding alone and of watching with each side, taking turns; latencies of all rounds."""
     alone: list[float] = []
     spent: list[list[float]] = [[] for _ in sides]
     ages: list[list[float]] = [[] for _ in sides]

@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError, one_line
-from stillwatch.inference import detector, streams
-from stillwatch.inference.detector import Detector
 from stillwatch.monitor.cameras.channel import Channel, load_plain, spawn
 
 Look: TypeAlias = tuple[str, NDArray[np.uint8], float, bool]  # camera, (H,W,C), its seconds, its memory begins anew
@@ -75,8 +73,8 @@ class Worker:
             case ("failed", str(words)):
                 return self._replace(words)
             case ("answers", *answers):
-                self.idle = True
-                return dict(zip(self._asked, answers, strict=True))
+                asked, self._asked, self.idle = self._asked, [], True
+                return dict(zip(asked, answers, strict=True))
         raise ValueError(message)
 
     def _replace(self, words: str) -> dict[str, Answer]:
@@ -95,12 +93,14 @@ class Worker:
 
 
 def main() -> None:
+    from stillwatch.inference import detector, streams  # the handle needs no net
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent ends it
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), blocking=True)
     (source, threads, runtime, file), *_ = channel.read()
     try:
-        it = Detector(Path(source), threads, runtime=runtime, file=file)
+        it = detector.Detector(Path(source), threads, runtime=runtime, file=file)
     except UserError as error:
         channel.send("failed", str(error))
         return

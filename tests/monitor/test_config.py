@@ -36,7 +36,7 @@ def test_the_shipped_example_is_whole_and_shows_the_defaults() -> None:
 
 
 def test_the_examples_in_its_comments_are_right_too(tmp_path: Path) -> None:
-    lines = SHIPPED.read_text(encoding="utf-8").splitlines()[4:]
+    lines = SHIPPED.read_text(encoding="utf-8").partition("\n\n")[2].splitlines()
     loaded = config.load(written(tmp_path, "\n".join(line.removeprefix("# ") for line in lines)))
     assert (loaded.bad_cameras, loaded.bad_sinks) == ({}, {})
     assert [sink.name for sink in loaded.config.sink] == ["log", "desk", "home", "hub", "phone", "relay"]
