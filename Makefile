@@ -9,7 +9,7 @@ PROGRAMS := chromium mosquitto openssh-server gir1.2-gst-rtsp-server-1.0 python3
             gstreamer1.0-plugins-ugly postgresql prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint format bench real arm64 programs clean
+.PHONY: help demo test fast docs lint format bench real arm64 programs clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: $(READY)   ## the whole suite (7 minutes on 2 cores)
 
 fast: $(READY)   ## what needs no PyTorch, no clock, process or browser (40 s on 2 idle cores)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 -m 'not real and not torch and not slow'
+
+docs: $(READY)   ## the site, in site/; strict, and nothing in it loads from another host
+	@NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict --quiet
 
 lint: $(READY)   ## ruff and mypy
 	@$(RUN)ruff check .
