@@ -25,6 +25,7 @@ from stillwatch.run import runs as all_runs
 
 if TYPE_CHECKING:
     from stillwatch.bundle import Bundle
+    from stillwatch.evaluation.occlusion import Looks
     from stillwatch.evaluation.report.report import Album
 
 app = commands()
@@ -48,7 +49,12 @@ def audit(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Pa
 
     plan = read_recipe(recipe, overrides or ())
     run, data = inspect(plan, runs, _text(recipe), progress())
-    sheets = contact_sheets(data.samples, data.store.pixels, plan.labels, run.path)
+    points = None
+    if plan.data.faces:
+        from stillwatch.lab.faces import DRAWN, faces
+
+        points = faces(data.samples, data.store.key).placed(DRAWN, plan.data)
+    sheets = contact_sheets(data.samples, data.store.pixels, plan.labels, run.path, points=points)
     print(summary(AuditReport.model_validate(run.read_json("audit.json"))))
     print(f"\nwritten: {run.path}/audit.json, split.csv and {len(sheets)} contact sheets")
 
@@ -96,7 +102,8 @@ def compare(
         if run not in chosen:
             print(f"{run.path}: passed over: an {run.info.kind} run has nothing to compare")
     folder = out or chosen[-1].path / "report"
-    _print_report(write(chosen, folder, _album(chosen[-1]), split), folder)
+    report = write(chosen, folder, _album(chosen[-1]), split, looks=_looks(chosen[-1], split))
+    _print_report(report, folder)
 
 
 @app.command(
@@ -127,7 +134,8 @@ def crossval(
     chosen = wanted if task is None else wanted[task : task + 1]
     folder, made = work.crossval(plan, chosen, RunOptions(runs, _text(recipe), fresh, progress()), jobs, on)
     if task is None:
-        _print_report(write(made, folder.path / "report", _album(made[-1])), folder.path / "report")
+        report = write(made, folder.path / "report", _album(made[-1]), looks=_looks(made[-1], "test"))
+        _print_report(report, folder.path / "report")
 
 
 @app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
@@ -151,7 +159,8 @@ def judge(
         from stillwatch.evaluation.report.report import compare as write
 
         asked, folder = Run.open(run).amended(overrides or (), ()), out or run / "report"
-        return _print_report(write(comparison_set(asked, split), folder, _album(asked), split), folder)
+        report = write(comparison_set(asked, split), folder, _album(asked), split, looks=_looks(asked, split))
+        return _print_report(report, folder)
     from stillwatch import bundle
     from stillwatch.evaluation.bundle_eval import judge_bundle
     from stillwatch.lab.data.dataset import load_dataset
@@ -311,6 +320,12 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     for row in report["compression"]:
         if row["about"] != "narrow":
             print(f"\n{row['question']}\n  {row['sentence']}")
+    if hidden := report.get("hiding"):
+        print("\nprobability of the true class, and its change with the eyes, or as large a patch elsewhere, hidden")
+        table(
+            ([row["label"], f"{row['p']:.3f}", f"{row['eyes']:+.3f}", f"{row['elsewhere']:+.3f}"] for row in hidden),
+            ["class", "as it is", "eyes hidden", "elsewhere hidden"], (1, 2, 3),
+        )  # fmt: skip
     print(f"\nreport: {folder / 'report.html'}")
 
 
@@ -320,6 +335,17 @@ def _album(run: Run) -> "Album | None":
     except ImportError:  # without the lab a report has no pictures
         return None
     return image_lookup(run)
+
+
+def _looks(run: Run, split: str) -> "Looks | None":
+    try:
+        from stillwatch.evaluation.occlusion import Looks, hiding
+        from stillwatch.lab.attention import seen
+
+        found = seen(run, split)
+    except (ImportError, UserError):  # the lab, the data or the face reader is not here: the report does without
+        return None
+    return found and Looks(hiding(*found[:5], run.recipe.labels), found.maps)
 
 
 def _text(recipe: str) -> str:

@@ -17,6 +17,7 @@ from stillwatch.media.points import COUNT, LEFT_EYE, MOUTH, RIGHT_EYE, Signals
 from stillwatch.recipe import Data
 from stillwatch.run import NO_PROGRESS, Progress
 
+DRAWN = (*LEFT_EYE, *RIGHT_EYE, *MOUTH)  # the points that are shown: on a small face all 468 would be a blot
 SPREAD, LIPS, NARROWEST = 0.3, 0.1, 0.35  # of the eyes' distance; of it, at the mouth; of the box, its least
 
 

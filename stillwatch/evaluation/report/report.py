@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.atomic import atomic
 from stillwatch.evaluation import compression, pooling, verdict
+from stillwatch.evaluation.occlusion import Looks
 from stillwatch.evaluation.pooling import DISTILLATION, Model, ModelKey
 from stillwatch.evaluation.verdict import Figures
 from stillwatch.recipe import Recipe
@@ -30,17 +31,22 @@ def compare(
     pictures: Album | None = None,
     split: str = "test",
     more: Mapping[str, Any] | None = None,
+    looks: Looks | None = None,
 ) -> Report:
     """Compare runs, write the report into `out` and return what report.json holds.
 
     Folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the confident mistakes. more:
-    further keys; its "warnings" come first. A part that cannot be computed is null, with a warning.
+    further keys; its "warnings" come first. looks: of the last run, where faces are known. A part that cannot be
+    computed is null, with a warning.
     Raises UserError if runs are unfinished, differ in test split, or claim the same fold and seed.
     """
     report, models = assess(runs, split)
     more = dict(more or {})
     report |= more | {"warnings": [*more.get("warnings", []), *report["warnings"]]}
     album = _album([sample["id"] for sample in report["mistakes"]["samples"]], pictures)
+    if looks:
+        report["hiding"] = [{"run": runs[-1].path.name, **row._asdict()} for row in looks.hidden]
+        album["attention"] = _encoded(looks.maps)
     _write(Path(out), report, {model.name: model.key for model in models}, _paint(report, models), album)
     return report
 

@@ -16,6 +16,7 @@ from stillwatch.media import image
 
 TILE = 160  # width of a tile, pixels
 CAPTION, TITLE, COLUMNS = 18, 28, 6
+POINT = (0, 255, 0)  # BGR
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -30,10 +31,11 @@ def contact_sheets(
     folder: Path,
     per_class: int = 24,
     seed: int = 0,
+    points: NDArray[np.floating] | None = None,
 ) -> list[Path]:
     """One PNG a class that has samples: up to per_class tiles, spread over groups and splits. Returns their paths.
 
-    clips: uint8 (N,T,H,W,C) RGB or gray, aligned with samples.
+    clips: uint8 (N,T,H,W,C) RGB or gray, aligned with samples, as are points: (N,P,2) in shares of the picture, or NaN.
     """
     paths = []
     for number, label in enumerate(labels):
@@ -49,7 +51,8 @@ def contact_sheets(
             turns[:per_class],
             key=lambda i: (natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id),
         )
-        picture = sheet([samples[row] for row in rows], clips[rows], f"{label}: {len(rows)} of {len(members):,}")
+        title, dots = f"{label}: {len(rows)} of {len(members):,}", None if points is None else points[rows]
+        picture = sheet([samples[row] for row in rows], clips[rows], title, dots)
         path = folder / f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', label)}.png"
         with atomic(path) as draft:
             draft.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
@@ -57,8 +60,10 @@ def contact_sheets(
     return paths
 
 
-def sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """Tiles of the middle frames: uint8 (H,W,3) BGR."""
+def sheet(
+    samples: Sequence[Sample], clips: NDArray[np.uint8], title: str, points: NDArray[np.floating] | None = None
+) -> NDArray[np.uint8]:
+    """Tiles of the middle frames, of the newest where there are points: uint8 (H,W,3) BGR."""
     _, frames, height, width, _ = clips.shape
     tile = max(1, round(TILE * height / width))
     columns, lines = min(COLUMNS, len(samples)), -(-len(samples) // COLUMNS)
@@ -66,8 +71,11 @@ def sheet(samples: Sequence[Sample], clips: NDArray[np.uint8], title: str) -> ND
     texts = [(title, 6, TITLE - 9, 0.5)]
     for place, (sample, clip) in enumerate(zip(samples, clips, strict=True)):
         top, left = TITLE + place // COLUMNS * (tile + CAPTION), place % COLUMNS * TILE
-        picture = image.fit(np.ascontiguousarray(clip[frames // 2]), (tile, TILE), "stretch", 3)
-        out[top : top + tile, left : left + TILE] = picture[:, :, ::-1]
+        frame = clip[frames // 2 if points is None else -1]
+        picture = image.fit(np.ascontiguousarray(frame), (tile, TILE), "stretch", 3)[:, :, ::-1].copy()
+        for x, y in [] if points is None else np.nan_to_num(points[place], nan=-1) * (TILE, tile):
+            cv2.circle(picture, (int(x), int(y)), 1, POINT, -1)
+        out[top : top + tile, left : left + TILE] = picture
         texts.append((f"{sample.group[-18:] or '?'} {sample.split}", left + 3, top + tile + 13, 0.38))
     for text, left, bottom, scale in texts:
         cv2.putText(out, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)

@@ -345,6 +345,16 @@ def test_contact_sheet_shows_the_chosen_pictures_in_their_colours(tmp_path):
     assert (sheet[28:, 320:] == 255).all()
 
 
+def test_contact_sheet_shows_points_of_faces_where_they_are(tmp_path):
+    samples = [Sample(f"{i}.jpg", Path(f"{i}.jpg"), "a", f"g{i}", "train") for i in range(2)]
+    black = np.zeros((2, 1, 60, 80, 1), np.uint8)
+    points = np.array([[[0.25, 0.5], [0.75, 0.5]], [[np.nan, np.nan]] * 2])  # nobody on the second
+    (path,) = contact_sheets(samples, black, ("a",), tmp_path, points=points)
+    tiles = cv2.imread(str(path))[28 : 28 + 120, :320]
+    rows, cols = np.nonzero((tiles == (0, 255, 0)).all(2))
+    assert set(rows) == {59, 60, 61} and set(cols) == {39, 40, 41, 119, 120, 121}
+
+
 def test_contact_sheet_takes_from_every_group_before_it_takes_twice(tmp_path):
     # 30 of one group and one each of five others; each group has its own gray, so that the sheet tells what it took
     groups = ["0"] * 30 + ["1", "2", "3", "4", "5"]
