@@ -188,6 +188,16 @@ class Tune(Strict):
     fit: dict[str, Any] = {}  # keys of [fit] that differ in a trial, such as fewer epochs
 
 
+class Adapt(Strict):
+    """A finished student goes on learning on one new person or camera."""
+
+    what: Literal["all", "norms"] = "all"  # norms: the statistics of batch norms alone, without a teacher
+    part: float = Field(0.5, gt=0, lt=1)  # of each film, from its beginning, that is learnt from; the rest judges
+    steps: int = Field(100, ge=1)  # at most, half of each batch with labels unless fit.unlabelled says otherwise
+    max_drop: float = Field(5.0, ge=0)  # points of macro-F1 on validation that it may forget
+    fit: dict[str, Any] = {}  # keys of [fit] that differ; by itself a tenth of fit.lr, one epoch, new views
+
+
 class Rule(Strict):
     """A preset of stillwatch.rules.alarm and its changes. Seconds."""
 
@@ -215,6 +225,7 @@ class Recipe(Strict):
     quantise: Quantise = Quantise()
     export: Export = Export()
     tune: Tune = Tune()
+    adapt: Adapt = Adapt()
     rule: Rule = Rule()
 
     @model_validator(mode="after")
@@ -231,7 +242,9 @@ class Recipe(Strict):
         if self.student.data:
             raise ValueError("student.data: the student sees [data] itself; [teacher.data] is what differs")
         if self.teacher.signals and "sigmoid" in (self.teacher.net.head, self.student.net.head):
-            raise ValueError("teacher.signals: a face names one class of several; a sigmoid head says yes or no to each")
+            raise ValueError(
+                "teacher.signals: a face names one class of several; a sigmoid head says yes or no to each"
+            )
         if other := self.teacher.data.keys() - SEEN:
             raise ValueError(
                 f"teacher.data.{min(other)}: teacher and student share samples and splits; free are {', '.join(SEEN)}"
@@ -249,10 +262,11 @@ class Recipe(Strict):
         """[fit] with that side's own keys over it."""
         return Fit.model_validate(self.fit.model_dump() | getattr(self, side).fit)
 
-    def fit_in(self, table: Literal["prune", "quantise", "tune"]) -> Fit:
+    def fit_in(self, table: Literal["prune", "quantise", "tune", "adapt"]) -> Fit:
         """[fit], then [student.fit], then the table's own keys."""
-        side = self.tune.side if table == "tune" else "student"
-        return Fit.model_validate(self.fit_of(side).model_dump() | getattr(self, table).fit)
+        plan = self.fit_of(self.tune.side if table == "tune" else "student")
+        short = {"epochs": 1, "lr": plan.lr / 10, "warmup": 0.0, "views": 0, "select": "last", "patience": 0}
+        return Fit.model_validate(plan.model_dump() | (short if table == "adapt" else {}) | getattr(self, table).fit)
 
 
 def ticks(moments: Sequence[float]) -> tuple[tuple[int, ...], float]:
@@ -294,7 +308,7 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
         plans: dict[str, Callable[[Any], Fit]] = dict.fromkeys(("teacher", "student"), recipe.fit_of)
-        plans |= dict.fromkeys(("prune", "quantise", "tune"), recipe.fit_in)
+        plans |= dict.fromkeys(("prune", "quantise", "tune", "adapt"), recipe.fit_in)
         for table, plan in plans.items():
             try:
                 plan(table)

@@ -55,6 +55,29 @@ class Unlabelled(BaseModel):
     named: dict[str, int] = {}  # used ones by the label that the teacher gives
 
 
+class Adapted(BaseModel):
+    """Figures of the later part of the same films: never of new people."""
+
+    to: str
+    learnt: int  # samples of the beginning
+    later: int
+    disagreement: float  # share of later samples that it names otherwise than before
+    teacher_before: float | None = None  # share of later samples that the teacher names alike
+    teacher_after: float | None = None
+    before: Figures = {}  # accuracy and macro_f1 of the later part, where its labels are known
+    after: Figures = {}
+
+    @property
+    def told(self) -> str:
+        found = f"adapted to {self.to}: of the later {self.later:,} samples it names {self.disagreement:.1%} otherwise"
+        if self.teacher_before is not None and self.teacher_after is not None:
+            found += f", and agrees with its teacher on {self.teacher_after:.1%} (before {self.teacher_before:.1%})"
+        if self.before and self.after:
+            found += f"; adapted macro-F1 {self.after['macro_f1']:.3f} (before {self.before['macro_f1']:.3f}), accuracy"
+            found += f" {self.after['accuracy']:.1%} ({self.before['accuracy']:.1%}): no figure of new people"
+        return found
+
+
 class RunInfo(BaseModel):
     """run.json. Unset keys are not written; another version's keys are kept."""
 
@@ -79,6 +102,7 @@ class RunInfo(BaseModel):
     teacher_cost: Cost = {}
     processes: int | None = None
     unlabelled: Unlabelled | None = None
+    adapted: Adapted | None = None
     best: Figures = {}  # epoch, and the figures on validation
     epochs: int | None = None
     error: str | None = None

@@ -181,6 +181,48 @@ def judge(
     _print_report(judge_bundle(opened, origin, arrays, folder, split, _album(origin), progress(), faces), folder)
 
 
+@app.command(
+    epilog="Example: stillwatch adapt runs/driving-distilled-001 --to drive.mp4. A stream with a password is named by "
+    "a variable: --to '$CAMERA'"
+)
+def adapt(
+    run: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="folder, film, csv or camera, or a group of its own test split")],
+    overrides: Annotated[list[str] | None, keys("adapt.steps=50 or adapt.what=norms")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=10, help="of a camera, two frames each")] = 600,
+) -> None:
+    """Let a student go on learning on one new person or camera, without labels; judged on the later part of it."""
+    from stillwatch.lab.adapt import adapt as work
+    from stillwatch.lab.training.runs import RunOptions
+
+    parent, place, name = Run.open(run).amended(overrides or (), ("adapt",)), to, to
+    if to.startswith("$") or "://" in to or Path(to).is_char_device():
+        place, name = _filmed(to, run, seconds)
+    print_run(work(parent, place, RunOptions(run.parent, parent.text, True, progress()), name))
+
+
+def _filmed(camera: str, run: Path, seconds: float) -> tuple[str, str]:
+    """Two pictures a second of a camera, as files: their folder, and the camera's name without secrets."""
+    import os
+    import time
+
+    from stillwatch.monitor.cameras import source
+    from stillwatch.monitor.cameras.capture import jpeg
+
+    address = os.environ.get(camera[1:], "") if camera.startswith("$") else camera
+    if not address or (camera == address and "@" in address):
+        why = "others see a password there; export it, and name it --to '$CAMERA'"
+        why = why if address else "there is no such variable"
+        raise UserError(f"--to {source.redact(camera)}: {why}")
+    folder = run.with_name(f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder.mkdir()
+    for number, (at, picture) in enumerate(source.frames(address, 2.0, seconds)):
+        if at > seconds:
+            break
+        (folder / f"{number:06d}.jpg").write_bytes(jpeg(picture, 1280, 95))
+    return str(folder), source.redact(address)
+
+
 @app.command(epilog="Example: stillwatch prune runs/driving-distilled-001 --keep 0.6")
 def prune(
     run: RunFolder,

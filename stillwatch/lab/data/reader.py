@@ -74,11 +74,8 @@ def gather(recipe: Recipe) -> Found:
 
 
 def unlabelled(data: Data) -> Found:
-    """data.unlabelled: a folder of pictures and films, one film, or a CSV with path[,group,sequence,time].
-
-    Of a film two frames or looks a second are taken, or more where data says so. Samples without a group may stay so.
-    Raises UserError where there is nothing.
-    """
+    """data.unlabelled: a folder of pictures and films, a film, or a CSV. Raises UserError where there is nothing."""
+    # Of a film two frames or looks a second are taken, or more where data says so; samples without a group may stay so
     assert data.unlabelled is not None
     place = data.unlabelled
     root, found = place if place.is_dir() else place.parent, Found()

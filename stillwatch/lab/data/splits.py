@@ -48,11 +48,8 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
 
 
 def unlabelled(samples: Sequence[Sample], data: Data) -> NDArray[np.bool_]:
-    """(N,) bool: samples of training groups beyond data.labelled, which lose their labels in train and valid.
-
-    The groups are drawn by data.seed and data.fold, so that they show every label where that can be. Raises UserError
-    for more groups than there are, and samples without one.
-    """
+    """(N,) bool: who loses the label in train and valid: training groups beyond data.labelled. Raises UserError."""
+    # Drawn by data.seed and fold, so that the others show every label where that can be
     mine = [sample for sample in samples if sample.split == "train" and not sample.negative]
     groups = sorted({sample.group for sample in mine})
     if "" in groups or data.labelled is None or data.labelled > len(groups):

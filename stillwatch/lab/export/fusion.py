@@ -98,11 +98,8 @@ def fit(
 
 
 def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) -> NDArray[np.float64]:
-    """log p (N,K) that the face alone says of each of part's samples; zeros without a face.
-
-    By a head on the labelled training people of `data`; on each of these, by one that has not met them. part: data, or
-    one of data.unlabelled. Raises UserError for fewer than two such people, or a class of which one alone has a face.
-    """
+    """log p (N,K) that the face alone says of each of part's samples; zeros without a face. Raises UserError."""
+    # By a head on the labelled training people of `data`; on each of these, by one that has not met them
     sides = [data] if part.samples is data.samples else [data, part]
     tables = [_table(one, progress) for one in sides]
     (x, seen), (mine, there) = tables[0], tables[-1]

@@ -55,11 +55,8 @@ def mean(logits: Tensor, weights: Tensor, average: str, head: str) -> Tensor:
 def by_validation(
     logits: Tensor, y: Tensor, groups: Sequence[str], average: str, head: str
 ) -> tuple[tuple[float, ...], str]:
-    """Weights of the lowest loss, and "", or () and why equal ones stay.
-
-    logits: (M,N,K). They stay unless weights fitted on either half of the groups also lower the loss on the other:
-    a few people, or samples, choose worse than nobody.
-    """
+    """(weights of the lowest loss, ""), or ((), why equal ones stay). logits: (M,N,K)."""
+    # They stay unless weights fitted on either half of the groups also help the other: few people choose badly
 
     def loss(weights: Tensor, rows: Tensor) -> Tensor:
         z = mean(logits[:, rows], weights, average, head)

@@ -181,10 +181,7 @@ def joined(parts: Sequence[InputPipeline], rows: Rows, epoch: int) -> "Batch":
 
 
 def worth_teaching(parts: Sequence[InputPipeline], plan: Fit, start: int) -> tuple[Rows, Unlabelled]:
-    """Rows without label, numbered from `start`, of which the teacher is sure enough; balanced as plan says.
-
-    A class that is named less often is repeated up to MOST times. Raises UserError where the teacher is sure of none.
-    """
+    """Rows without label, from `start` on, of which the teacher is sure enough. Raises UserError for none."""
     p = np.concatenate([part.said() for part in parts])
     sure = np.flatnonzero(p.max(1) >= plan.confidence)
     if not len(sure):

@@ -47,13 +47,12 @@ class TrainStep(nn.Module):
     def forward(
         self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float, regions: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """h: from net.frozen_forward, B samples. y: labels of the first L, L <= B; the others are seen by those parts
-        alone that learn from a teacher. progress: 0 to 1 over the training. Returns the weighted parts.
-        """
+        """h: from net.frozen_forward. y: of its first samples. progress: 0 to 1. Returns the weighted parts."""
         out = self.net.forward_from(h, self.maps)
         # Losses work in full precision, whatever the net ran in
         maps = {s: m.float() for s, m in out.maps.items()}
         out = ModelOutput(out.logits.float(), out.feature.float(), maps, regions)
+        # Samples behind those with a label are seen by those parts alone that learn from a teacher
         own = first(out, len(y)), teacher and first(teacher, len(y))
         return {
             name: self.weights[name]
@@ -215,10 +214,8 @@ def rate(plan: Fit, step: int, steps: int) -> float:
 
 
 def _order(lesson: BatchSource, plan: Fit, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Leaves out the short last batch: batch norm needs more than a few samples.
-
-    plan.unlabelled of each batch, its last rows, are without label; an epoch has as many batches as without them.
-    """
+    """Leaves out the short last batch: batch norm needs more than a few samples."""
+    # plan.unlabelled of each batch, its last rows, have no label; an epoch has as many batches as without them
     rows = np.random.default_rng((plan.seed, epoch)).permutation(lesson.count)
     size, chance = min(plan.batch, lesson.count), np.random.default_rng((plan.seed, epoch, 1))
     few = min(round(plan.unlabelled * size), size - 1) if len(lesson.unlabelled) else 0

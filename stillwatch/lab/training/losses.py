@@ -1,7 +1,6 @@
 """Losses: named parts, each (student ModelOutput, teacher ModelOutput or None, y, progress) -> scalar.
 
-Imports no net and no data. A part may have weights of its own; the teacher gets no gradient. A part that needs a
-teacher also gets samples without a label, behind those that y is of.
+Imports no net and no data. A part may have weights of its own; the teacher gets no gradient.
 """
 
 import inspect
@@ -280,13 +279,13 @@ class Attention(nn.Module):
     An attention map is the channel mean of squared activations, scaled to unit length. Of unequal sizes the larger map
     is pooled after squaring (other implementations pool activations first). The loss is the squared
     distance, averaged over batch and stages (the authors' code also averages over positions and uses a weight of 1000).
-    stages: the strides. warmup: as for Feature.
-
-    regions = "face": M, the largest of three Gaussians at eyes and mouth (FaceTable.regions), weighs a student's
-    distance with M + 0.25 (1 - M). A teacher in training gets -log Σ M·q, q its map scaled to a sum of 1, on samples of
-    `classes` (None: all). Samples whose face is unknown or cropped away count for nothing. "random", the control: the
-    same mask at a place drawn anew each time. stages are then 8 and 16.
+    stages: the strides. warmup: as for Feature. regions: "face", or "random", its control.
     """
+
+    # regions = "face": M, the largest of three Gaussians at eyes and mouth (FaceTable.regions), weighs a student's
+    # distance with M + 0.25 (1 - M). A teacher in training gets -log Σ M·q, q its map scaled to a sum of 1, on samples
+    # of `classes` (None: all). Samples whose face is unknown or cropped away count for nothing. "random": the same mask
+    # at a place drawn anew each time. stages are then 8 and 16.
 
     needs_teacher = True
     teaches_by = "regions"

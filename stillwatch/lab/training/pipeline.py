@@ -208,9 +208,7 @@ def _tell(run: Run, recipe: Recipe, progress: Progress) -> None:
 def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress: Progress = NO_PROGRESS) -> Run:
     """Let a finished run's net answer for every sample of other data with the same labels.
 
-    overrides: data.root=OTHER and what else differs in [data]; without data.group= its samples have no groups. out: the
-    folder of the answers, by default in the run's own. Raises UserError for the data that it was trained on, and as
-    load_dataset does.
+    overrides: of [data]; without data.group= there are no groups. Raises UserError for what it was trained on.
     """
     require_finished(run, TRAINED, "run with a net")
     recipe = run.amended(overrides, ("data",)).recipe

@@ -35,7 +35,7 @@ from stillwatch.run import NO_PROGRESS, Progress, Run, runs
 if TYPE_CHECKING:
     from stillwatch.lab.data.dataset import Dataset
 
-TRAINED = ("teacher", "alone", "distilled", "narrow", "pruned")  # kinds of run that keep a net
+TRAINED = ("teacher", "alone", "distilled", "narrow", "pruned", "adapted")  # kinds of run that keep a net
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
@@ -205,7 +205,7 @@ def write_audit(run: Run, data: "Dataset") -> list[str]:
 
         found = faces.faces(data.samples, data.store.key).found
         report = report.model_copy(update={"faces": count_faces(found, data.samples)})
-    for part in aside:
+    for part in aside if run.info.kind != "adapted" else ():
         beside = _audit_beside(data, part)
         leaks += unlabelled_leaks(beside)
         report = report.model_copy(update={"unlabelled": beside, "warnings": [*leaks, *report.warnings]})

@@ -372,15 +372,15 @@ def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> I
             return
 
 
-def frames(source: str, fps: float | None = None) -> Iterator[tuple[float, Picture]]:
+def frames(source: str, fps: float | None = None, live: float = 0.0) -> Iterator[tuple[float, Picture]]:
     """The frames that a watch on a file, folder or toy sees: (seconds, RGB uint8 (H,W,3)).
 
-    fps: the most of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. Raises UserError for a live
-    source and an unreadable film.
+    fps: the most of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. live: seconds of a device
+    or stream. Raises UserError for one without them, and for what cannot be read.
     """
     what = kind(source)
     limiter = RateLimiter(None if what == "folder" else fps)
-    if what in ("device", "stream"):
+    if what in ("device", "stream") and not live:
         raise UserError(f"source = {redact(source)}: is live; a file, a folder or toy://driver is wanted here")
     if what in ("folder", "toy"):
         end = Toy.parse(source).seconds or REPLAYED if what == "toy" else math.inf
@@ -393,11 +393,13 @@ def frames(source: str, fps: float | None = None) -> Iterator[tuple[float, Pictu
     to_rgb = ToRgb()
     try:
         with open_video(source) as container:
-            clock = FileClock(container.streams.video[0])
+            clock, end = FileClock(container.streams.video[0]), time.monotonic() + live
             for frame in decode.frames(container, lambda _: None):
                 seconds = clock.time(frame)
+                if live and time.monotonic() > end:
+                    return
                 if limiter.due(seconds):
                     yield seconds, to_rgb(frame)
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, *TIMED_OUT, ValueError) as error:
         reason = redacted_error(error, source)
         raise UserError(f"source = {redact(source)}: cannot be read as a film: {reason}") from error
