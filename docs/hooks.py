@@ -1,4 +1,4 @@
-"""What `make docs` adds to these pages: README and its neighbours, recipes, API, drawn pictures; and a check of links."""
+"""What `make docs` adds: README and its neighbours, recipes, API, drawn pictures; and a check that no host is asked."""
 
 import inspect
 import os
