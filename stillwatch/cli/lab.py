@@ -335,6 +335,11 @@ def _print_bundle(bundle: "Bundle") -> None:
     if heat := manifest.temperature:
         error = f"ECE {heat['ece_before']:.3f} -> {heat['ece_after']:.3f}"
         print(f"temperature {heat['value']:.2f}: {error} ({heat['source']}, {heat['people']} people)")
+    if head := manifest.fusion:
+        print(
+            "fused with the driver's face, mean of people left out: accuracy {accuracy_alone:.1%} -> {accuracy:.1%}, "
+            "macro-F1 {macro_f1_alone:.3f} -> {macro_f1:.3f}".format(**head.figures)
+        )
     if point := manifest.operating:
         print(
             f"threshold {point['threshold']:.4f}: {point['false_alarm_rate']:.2%} of safe frames alarm, "
