@@ -70,11 +70,13 @@ class InputPipeline:
 
             def answer(rows: Rows, view: int) -> dict[str, Tensor]:
                 assert teacher
-                if early is None or isinstance(teacher, Ensemble):
-                    return to_arrays(teacher(self._pictures(rows, view, True), maps))
-                return to_arrays(teacher.forward_from(self._tensor(early[view, rows]), maps))
+                with self._teacher_precision():
+                    if early is None or isinstance(teacher, Ensemble):
+                        return to_arrays(teacher(self._pictures(rows, view, True), maps))
+                    return to_arrays(teacher.forward_from(self._tensor(early[view, rows]), maps))
 
-            self.answers = self._once("teacher", teacher.state_dict(), f"{teacher.key} {maps}", answer, True)
+            more = f"{teacher.key} {maps}" + " bf16" * (plan.teacher_precision == "bf16")
+            self.answers = self._once("teacher", teacher.state_dict(), more, answer, True)
 
     def batch(self, rows: Rows, epoch: int) -> "Batch":
         """As loop.Batch; labels may be mixed (B,K), or none (0,)."""
@@ -86,8 +88,9 @@ class InputPipeline:
             teacher = from_arrays({name: self._tensor(a[view, rows]).float() for name, a in self.answers.items()})
         elif self.teacher:
             shared = x is not None and self.seen is self.data
-            with torch.no_grad():
-                teacher = self.teacher(x if shared else self._pictures(rows, view, True), self.maps)
+            with torch.no_grad(), self._teacher_precision():
+                said = self.teacher(x if shared else self._pictures(rows, view, True), self.maps)
+            teacher = from_arrays({name: value.float() for name, value in to_arrays(said).items()})
         if teacher and self.told is not None:
             told = self.told[rows]
             if self.augment.mixup:
@@ -98,6 +101,9 @@ class InputPipeline:
         if regions is not None:
             regions = self.augment.moved(regions[rows], self.data.numbers[self.train[rows]], view)
         return h, self._labels(rows, view), teacher, regions
+
+    def _teacher_precision(self) -> torch.autocast:
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, self.plan.teacher_precision == "bf16")
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.accelerator.device)

@@ -28,6 +28,7 @@ Value: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None
 HELD = {  # keys of [fit] that no trial may change
     "device": "a process has one",
     "precision": "a process has one",
+    "teacher_precision": "it is a matter of time",
     "seed": "a lucky seed is no better recipe",
 }
 

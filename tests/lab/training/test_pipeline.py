@@ -295,6 +295,22 @@ def test_out_survives_being_stored() -> None:
     assert torch.equal(back.logits, out.logits)
 
 
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_teacher_answers_in_half_precision_where_asked_and_is_kept_apart(views: int) -> None:
+    said = []
+    for precision in ("fp32", "bf16"):
+        asked = recipe(fit__views=views, fit__augment=["contrast"], fit__teacher_precision=precision)
+        data, plan = load_dataset(asked), asked.fit_of("student")
+        torch.manual_seed(0)
+        nets = [classifier.build_side(asked, side) for side in ("student", "teacher")]
+        step = pipeline.build_step(nets[0], data, nets[1], plan.loss)
+        found = inputs.InputPipeline(data, step, nets[1], plan, pipeline.device(plan), NO_PROGRESS)
+        said.append(found.batch(np.arange(8), 0)[2])
+    assert {out.logits.dtype for out in said} == {torch.float32}
+    assert not torch.equal(said[0].logits, said[1].logits)
+    assert torch.allclose(said[0].logits, said[1].logits, atol=0.05)
+
+
 def test_a_distillation_without_a_teacher_s_loss_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"fit\.loss = ce: nothing in it comes from a teacher.* use --alone"):
         pipeline.distil(recipe(fit__loss=["ce"]), root=tmp_path)
