@@ -25,7 +25,7 @@ from stillwatch.run import runs as all_runs
 
 if TYPE_CHECKING:
     from stillwatch.bundle import Bundle
-    from stillwatch.evaluation.occlusion import Looks
+    from stillwatch.evaluation.report.occlusion import Looks
     from stillwatch.evaluation.report.report import Album
 
 app = commands()
@@ -386,7 +386,7 @@ def _album(run: Run) -> "Album | None":
 
 def _looks(run: Run, split: str) -> "Looks | None":
     try:
-        from stillwatch.evaluation.occlusion import Looks, hiding
+        from stillwatch.evaluation.report.occlusion import Looks, hiding
         from stillwatch.lab.attention import seen
 
         found = seen(run, split)

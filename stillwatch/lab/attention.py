@@ -1,4 +1,4 @@
-"""What a run's test samples show of eyes and mouth, and where its net and its teacher look. Trains nothing."""
+"""Where a run's net and its teacher look, and where eyes and mouth are. Trains nothing."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,7 +21,7 @@ STRIDE = 8  # of the maps that are shown, or the nearest that the net has
 
 
 class Seen(NamedTuple):
-    """What evaluation.occlusion.hiding takes, but the labels; and a picture."""
+    """What evaluation.report.occlusion.hiding takes, and a picture."""
 
     predict: Predict
     x: NDArray[np.uint8]  # (N,T,H,W,C)
@@ -54,7 +54,7 @@ def seen(run: Run, split: str = "test") -> Seen | None:
 
 
 def energy(net: Classifier, x: torch.Tensor) -> NDArray[np.float32]:
-    """uint8 (B,T,H,W,C) -> (B,h,w): the channels' mean square near STRIDE, 1 at its highest."""
+    """uint8 (B,T,H,W,C) -> (B,h,w): the channels' mean square, 1 at its highest."""
     stride = min(net.channels, key=lambda s: abs(s - STRIDE))
     with torch.inference_mode():
         found = net.eval()(x, (stride,)).maps[stride].square().mean(1)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.atomic import atomic
 from stillwatch.evaluation import compression, pooling, verdict
-from stillwatch.evaluation.occlusion import Looks
 from stillwatch.evaluation.pooling import DISTILLATION, Model, ModelKey
+from stillwatch.evaluation.report.occlusion import Looks
 from stillwatch.evaluation.verdict import Figures
 from stillwatch.recipe import Recipe
 from stillwatch.run import Run

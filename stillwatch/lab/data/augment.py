@@ -193,7 +193,7 @@ class Augment:
         return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
     def moved(self, regions: Tensor, samples: NDArray[np.uint64], view: int) -> Tensor:
-        """(B,R,4), middles and spreads in shares of the picture -> where __call__ takes them; a mixed sample's own."""
+        """(B,R,4), FaceTable.regions -> where __call__ takes them; a mixed sample's own."""
         regions = regions.clone()
         for op, rows, u in self._chosen(samples, view, regions.device):
             if op.moves:
@@ -203,7 +203,6 @@ class Augment:
     def _chosen(
         self, samples: NDArray[np.uint64], view: int, device: torch.device
     ) -> Iterator[tuple[Op, Tensor, Tensor]]:
-        """(op, rows that it touches, their draws)."""
         for op in self.steps:
             u = draws(self.seed, samples, view, op.salt, 6)
             rows = np.flatnonzero(u[:, 5] < op.p)

@@ -336,11 +336,8 @@ class Attention(nn.Module):
 
 
 def mask(regions: Tensor, size: Sequence[int]) -> Tensor:
-    """(B,R,4) in shares of a picture -> (B,h·w): how high the highest of the Gaussians comes within each cell of a map.
-
-    At its nearest point rather than its middle: an eye is smaller than a cell, and would fall between two.
-    """
-    away = []
+    """(B,R,4) in shares of a picture -> (B,h·w): the highest of the Gaussians within each cell of a map."""
+    away = []  # at a cell's nearest point, not its middle: an eye is smaller than a cell, and would fall between two
     for axis, cells in ((1, size[0]), (0, size[1])):
         low = torch.arange(cells, device=regions.device) / cells
         middle, spread = regions[..., axis, None], regions[..., axis + 2, None]

@@ -1,4 +1,4 @@
-"""What a judged net looks at: its answers with the eyes hidden, and with an equal patch elsewhere. Imports no net."""
+"""Occlusion: a net's answers with the eyes hidden, and with an equal patch elsewhere. Imports no net."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ TRIES = 32  # places tried for the patch elsewhere
 
 
 class Hidden(NamedTuple):
-    """Means over the samples that truly show `label`, or over groups; shares from 0 to 1."""
+    """Means over the samples that truly show `label`."""
 
     label: str
     samples: int
@@ -24,8 +24,6 @@ class Hidden(NamedTuple):
 
 
 class Looks(NamedTuple):
-    """Of one run, for its report."""
-
     hidden: list[Hidden]
     maps: NDArray[np.uint8]  # (H,W,3) RGB: frames, and the energy of the nets' maps
 
@@ -38,11 +36,7 @@ def hiding(
     regions: NDArray[np.floating],
     labels: Sequence[str],
 ) -> list[Hidden]:
-    """For each class with known faces. x: (N,T,H,W,C). regions: (N,3,4), lab.faces.FaceTable.regions.
-
-    A patch is filled with its own mean, so that it adds no edge of black; it covers both eyes, or lies at a place that
-    is drawn, the same each time, clear of them.
-    """
+    """Class by class, where faces are known. x: (N,T,H,W,C). regions: FaceTable.regions. A patch takes its own mean."""
     found, people = [], np.asarray(group)
     chance = np.random.default_rng(0)
     for k, label in enumerate(labels):
@@ -62,7 +56,7 @@ def hiding(
 
 
 def _elsewhere(box: NDArray[np.floating], chance: np.random.Generator) -> NDArray[np.floating]:
-    """(n,4) shares: as large boxes that do not touch these, or lie as far off as one is found."""
+    """(n,4) shares: as large boxes, drawn, that do not touch these; else the farthest."""
     size = box[:, 2:] - box[:, :2]
     corner = chance.uniform(size=(TRIES, len(box), 2)) * (1 - size)
     gap = (np.abs(corner - box[:, :2]) - size).max(2)  # (TRIES,n); above 0: clear

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.evaluation.occlusion import hiding
+from stillwatch.evaluation.report.occlusion import hiding
 from stillwatch.media import synthetic
 from stillwatch.media.points import LEFT_EYE, MOUTH, RIGHT_EYE
 
