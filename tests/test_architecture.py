@@ -12,12 +12,13 @@ HEAVY = {
     "fastapi", "typer", "rich", "click", "cv2", "numpy", "pydantic", "onnx", "onnxscript", "nncf", "torch_pruning",
     "optuna", "pnnx", "openvino", "ncnn", "ai_edge_litert", "uvicorn", "starlette", "paho", "apprise",
     "prometheus_client", "psycopg", "pyarrow", "jinja2", "ray", "upath", "tensorboard", "mlflow", "wandb",
+    "huggingface_hub",
 }  # fmt: skip
 LIGHT = {"numpy", "cv2", "pydantic"}
 REPORT = {"matplotlib", "jinja2"}
 MAY = {  # a floor -> the floors below that it may import, the heavy libraries that it may
     "ground": ((), LIGHT | {"upath"}),
-    "media": (("ground",), LIGHT | {"av"}),
+    "media": (("ground",), LIGHT | {"av", "huggingface_hub"}),
     "rules": (("ground", "media"), LIGHT),
     "inference": (
         ("ground", "media", "rules"),
@@ -26,7 +27,7 @@ MAY = {  # a floor -> the floors below that it may import, the heavy libraries t
     "lab": (
         ("ground", "media", "rules", "inference"),
         LIGHT
-        | {"torch", "timm", "accelerate", "safetensors", "scipy", "sklearn"}
+        | {"torch", "timm", "accelerate", "safetensors", "scipy", "sklearn", "huggingface_hub"}
         | {"jinja2", "onnx", "onnxscript", "nncf", "torch_pruning", "optuna", "pnnx", "openvino"},
     ),
     "evaluation": (("ground", "media", "rules", "inference"), LIGHT | {"sklearn", "scipy"}),

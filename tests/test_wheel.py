@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MISSING = (
     "torch", "torchvision", "timm", "accelerate", "matplotlib", "jinja2", "sklearn", "scipy", "optuna", "pyarrow",
-    "openvino", "ncnn", "nncf", "onnx", "safetensors", "apprise",
+    "openvino", "ncnn", "nncf", "onnx", "safetensors", "apprise", "huggingface_hub",
 )  # fmt: skip
 SITE = f"""  # imported by every Python process of the board as it starts
 import sys
@@ -100,15 +100,17 @@ def test_a_board_needs_the_wheel_and_no_lab(wheel: Path, here: Path) -> None:
         ("watch", str(bundle), "--source", "toy://driver", "--for", "4", "--no-page"),
         ("events",),
         ("score", str(bundle), "archive", "-o", "scores.csv", "--workers", "1"),
+        ("push", str(bundle), "anna/driver"),
         ("score", str(bundle), "archive", "-o", "scores.parquet", "--workers", "1"),
         ("teach", "toy"),
     )
-    assert codes == [0] * 9 + [1] * 2, out + err
+    assert codes == [0] * 9 + [1] * 3, out + err
     assert out.count("matplotlib is not installed; pip install 'stillwatch[lab]' draws it") == 2
     assert json.loads((here / "bench" / "bench.json").read_text())["rows"]
     assert json.loads((here / "replay" / "replay.json").read_text())["frames"]
     assert len((here / "scores.csv").read_text().splitlines()) == 2
     assert not [*here.glob("bench/*.png"), *here.glob("replay/*.png")]
-    parquet, lab = err.splitlines()[-2:]
+    hub, parquet, lab = err.splitlines()[-3:]
+    assert "stillwatch[hub]" in hub
     assert "stillwatch[parquet]" in parquet
     assert "stillwatch[lab]" in lab

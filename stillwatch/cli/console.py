@@ -26,6 +26,12 @@ def _recipes(start: str) -> list[str]:
     return [name for name in sorted([*names, *map(str, Path().glob("*.toml"))]) if name.startswith(start)]
 
 
+def bundle_folder(text: str) -> Path:
+    from stillwatch.media.hub import folder
+
+    return folder(text)
+
+
 RecipeFile = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="a recipe file, or the name of a shipped recipe", autocompletion=_recipes),
@@ -34,7 +40,9 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="folder of runs")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start a new run instead of resuming an interrupted one")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 On = Annotated[str, typer.Option("--on", metavar="ENGINE", help="ray, or ray://HOST:PORT; else this machine")]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a bundle folder")]
+BundleFolder = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="a bundle folder, or hf://user/name[@commit]", parser=bundle_folder)
+]
 Split = Annotated[str, typer.Option("--split", help="test or valid")]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from stillwatch.atomic import place
-from stillwatch.cli.console import BundleFolder, On, commands, progress
+from stillwatch.cli.console import BundleFolder, On, bundle_folder, commands, progress
 from stillwatch.errors import UserError
 from stillwatch.run import Run
 
@@ -105,7 +105,12 @@ def doctor(
 
 @app.command(epilog="Example: stillwatch watch bundle --source rtsp://camera/stream, or: stillwatch watch watch.toml")
 def watch(
-    what: Annotated[Path, typer.Argument(metavar="BUNDLE|WATCH.toml", help="a bundle, or a file of several cameras")],
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|WATCH.toml", help="a bundle, or a file of several cameras", parser=bundle_folder
+        ),
+    ],
     source: Annotated[
         str | None, typer.Option("--source", help="0, a file, a folder, rtsp://…, http://…, toy://driver")
     ] = None,
@@ -243,6 +248,19 @@ def test_sinks(what: Annotated[Path, typer.Argument(metavar="WATCH.toml")]) -> N
         print(f"{name}: {reason or 'took the test event'}")
     if loaded.bad_sinks or any(reason for _, reason in answers):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: stillwatch push bundle anna/driver, then on a board: stillwatch watch hf://anna/driver")
+def push(
+    bundle: BundleFolder,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the hub")],
+    public: Annotated[bool, typer.Option("--public", help="make a new repository that everybody sees")] = False,
+) -> None:
+    """Upload a bundle with its card to the Hugging Face hub, by your own token (hf auth login, or HF_TOKEN)."""
+    from stillwatch.bundle import load
+    from stillwatch.media import hub
+
+    print(f"pushed: {hub.push(load(bundle), repo, public)}")
 
 
 def _since(text: str | None) -> float | None:

@@ -19,6 +19,7 @@ EXTRAS = {
     "pnnx": "ncnn",
     "apprise": "apprise",
     "ray": "ray",
+    "huggingface_hub": "hub",
 }
 ADDRESSES = 640 << 20  # bytes of address space with less of which libraries crash as they are loaded
 LIGHT = ("events", "ls", "test-sinks")  # need less

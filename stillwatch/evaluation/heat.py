@@ -19,26 +19,22 @@ PI = {0: "voltage too low", 1: "clock capped", 2: "throttled", 3: "soft temperat
 
 
 class Heat(TypedDict):
-    """celsius: the hottest zone. mhz: mean of the cores now; most_mhz: the fastest's most. throttled: by what, now."""
-
-    celsius: float | None
-    mhz: float | None
-    most_mhz: float | None
-    throttled: list[str]
+    celsius: float | None  # the hottest zone
+    mhz: float | None  # mean of the cores now
+    most_mhz: float | None  # of the fastest
+    throttled: list[str]  # by what, now
 
 
 class Stretch(Heat):
-    """Calls of a few seconds, and the machine at their end. seconds: since the first call."""
+    """Calls of a few seconds, and the machine at their end."""
 
-    seconds: float
+    seconds: float  # since the first call
     calls: int
     p50: float  # ms
     p95: float
 
 
 class Soak(TypedDict):
-    """One file, called without a pause."""
-
     name: str
     runtime: str
     threads: int
@@ -47,7 +43,7 @@ class Soak(TypedDict):
 
 
 def read() -> Heat:
-    """What a virtual machine or another system does not tell is None."""
+    """None: not told here."""
     temperatures = [value / 1000 for value in _numbers("class/thermal/thermal_zone*/temp")]
     cores = "devices/system/cpu/cpu[0-9]*/cpufreq"
     now, most = (_numbers(f"{cores}/{name}") for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
@@ -85,7 +81,7 @@ def soak(call: Callable[[], object], minutes: float, progress: Progress = NO_PRO
 
 
 def told(heat: Heat, p50: float | None = None) -> str:
-    """What is known, in words."""
+    """In words."""
     words = [f"p50 {p50:.4g} ms" if p50 is not None else ""]
     words += [f"{heat['celsius']:.0f} °C" if heat["celsius"] is not None else ""]
     words += [f"{heat['mhz']:.0f} of {heat['most_mhz'] or heat['mhz']:.0f} MHz" if heat["mhz"] is not None else ""]
@@ -102,7 +98,7 @@ def _numbers(pattern: str) -> list[int]:
 
 
 def _pi() -> int:
-    """Raspberry Pi's firmware: throttled=0x50005. 0 elsewhere."""
+    """Raspberry Pi's firmware; 0 elsewhere."""
     if not (tool := shutil.which("vcgencmd")):
         return 0
     with suppress(OSError, ValueError, subprocess.TimeoutExpired):

@@ -50,7 +50,7 @@ class Board(NamedTuple):
         return board
 
     def run(self, script: str, given: bytes = b"", progress: Progress = NO_PROGRESS) -> bytes:
-        """Standard output of a shell script there; its standard error is said, line by line. Raises UserError."""
+        """Output of a shell script there; its errors are said, line by line. Raises UserError."""
         if not (ssh := shutil.which("ssh")):
             raise UserError("ssh is not installed; apt-get install openssh-client")
         port = ("-p", str(self.port)) if self.port else ()
@@ -82,10 +82,7 @@ class Board(NamedTuple):
 def bench(
     bundle: Bundle, board: Board, words: Sequence[str], wheel: str | None = None, progress: Progress = NO_PROGRESS
 ) -> Report:
-    """`stillwatch bench` there, with these options -> its bench.json. Nothing of the bundle stays there.
-
-    wheel: WHEEL or WHEEL[extras], installed there first, into ~/.stillwatch. Raises UserError in one line.
-    """
+    """`stillwatch bench` there -> its bench.json. wheel: installed first, WHEEL[extras]. Raises UserError."""
     if wheel is not None:
         _install(board, wheel, progress)
     files = {f"bundle/{name}": bundle.path / name for name in (MANIFEST, *bundle.manifest.files)}

@@ -270,6 +270,7 @@ def _valid_parts(raw: dict[str, Any], key: str, model: type[Part], lines: Lines)
 
 
 def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
+    from stillwatch.media import hub
     from stillwatch.monitor.events.sinks import SINKS  # it imports this module
 
     def resolve(text: str) -> str:
@@ -289,5 +290,10 @@ def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
             sink = sink.model_copy(update={"to": sink.to | files})
         sinks.append(sink)
     keep = config.keep.model_copy(update={"folder": folder / config.keep.folder})
-    changes = {"bundle": folder / config.bundle, "camera": tuple(cameras), "sink": tuple(sinks), "keep": keep}
+    changes = {
+        "bundle": folder / hub.folder(config.bundle),
+        "camera": tuple(cameras),
+        "sink": tuple(sinks),
+        "keep": keep,
+    }
     return config.model_copy(update=changes)

@@ -23,7 +23,7 @@ MODEL = "model-legacy.onnx"
 
 
 def open_onnxruntime(path: str, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """The function from pixels 0 to 255, float32 (1,H,W,C) or (1,T,H,W,C), to probabilities float32 (1,K)."""
+    """Pixels 0 to 255, float32 (1,H,W,C) or (1,T,H,W,C) -> probabilities float32 (1,K)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -75,7 +75,7 @@ def checked(folder: str, name: str, manifest: dict) -> str:
 
 
 def replay(folder: str, engine: str, rounds: int, threads: int, tolerance: float) -> bool:
-    """Print how near the golden answers come out, and the latencies. False where they are not reproduced."""
+    """False where the golden answers are not reproduced."""
     manifest = json.loads((Path(folder) / "bundle.json").read_text(encoding="utf-8"))
     models = [model for model in manifest["models"] if model["name"] == MODEL]
     if not models:
@@ -115,7 +115,6 @@ def replay(folder: str, engine: str, rounds: int, threads: int, tolerance: float
 
 
 def main() -> int:
-    """Exit status 0: reproduced; 1: not, or an error of one line."""
     parser = argparse.ArgumentParser(description="Replay golden frames and print latencies, without stillwatch.")
     parser.add_argument("bundle", nargs="?", default=str(Path(__file__).resolve().parent), help="its folder")
     parser.add_argument("--engine", default="", help="TensorRT's, made by trtexec; else ONNX Runtime runs the file")
