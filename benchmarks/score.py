@@ -85,7 +85,8 @@ def compare(it: bundle.Bundle, folder: Path, names: Sequence[str], rounds: int) 
     """CPU ms a frame: taking turns, the median of the rounds, so that what else the machine does meets all alike.
 
     decode: to RGB, the way of `score`; plain: as the libraries' examples show it; ready: to RGB and to the net's size,
-    all that `score` does without a net; fit and net: these alone, on pictures that are in the processor's cache.
+    all that `score` does without a net; shrunk: `score` of a bundle with data.shrink = "decode"; fit and net: these
+    alone, on pictures that are in the processor's cache.
     """
     choice, about = Detector(it, threads=1, batch=shards.BATCH).choice, it.manifest.input
     model = it.path / choice["file"]
@@ -115,6 +116,7 @@ def compare(it: bundle.Bundle, folder: Path, names: Sequence[str], rounds: int) 
         "plain": lambda: plainly(folder, names),
         "ready": lambda: len(shards.score_shard(task, shard, blind)["which"]),
         "score": lambda: len(shards.score_shard(task, shard, look)["which"]),
+        "shrunk": lambda: len(shards.score_shard(task._replace(shrink=True), shard, look)["which"]),
         "fit": fit,
         "net": net,
     }
@@ -130,6 +132,8 @@ def compare(it: bundle.Bundle, folder: Path, names: Sequence[str], rounds: int) 
         f"to_{name}": round(statistics.median(a / b for a, b in zip(spent["score"], spent[name], strict=True)), 3)
         for name in ("decode", "plain", "ready")
     }
+    halved = [a / b for a, b in zip(spent["shrunk"], spent["decode"], strict=True)]
+    ratios["shrunk_to_decode"] = round(statistics.median(halved), 3)
     return {**ms, **ratios, "file": choice["file"], "runtime": choice["runtime"]}
 
 

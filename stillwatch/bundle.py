@@ -63,6 +63,7 @@ class Input(Strict):
     shape: tuple[int, ...] = Field(min_length=3, max_length=4)
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
     aspect: float | None = Field(None, gt=0, allow_inf_nan=False)  # width / height of the training pictures, median
+    shrink: Literal["", "decode"] = ""  # decode: JPEGs were read at the nearest smaller scale
     look: tuple[float, ...] | None = None  # clips: the T frames in seconds before the newest, oldest first
 
     @model_validator(mode="after")

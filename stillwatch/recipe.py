@@ -41,6 +41,7 @@ class Data(Strict):
     size: int | tuple[int, int] = 224  # side, or (height, width), in pixels
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
     gray: bool = False  # one channel in the cache: a third of the bytes
+    shrink: Literal["", "decode"] = ""  # decode: JPEGs are read at 1/2 or 1/4 where that is enough, in `score` too
     rate: float | None = Field(None, gt=0)  # videos: frames a second to take; all where absent
     frames: int = Field(1, ge=1)  # T, frames a sample: the simple form of look
     look: tuple[float, ...] | None = None  # seconds back of a sample's T frames, such as [0.0, 0.2, 0.6]

@@ -33,6 +33,8 @@ OPENCV = (
     "BMP",
     "WEBP",
 )  # faster than Pillow, and what all figures were measured with; the rest is Pillow's
+REDUCED = ((4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))  # libjpeg's scaled inverse DCT
+ORIENTATION = 0x0112  # EXIF's tag
 SMALLEST = 8  # pixels of a picture's shorter side
 MAX_PIXELS = 100_000_000  # of one picture: counted in its header, before it takes any memory
 
@@ -43,8 +45,8 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; wrong_size() refuses
 # ---- pictures
 
 
-def read_picture(path: Path) -> Picture | str:
-    """uint8 (H,W,3) RGB, or the reason why not."""
+def read_picture(path: Path, least: tuple[int, int] | None = None) -> Picture | str:
+    """uint8 (H,W,3) RGB, or the reason why not. least: a JPEG comes at 1/2 or 1/4 where neither side is below it."""
     try:
         raw = path.read_bytes()  # not imread: that one cannot open every name on every system
     except OSError as error:
@@ -61,7 +63,11 @@ def read_picture(path: Path) -> Picture | str:
             if file.format not in OPENCV:
                 upright = ImageOps.exif_transpose(file)  # of several frames the first
                 return _eight_bits(np.asarray(upright if upright.mode.startswith("I") else upright.convert("RGB")))
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR)  # heeds EXIF's orientation too
+            flag = cv2.IMREAD_COLOR  # heeds EXIF's orientation too, as the reduced ones do
+            if least and file.format == "JPEG":
+                h, w = (width, height) if file.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+                flag = next((one for k, one in REDUCED if h // k >= least[0] and w // k >= least[1]), flag)
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flag)
     except cv2.error as error:
         return f"cannot be decoded: {error.err}"
     except UnidentifiedImageError:

@@ -148,6 +148,21 @@ def test_the_numbers_are_the_lab_s(tmp_path: Path, rate: float | None) -> None:
     assert order == sorted(order)
 
 
+def test_a_bundle_that_learnt_from_jpegs_read_small_is_given_them(tmp_path: Path) -> None:
+    net, root = {"m.onnx": onnx_net(tmp_path / "m.onnx", (*SIZE, 3))}, tmp_path / "a"
+    it = made(tmp_path, net, frames=pictures(8, (*SIZE, 3)), shrink="decode")
+    for number, label in enumerate(("Safe", "Yawn")):
+        (root / label).mkdir(parents=True)
+        picture = synthetic.still("cabin", "Yawn", 0, number, (101, 130))
+        (root / label / "large.jpg").write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+    data = Data(source="folders", root=root, size=SIZE, fit="letterbox", shrink="decode")
+    small, whole = by_lab(root, data), by_lab(root, data.model_copy(update={"shrink": ""}))
+    score(it.path, root, tmp_path / "s.csv", 1)
+    for row in rows_of(tmp_path / "s.csv"):
+        assert float(row["p_safe"]) == pytest.approx(by_hand(small[row["path"]])[0, 0], abs=1e-6)
+        assert (small[row["path"]] != whole[row["path"]]).any()
+
+
 def test_a_net_of_clips_gets_the_lab_s_windows(tmp_path: Path) -> None:
     root, it = archive(tmp_path / "a"), bundle_of(tmp_path, (3, *SIZE, 3))
     wanted = by_lab(root, Data(source="videos", root=root, size=SIZE, fit="letterbox", rate=5, frames=3))
@@ -225,10 +240,10 @@ def _deadly(task: Task, pipe: Any, far: Any, parent: int) -> None:
     """A worker whose decoder dies of one file."""
     real = files.read_picture
 
-    def read(path: Path) -> Any:
+    def read(path: Path, *least: Any) -> Any:
         if path.name == "a03.jpg":
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(path)
+        return real(path, *least)
 
     files.read_picture = read
     workers._serve(task, pipe, far, parent)
@@ -275,12 +290,12 @@ def _stuck(task: Task, pipe: Any, far: Any, parent: int) -> None:
     """A worker that comes to no end at one file, until its parent is gone."""
     real = files.read_picture
 
-    def read(path: Path) -> Any:
+    def read(path: Path, *least: Any) -> Any:
         while path.name == "a20.jpg":
             time.sleep(0.01)
             if os.getppid() != parent:
                 os._exit(0)
-        return real(path)
+        return real(path, *least)
 
     files.read_picture = read
     workers._serve(task, pipe, far, parent)

@@ -11,6 +11,7 @@ import pytest
 import streams
 from PIL import Image
 
+from stillwatch.media import image, synthetic
 from stillwatch.media.decode import MAX_PIXELS, WholeFrames, clips, read_picture, times_of
 
 
@@ -103,8 +104,8 @@ def test_a_frame_that_refers_to_a_damaged_one_is_damaged_too(tmp_path: Path) -> 
 
 def test_a_picture_whose_data_end_before_its_end_mark_is_truncated(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    for image in (streams.picture(1, (96, 128)), np.full((96, 128, 3), 128, np.uint8)):
-        cv2.imwrite(str(path), image)
+    for drawn in (streams.picture(1, (96, 128)), np.full((96, 128, 3), 128, np.uint8)):
+        cv2.imwrite(str(path), drawn)
         assert not isinstance(read_picture(path), str)
     raw = cv2.imencode(".jpg", streams.picture(1, (96, 128)))[1].tobytes()
     for share in (0.3, 0.6, 0.9):
@@ -127,3 +128,21 @@ def test_a_cut_picture_of_a_motion_jpeg_is_a_damaged_frame(tmp_path: Path) -> No
     found = dict(clips(tmp_path / "b.avi", [(n,) for n in range(10)], lambda image: image))
     assert [n for (n,), images in found.items() if isinstance(images, str)] == [3, 5]
     assert found[3,] == "damaged frame"
+
+
+@pytest.mark.parametrize(("least", "scale"), [((112, 160), 2), ((64, 64), 4), ((181, 160), 1), (None, 1)])
+def test_a_jpeg_is_read_at_the_nearest_scale_that_is_enough(
+    tmp_path: Path, least: tuple[int, int] | None, scale: int
+) -> None:
+    """Tolerance at the net's size, of 255: 1 on average, 24 at most."""
+    picture = synthetic.still("cabin", "Yawn", 0, 0, (360, 640))
+    (tmp_path / "a.jpg").write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    small, whole = read_picture(tmp_path / "a.jpg", least), read_picture(tmp_path / "a.jpg")
+    assert not isinstance(small, str) and not isinstance(whole, str)
+    assert small.shape == (360 // scale, 640 // scale, 3)
+    size = least or (112, 160)
+    difference = np.abs(image.fit(small, size).astype(int) - image.fit(whole, size))
+    assert difference.mean() <= 1 and difference.max() <= 24
+    other = read_picture(tmp_path / "a.png", least)
+    assert not isinstance(other, str) and other.shape == (360, 640, 3)

@@ -220,7 +220,8 @@ def _task(
         choice = Detector(made, threads=1, batch=BATCH).choice
     task = Task(
         str(folder), str(parts), str(made.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key,
-        look_ticks(about), faces, made.manifest.labels, head.model_dump_json() if head and faces else "",
+        look_ticks(about), faces, made.manifest.labels, bool(about.shrink),
+        head.model_dump_json() if head and faces else "",
     )  # fmt: skip
     with atomic(parts / "index.json") as draft:
         draft.write_text(json.dumps(task._asdict() | {"file": choice["file"]}) + "\n", "utf-8")

@@ -41,6 +41,7 @@ class Task(NamedTuple):
     ticks: tuple[int, ...] = (0,)  # a look's moments, in frames of `rate` before the newest
     faces: bool = False
     labels: tuple[str, ...] = ()
+    shrink: bool = False  # the bundle's
     fusion: str = ""  # JSON of the bundle's head over net and face, where faces are read
 
 
@@ -174,17 +175,19 @@ def frames(
     """For each sample: (first frame, its second, T pictures of the net's size or why not)."""
     height, width, channels = task.shape[-3:]
 
-    def fit(image: decode.Picture) -> decode.Picture:
+    def fit(image: decode.Picture, whole: decode.Picture | None = None) -> decode.Picture:
         small: decode.Picture = pixels.fit(image, (height, width), task.how, channels)  # type: ignore[arg-type]
-        return faces.note(image, small) if faces else small
+        return faces.note(image if whole is None else whole, small) if faces else small
 
     if faces:
         faces.another()
 
     if file.path.lower().endswith(decode.PICTURES):
         with _local(task.root, file.path) as path:
-            image = decode.read_picture(path) if isinstance(path, Path) else path
-        yield -1, 0.0, image if isinstance(image, str) else [fit(image)]
+            least = (height, width) if task.shrink else None
+            image = path if isinstance(path, str) else decode.read_picture(path, least)
+            whole = decode.read_picture(path) if faces and least and isinstance(path, Path) else image
+        yield -1, 0.0, image if isinstance(image, str) or isinstance(whole, str) else [fit(image, whole)]
         return
     with _local(task.root, file.path) as path:
         yield from _film(task, file, fit, path) if isinstance(path, Path) else [(-1, 0.0, path)]

@@ -58,7 +58,9 @@ def pictures(found: Found, data: Data, workers: int | None = None, progress: Pro
     content = [
         "\t".join((s.id, digests[s.path], str(s.frames), *(digests[path] for path in s.older))) for s in found.samples
     ]
-    key = short([f"{FORMAT} {data.hw} {data.channels} {data.steps} {data.fit} {data.rate} {data.source}", *content])
+    key = short(
+        [f"{FORMAT} {data.hw} {data.channels} {data.steps} {data.fit} {data.rate} {data.source}{data.shrink}", *content]
+    )
     fingerprint = short([f"{line}\t{s.label}\t{s.group}" for line, s in zip(content, found.samples, strict=True)])
     folder = home() / "pictures" / key
     shape = (data.steps, *data.hw, data.channels)

@@ -195,7 +195,8 @@ def decode(
             for sample in by_window[window]:
                 yield sample, pictures if isinstance(pictures, str) else np.stack(pictures)
     else:
+        least = data.hw if data.shrink else None
         for sample in samples:
-            files = [read_picture(path) for path in (*sample.older, sample.path)]
+            files = [read_picture(path, least) for path in (*sample.older, sample.path)]
             bad = next((picture for picture in files if isinstance(picture, str)), None)
             yield sample, bad or np.stack([fit(picture) for picture in files if not isinstance(picture, str)])

@@ -212,6 +212,7 @@ def _write(
             shape=reference.data.shape,
             fit=recipe.data.fit,
             aspect=run.info.aspect,
+            shrink=recipe.data.shrink,
             look=recipe.data.moments if recipe.data.look and len(reference.data.shape) == 4 else None,
         ),
         rule=recipe.rule.model_dump(mode="json"),
