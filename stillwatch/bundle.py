@@ -55,6 +55,7 @@ class Model(Strict):
     batch: int | None = Field(None, ge=1)  # None: any
     tolerance: float = Field(ge=0, lt=1)  # largest |Δp| allowed on the golden frames
     figures: dict[str, Any] = Field(default_factory=dict)
+    map: tuple[int, int] | None = None  # (height, width) of its further output: where the evidence is
 
 
 class Input(Strict):

@@ -180,6 +180,7 @@ class Export(Strict):
     opset: int = Field(20, ge=13)  # of model.onnx
     false_alarms: float = Field(0.01, gt=0, lt=1)  # share of safe validation frames that may raise an alarm
     max_difference: float = Field(1e-3, gt=0)  # of a float file's probabilities from PyTorch's
+    map: bool = False  # model.onnx and OpenVINO's files also say where in the picture the evidence is
     licence: str = "not stated: ask whoever owns the data"
 
 

@@ -37,9 +37,11 @@ def onnx_net(
     kind: int = TensorProto.UINT8,
     weights: NDArray[np.float32] = WEIGHTS,
     slow: int = 0,
+    mapped: bool = False,
 ) -> Path:
-    """Cast, mean, gemm, softmax. slow: so many times a product of two large matrices is also worked out, times 0."""
-    key = (shape, batch, kind, weights.tobytes(), weights.shape, slow)
+    """Cast, mean, gemm, softmax. slow: so many times a product of two large matrices is also worked out, times 0.
+    mapped: it also gives the pixels' second channel as a map."""
+    key = (shape, batch, kind, weights.tobytes(), weights.shape, slow, mapped)
     if key in MADE:  # onnx's checker takes a tenth of a second
         path.write_bytes(MADE[key])
         return path
@@ -64,11 +66,17 @@ def onnx_net(
         helper.make_node("Gemm", [last, "w", "b"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
+    given = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [batch, weights.shape[1]])]
+    if mapped:
+        constants["second"] = np.array(1)
+        nodes.append(helper.make_node("Gather", ["x", "second"], ["plane"], axis=len(shape)))
+        nodes.append(helper.make_node("Flatten", ["plane"], ["map"]))
+        given.append(helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, shape[0] * shape[1]]))
     graph = helper.make_graph(
         nodes,
         "toy",
         [helper.make_tensor_value_info("frames", kind, [batch, *shape])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [batch, weights.shape[1]])],
+        given,
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
@@ -102,13 +110,14 @@ def made(
     tolerance: float = 1e-4,
     name: str = "toy",
     frames: Any = FRAMES,
+    map: tuple[int, int] | None = None,
     **takes: Any,
 ) -> Bundle:
     """A bundle of these files; golden: what a file must give, where that is not what the net gives by hand. takes: of
     Input."""
     models = tuple(
         Model(name=main, files=tuple(f for f in files if f.startswith(main.removesuffix("param"))),
-              precision="fp32", tolerance=tolerance)
+              precision="fp32", tolerance=tolerance, map=map)
         for main in files if not main.endswith(".bin")
     )  # fmt: skip
     told = Manifest(

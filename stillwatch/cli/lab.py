@@ -279,11 +279,13 @@ def export(
         Path | None,
         typer.Option("--calibrate", metavar="CROSSVAL", help="temperature and threshold from the people it left out"),
     ] = None,
+    map: Annotated[bool, typer.Option("--map", help="files also say where in the picture the evidence is")] = False,
 ) -> None:
     """Make the bundle, the only folder that leaves the lab: files that answer as the trained net does, or an error."""
     from stillwatch.lab.export.packaging import export as work
 
-    origin = Run.open(run).amended(overrides or (), ("export", "rule"))
+    overrides = [*(overrides or ()), *["export.map=true"] * map]
+    origin = Run.open(run).amended(overrides, ("export", "rule"))
     others = [Run.open(path) if path else None for path in (int8, calibrate)]
     _print_bundle(work(origin, others[0], out, form or (), progress(), anyway, others[1]))
 

@@ -41,10 +41,11 @@ def _effect(detector: "Detector", wider: float) -> str:
     frames, _ = detector.bundle.golden()
     flat = frames.reshape(-1, height, width, channels)
     around = [to_aspect(frame, wider * width / height, "letterbox", cv2.BORDER_REPLICATE) for frame in flat]
-    before, kept = detector.predict(frames).argmax(1), {}
+    labels, kept = len(detector.labels), {}
+    before = detector.predict(frames)[:, :labels].argmax(1)
     for how in ("stretch", "letterbox", "crop"):
         shown = [fit(to_aspect(x, width / height, how), (height, width), "stretch", channels) for x in around]
-        kept[how] = int((detector.predict(np.stack(shown).reshape(frames.shape)).argmax(1) == before).sum())
+        kept[how] = int((detector.predict(np.stack(shown).reshape(frames.shape))[:, :labels].argmax(1) == before).sum())
     return (
         f". Of {len(frames)} golden frames in the middle of such a picture {kept['stretch']} keep their answer as it "
         f"is, {kept['letterbox']} with letterbox, {kept['crop']} with crop"

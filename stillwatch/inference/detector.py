@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ class Detector:
 
     labels: in the order of the probabilities. threshold: of the operating point, or None.
     choice: {"file", "runtime", "ms" (median of a call of `batch`), "cached", "candidates"}.
+    map: (h,w) of the evidence, whose h·w values then follow the K in each row of predict(); None: not asked for.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Detector:
         runtime: str | Sequence[str] | None = None,
         file: str | None = None,
         fresh: bool = False,
+        maps: bool = False,
     ):
         """Load, prove and choose; the golden frames are the warm-up.
 
         threads: None: this process's cores, at most 4 (more slow small nets). batch: pictures that usually come
         together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. file: only that one.
-        fresh: ignore a remembered choice.
+        fresh: ignore a remembered choice. maps: also where the evidence is, by the files that show it.
         Raises UserError if the bundle was changed, or nothing reproduces its golden frames.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
@@ -69,10 +72,11 @@ class Detector:
             raise UserError(f"threads = {threads}, batch = {batch}: both are at least 1")
         threads = threads or min(4, cores())
         asked = [runtime] if isinstance(runtime, str) else list(runtime or ())
-        pairs = _pairs(self.bundle, asked, file)
-        place = _place(self.bundle, threads, batch, asked, file)
+        pairs = _pairs(self.bundle, asked, file, maps)
+        place = _place(self.bundle, threads, batch, [*asked, *["map"] * maps], file)
         found = None if fresh else _remembered(self.bundle, place, pairs, threads, batch)
         self.choice, self.predict = found or _choose(self.bundle, place, pairs, threads, batch)
+        self.map = self.bundle.model(self.choice["file"]).map if maps else None
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """n pictures uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size -> float32 (n,K).
@@ -225,9 +229,14 @@ def choices() -> list[dict[str, Any]]:
     return [one for _, one in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
-def _pairs(made: bundle.Bundle, asked: Sequence[str], file: str | None) -> list[tuple[bundle.Model, str]]:
+def _pairs(made: bundle.Bundle, asked: Sequence[str], file: str | None, maps: bool) -> list[tuple[bundle.Model, str]]:
     formats = {runtime: runtimes.named(runtime)[0].formats for runtime in asked}
     models = [made.model(file)] if file is not None else list(made.manifest.models)
+    models = [model if maps else model.model_copy(update={"map": None}) for model in models if model.map or not maps]
+    if not models:
+        raise UserError(
+            f"{made.path}: no file shows where the evidence is; export --map makes one (ncnn and INT8 have none)"
+        )
     if asked:
         able = [(model, name) for model in models for name in asked if Path(model.name).suffix in formats[name]]
     else:
@@ -243,9 +252,11 @@ def _pairs(made: bundle.Bundle, asked: Sequence[str], file: str | None) -> list[
 
 def _prove(made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, batch: int) -> Contender:
     """Raises UserError if the golden probabilities are not reproduced."""
-    predict = runtimes.open(made.path / model.name, runtime, made.manifest.input.shape, threads, batch)
+    outputs, places = (2, math.prod(model.map)) if model.map else (1, 0)
+    predict = runtimes.open(made.path / model.name, runtime, made.manifest.input.shape, threads, batch, outputs)
     frames, golden = made.golden()
-    p, wanted = predict(frames), golden[model.name]
+    row, wanted = predict(frames), golden[model.name]
+    p = row[:, : row.shape[1] - places]
     if p.shape != wanted.shape:
         raise UserError(f"{model.name} in {runtime} gives {p.shape[1]} probabilities, not {wanted.shape[1]}")
     difference, other = bundle.unlike(p, wanted, model.tolerance)

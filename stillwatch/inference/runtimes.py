@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stillwatch.errors import UserError, nearest
 from stillwatch.inference.streams import State, Stream
 
+MAP = "map"  # the name of an exported net's further output (n,h·w): where the evidence is
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Shape: TypeAlias = tuple[int, ...]
 CPU = "CPUExecutionProvider"
@@ -50,7 +51,8 @@ def open(
 
     runtime: of RUNTIMES, perhaps with a device: "openvino:GPU", "onnxruntime:CUDAExecutionProvider".
     shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad.
-    outputs, scale: of a file that is not a bundle's (ONNX alone).
+    outputs: 2 takes a bundle's map too, whose values follow the K. outputs, scale: else of a file that is not a
+    bundle's (ONNX alone).
     Raises UserError for an unknown or missing runtime, or an unreadable or misshapen file. The function raises
     ValueError for other pictures.
     """
@@ -214,33 +216,44 @@ def _onnx_session(path: Path, threads: int, batch: int, provider: str = CPU) -> 
 def _onnxruntime(path: Path, ports: Ports, threads: int, batch: int, provider: str = CPU) -> Session:
     session = _onnx_session(path, threads, batch, provider)
     if len(ports.shape) == 4 and len(session.get_inputs()) > 1:
-        return _onnxruntime_stream(session, ports.shape)
+        return _onnxruntime_stream(session, ports)
     entrance = _only(session.get_inputs(), "input")
-    _only(session.get_outputs(), "output", ports.outputs)
+    taken = [node.name for node in session.get_outputs() if ports.outputs > 1 or node.name != MAP]
+    _only(taken, "output", ports.outputs)
     takes = _fitting(entrance.shape, ports.shape)
-    return Session(_onnx_call(session, entrance, ports.scale), takes)
+    return Session(_onnx_call(session, entrance, ports.scale, taken), takes)
 
 
-def _onnx_call(session: Any, entrance: Any, scale: float) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
+def _onnx_call(
+    session: Any, entrance: Any, scale: float, taken: list[str] | None = None
+) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
     feed = entrance.name
     if entrance.type == "tensor(uint8)":
-        return lambda x: _joined(session.run(None, {feed: x}))
+        return lambda x: _joined(session.run(taken, {feed: x}))
     if entrance.type != "tensor(float)":
         raise UserError(f"the file takes {entrance.type}; wanted: uint8 or float")
     # onnx-legacy: the same pixels 0..255, but as floats, which is what TensorRT 8 takes
-    return lambda x: _joined(session.run(None, {feed: _floats(x, scale)}))
+    return lambda x: _joined(session.run(taken, {feed: _floats(x, scale)}))
 
 
-def _onnxruntime_stream(session: Any, shape: Shape) -> Session:
+def _onnxruntime_stream(session: Any, ports: Ports) -> Session:
     entrance, *rest = session.get_inputs()
-    names = [node.name for node in session.get_outputs()]
+    found = [node.name for node in session.get_outputs()]
+    names = [name for name in found if name != MAP]
     if names[1:] != [f"next_{node.name}" for node in rest]:
         raise UserError(f"the file has the states {[node.name for node in rest]} and gives {names[1:]}")
     kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
     states = tuple(State(node.name, tuple(node.shape[1:]), kinds[node.type]) for node in rest)
     feeds = [node.name for node in (entrance, *rest)]
-    run: Callable[..., Any] = lambda *given: session.run(names, dict(zip(feeds, given, strict=True)))  # noqa: E731
-    return Session(run, _fitting(entrance.shape, shape[1:]), states)
+    taken = [*names[:1], *found[1 : ports.outputs]]
+    if MAP not in taken and ports.outputs > 1:
+        raise UserError("the file gives no map")
+
+    def run(*given: NDArray[Any]) -> list[NDArray[Any]]:
+        answer = session.run([*taken, *names[1:]], dict(zip(feeds, given, strict=True)))
+        return [_joined(answer[: len(taken)]), *answer[len(taken) :]]
+
+    return Session(run, _fitting(entrance.shape, ports.shape[1:]), states)
 
 
 def _joined(outputs: list[Any]) -> NDArray[Any]:
@@ -259,8 +272,11 @@ def _core() -> Any:
 def _openvino(path: Path, ports: Ports, threads: int, batch: int, device: str = "CPU") -> Session:
     core = _core()
     model = core.read_model(path)
+    for result in model.get_results() if ports.outputs == 1 else ():
+        if MAP in result.output(0).get_names():
+            model.remove_result(result)  # it costs nothing then
     if len(ports.shape) == 4 and len(model.inputs) > 1:
-        return _openvino_stream(core, model, ports.shape, threads, batch, device)
+        return _openvino_stream(core, model, ports, threads, batch, device)
     entrance = _only(model.inputs, "input")
     _only(model.outputs, "output", ports.outputs)
     sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
@@ -294,8 +310,8 @@ def _settings(device: str, threads: int) -> dict[str, str]:
     )
 
 
-def _openvino_stream(core: Any, model: Any, shape: Shape, threads: int, batch: int, device: str) -> Session:
-    entrance, *rest = model.inputs
+def _openvino_stream(core: Any, model: Any, ports: Ports, threads: int, batch: int, device: str) -> Session:
+    (entrance, *rest), shape, first = model.inputs, ports.shape, ports.outputs
     sides = [side.get_length() if side.is_static else str(side) for side in entrance.partial_shape]
     takes, states = _fitting(sides, shape[1:]) or batch, list[State]()
     for node in rest:
@@ -306,7 +322,8 @@ def _openvino_stream(core: Any, model: Any, shape: Shape, threads: int, batch: i
 
     def run(*given: NDArray[Any]) -> list[NDArray[Any]]:
         request.infer(list(given), share_inputs=True)
-        return [np.array(request.get_output_tensor(place).data) for place in range(1 + len(states))]
+        found = [np.array(request.get_output_tensor(place).data) for place in range(first + len(states))]
+        return [_joined(found[:first]), *found[first:]]
 
     return Session(run, takes, tuple(states))
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
+GLOW, STRENGTH = (255, 80, 0), 60  # of highlight(): RGB, percent where the map is full
 Polygon = Sequence[tuple[float, float]]  # (x, y), shares of the picture
 Crop = tuple[float, float, float, float]  # left, top, right, bottom, shares of the picture
 GRAY = (124, 116, 104)  # ImageNet's mean, which normalising turns into zero: nothing is there
@@ -102,6 +103,43 @@ def to_aspect(
         return image[top : top + height, left : left + width]
     rest = (max(height - h, 0) - top, max(width - w, 0) - left)
     return cv2.copyMakeBorder(image, top, rest[0], left, rest[1], border)  # type: ignore[return-value]
+
+
+class View(NamedTuple):
+    """What a net sees of a picture, in shares of its sides; beyond 0 and 1 there are bars."""
+
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+
+    def fitted(
+        self, shape: tuple[int, ...], size: tuple[float, float], how: Literal["stretch", "letterbox", "crop"]
+    ) -> "View":
+        """After fit() or to_aspect() of this part of a picture (H,W,…) into (height, width)."""
+        if how == "stretch":
+            return self
+        wide, high = (self.right - self.left) / 2, (self.bottom - self.top) / 2
+        h, w = high * shape[0], wide * shape[1]
+        scale = (min if how == "letterbox" else max)(size[0] / h, size[1] / w)
+        x, y, high, wide = self.left + wide, self.top + high, size[0] / scale / shape[0], size[1] / scale / shape[1]
+        return View(x - wide, y - high, x + wide, y + high)
+
+
+def highlight(image: Picture, map: Picture, view: View) -> Picture:
+    """A copy of uint8 (H,W,3), with what `map`, uint8 (h,w) over its `view`, makes out laid on it softly."""
+    (high, wide), (h, w) = image.shape[:2], map.shape
+    x, y = w / (view.right - view.left), h / (view.bottom - view.top)  # places of the map a side of the picture
+    move = np.array(
+        [[x / wide, 0, x * (0.5 / wide - view.left) - 0.5], [0, y / high, y * (0.5 / high - view.top) - 0.5]]
+    )
+    way = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    share = cv2.warpAffine(map, move, (wide, high), flags=way, borderMode=cv2.BORDER_REPLICATE).astype(np.uint16)
+    left, right = (min(max(round(side * wide), 0), wide) for side in (view.left, view.right))
+    top, bottom = (min(max(round(side * high), 0), high) for side in (view.top, view.bottom))
+    out, seen, share = image.copy(), np.s_[top:bottom, left:right], share[:, :, None] * STRENGTH // 100
+    out[seen] = (image[seen] * (255 - share[seen]) + np.array(GLOW, np.uint16) * share[seen]) // 255
+    return out
 
 
 def to_channels(image: Picture, channels: int) -> Picture:

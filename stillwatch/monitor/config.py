@@ -69,6 +69,7 @@ class CameraConfig(Strict):
     armed: Spans = ()  # "22:00-06:00", or several, in local time: no events outside; else the file's
     blur: Literal["none", "faces", "all"] = "none"  # burnt into page, thumbnail and clip; the net sees the picture
     clips: bool = True
+    where: bool = False  # thumbnails, and on request the page, show where the evidence is; a bundle of `export --map`
     person: Person | None = None  # looks without a person are skipped
     rule: Rule | None = None  # this camera's own; else the file's, else the bundle's
 

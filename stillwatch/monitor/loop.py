@@ -38,6 +38,7 @@ PREVIEW = 8.0  # pictures a second for viewers
 class CameraSlot:
     memory: streams.Memory  # of the net, once that is loaded; of a worker's camera only how many frames it has seen
     worker: Worker | None = None  # that looks for this camera; None: this process
+    evidence: NDArray[np.uint8] | None = None  # (h,w), where the newest answer's is; as strong as what it accuses
 
     def __init__(self, camera: Camera, alarm: Alarm, schedule: Schedule, people: People | None = None):
         self.camera, self.alarm, self.schedule, self.people = camera, alarm, schedule, people
@@ -134,7 +135,10 @@ class Watch:
         for slot in self.slots:  # the children open their streams while the net is loaded
             slot.camera.start()
         try:
-            self.detector = Detector(self.bundle, config.threads, runtime=config.runtime)
+            maps = any(slot.camera.config.where for slot in self.slots)
+            if maps and config.workers > 1:
+                raise UserError(f"workers = {config.workers}: they tell no map; set 1, or leave a camera's `where` out")
+            self.detector = Detector(self.bundle, config.threads, runtime=config.runtime, maps=maps)
             self._hire(min(config.workers, len(self.slots)))
             self.store = Store(config.keep, config.sink)
         except BaseException:
@@ -170,7 +174,7 @@ class Watch:
         people = People(person.model, person.every, person.confidence, self.config.threads) if person else None
         times = schedule(config.armed or self.config.armed, self.config.timezone)
         slot = CameraSlot(camera, alarm, times, people)
-        self.board.update(config.name, armed=slot.armed)
+        self.board.update(config.name, armed=slot.armed, where=config.where)
         return slot
 
     def __enter__(self) -> "Watch":
@@ -235,7 +239,7 @@ class Watch:
             [slot.memory for slot, _ in seen],
             [frame.time for _, frame in seen],
         )
-        answers = {slot.name: one for (slot, _), one in zip(seen, p, strict=True)}
+        answers = {slot.name: self._split(slot, row) for (slot, _), row in zip(seen, p, strict=True)}
         return [answers.get(slot.name) for slot in slots]
 
     def exchange(self, slots: Sequence[CameraSlot]) -> list[tuple[CameraSlot, Answer]]:
@@ -257,6 +261,20 @@ class Watch:
             if looks:
                 worker.ask(looks)
         return answered
+
+    def _split(self, slot: CameraSlot, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """A row of probabilities, without the map behind them: the camera is told that where somebody wants it."""
+        slot.evidence = None
+        if row is None or not self.detector.map or not slot.camera.config.where:
+            return row if row is None else row[: len(self.board.labels)]
+        p, places = np.split(row, [len(self.board.labels)])
+        told = zip(p, self.board.labels, strict=True)
+        unsafe = max((float(value) for value, label in told if label not in self.board.safe), default=0.0)
+        full = 255 * unsafe / max(float(places.max()), 1e-6)
+        slot.evidence = (places * full).astype(np.uint8).reshape(self.detector.map)
+        if self.board.asked(slot.name, "where"):
+            slot.camera.show(slot.evidence)
+        return p
 
     def decide(self, slot: CameraSlot, p: NDArray[np.float32] | None) -> None:
         frame = slot.newest
@@ -291,7 +309,9 @@ class Watch:
             elif camera.live and now - (slot.decided or now) > SILENCE:
                 slot.clear()
                 self._publish(slot, slot.alarm.step(now, None, "lost"))
-            camera.preview(PREVIEW if self.board.viewers(slot.name) else 0.0, self.board.pointed(slot.name))
+            fps = PREVIEW if self.board.viewers(slot.name) else 0.0
+            points, where = (self.board.asked(slot.name, "points") > 0, self.board.asked(slot.name, "where") > 0)
+            camera.preview(fps, points, where)
             if slot.armed != (armed := slot.schedule.armed(time.time())):
                 slot.armed = armed
                 self.log(f"{slot.name}: {'armed' if armed else 'disarmed'}")
@@ -349,6 +369,8 @@ class Watch:
             self.store.put(dated)
             self.board.publish("event", id=dated.id, event=dated.as_dict())
             if event.state == "opened":
+                if slot.evidence is not None:
+                    slot.camera.show(slot.evidence)
                 slot.camera.snap(event.id)
             if event.state != "closed":
                 self.gauges.event(slot.name, event.kind, event.level)

@@ -2,14 +2,16 @@
 
 import threading
 import time
+from collections import Counter as Counts
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
 
+Drawn: TypeAlias = Literal["points", "where"]  # on a picture: of the face; where the evidence is
 MESSAGES = 256  # messages kept for slow listeners
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds. Fine where the promise stands (p95 of 100 ms), coarse where it is broken anyway
@@ -39,8 +41,7 @@ class Board:
         self._lock = threading.Lock()
         self._cameras: dict[str, dict[str, Any]] = {name: {"name": name, "state": "starting"} for name in cameras}
         self._pictures = dict.fromkeys(cameras, (0, b""))
-        self._viewers = dict.fromkeys(cameras, 0)
-        self._pointed = dict.fromkeys(cameras, 0)
+        self._asked = Counts[tuple[str, str]]()  # (camera, what): viewers of it
         self._messages: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=MESSAGES)
         self._count = 0
 
@@ -68,23 +69,23 @@ class Board:
         return self._pictures[camera]
 
     @contextmanager
-    def viewing(self, camera: str, points: bool = False) -> Iterator[None]:
-        """Without a viewer no picture is encoded. points: of the face are asked for, and drawn for every viewer."""
+    def viewing(self, camera: str, *drawn: Drawn) -> Iterator[None]:
+        """Without a viewer no picture is encoded. drawn: what this one asks for is drawn for every viewer."""
+        asked = Counts[tuple[str, str]]([(camera, "picture"), *((camera, what) for what in drawn)])
         with self._lock:
-            self._viewers[camera] += 1
-            self._pointed[camera] += points
+            self._asked.update(asked)
         try:
             yield
         finally:
             with self._lock:
-                self._viewers[camera] -= 1
-                self._pointed[camera] -= points
+                self._asked.subtract(asked)
 
-    def pointed(self, camera: str) -> bool:
-        return self._pointed[camera] > 0
+    def asked(self, camera: str, what: Drawn | Literal["picture"]) -> int:
+        """By so many viewers."""
+        return self._asked[camera, what]
 
     def viewers(self, camera: str) -> int:
-        return self._viewers[camera]
+        return self._asked[camera, "picture"]
 
     def publish(self, what: str, **fields: Any) -> None:
         """what: "event", "camera", "trouble"."""

@@ -86,3 +86,29 @@ def test_zones_are_grey_and_the_crop_is_what_remains() -> None:
     )
     assert image.zoned_whole(picture, [], None) is picture
     assert image.zoned(picture, [], (0.999, 0.999, 1.0, 1.0)).size, "never empty"
+
+
+@pytest.mark.parametrize("how", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize("outer", [None, "letterbox", "crop"])
+@pytest.mark.parametrize("crop", [(0.0, 0.0, 1.0, 1.0), (0.25, 0.25, 1.0, 1.0)])
+def test_evidence_lies_where_the_net_saw_it(how: Any, outer: Any, crop: Any) -> None:
+    """A bright square is found in the net's picture; a map of that place is laid over the square again."""
+    picture = np.zeros((90, 160, 3), np.uint8)
+    picture[50:60, 95:105] = 255
+    part, view = image.zoned(picture, (), crop), image.View(*crop)
+    if outer:
+        part, view = image.to_aspect(part, 4 / 3, outer), view.fitted(picture.shape, (1.0, 4 / 3), outer)
+    x, view = image.fit(part, (48, 48), how, 1), view.fitted(picture.shape, (48, 48), how)
+    evidence = np.where(x[:, :, 0] > 100, 255, 0).astype(np.uint8)
+    shown = image.highlight(np.full_like(picture, 100), evidence, view)
+    rows, columns = np.nonzero(shown[:, :, 0] > 130)
+    assert abs(rows.mean() - 54.5) < 3 and abs(columns.mean() - 99.5) < 3
+    assert np.ptp(rows) < 20 and np.ptp(columns) < 20 and (shown[:20] == 100).all()
+
+
+def test_outside_of_what_the_net_sees_nothing_is_laid() -> None:
+    shown = image.highlight(
+        np.full((40, 80, 3), 100, np.uint8), np.full((3, 3), 255, np.uint8), image.View(0.25, 0.0, 0.75, 1.0)
+    )
+    assert (shown[:, :20] == 100).all() and (shown[:, 60:] == 100).all()
+    assert (shown[:, 20:60] == (193, 88, 40)).all()

@@ -70,8 +70,11 @@ class Fake:
     def tick(self, now: float) -> None:
         pass
 
-    def preview(self, fps: float, points: bool = False) -> None:
+    def preview(self, fps: float, points: bool = False, where: bool = False) -> None:
         self.asked.append(("preview", fps))
+
+    def show(self, evidence: Any) -> None:
+        self.asked.append(("show", evidence))
 
     def snap(self, event: str) -> None:
         self.asked.append(("snap", event))
@@ -484,3 +487,34 @@ def test_a_net_that_a_worker_cannot_load_ends_the_watch_in_one_line(tmp_path: Pa
             worker._start()
         with pytest.raises(UserError, match=r"^worker \d cannot start: .*not a bundle"):
             until(lambda: workers_turn(watch), 60)
+
+
+def test_where_the_evidence_is_goes_to_the_camera_that_wants_it(tmp_path: Path) -> None:
+    """The map of this net is its picture's green, row by row; it is as strong as the accusation."""
+    file = onnx_net(tmp_path / "m.onnx", mapped=True)
+    toy = made(tmp_path, {"model.onnx": file}, name="mapped", map=SHAPE[:2])
+    asked = watch_config(tmp_path, "a", "b", "c").model_copy(update={"bundle": toy.path})
+    wants = tuple(camera.model_copy(update={"where": camera.name != "c2"}) for camera in asked.camera)
+    image = DANGER // 2
+    image[1, 2] = (0, 255, 0)
+    with loop.Watch(asked.model_copy(update={"camera": wants})) as watch:
+        assert [camera["where"] for camera in watch.board.cameras()] == [True, True, False]
+        cameras: list[Any] = [slot.camera for slot in watch.slots]
+        with watch.board.viewing("c0", "where"), watch.board.viewing("c2", "where"):
+            for camera in cameras:
+                camera.give(image, 0.0)
+            turn(watch)
+        assert [len(camera.did("show")) for camera in cameras] == [1, 0, 0]
+        ((_, shown),) = cameras[0].did("show")
+        danger = watch.board.cameras()[0]["p"][1]
+        assert (shown.shape, shown.dtype) == (SHAPE[:2], np.uint8)
+        assert shown.argmax() == SHAPE[1] + 2 and shown.max() == pytest.approx(255 * danger, abs=1.1)
+        assert shown.min() == pytest.approx(127 * danger, abs=1.1)
+        for number in range(1, 60):  # in time a thumbnail is wanted, with the evidence just before it
+            cameras[1].give(DANGER, number / 10)
+            turn(watch)
+        said = [words[0] for words in cameras[1].asked if words[0] in ("show", "snap")]
+        assert said[:2] == ["show", "snap"]
+        assert Detector(toy).predict(image[None]).shape == (1, 2) and Detector(toy).map is None
+    with pytest.raises(UserError, match="no file shows where the evidence is"):
+        Detector(made(tmp_path, {"model.onnx": file}, name="plain"), maps=True)

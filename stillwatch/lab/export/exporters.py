@@ -19,6 +19,7 @@ from stillwatch import metrics, predictions
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError, one_line
 from stillwatch.inference import runtimes
+from stillwatch.lab.export.activation import ActivationMap
 from stillwatch.lab.models.classifier import Classifier, build
 from stillwatch.recipe import Net
 from stillwatch.run import Run
@@ -37,17 +38,23 @@ class Exported(NamedTuple):
     runtime: str
     batch: int | None = None
     beside: str | None = None
+    map: bool = False  # it gives one: where the evidence is
 
 
 class Facade(nn.Module):
-    """Pixels (B,H,W,C) or (B,T,H,W,C) -> probabilities (B,K)."""
+    """Pixels (B,H,W,C) or (B,T,H,W,C) -> probabilities (B,K), and a map (B,h·w) where the net has marks."""
 
-    def __init__(self, net: Classifier):
+    def __init__(self, net: Classifier, shape: tuple[int, ...]):
         super().__init__()
         self.net = net
+        self.map = ActivationMap(net, shape) if net.marks else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net.probabilities(self.net(x).logits)
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if not self.map:
+            return self.net.probabilities(self.net(x).logits)
+        last, steps = self.net.last_map(x)
+        p = self.net.probabilities(self.net.head(self.net.over_time(self.net.pooled(last), steps)))
+        return p, self.map(last.unflatten(0, (-1, steps))[:, -1], p)
 
 
 class Streamed(nn.Module):
@@ -66,6 +73,7 @@ class Streamed(nn.Module):
         self.states = {"past_frames": (back, *shape[1:])} if back else {}
         self.states |= {f"layer_{number}": layer.shape for number, layer in enumerate(ready.timed)}
         self.states |= ready.temporal.states
+        self.map = ActivationMap(ready, shape) if ready.marks else None
 
     def forward(self, frames: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         past, after, net = list(states), list[Tensor](), self.net
@@ -76,11 +84,13 @@ class Streamed(nn.Module):
             look = ring if net.front == "difference" else ring[:, [net.ticks[0] - tick for tick in net.ticks]]
         for layer in net.timed:
             layer.past = past.pop(0)
-        feature, later = net.temporal.step(net.features(look), past)
+        last, _ = net.last_map(look)
+        feature, later = net.temporal.step(net.pooled(last), past)
         after += [layer.kept for layer in net.timed if layer.kept is not None]
         for layer in net.timed:
             layer.past = layer.kept = None
-        return (net.probabilities(net.head(feature)), *after, *later)
+        p = net.probabilities(net.head(feature))
+        return (p, *([self.map(last, p)] if self.map else []), *after, *later)
 
 
 @torch.no_grad()
@@ -91,14 +101,14 @@ def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) ->
     for weights in ready.head.parameters():  # softmax and sigmoid both take logits / temperature: exact and free
         weights.div_(temperature)
     if shape[-1] > 1:
-        return Facade(ready)
+        return Facade(ready, shape)
     fold_gray(folded := copy.deepcopy(ready))
     noise = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with contextlib.suppress(RuntimeError):  # a net may use its first convolution in a way unknown to us
         before, after = ready(noise).feature, folded(noise).feature
         if (before - after).abs().max() <= 1e-4 * before.abs().max():
-            return Facade(folded)
-    return Facade(ready)
+            return Facade(folded, shape)
+    return Facade(ready, shape)
 
 
 @torch.no_grad()
@@ -162,11 +172,13 @@ def to_onnx(
     # Laid out so that NCHW is contiguous, as the weights are: torch writes the pooling of channels_last maps as a
     # gather over as_strided
     *before, height, width, channels = shape
-    ready: nn.Module = facade(net, shape, temperature)
+    ready: Facade | Streamed = facade(net, shape, temperature)
     states: dict[str, tuple[int, ...]] = {}
     if net.streams:
-        ready, before = Streamed(ready.net, shape), []  # type: ignore[arg-type]
+        ready, before = Streamed(ready.net, shape), []
         states = ready.states
+    if dtype != torch.uint8:  # for runtimes of others
+        ready.map = None
     count = batch or 2
     example = [torch.zeros(count, *before, channels, height, width, dtype=dtype).movedim(-3, -1)]
     for name, size in states.items():
@@ -182,7 +194,7 @@ def to_onnx(
                 dynamo=True,
                 dynamic_shapes=free,
                 input_names=["frames", *states],
-                output_names=["probabilities", *(f"next_{name}" for name in states)],
+                output_names=["probabilities", *([runtimes.MAP] if ready.map else []), *(f"next_{s}" for s in states)],
                 opset_version=native,
                 verbose=False,
             )
@@ -239,7 +251,8 @@ def _downgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def write_onnx(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
-    return Exported(to_onnx(net, shape, folder / "model.onnx", temperature, None, opset), "onnxruntime")
+    path = to_onnx(net, shape, folder / "model.onnx", temperature, None, opset)
+    return Exported(path, "onnxruntime", map=bool(net.marks))
 
 
 def write_legacy(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
@@ -256,7 +269,7 @@ def write_openvino(net: Classifier, shape: tuple[int, ...], folder: Path, temper
 
         source = to_onnx(net, shape, Path(scratch) / "model.onnx", temperature, None, opset)
         openvino.save_model(openvino.convert_model(source), folder / "model.xml", compress_to_fp16=False)
-    return Exported(folder / "model.xml", "openvino", beside="model.bin")
+    return Exported(folder / "model.xml", "openvino", beside="model.bin", map=bool(net.marks))
 
 
 def write_ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
@@ -267,8 +280,10 @@ def write_ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperatur
 
     with tempfile.TemporaryDirectory() as scratch:  # pnnx leaves a dozen files of its own beside the traced one
         traced = Path(scratch) / "model.pt"
+        ready = facade(net, shape, temperature)
+        ready.map = None
         with _quiet():
-            torch.jit.trace(facade(net, shape, temperature), torch.zeros(1, *shape)).save(str(traced))
+            torch.jit.trace(ready, torch.zeros(1, *shape)).save(str(traced))
         tool = str(Path(pnnx.__file__).parent / "pnnx")
         command = [tool, traced.name, f"inputshape=[{','.join(map(str, (1, *shape)))}]f32", "fp16=0"]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)

@@ -18,7 +18,7 @@ from stillwatch.inference import runtimes
 from stillwatch.inference.standalone import run_legacy
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.calibration import Calibration, on_validation, out_of_fold, reheated
-from stillwatch.lab.export.exporters import EXPORTERS, Exported, temperature_of
+from stillwatch.lab.export.exporters import EXPORTERS, Exported, facade, temperature_of
 from stillwatch.lab.export.fusion import faces_of, fit
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished, require_learnt
@@ -47,6 +47,8 @@ class Reference:
     temperature: bundle.Temperature
     operating: bundle.OperatingPoint | None
     fusion: bundle.Fusion | str | None = None  # or why there is none; None: not asked for
+    maps: NDArray[np.float32] | None = None  # of the golden frames (8,h·w), where the files give one
+    map_size: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -67,13 +69,21 @@ class Reference:
         if crossval and recipe.data.faces:
             p_out = metrics.apply_temperature(heard.p, heat["value"], net.kind)
             fusion = _fusion(heard, data, p_out, progress)
-        return cls(data, p, frames, golden, heat, point, fusion)
+        if not net.marks:
+            return cls(data, p, frames, golden, heat, point, fusion)
+        whole = facade(net, data.shape, heat["value"])
+        with torch.inference_mode():
+            maps = whole(torch.from_numpy(frames))[1].numpy()
+        return cls(data, p, frames, golden, heat, point, fusion, maps, whole.map and whole.map.size)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
         """max_drop: points of macro-F1 that an INT8 file may lose; None for a float file."""
         try:
             fn = runtimes.open(made.path, made.runtime, self.data.shape)
             p, golden = _predict(fn, self.data), fn(self.frames)
+            both = (
+                runtimes.open(made.path, made.runtime, self.data.shape, outputs=2)(self.frames) if made.map else golden
+            )
         except UserError as error:
             return Proof("cannot be tried: " + str(error).replace(f"{made.path.parent}/", ""), self.golden, {})
         for found, wanted in ((p, self.p), (golden, self.golden)):
@@ -93,6 +103,9 @@ class Reference:
 
         if max_drop is None:
             why = self._unfaithful(p, self.p, "validation") or self._unfaithful(golden, self.golden, "golden")
+            if made.map and self.maps is not None and not why:
+                apart = np.abs(both[:, golden.shape[1] :] - self.maps).max()
+                why = "" if apart <= 0.01 * self.maps.max() else "shows the evidence in other places than PyTorch"
         else:
             drop = 100 * (metrics.macro_f1(y, self.p) - valid["macro_f1"])
             limit = f"above quantise.max_drop = {max_drop:g}"
@@ -124,8 +137,7 @@ def export(
 
     An unfaithful file stays out, with its reason in the manifest: float beyond export.max_difference of PyTorch or of
     another class where it is not close, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where
-    that file is model.onnx, the run is unfinished or learnt nothing (unless `anyway`), int8 is of another run, or the
-    data have changed.
+    that file is model.onnx, the run is unfinished or learnt nothing (unless `anyway`), int8 or the data are others.
     """
     require_finished(run, TRAINED, "run with a net")
     require_learnt(run, "not exported", anyway, progress)
@@ -138,6 +150,7 @@ def export(
     names = dict.fromkeys(("onnx", *recipe.export.formats, *formats))
     exporters = {name: bind(EXPORTERS, name, given=5, place="export.formats") for name in names}
     net, data = load_net(run), dataset_of(run, progress)
+    net.marks = tuple(k for k, label in enumerate(recipe.labels) if recipe.export.map and label not in recipe.safe)
     reference = Reference.of(run, net, data, crossval, progress)
     made, left = list[Exported](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
@@ -198,6 +211,7 @@ def _write(
                 batch=file.batch,
                 tolerance=TOLERANCE[precision],
                 figures=proof.figures,
+                map=reference.map_size if file.map else None,
             )
         )
     left = [*left, *([{"name": "fusion", "why": reference.fusion}] if isinstance(reference.fusion, str) else [])]

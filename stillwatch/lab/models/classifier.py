@@ -36,6 +36,7 @@ class Classifier(nn.Module):
         self.name, self.kind, self.plan, self.frames = spec.name, spec.head, body.plan, len(moments)
         self.front, self.steps = spec.front, temporal.pictures(spec.front, self.frames)
         self.ticks = ticks(moments)[0]
+        self.marks: tuple[int, ...] = ()  # places of the labels whose evidence exported files show on a map; (): no map
         plain = (spec.front, spec.shift) == ("frame", "none")
         self.key = spec.name if plain else f"{spec.name} {spec.front} {spec.shift}"  # with the weights, names features
         self.size, self.channels, self.net = body.size, dict(body.maps), body.net
@@ -82,14 +83,24 @@ class Classifier(nn.Module):
         else:
             h, steps = self._pictures(h)
         features, found = self._walk(h, self.frozen_steps, len(self.plan.steps), maps)
-        alone = steps == 1 and self.temporal.plain  # so that exported files of single pictures hold nothing of time
-        feature = features if alone else self.temporal(features.unflatten(0, (-1, steps)))
+        feature = self.over_time(features, steps)
         found = {s: found[s].unflatten(0, (-1, steps)).mean(1) for s in maps} if steps > 1 else found
         return ModelOutput(self.head(self.dropout(feature)), feature, {s: found[s] for s in maps})
 
-    def features(self, x: Tensor) -> Tensor:
-        """x: uint8 (B,T,H,W,C) -> (B·S,D): of each picture, before time is looked at."""
-        return self._walk(self._pictures(x)[0], 0, len(self.plan.steps), ())[0]
+    def over_time(self, features: Tensor, steps: int) -> Tensor:
+        """(B·S,D) -> (B,dim)."""
+        if steps == 1 and self.temporal.plain:  # so that exported files of single pictures hold nothing of time
+            return features
+        return self.temporal(features.unflatten(0, (-1, steps)))
+
+    def last_map(self, x: Tensor) -> tuple[Tensor, int]:
+        """x: uint8 (B,H,W,C) or (B,T,H,W,C) -> what is pooled, (B·S,C,h,w), and S."""
+        h, steps = self._pictures(x)
+        return self._walk(h, 0, self.plan.flat, ())[0], steps
+
+    def pooled(self, h: Tensor) -> Tensor:
+        """(B·S,C,h,w) -> (B·S,D): of each picture, before time is looked at."""
+        return self._walk(h, self.plan.flat, len(self.plan.steps), ())[0]
 
     @property
     def one_way(self) -> bool:

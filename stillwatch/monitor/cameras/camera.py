@@ -69,7 +69,7 @@ class Camera:
         self._takes = takes.shape[-3:]
         self._child: subprocess.Popen[bytes] | None = None
         self._inbox: list[Frame | Note] = []
-        self._preview = (0.0, False)
+        self._preview = (0.0, False, False)
         self._clips: dict[str, Path] = {}  # that are being written
         self._earlier: dict[str, int] = {}  # what earlier children counted
         self._size = (0, 0)  # of the newest picture
@@ -105,11 +105,15 @@ class Camera:
         if now - self._heard > patience:
             self._end_child(f"its process gave no sign of life for {patience:g} s")
 
-    def preview(self, fps: float, points: bool = False) -> None:
-        """Ask for at most fps JPEG notes a second; 0: none. points: of the face, drawn on them."""
-        if (fps, points) != self._preview:
-            self._preview = (fps, points)
-            self._send("preview", fps, points)
+    def preview(self, fps: float, points: bool = False, where: bool = False) -> None:
+        """Ask for at most fps JPEG notes a second; 0: none. Drawn on them: the face's points, where evidence is."""
+        if (fps, points, where) != self._preview:
+            self._preview = (fps, points, where)
+            self._send("preview", fps, points, where)
+
+    def show(self, evidence: NDArray[np.uint8]) -> None:
+        """(h,w) of the net's picture, for the next thumbnail and whoever asks for it."""
+        self._send("evidence", evidence)
 
     def snap(self, event: str) -> None:
         self._send("snap", event)

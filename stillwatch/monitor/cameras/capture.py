@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from stillwatch.bundle import Input
 from stillwatch.errors import UserError
 from stillwatch.media.decode import Picture, ToRgb, WholeFrames
-from stillwatch.media.image import fit, to_aspect, zoned, zoned_whole
+from stillwatch.media.image import View, fit, highlight, to_aspect, zoned, zoned_whole
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.blur import Blur
 from stillwatch.monitor.cameras.channel import Channel
@@ -35,6 +35,7 @@ from stillwatch.monitor.config import CameraConfig, Keep
 PULSE = 0.5  # seconds between two signs of life
 STEADY = 5.0  # seconds of pictures after which the back-off begins anew
 SHARE, PICTURES = 0.1, 30  # of so many pictures, about: where more arrive damaged, it is said
+FRESH = 1.0  # seconds after which evidence is no longer shown
 WIDEST = 1920  # pixels of the longer side of what people see
 PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG quality
 
@@ -56,7 +57,9 @@ class FrameSender:
         self._newest: VideoFrame | None = None
         self._events: list[str] = []  # that want a thumbnail
         self._preview: RateLimiter | None = None
-        self._points = False  # are drawn on what viewers see
+        self._points = self._where = False  # what is drawn on what viewers see
+        self._map: tuple[Picture, float] | None = None  # uint8 (h,w) of the evidence, and time.monotonic() of it
+        self._view = View()  # of the net
 
     def offer(self, index: int, frame: VideoFrame, wait: bool) -> bool:
         """Send it if the last one was acknowledged, else keep it until a newer one comes. wait (a file): block until it
@@ -68,6 +71,8 @@ class FrameSender:
             if self._preview and self._preview_credit and self._preview.due(time.monotonic()):
                 self._preview_credit = False
                 image = self._process.public(frame)
+                if self._where:
+                    image = self._highlighted(image)
                 if self._points:
                     image = self._process.faces.draw(image, image.shape[1] / frame.rgb().shape[1])
                 self._process.send("jpeg", jpeg(image, *PREVIEW))
@@ -96,8 +101,10 @@ class FrameSender:
                     self._changed.notify_all()
                 case ("shown",):
                     self._preview_credit = True
-                case ("preview", fps, points):
-                    self._preview, self._points = RateLimiter(fps) if fps else None, points
+                case ("preview", fps, points, where):
+                    self._preview, self._points, self._where = RateLimiter(fps) if fps else None, points, where
+                case ("evidence", map):
+                    self._map = (map, time.monotonic())
                 case ("snap", event):
                     self._events.append(event)
                     self._send_thumbnails()
@@ -115,8 +122,11 @@ class FrameSender:
         if self._shape != image.shape[:2]:
             self._shape = (image.shape[0], image.shape[1])
             self._process.send("shape", *self._shape)
+        whole, self._view = frame.rgb().shape, View(*(config.crop or ()))
         if self._takes.aspect and config.fit:
             image = to_aspect(image, self._takes.aspect, config.fit)
+            self._view = self._view.fitted(whole, (1.0, self._takes.aspect), config.fit)
+        self._view = self._view.fitted(whole, (height, width), self._takes.fit)
         image = fit(image, (height, width), self._takes.fit, channels)
         status = self._health.status(frame, self._process.keyframes)
         readings = tuple((at, tuple(signals or ())) for at, signals in self._process.faces.take(frame.time))
@@ -124,10 +134,16 @@ class FrameSender:
 
     def _send_thumbnails(self) -> None:
         if self._events and self._newest is not None:
-            image = jpeg(self._process.public(self._newest), *THUMBNAIL)
+            image = jpeg(self._highlighted(self._process.public(self._newest)), *THUMBNAIL)
             for event in self._events:
                 self._process.send("thumbnail", event, image)
             self._events.clear()
+
+    def _highlighted(self, image: Picture) -> Picture:
+        """With the evidence of this second."""
+        if self._map is None or time.monotonic() - self._map[1] > FRESH:
+            return image
+        return highlight(image, self._map[0], self._view)
 
 
 class CaptureProcess:

@@ -179,10 +179,11 @@ async def together(
     hub: Hub,
     camera: Annotated[list[str], Query(description="Which; none: all")] = [],  # noqa: B006
     points: Annotated[list[str], Query(description="Those with the points of the driver's face drawn")] = [],  # noqa: B006
+    where: Annotated[list[str], Query(description="Those that show where the evidence is")] = [],  # noqa: B006
 ) -> Response:
     """Several cameras' pictures in one answer, each with an X-Camera header: a browser has six connections."""
     names = hub.known(list(dict.fromkeys(camera)) or hub.names)
-    return LiveStream(pictures(hub, names, hub.known(points)), MJPEG)
+    return LiveStream(pictures(hub, names, {"points": hub.known(points), "where": hub.known(where)}), MJPEG)
 
 
 @router.get("/api/v1/stream", **answers("text/event-stream"))

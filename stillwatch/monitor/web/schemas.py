@@ -55,6 +55,7 @@ class Camera(BaseModel):
     age_ms: float | None = Field(None, description="From capture to decision, of the newest picture")
     counters: dict[str, float] = {}
     face: FaceState | None = Field(None, description="The driver's, where one is read")
+    where: bool = Field(False, description="Whether its pictures can show where the evidence is")
     open: list[Event] = []
     viewers: int = 0
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from starlette.types import Send
 
 from stillwatch.monitor.events import database
 from stillwatch.monitor.events.database import StoredEvent
-from stillwatch.monitor.state import MESSAGES, Board, Gauges
+from stillwatch.monitor.state import MESSAGES, Board, Drawn, Gauges
 from stillwatch.monitor.web import auth
 from stillwatch.monitor.web.schemas import Event, finite, plain
 
@@ -70,6 +71,7 @@ class StreamHub:
             "p": dict(zip(self.board.labels, map(finite, p), strict=False)) if p else None,
             **{key: fields[key] for key in ("armed", "ignore", "crop") if key in fields},
             "face": fields.get("face") if seen else None,
+            "where": fields.get("where", False),
             "counters": fields.get("counters") or {},
             "open": [self.event(StoredEvent(**event)).as_dict() for event in fields.get("open") or []],
             "viewers": self.board.viewers(name),
@@ -118,11 +120,13 @@ class LiveStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def pictures(hub: StreamHub, names: Sequence[str], points: Sequence[str] = ()) -> AsyncGenerator[bytes, None]:
-    """Multipart JPEGs; a slow reader gets the newest. points: the names whose faces' points are drawn."""
+async def pictures(
+    hub: StreamHub, names: Sequence[str], drawn: Mapping[Drawn, Sequence[str]] = MappingProxyType({})
+) -> AsyncGenerator[bytes, None]:
+    """Multipart JPEGs; a slow reader gets the newest. drawn: what is drawn on the pictures of which names."""
     with ExitStack() as looking:
         for name in names:
-            looking.enter_context(hub.board.viewing(name, name in points))
+            looking.enter_context(hub.board.viewing(name, *(what for what, on in drawn.items() if name in on)))
         sent = {name: hub.board.picture(name)[0] for name in names}
         yield f"--{BOUNDARY}\r\n".encode()
         while not hub.closing.is_set():

@@ -453,6 +453,34 @@ def test_pictures_are_made_only_for_viewers_and_blurred_where_it_is_asked(
         assert all(detail(frame.image[:, :, 0]) > 0 for frame in cab.frames), "the net sees the picture"
 
 
+def test_evidence_is_laid_on_the_thumbnail_and_on_the_page_where_it_is_asked(watched: Any) -> None:
+    def left_and_right(raw: bytes) -> list[float]:  # how red
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), 1).astype(int)
+        red = image[:, :, 2] - image[:, :, 0]
+        return [float(half.mean()) for half in np.array_split(red, 2, 1)]
+
+    with streams.Server("mjpeg") as server:
+        cab = watched(server.url)
+        cab.until(cab.more(5))
+        cab.camera.show(np.array([[0, 0, 0, 255]] * 3, np.uint8))
+        cab.camera.snap("one")
+        cab.until(lambda: cab.of("thumbnail"))
+        left, right = left_and_right(cab.of("thumbnail")[0]["jpeg"])
+        assert right > left + 30
+        cab.camera.preview(5)
+        cab.until(lambda: cab.of("jpeg"))
+        left, right = left_and_right(cab.of("jpeg")[0]["jpeg"])
+        assert right < left + 30, "nobody asked for it"
+
+        def marked() -> bool:
+            cab.camera.show(np.array([[0, 0, 0, 255]] * 3, np.uint8))
+            left, right = left_and_right(cab.of("jpeg")[-1]["jpeg"])
+            return right > left + 30
+
+        cab.camera.preview(5, where=True)
+        cab.until(marked)
+
+
 def test_no_password_is_ever_said(watched: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with streams.Server("mjpeg") as server:
         server.login = "admin:Xk9@secretQ"

@@ -134,11 +134,22 @@ def test_a_face_has_gauges_with_the_drivers_usual_and_its_points_on_request(chro
         assert head.locator(".mark").get_attribute("style") == "left: 50%;"
         assert card(page, "yard").get_by_text("Eyes", exact=True).count() == 0, "where no face is read"
         cab.get_by_role("button", name="Points").click()
-        until(lambda: street.board.pointed("cab") and not street.board.pointed("yard"))
+        until(lambda: street.board.asked("cab", "points") and not street.board.asked("yard", "points"))
         cab.get_by_role("button", name="Points").click()
-        until(lambda: not street.board.pointed("cab") and street.board.viewers("cab") == 1)
+        until(lambda: not street.board.asked("cab", "points") and street.board.viewers("cab") == 1)
         live(street, "cab", face=face | {"eyes": None, "mouth": None, "yaw": None, "shut": None})
         cab.get_by_text("No face").wait_for()
+
+
+def test_where_the_evidence_is_is_shown_on_request(chromium: Any, street: Street) -> None:
+    live(street, "cab", where=True)
+    with Page(chromium, street) as page:
+        cab = card(page, "cab")
+        cab.get_by_role("button", name="Where").click()
+        until(lambda: street.board.asked("cab", "where") == 1 and not street.board.asked("cab", "points"))
+        assert not card(page, "yard").get_by_role("button", name="Where").is_visible()
+        cab.get_by_role("button", name="Where").click()
+        until(lambda: not street.board.asked("cab", "where") and street.board.viewers("cab") == 1)
 
 
 def test_live_pictures_bars_and_gauge(chromium: Any, street: Street) -> None:

@@ -144,16 +144,22 @@ function card(name) {
   const gauges = make("div");
   const bars = make("div", { class: "bars" });
   const learnt = make("span");
-  const points = make("button", { type: "button", text: "Points", "aria-pressed": "false", title: "Draw the points of the face on the picture", onclick: () => {
-    it.points = !it.points;
-    points.setAttribute("aria-pressed", String(it.points));
-    look();
-  } });
+  const toggle = (key, text, title) => {
+    const button = make("button", { type: "button", text, title, "aria-pressed": "false", onclick: () => {
+      it[key] = !it[key];
+      button.setAttribute("aria-pressed", String(it[key]));
+      look();
+    } });
+    return button;
+  };
+  const points = toggle("points", "Points", "Draw the points of the face on the picture");
+  const where = toggle("where", "Where", "Show on the picture where the evidence is");
+  where.hidden = true;
   const face = make("div", { class: "faces", hidden: "" }, make("p", { class: "learnt" }, learnt, points));
-  const about = make("div", { class: "about" }, make("div", { class: "head" }, make("h3", { text: name }), topLabel), gauges, face, bars);
+  const about = make("div", { class: "about" }, make("div", { class: "head" }, make("h3", { text: name }), where, topLabel), gauges, face, bars);
   const root = make("article", { class: "camera", "aria-label": name, "data-condition": "starting", "data-fresh": "no" }, view, now, about);
   const it = {
-    face, learnt, faceRows: new Map(), points: false,
+    face, learnt, faceRows: new Map(), points: false, where: false, whereButton: where,
     name, root, canvas, view, pill, pace, over, strong, why, now, topLabel, gauges, bars,
     rows: new Map(), gauge: null, fields: null, picture: 0, pictureAt: 0, condition: "", began: 0,
   };
@@ -186,6 +192,7 @@ function drawCamera(it, fields) {
   }
   if (it.gauge) it.gauge.set(fields.gauge);
   drawFace(it, fields.face);
+  it.whereButton.hidden = !fields.where;
   const p = fields.p || {};
   for (const label of Object.keys(p)) {
     if (it.rows.has(label)) continue;
@@ -257,7 +264,7 @@ async function look() {
   const mine = (looking = new AbortController());
   while (looking === mine) {
     try {
-      const asked = [...cards.values()].map((it) => `camera=${encodeURIComponent(it.name)}${it.points ? `&points=${encodeURIComponent(it.name)}` : ""}`).join("&");
+      const asked = [...cards.values()].map((it) => `camera=${encodeURIComponent(it.name)}${["points", "where"].filter((key) => it[key]).map((key) => `&${key}=${encodeURIComponent(it.name)}`).join("")}`).join("&");
       const answer = await fetch(`${API}/pictures?${asked}`, { signal: mine.signal });
       if (answer.status === 401) return askToken();
       if (answer.ok) await parts(answer.body.getReader());
