@@ -80,4 +80,4 @@ def _maps(
                 tile = (tile // 2 + cv2.applyColorMap(heat, cv2.COLORMAP_JET)[:, :, ::-1] // 2).astype(np.uint8)
             tiles.append(cv2.drawContours(np.ascontiguousarray(tile), outline, -1, (255, 255, 255), 1))
             samples.append(replace(data.samples[row], group=name, split=data.samples[row].label))
-    return sheet(samples, np.stack(tiles)[:, None], "where it looks")[:, :, ::-1]
+    return sheet(samples, np.stack(tiles).astype(np.uint8)[:, None], "where it looks")[:, :, ::-1]

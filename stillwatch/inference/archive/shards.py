@@ -187,7 +187,8 @@ def frames(
             least = (height, width) if task.shrink else None
             image = path if isinstance(path, str) else decode.read_picture(path, least)
             whole = decode.read_picture(path) if faces and least and isinstance(path, Path) else image
-        yield -1, 0.0, image if isinstance(image, str) or isinstance(whole, str) else [fit(image, whole)]
+        why = next((found for found in (image, whole) if isinstance(found, str)), None)
+        yield -1, 0.0, why or [fit(image, whole)]  # type: ignore[arg-type]
         return
     with _local(task.root, file.path) as path:
         yield from _film(task, file, fit, path) if isinstance(path, Path) else [(-1, 0.0, path)]

@@ -74,7 +74,7 @@ class Reference:
         whole = facade(net, data.shape, heat["value"])
         with torch.inference_mode():
             maps = whole(torch.from_numpy(frames))[1].numpy()
-        return cls(data, p, frames, golden, heat, point, fusion, maps, whole.map and whole.map.size)
+        return cls(data, p, frames, golden, heat, point, fusion, maps, whole.map.size if whole.map else None)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
         """max_drop: points of macro-F1 that an INT8 file may lose; None for a float file."""
