@@ -65,7 +65,7 @@ def read_picture(path: Path, least: tuple[int, int] | None = None) -> Picture | 
                 return _eight_bits(np.asarray(upright if upright.mode.startswith("I") else upright.convert("RGB")))
             flag = cv2.IMREAD_COLOR  # heeds EXIF's orientation too, as the reduced ones do
             if least and file.format == "JPEG":
-                h, w = (width, height) if file.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+                h, w = (width, height) if file.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (height, width)
                 flag = next((one for k, one in REDUCED if h // k >= least[0] and w // k >= least[1]), flag)
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), flag)
     except cv2.error as error:

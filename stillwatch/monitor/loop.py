@@ -78,6 +78,7 @@ class CameraSlot:
             self.readings = []
             self.clear()
         elif self.people and not self.people(frame.image):
+            self.evidence = None
             self.memory.clear()
         else:
             return False
@@ -86,6 +87,7 @@ class CameraSlot:
 
     def clear(self) -> None:
         """After a gap."""
+        self.evidence = None
         self.memory.clear()
         if self.people:
             self.people.clear()
@@ -304,7 +306,8 @@ class Watch:
             camera = slot.camera
             camera.tick(now)
             self._receive(slot)  # tick() may have read a frame: nothing would wake the loop for it
-            if camera.state == "ended" and not slot.pending:
+            asked = slot.worker is not None and slot.name in slot.worker.asked
+            if camera.state == "ended" and not slot.pending and not asked:
                 self._publish(slot, slot.alarm.close(slot.time))
             elif camera.live and now - (slot.decided or now) > SILENCE:
                 slot.clear()

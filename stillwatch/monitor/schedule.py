@@ -35,7 +35,7 @@ def span(text: str) -> tuple[int, int]:
 def schedule(spans: tuple[str, ...], zone: str | None) -> Schedule:
     """Raises ValueError for a span that cannot be read and for a zone that this system does not know."""
     try:
-        return Schedule(tuple(map(span, spans)), ZoneInfo(zone) if zone else None)
+        return Schedule(tuple(map(span, spans)), None if zone is None else ZoneInfo(zone))
     except (KeyError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError; a folder is an OSError
         raise ValueError(
             f"{zone!r}: no such time zone here, as Europe/Berlin; pip install tzdata where none is"

@@ -44,13 +44,13 @@ class Worker:
         self.channel = Channel(end, blocking=True, load=load_plain)
         end.settimeout(SENT)
         self.idle = self._loaded = False
-        self._asked: list[str] = []
+        self.asked: list[str] = []  # cameras whose answers are not here yet
         self._since = time.monotonic()
         self.channel.send(*self._settings)
 
     def ask(self, looks: list[Look]) -> None:
         self.idle, self._since = False, time.monotonic()
-        self._asked = [camera for camera, *_ in looks]
+        self.asked = [camera for camera, *_ in looks]
         try:
             self.channel.send(*looks)
         except OSError:
@@ -73,7 +73,7 @@ class Worker:
             case ("failed", str(words)):
                 return self._replace(words)
             case ("answers", *answers):
-                asked, self._asked, self.idle = self._asked, [], True
+                asked, self.asked, self.idle = self.asked, [], True
                 return dict(zip(asked, answers, strict=True))
         raise ValueError(message)
 
@@ -82,7 +82,7 @@ class Worker:
         if not self._loaded:
             raise UserError(f"{self.name} cannot start: {words}")
         self._log(f"{self.name}: {words}; another one is started")
-        asked = self._asked
+        asked = self.asked
         self._start()
         return dict.fromkeys(asked)
 

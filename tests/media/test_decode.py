@@ -146,3 +146,8 @@ def test_a_jpeg_is_read_at_the_nearest_scale_that_is_enough(
     assert difference.mean() <= 1 and difference.max() <= 24
     other = read_picture(tmp_path / "a.png", least)
     assert not isinstance(other, str) and other.shape == (360, 640, 3)
+    # Text where EXIF's orientation is a number
+    words = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\x006\0\0\0\0\0\0\0"
+    Image.fromarray(whole).save(tmp_path / "b.jpg", exif=words)
+    odd = read_picture(tmp_path / "b.jpg", least)
+    assert not isinstance(odd, str) and odd.shape == small.shape

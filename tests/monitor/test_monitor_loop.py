@@ -478,6 +478,26 @@ def test_a_worker_holds_its_cameras_memories_and_forgets_them_when_told(tmp_path
         assert [p is not None for p in looked(watch, SAFE, 100.3)] == [False, True]
 
 
+def test_a_film_has_not_ended_while_a_worker_looks_at_its_last_frame(tmp_path: Path) -> None:
+    asked = watch_config(tmp_path, "a.mp4", "b.mp4").model_copy(update={"workers": 2})
+    with loop.Watch(asked) as watch:
+        for number in range(50):
+            looked(watch, DANGER, number / 10)
+        (slot, _), taken = watch.slots, watch.workers[0].take
+        assert len(slot.alarm.open) == 1
+        slot.camera.give(DANGER, 5.0)  # type: ignore[attr-defined]
+        watch.workers[0].take = dict  # type: ignore[method-assign]  # its answer is not here yet
+        watch.exchange(watch.receive(1))
+        slot.camera.state = "ended"
+        watch.tick()
+        assert len(slot.alarm.open) == 1
+        watch.workers[0].take = taken  # type: ignore[method-assign]
+        until(lambda: workers_turn(watch))
+        watch.tick()
+        assert slot.time == 5.0 and not slot.alarm.open
+    assert {event.camera for event in database.events(tmp_path / "kept")} == {"c0", "c1"}
+
+
 def test_a_net_that_a_worker_cannot_load_ends_the_watch_in_one_line(tmp_path: Path) -> None:
     asked = watch_config(tmp_path, "a", "b").model_copy(update={"workers": 2})
     with loop.Watch(asked) as watch:
@@ -515,6 +535,11 @@ def test_where_the_evidence_is_goes_to_the_camera_that_wants_it(tmp_path: Path) 
             turn(watch)
         said = [words[0] for words in cameras[1].asked if words[0] in ("show", "snap")]
         assert said[:2] == ["show", "snap"]
+        watch.slots[1].schedule = Schedule(((0, 0),))  # never armed
+        watch.tick()
+        cameras[1].give(DANGER, 6.0)
+        turn(watch)
+        assert watch.slots[1].evidence is None, "where it was says nothing about another event's picture"
         assert Detector(toy).predict(image[None]).shape == (1, 2) and Detector(toy).map is None
     with pytest.raises(UserError, match="no file shows where the evidence is"):
         Detector(made(tmp_path, {"model.onnx": file}, name="plain"), maps=True)

@@ -52,6 +52,8 @@ class Postgres:
             about = psycopg.conninfo.conninfo_to_dict(url)
         except psycopg.Error:  # its words quote the address
             raise UserError("url = '***': wanted: postgresql://user:password@host/database") from None
+        if "@" in f"{about.get('host')}{about.get('dbname')}":  # libpq takes a part of the password for the host
+            raise UserError("url = '***': percent-encode the password: @ is %40, / is %2F, : is %3A")
         self._url, self._board = url, board or platform.node()
         self._place = f"{about.get('host', 'local')}/{about.get('dbname', '')}"
         self._db: Connection | None = None

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -94,6 +95,13 @@ def test_a_row_an_event_whatever_is_repeated_late_or_of_another_board(server: Se
             ("bus-1", "cab-1-1", "alarm", "closed", 1.0, 9.0, "ab"),
             ("bus-2", "cab-1-1", "warn", "opened", 1.0, None, MESSAGE.words),
         ]
+
+
+@pytest.mark.parametrize("url", ["postgresql://bus:hid@den@db.lan/hub", "postgresql://bus:hid/den@db.lan/hub"])
+def test_a_password_that_libpq_takes_for_a_host_is_not_shown(url: str) -> None:
+    with pytest.raises(UserError, match="percent-encode") as caught:
+        sink(name="postgres", url=url)
+    assert not re.search("hid|den", str(caught.value))
 
 
 def test_what_happens_while_the_server_is_away_arrives_when_it_is_back(

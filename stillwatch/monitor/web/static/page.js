@@ -328,7 +328,7 @@ function drawZones(canvas, fields) {
     const zone = new Path2D();
     for (const [x, y] of polygon) zone.lineTo(x * width, y * height);
     zone.closePath();
-    brush.fill(zone);
+    brush.fill(zone, "evenodd"); // as the net's gray
     brush.stroke(zone);
   }
 }
