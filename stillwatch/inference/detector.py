@@ -42,9 +42,9 @@ class Contender(NamedTuple):
 class Detector:
     """A proved net of a bundle. One thread at a time.
 
-    labels: in the order of the probabilities. threshold: of the operating point, or None.
+    labels: in the order of the probabilities.
     choice: {"file", "runtime", "ms" (median of a call of `batch`), "cached", "candidates"}.
-    map: (h,w) of the evidence, whose h·w values then follow the K in each row of predict(); None: not asked for.
+    map: (h,w) of the evidence, whose h·w values follow the K in each row of predict(); None: not asked for.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Detector:
         """Load, prove and choose; the golden frames are the warm-up.
 
         threads: None: this process's cores, at most 4 (more slow small nets). batch: pictures that usually come
-        together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. file: only that one.
-        fresh: ignore a remembered choice. maps: also where the evidence is, by the files that show it.
+        together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. fresh: ignore a
+        remembered choice. maps: only files that show where the evidence is.
         Raises UserError if the bundle was changed, or nothing reproduces its golden frames.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
@@ -140,7 +140,7 @@ def memory(detector: Detector) -> streams.Memory:
 
 
 def look_ticks(about: bundle.Input) -> tuple[int, ...]:
-    """A look's moments, oldest first, in frames of the net's rate before the newest; (0,) of single pictures."""
+    """A look's moments, oldest first, in frames of the net's rate before the newest; (0,): one picture."""
     if about.look:
         return ticks(about.look)[0]
     return tuple(range(about.shape[0] - 1, -1, -1)) if len(about.shape) == 4 else (0,)
@@ -151,8 +151,8 @@ def steps(
 ) -> Iterator[tuple[float, NDArray[np.float32] | None, Status]]:
     """(seconds, probabilities float32 (K,), "ok") of each frame of a film of (seconds, uint8 (H,W,3)).
 
-    A net of clips sees frames at its training rate; None before its first look is whole, and again after a gap or
-    another size. people: a look without a person is skipped, None and "empty".
+    A net of clips sees frames at its training rate; None before a look is whole, after a gap or another size too.
+    people: a look without a person is None, "empty".
     """
     about = detector.bundle.manifest.input
     film, stills = iter(film), len(about.shape) == 3
@@ -314,7 +314,7 @@ def _remembered(
 
 
 def _remember(place: Path, choice: Mapping[str, Any]) -> None:
-    """A camera's disk may be read-only or full: then each start chooses anew."""
+    """On a read-only or full disk each start chooses anew."""
     made = {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()._asdict()}
     with suppress(OSError), atomic(place) as draft:
         draft.write_text(json.dumps({**choice, **made}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -101,7 +101,7 @@ def probe() -> Picture:
 
 
 def drawn(threads: int = 1) -> Callable[[], tuple[float, Signals | None]]:
-    """Each call reads a drawn driver in a picture of 640×360, the next of 25 a second -> (s, signals): for a bench."""
+    """For a bench: each call reads a drawn driver in 640×360, 25 a second -> (s, signals)."""
     image, read, times = np.full((360, 640, 3), 90, np.uint8), FaceReader(threads), count()
     image[84 : 84 + CROP, 224 : 224 + CROP] = probe()
     read.begin(image, Square(320, 180, CROP, 0.0))

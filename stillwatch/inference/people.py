@@ -15,13 +15,13 @@ MISSES = 3  # pictures in a row without a person, before nobody is there: in a f
 
 
 class People:
-    """Is a person in one camera's pictures? Only every nth picture is asked; between them the answer stays."""
+    """Is a person in one camera's pictures? Only every nth is asked; until the next the answer stays."""
 
     def __init__(self, model: Path, every: int = 5, confidence: float = 0.3, threads: int = 1):
         """model: ONNX; takes one picture of fixed size, pixels 0..255: (1,3,H,W) BGR as YOLOX, or (1,H,W,3) RGB.
 
-        It gives YOLOX's (1,boxes,5+classes) with a person as class 0, or a person's probability: (1,1), or the second
-        of (1,2). Raises UserError for another file.
+        It gives YOLOX's (1,boxes,5+classes), person as class 0, or a person's probability: (1,1), or the second of
+        (1,2). Raises UserError for another.
         """
         self.every, self.confidence = every, confidence
         self.checked = self.skipped = 0  # pictures asked; pictures without a person

@@ -22,7 +22,7 @@ COMPOSED = ("AUTO", "HETERO", "MULTI")  # of several of OpenVINO's devices
 
 
 class Session(NamedTuple):
-    """`run` takes this many pictures a call (None: any); of a streamed net also its states, and gives the next ones."""
+    """`run` takes so many pictures a call (None: any); of a streamed net also states, and gives the next."""
 
     run: Callable[..., Any]
     takes: int | None
@@ -30,7 +30,7 @@ class Session(NamedTuple):
 
 
 class Ports(NamedTuple):
-    """What a file takes and gives: several outputs are joined into one; pixels times `scale` where it takes floats."""
+    """What a file takes and gives: several outputs are joined; pixels times `scale` where it takes floats."""
 
     shape: Shape  # of one sample
     outputs: int = 1
@@ -49,12 +49,11 @@ def open(
 ) -> Predict:
     """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time; a streamed net: a Stream.
 
-    runtime: of RUNTIMES, perhaps with a device: "openvino:GPU", "onnxruntime:CUDAExecutionProvider".
-    shape: (H,W,C) or (T,H,W,C). threads: exactly so many. batch: tunes a file of free batch; others split and pad.
-    outputs: 2 takes a bundle's map too, whose values follow the K. outputs, scale: else of a file that is not a
-    bundle's (ONNX alone).
-    Raises UserError for an unknown or missing runtime, or an unreadable or misshapen file. The function raises
-    ValueError for other pictures.
+    runtime: of RUNTIMES, perhaps with a device: "openvino:GPU", "onnxruntime:CUDAExecutionProvider". shape: (H,W,C) or
+    (T,H,W,C). batch: tunes a file of free batch; others split and pad. outputs: 2 takes a bundle's map, or another ONNX
+    file's second, too: its values follow the K. scale: of pixels, where an ONNX file takes floats.
+    Raises UserError for an unknown or missing runtime, an unreadable or misshapen file. The function raises ValueError
+    for other pictures.
     """
     entry, device = named(runtime)
     if path.suffix not in entry.formats:
@@ -69,7 +68,7 @@ def open(
 
 
 def named(runtime: str) -> tuple[Runtime, list[str]]:
-    """A runtime and its device, if one is named. Raises UserError for an unknown one, and one that is not here."""
+    """A runtime and its device, if named. Raises UserError for one that is unknown or not here."""
     name, colon, device = runtime.partition(":")
     if name not in RUNTIMES:
         raise UserError(f"runtime = {runtime!r}: unknown{nearest(name, RUNTIMES)}")
@@ -111,7 +110,7 @@ def _explained(path: Path, runtime: str) -> Iterator[None]:
 
 
 def telemetry_off() -> None:
-    """Official builds of ONNX Runtime send usage to Microsoft unless this is set before its import (its Privacy.md)."""
+    """ONNX Runtime's official builds send usage to Microsoft unless this is set before import (its Privacy.md)."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
@@ -119,7 +118,7 @@ def telemetry_off() -> None:
 def no_telemetry() -> Iterator[None]:
     """Keep OpenVINO and NNCF from sending events to Google Analytics.
 
-    They send if openvino_telemetry can be imported, and else use a stub. Inside the block it cannot be.
+    They do if openvino_telemetry can be imported; inside the block it cannot be.
     """
     telemetry_off()
     missing, reporter = object(), "openvino_telemetry"

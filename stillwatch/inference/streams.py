@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 
 class Stream:
-    """step() takes one new frame of each camera. Called with whole looks (n,T,H,W,C), it starts anew for each."""
+    """step() takes a new frame of each camera; a call with whole looks (n,T,H,W,C) starts anew for each."""
 
     def __init__(
         self, run: Callable[..., States], takes: int | None, states: tuple[State, ...], shape: tuple[int, ...]
@@ -64,14 +64,14 @@ class Stream:
 
 
 def one_look(predict: Callable[[NDArray[np.uint8]], Any], x: NDArray[np.uint8]) -> Callable[[], object]:
-    """What a camera pays for a new frame, to be timed: a call with x, of a streamed net with its newest frames."""
+    """What a camera pays for a new frame: a call with x, of a streamed net with its newest frames."""
     if isinstance(predict, Stream):  # with a full memory
         return partial(predict.step, np.ascontiguousarray(x[:, -1]), predict.start(len(x)), predict.shape[0])
     return partial(predict, x)
 
 
 class Memory:
-    """What a net of looks remembers of one camera: a streamed net's states, or the newest frames."""
+    """What is remembered of one camera: a streamed net's states, or the newest frames."""
 
     def __init__(self, predict: Callable[..., Any], ticks: Sequence[int], gap: float = np.inf):
         """ticks: a look's moments, in frames before the newest. gap: seconds between two frames that no look spans."""
@@ -89,7 +89,7 @@ class Memory:
         return self.seen > self.ticks[0]
 
     def whole(self) -> NDArray[np.uint8]:
-        """The look (T,H,W,C), or the frame (H,W,C) of a net that looks at one."""
+        """The look (T,H,W,C), or a single frame (H,W,C)."""
         look = [self.frames[-1 - tick] for tick in self.ticks]
         return look[0] if len(look) == 1 else np.stack(look)
 

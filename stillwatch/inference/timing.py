@@ -35,9 +35,8 @@ def race(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
-    Each round is newly shuffled (seeded), so that other load meets all alike. An untimed call before each timed one
-    brings weights back into cache and lets the previous entrant's threads sleep. After limit_s the race ends early,
-    with at least 3 rounds.
+    Rounds are shuffled (seeded), so that other load meets all alike. An untimed call before each brings weights back
+    into cache and lets other threads sleep. After limit_s the race ends early, with at least 3 rounds.
     """
     order, shuffle = list(entrants), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -71,10 +70,9 @@ def race(
 
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """Keep all threads of this process, and those started meanwhile, on so many cores.
+    """Keep all threads of this process, and new ones, on so many cores.
 
-    First logical cores come first, then high numbers: boards number their large cores last. Does nothing on systems
-    without such a call.
+    First logical cores come first, then high numbers: boards number large cores last. Does nothing without such a call.
     """
     if not can_pin():
         yield

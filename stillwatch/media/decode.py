@@ -174,7 +174,7 @@ def frames(container: InputContainer, damaged: Callable[[str], None]) -> Iterato
 class WholeFrames:
     """One stream's packets -> the frames that they complete, without corrupt ones.
 
-    After a bad packet or a corrupt frame the next ones may refer to it: they too are left out, up to a keyframe.
+    After a bad packet or corrupt frame all up to a keyframe are left out: they may refer to it.
     """
 
     def __init__(self, damaged: Callable[[str], None]):
@@ -224,7 +224,7 @@ def times_of(path: Path) -> list[float] | str:
 
 
 def film_header(path: Path) -> tuple[float, float]:
-    """(frames a second, seconds) as the file announces them; 0 for what it does not, or where it cannot be read."""
+    """(frames a second, seconds) as the file announces them; 0 where it does not, or cannot be read."""
     try:
         with open_film(path) as film:
             rate, length = float(film.streams.video[0].average_rate or 0), (film.duration or 0) / av.time_base
@@ -246,7 +246,7 @@ def sampled(times: Sequence[float], rate: float | None) -> list[int]:
 def looks(times: Sequence[float], look: Sequence[float], count: int) -> list[Window] | str:
     """At most `count` windows, evenly spread: the frames nearest to `look` seconds before each, oldest first.
 
-    A window has a frame near each of its moments, so it spans no gap. Returns the reason where the film has none.
+    None spans a gap. Returns the reason where the film has none.
     """
     seconds = np.asarray(times)
     moments, longest = np.sort(np.asarray(look))[::-1], max(look)
@@ -307,7 +307,7 @@ def clips(
 
 
 def _forward(container: InputContainer, first: int, times: Sequence[float]) -> int:
-    """Go to the last keyframe from which frame `first` is reached; its number, 0 where that is not certain."""
+    """Go to the last keyframe up to frame `first`; its number, 0 where that is not certain."""
     stream = container.streams.video[0]
     base, start = float(stream.time_base or 0), stream.start_time
     if not base or start is None:

@@ -1,4 +1,4 @@
-"""Where faces are, by YuNet in OpenCV, and a face's square cut out upright. Its weights are not shipped (weights)."""
+"""Where faces are, by YuNet in OpenCV, and a face's square cut out upright."""
 
 import math
 from typing import NamedTuple

@@ -43,7 +43,7 @@ def fit(
 
 
 def zoned(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Picture:
-    """uint8 (H,W,3) RGB -> the part inside crop, gray inside each polygon. The picture itself is not changed."""
+    """uint8 (H,W,3) RGB, left as it is -> the part inside crop, gray inside each polygon."""
     h, w = image.shape[:2]
     left, top, right, bottom = crop or (0.0, 0.0, 1.0, 1.0)
     x, y = min(int(left * w), w - 1), min(int(top * h), h - 1)
@@ -57,7 +57,7 @@ def zoned(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Pictu
 
 
 def zoned_whole(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Picture:
-    """The same at its place in a picture of the old size, gray around it; the same array without any zone."""
+    """The same at its place in the whole picture, gray around it; without zones the same array."""
     if not ignore and crop is None:
         return image
     shown = zoned(image, ignore, crop)
@@ -106,7 +106,7 @@ def to_aspect(
 
 
 class View(NamedTuple):
-    """What a net sees of a picture, in shares of its sides; beyond 0 and 1 there are bars."""
+    """What a net sees, in shares of a picture's sides; beyond 0 and 1 are bars."""
 
     left: float = 0.0
     top: float = 0.0
@@ -127,7 +127,7 @@ class View(NamedTuple):
 
 
 def highlight(image: Picture, map: Picture, view: View) -> Picture:
-    """A copy of uint8 (H,W,3), with what `map`, uint8 (h,w) over its `view`, makes out laid on it softly."""
+    """A copy of uint8 (H,W,3), with `map`, uint8 (h,w) over its `view`, laid on it."""
     (high, wide), (h, w) = image.shape[:2], map.shape
     x, y = w / (view.right - view.left), h / (view.bottom - view.top)  # places of the map a side of the picture
     move = np.array(

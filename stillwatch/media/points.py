@@ -57,7 +57,7 @@ def face(points: Points, confidence: float) -> Face:
 def signals(points: Points, confidence: float) -> Signals:
     """points: (468,3) in one unit.
 
-    Eyelids: Soukupová and Čech 2016 (eye aspect ratio), flat: a head that turns opens an eye rather than shuts it.
+    Eyelids: Soukupová and Čech 2016 (eye aspect ratio), flat: a turning head opens an eye.
     """
     yaw, pitch, roll = angles(points)
     left, right = (_eye(points[list(eye), :2]) for eye in (LEFT_EYE, RIGHT_EYE))

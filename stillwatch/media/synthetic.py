@@ -88,7 +88,7 @@ def clip(
 
 
 def reader(seconds: float, seed: int = 0, size: tuple[int, int] = (96, 128)) -> Callable[[Picture, float], Face | None]:
-    """A face reader, (picture, s) -> Face, that knows how clip("cabin", …) is drawn; endless, as `seconds` repeats."""
+    """A face reader, (picture, s) -> Face, that knows clip("cabin", …); endless, as `seconds` repeats."""
     posed = _poses("cabin", seconds, seed)
     return lambda image, time: _face(posed(time % seconds)[0], seed, size)
 
@@ -144,7 +144,7 @@ def _scene(scene: str) -> tuple[Callable[..., Any], Callable[..., Picture]]:
 
 
 class Canvas:
-    """Units: the picture's height. (0, 0) is the middle, y points down. Small ones are drawn at twice their size."""
+    """Units: the picture's height. (0, 0) is the middle, y down. Small ones are drawn at twice their size."""
 
     def __init__(self, size: tuple[int, int], channels: int):
         self.size = size
@@ -395,7 +395,7 @@ def _head(c: Canvas, p: Person, pose: Driver, x: float, y: float, z: float) -> N
 
 
 def _face(pose: Driver, number: int, size: tuple[int, int]) -> Face:
-    """What a perfect reader says of this drawing. Eyes that are drawn as a line are shut."""
+    """What a perfect reader says of it. Eyes drawn as a line are shut."""
     p, (height, width) = _person(number), size
     lids = 0.10 if pose.eyes <= SHUT else 0.14 + 0.13 * pose.eyes
     signals = Signals(lids, lids, 0.02 + 0.8 * pose.mouth, 45 * pose.yaw, 25 * pose.pitch, 0.0, 1.0)
@@ -490,7 +490,7 @@ def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float],
 def _meeting(label: str, person: int, r: np.random.Generator) -> Callable[[float], Crowd]:
     """Two people hold out their arms, slowly as for a handshake or fast as for a push.
 
-    Both pass evenly through the same poses, so that single frames of the two labels have one distribution.
+    Both pass evenly through the same poses: single frames of both labels have one distribution.
     """
     u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
     middle, close, phase = u(-0.2, 0.2), u(0.16, 0.26), u(0, 1)

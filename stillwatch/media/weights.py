@@ -35,12 +35,12 @@ WEIGHTS = {
 
 
 def local(name: str) -> Path | None:
-    """The file in the folder that STILLWATCH_WEIGHTS names, else in the cache; None where neither has it."""
+    """The file in STILLWATCH_WEIGHTS's folder, else in the cache, else None."""
     return next((path for path in (_asked() / name, _cache() / name) if path.is_file()), None)
 
 
 def wanted(rule: Rule) -> bool:
-    """Whether a rule reads faces here. Raises UserError where it asks for it and weights are missing."""
+    """Whether a rule reads faces here. Raises UserError where it must and weights are missing."""
     if rule.faces == "no" or (rule.faces == "auto" and rule.profile != "driver"):
         return False
     if rule.faces == "auto":

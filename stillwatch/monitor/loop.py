@@ -54,7 +54,7 @@ class CameraSlot:
         self._offsets: dict[str, float] = {}  # to epoch seconds, one for the whole life of an event
 
     def advance(self) -> bool:
-        """The newest live frame, or a file's next one; False if there is none."""
+        """The newest live frame, or a file's next; False: none."""
         if not self.pending:
             return False
         taken = list(self.pending) if self.camera.live else [self.pending[0]]
@@ -67,10 +67,7 @@ class CameraSlot:
         return True
 
     def vacant(self) -> bool:
-        """The newest picture is whole, and nobody is to be looked at: it is "empty" then.
-
-        The camera is disarmed, or its person filter finds nobody.
-        """
+        """The newest picture is "empty": whole, and its camera is disarmed, or the person filter finds nobody."""
         frame = self.newest
         if frame is None or frame.image is None or frame.status != "ok":
             return False
@@ -93,7 +90,7 @@ class CameraSlot:
             self.people.clear()
 
     def in_epoch(self, event: Event) -> Event:
-        """The event in epoch seconds; the wall clock is read once per event, so that its jumps do no harm."""
+        """In epoch seconds; the wall clock is read once an event, so its jumps do no harm."""
         offset = self._offsets.setdefault(event.id, time.time() - event.updated)
         if event.state == "closed":
             del self._offsets[event.id]
@@ -148,7 +145,7 @@ class Watch:
             raise
 
     def _hire(self, count: int) -> None:
-        """Cameras take turns; alarms, events and the page stay in this process, which has the one writer."""
+        """Cameras take turns; this process keeps alarms, events and page."""
         found = self.detector.choice["runtime"], self.detector.choice["file"]
         for number in range(count if count > 1 else 0):
             self.workers.append(Worker(f"worker {number + 1}", self.bundle.path, self.config.threads, found, self.log))
@@ -245,7 +242,7 @@ class Watch:
         return [answers.get(slot.name) for slot in slots]
 
     def exchange(self, slots: Sequence[CameraSlot]) -> list[tuple[CameraSlot, Answer]]:
-        """Give each worker its cameras' newest frames; what the workers have answered since, as predict() says."""
+        """Give each worker its cameras' newest frames; what they have answered, as predict() says."""
         answered: list[tuple[CameraSlot, Answer]] = []
         for worker in self.workers:
             answers = worker.take()
@@ -265,7 +262,7 @@ class Watch:
         return answered
 
     def _split(self, slot: CameraSlot, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-        """A row of probabilities, without the map behind them: the camera is told that where somebody wants it."""
+        """A row's probabilities; the camera is told the map behind them where somebody wants it."""
         slot.evidence = None
         if row is None or not self.detector.map or not slot.camera.config.where:
             return row if row is None else row[: len(self.board.labels)]

@@ -15,7 +15,7 @@ class Schedule(NamedTuple):
     zone: tzinfo | None = None
 
     def armed(self, seconds: float) -> bool:
-        """seconds: since 1970. A local time that comes twice in a night is armed twice, one that is skipped never."""
+        """seconds: since 1970. A local time that comes twice is armed twice, a skipped one never."""
         at = datetime.fromtimestamp(seconds, self.zone)
         minute = 60 * at.hour + at.minute
         return not self.spans or any((minute - start) % DAY < (end - start) % DAY or end - start == DAY
@@ -33,7 +33,7 @@ def span(text: str) -> tuple[int, int]:
 
 
 def schedule(spans: tuple[str, ...], zone: str | None) -> Schedule:
-    """Raises ValueError for a span that cannot be read and for a zone that this system does not know."""
+    """Raises ValueError for an unreadable span and a zone that is unknown here."""
     try:
         return Schedule(tuple(map(span, spans)), None if zone is None else ZoneInfo(zone))
     except (KeyError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError; a folder is an OSError

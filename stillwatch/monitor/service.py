@@ -21,8 +21,7 @@ FLUSH = 0.3  # seconds for the last events to reach the outbox
 def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | None = None) -> None:
     """Run until SIGTERM, SIGINT, SIGHUP, for `seconds`, or until every file has ended; then close within 3 s.
 
-    Raises UserError where it cannot start (bundle, page's address, cameras, token), and where no camera ever gave a
-    frame, unless a signal ended it first.
+    Raises UserError where it cannot start, and where no camera gave a frame before a signal.
     """
     config = loaded.config
     for words in (*loaded.bad_cameras.values(), *loaded.bad_sinks.values()):

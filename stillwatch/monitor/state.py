@@ -1,4 +1,4 @@
-"""The current state: Board for the page, Gauges for Prometheus; thread-safe, never waits. Imports nothing of ours."""
+"""Board for the page, Gauges for Prometheus; thread-safe, never waits. Imports nothing of ours."""
 
 import threading
 import time
@@ -70,7 +70,7 @@ class Board:
 
     @contextmanager
     def viewing(self, camera: str, *drawn: Drawn) -> Iterator[None]:
-        """Without a viewer no picture is encoded. drawn: what this one asks for is drawn for every viewer."""
+        """Without a viewer no picture is encoded. drawn: for every viewer."""
         asked = Counts[tuple[str, str]]([(camera, "picture"), *((camera, what) for what in drawn)])
         with self._lock:
             self._asked.update(asked)

@@ -1,6 +1,6 @@
-"""A process that looks for some of the cameras, `python -m …worker FD`, with a detector of its own; and its handle.
+"""A process that looks for some cameras, `python -m …worker FD`, with a detector of its own; and its handle.
 
-Imports no camera, rule or store: alarms and events stay in the parent.
+Imports no camera, rule or store.
 """
 
 import signal
@@ -28,7 +28,7 @@ SENT = 2.0  # seconds in which a worker must take what it is given
 
 
 class Worker:
-    """Not thread-safe. One that dies after it was loaded is replaced; its cameras' memories begin anew."""
+    """Not thread-safe. One that dies once loaded is replaced; its cameras' memories begin anew."""
 
     def __init__(self, name: str, source: Path, threads: int, choice: tuple[str, str], log: Callable[[str], None]):
         """choice: runtime and file, as the parent's detector chose."""

@@ -153,11 +153,10 @@ class Alarm:
     ) -> list[Event]:
         """Takes one frame, or word that there is none. Returns what to send.
 
-        now: seconds on a forward clock, at least one frame a second, evenly or not. p: float (K,), or None without an
-        answer (best sent every second). p is ignored unless status is "ok"; NaN is no answer. More than 2 s without an
-        answer end open accusations and wipe the past; "empty" too, but it is no trouble with the camera. readings: of
-        the face since the last step, at the camera's own rate. A step not later than the last is skipped; after 2 s of
-        them the clock was set back and all starts anew.
+        now: seconds on a forward clock, at least one frame a second. p: float (K,), or None without an answer (best
+        sent every second); ignored unless status is "ok", NaN is none. More than 2 s without an answer end accusations
+        and wipe the past; "empty" too, without trouble of the camera. readings: of the face since the last step. A step
+        not later than the last is skipped; after 2 s of them the clock was set back and all starts anew.
         Raises ValueError for another shape of p or an unknown status.
         """
         x = self._checked(p) if p is not None else None
@@ -222,7 +221,7 @@ class Alarm:
         return np.clip(x, 0, 1) if np.isfinite(x).all() else None
 
     def _blind(self, now: float, trouble: str, events: list[Event]) -> None:
-        """Black and frozen are reported late, so what came just before was not seen."""
+        """Black and frozen are reported late: what came just before was not seen."""
         since = now if self._sight is None else self._sight
         if self._sight is not None and (trouble in ("black", "frozen") or now - self._sight > GAP):
             self._forget(now, events)

@@ -47,9 +47,9 @@ class IndicatorState(NamedTuple):
 class Hysteresis:
     """A Schmitt trigger on the sum of an indicator's labels.
 
-    Shares of the newest interval. held: both ends show them, less half for each unsure end. gone: neither end. share:
-    as held, but half where one end shows them, else windows count short spells too short. seen: the net was sure.
-    sign: a face's sign beside or instead of the labels, as the rule's `wins` says; None: there is none.
+    Shares of the newest interval. held: both ends show them, less half for each unsure end. gone: neither does. share:
+    as held, but half where one end does, else windows count short spells too short. seen: the net was sure. sign: a
+    face's, beside or instead of the labels by the rule's `wins`.
     """
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
@@ -178,7 +178,7 @@ def _level(steps: Sequence[float], value: float) -> int:
 class Awareness(Indicator):
     """A driver's attention, 1 when full. It empties in after[-1] s of looking away and fills faster.
 
-    openpilot's driver monitoring: per step, awareness += ((R - r)(1 - awareness) + r) · dt/T while attentive, -= dt/T
+    openpilot: per step, awareness += ((R - r)(1 - awareness) + r) · dt/T while attentive, -= dt/T
     while distracted; R = 5, r = 1.25, T = 11 s. The first is solved for any dt, so the frame rate does not matter: with
     A = R/(R - r), A - awareness shrinks by exp(-(R - r)·dt/T).
     """
@@ -229,7 +229,7 @@ class Glances(Indicator):
 
 
 class Hold(Indicator):
-    """Seconds of one behaviour. An absence shorter than `release` neither breaks it nor counts."""
+    """Seconds of one behaviour. Absences shorter than `release` neither break it nor count."""
 
     def measure(self, sight: Observation) -> IndicatorState:
         rule, switch = self.rule, self.switch
@@ -298,7 +298,7 @@ class Count(Indicator):
 class Spells(Indicator):
     """A face's signs that last from `least` to `most` s, counted in a window when they end.
 
-    A spell reaches from the middle between two readings to the middle between two, so it is known to half a reading.
+    A spell reaches from the middle between two readings to another: known to half a reading.
     """
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
@@ -373,7 +373,7 @@ class Unsure(Indicator):
 
 
 class Unseen(Unsure):
-    """Seconds without a face where faces are read: an empty seat, a hand, a camera that was turned. No eye is shut."""
+    """Seconds without a face where faces are read: an empty seat, a hand, a turned camera."""
 
     def unknown(self, sight: Observation) -> bool:
         return sight.signs is None

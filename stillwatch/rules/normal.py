@@ -1,4 +1,4 @@
-"""A driver's normal: each signal's running centre and spread, learnt as the drive goes. Pure; imports media.points."""
+"""A driver's normal: each signal's running centre and spread. Pure; imports media.points."""
 
 import math
 from typing import NamedTuple
@@ -50,10 +50,10 @@ class Deviation(NamedTuple):
 
 
 class Normal:
-    """Running quartiles of the last KEPT samples. Ten bad frames move them little, and a shift of a signal moves none.
+    """Running quartiles of the last KEPT samples, which ten bad frames move little.
 
-    The centre is the median, of the eyes the upper quartile less half a spread: lids that are shut for half of the
-    time must not become what is usual.
+    The centre is the median, of the eyes the upper quartile less half a spread: lids shut half of the time must not
+    become usual.
     """
 
     def __init__(self, prior: Ranges | None = None):

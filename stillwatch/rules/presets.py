@@ -37,8 +37,8 @@ def indicators(
 ) -> list[IndicatorRule]:
     """What is looked for, without rule.off and indicators whose labels the bundle lacks.
 
-    threshold: the bundle's; the rule's own goes first, the default is 0.5. Raises UserError with key, value and nearest
-    right word: an unknown indicator, key or label, a bad value, a threshold nothing uses, or no indicator left.
+    threshold: the bundle's; the rule's own goes first, the default is 0.5. Raises UserError for an unknown indicator,
+    key or label, a bad value, a threshold nothing uses, or no indicator left.
     """
     table = _named(profile(rule).indicators, labels, safe)
     if rule.threshold is not None and not any(one.how == "evidence" for one in table.values()):

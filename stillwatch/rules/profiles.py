@@ -1,4 +1,4 @@
-"""The indicators' tables, each number with its source. They claim no compliance with any source."""
+"""The indicators' tables, each number with its source, with none of which they claim compliance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class IndicatorRule:
 
     @property
     def words(self) -> str:
-        """What it looks for, when it speaks, where the numbers come from."""
+        """What it looks for, when it speaks, its source."""
         steps = self.after or self.at
         said = [f"{level} {_of(self, step)}" for level, step in zip(self.levels, steps, strict=True)]
         if self.lost:

@@ -1,4 +1,4 @@
-"""What a face says now, from 0 to 1: eyes shut, head away, mouth wide open, head dropped. Pure."""
+"""From 0 to 1: eyes shut, head away, mouth wide open, head dropped. Pure."""
 
 from collections import deque
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Signs(NamedTuple):
 
 
 class Face:
-    """One camera's driver, reading by reading: signals, how they differ from his normal, signs, and the rate."""
+    """One camera's driver: signals, how they differ from his normal, signs, and the rate."""
 
     def __init__(self) -> None:
         self.normal = Normal()

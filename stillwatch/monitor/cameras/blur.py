@@ -24,7 +24,7 @@ class Blur:
         self._held: list[tuple[float, Box]] = []
 
     def __call__(self, image: Picture, seconds: float, known: Sequence[Box] = ()) -> Picture:
-        """uint8 (H,W,3) RGB -> a blurred copy, or the same array where nothing is. known: faces read already."""
+        """uint8 (H,W,3) RGB -> a blurred copy, or the same array. known: faces read already."""
         if self.how == "none":
             return image
         height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""The parent's handle of one camera, whose child process (cameras.capture) may hang or die alone. Decodes nothing."""
+"""The parent's handle of a camera, whose child (cameras.capture) may hang or die alone. Decodes nothing."""
 
 import subprocess
 import time
@@ -112,7 +112,7 @@ class Camera:
             self._send("preview", fps, points, where)
 
     def show(self, evidence: NDArray[np.uint8]) -> None:
-        """(h,w) of the net's picture, for the next thumbnail and whoever asks for it."""
+        """(h,w) over the net's picture, for the next thumbnail and viewers."""
         self._send("evidence", evidence)
 
     def snap(self, event: str) -> None:
@@ -179,7 +179,7 @@ class Camera:
             self._end_child("its process said what is no message")
 
     def _handle(self, *message: Any) -> None:
-        """Raises ValueError for a message that the child of this version does not send: it may have been taken over."""
+        """Raises ValueError for what no child sends: it may have been taken over."""
         match message:
             case (
                 "frame", int(index), float(seconds),

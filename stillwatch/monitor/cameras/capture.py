@@ -41,10 +41,7 @@ PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG qua
 
 
 class FrameSender:
-    """Sends the newest frame once the last is acknowledged, and pictures for people.
-
-    The decoding thread offers, the listening thread acknowledges.
-    """
+    """Sends the newest frame, and what people see. The decoding thread offers, the listening thread acknowledges."""
 
     def __init__(self, process: "CaptureProcess", takes: Input):
         self.dropped = 0
@@ -62,8 +59,9 @@ class FrameSender:
         self._view = View()  # of the net
 
     def offer(self, index: int, frame: VideoFrame, wait: bool) -> bool:
-        """Send it if the last one was acknowledged, else keep it until a newer one comes. wait (a file): block until it
-        can go. False: told to stop.
+        """Send it once the last one was acknowledged, unless a newer one comes.
+
+        wait (a file): block until then. False: told to stop.
         """
         with self._changed:
             self._newest = frame
@@ -147,7 +145,7 @@ class FrameSender:
 
 
 class CaptureProcess:
-    """The main thread reads the source, another one the parent, so that a hanging stream cannot keep a clip open."""
+    """The main thread reads the source, another the parent: a hanging stream keeps no clip open."""
 
     def __init__(
         self, channel: Channel, config: CameraConfig, keep: Keep, takes: Input, faces: bool, position: tuple[int, float]
@@ -285,7 +283,7 @@ class CaptureProcess:
             self.stop.wait(max(0.0, next(waits) - spent))
 
     def _open(self) -> InputContainer:
-        """With a hardware decoder where one is asked for and starts; asked each time, since a device may go."""
+        """With the hardware decoder that is asked for, if it starts this time."""
         config = self.config
         found = source.hardware(config.decode) if config.decode != "software" else ""
         chosen = None if isinstance(found, str) else found

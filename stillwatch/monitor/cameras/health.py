@@ -15,11 +15,9 @@ DARK, EVEN = 40, 3  # of 255: nearly the brightest of a black picture; standard 
 
 
 class PictureHealth:
-    """Frozen: for FROZEN seconds and two keyframes each picture equals one of the last few; sensor noise rules that
-    out.
+    """Frozen: for FROZEN seconds and two keyframes each picture equals one of the last few, as no noisy sensor's does.
 
-    One of several, because an encoder varies a still picture within a group; two keyframes, because between them it may
-    leave a quiet scene as it is.
+    Encoders vary a still picture within a group, and may leave a quiet scene as it is between keyframes.
     """
 
     def __init__(self, live: bool):

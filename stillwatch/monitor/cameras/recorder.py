@@ -36,8 +36,7 @@ ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 class BufferedPacket(NamedTuple):
     """clock: seconds of the Alarm; dts, pts: seconds of this buffer, dts always rising.
 
-    header: codec, size and extradata as a NUT file of one packet, which outlives its stream. All packets of a clip
-    share one header object.
+    header: codec, size and extradata as a NUT file of one packet, which outlives its stream; one object a clip.
     """
 
     data: bytes
@@ -193,7 +192,7 @@ class Remux:
         self._timeline = Timeline()
 
     def push(self, packet: Packet, clock: float) -> None:
-        """Call it after decoding the packet: only then does the stream know a new size."""
+        """After decoding the packet: only then the stream knows a new size."""
         if not packet.size:
             return
         data, keyframe = bytes(packet), bool(packet.is_keyframe)

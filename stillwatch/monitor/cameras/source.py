@@ -55,9 +55,9 @@ DIVIDERS = re.compile(r"[/?&;#@:=]")
 
 
 def redact(source: str) -> str:
-    """The source without secrets: scheme, host, harmless path, small numbers of known query keys.
+    """Without secrets: scheme, host, harmless path, small numbers of known query keys.
 
-    Where an @ may belong to a password or to a path, neither is shown.
+    Where an @ may be a password's or a path's, neither is shown.
     """
     scheme, found, rest = source.partition("://")
     if not found:
@@ -198,7 +198,7 @@ class VideoFrame:
             return self.raw
 
     def luma(self) -> Picture:
-        """A coarse grid of brightness, uint8 (h,w), without conversion where the format allows."""
+        """A coarse grid of brightness, uint8 (h,w); conversion only where the format needs it."""
         raw = self.raw
         if isinstance(raw, av.VideoFrame) and raw.format.name in LUMA:
             plane = raw.planes[0]
@@ -210,7 +210,7 @@ class VideoFrame:
 
 
 class RateLimiter:
-    """At most `fps` frames a second; a late frame does not cost the next one its turn."""
+    """At most `fps` frames a second; a late one does not cost the next its turn."""
 
     def __init__(self, fps: float | None):
         self.every = 1 / fps if fps else 0.0
@@ -233,7 +233,7 @@ def backoff(first: float, longest: float, chance: random.Random | None = None) -
 
 
 class PlaybackClock:
-    """Paces a recording. speed: 0 never waits. longest: seconds of one wait; beyond it the time stamps have jumped."""
+    """Paces a recording. speed: 0 never waits. longest: seconds of a wait, beyond which time stamps have jumped."""
 
     def __init__(self, speed: float, longest: float = math.inf):
         self.speed, self.longest = speed, longest
@@ -278,7 +278,7 @@ class FileClock:
 def hardware(decode: str) -> HWAccel | str:
     """A decoder of FFmpeg's that starts here, or in one line why there is none.
 
-    decode: "auto", the first of all; or a kind of device by FFmpeg's name, such as vaapi or cuda.
+    decode: "auto", the first of all, or FFmpeg's name, such as vaapi or cuda.
     """
     known, reasons = hwdevices_available(), []
     if decode != "auto" and decode not in known:
@@ -338,7 +338,7 @@ def open_video(
 
 
 def packets(container: InputContainer, stall: float) -> Iterator[Packet]:
-    """Of a stream. Raises TimeoutError instead of what FFmpeg held back until a read timed out: that is not new."""
+    """Of a stream. Raises TimeoutError instead of old ones that FFmpeg held back until a read timed out."""
     asked = time.monotonic()
     for packet in container.demux():
         if time.monotonic() - asked >= TIMEOUT * stall:
@@ -373,7 +373,7 @@ def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> I
 
 
 def frames(source: str, fps: float | None = None, live: float = 0.0) -> Iterator[tuple[float, Picture]]:
-    """The frames that a watch on a file, folder or toy sees: (seconds, RGB uint8 (H,W,3)).
+    """What a watch on a file, folder or toy sees: (seconds, RGB uint8 (H,W,3)).
 
     fps: the most of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. live: seconds of a device
     or stream. Raises UserError for one without them, and for what cannot be read.

@@ -157,7 +157,7 @@ def events(
     before_id: str | None = None,
     limit: int = 100,
 ) -> list[StoredEvent]:
-    """Newest first; since and until in epoch seconds of `opened`; level: the lowest.
+    """Newest first. since, until: epoch seconds of `opened`. level: the lowest.
 
     Raises UserError for a folder without a database and for an unknown level.
     """

@@ -90,7 +90,7 @@ def forget(db: sqlite3.Connection, names: Sequence[str]) -> None:
 
 
 def sweep(db: sqlite3.Connection, keep: Keep, aged: bool) -> int:
-    """Remove at most the STEP oldest files that are too old (if `aged`) or too much; returns how many."""
+    """Remove at most the STEP oldest files, too old (if `aged`) or too much; returns how many."""
     files, now = media_files(keep.folder), time.time()
     total, free = sum(file.size for file in files), shutil.disk_usage(keep.folder).free
     removed: list[str] = []

@@ -89,7 +89,7 @@ class Mqtt:
         client.subscribe(f"{self._discovery}/status", qos=1)
 
     def _announce_again(self, client: "Client", _: object, message: "MQTTMessage") -> None:
-        """Home Assistant says that it was started: it may have forgotten us."""
+        """Home Assistant was started: it may have forgotten us."""
         if message.payload == b"online":
             with self._lock:
                 for camera in self._cameras:

@@ -1,4 +1,4 @@
-"""Delivers the outbox, one thread per sink, until every message is taken, also across a kill.
+"""Delivers the outbox, a thread per sink, until all is taken, also across a kill.
 
 A kill before delivery is noted repeats a message with the same Idempotency-Key.
 """
@@ -215,7 +215,7 @@ class SinkWorker:
         self._seeded = True
 
     def _decide(self, id: str, change: str, state: DeliveryState) -> None:
-        """A message found waiting on disk later is noted without a second sending."""
+        """A message found waiting later is noted, not sent again."""
         self._decided[id, change] = state
         for key in list(islice(self._decided, max(0, len(self._decided) - REMEMBERED))):
             del self._decided[key]

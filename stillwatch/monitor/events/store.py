@@ -132,7 +132,7 @@ class Store:
         return [(event, messages) for event, messages in pending if messages]
 
     def journal(self) -> None:
-        """Note events beside a database that takes none: a kill must not lose what sinks have heard."""
+        """Note events beside a database that takes none: sinks may have heard them."""
         with self._journaling, suppress(OSError, TypeError):
             with self._changed:
                 fresh = [job.event for job in self._rows if job.event and job.event not in self._journaled]

@@ -123,7 +123,7 @@ class LiveStream(StreamingResponse):
 async def pictures(
     hub: StreamHub, names: Sequence[str], drawn: Mapping[Drawn, Sequence[str]] = MappingProxyType({})
 ) -> AsyncGenerator[bytes, None]:
-    """Multipart JPEGs; a slow reader gets the newest. drawn: what is drawn on the pictures of which names."""
+    """Multipart JPEGs; a slow reader gets the newest. drawn: what, on which names' pictures."""
     with ExitStack() as looking:
         for name in names:
             looking.enter_context(hub.board.viewing(name, *(what for what, on in drawn.items() if name in on)))
