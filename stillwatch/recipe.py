@@ -244,6 +244,9 @@ class Recipe(Strict):
                 raise ValueError(f"safe = {label!r} is not among the labels{nearest(label, self.labels)}")
         if self.student.data:
             raise ValueError("student.data: the student sees [data] itself; [teacher.data] is what differs")
+        for key in ("init", "weights", "average", "signals"):
+            if getattr(self.student, key) != Side.model_fields[key].default:
+                raise ValueError(f"student.{key}: it is the teacher's: teacher.{key}")
         if self.teacher.signals and "sigmoid" in (self.teacher.net.head, self.student.net.head):
             raise ValueError(
                 "teacher.signals: a face names one class of several; a sigmoid head says yes or no to each"

@@ -39,10 +39,8 @@ class FaceTable(NamedTuple):
         return image.shares(at * box[..., 2:] + box[..., :2], self.size[:, None], data.hw, data.fit)
 
     def regions(self, data: Data) -> NDArray[np.float32]:
-        """(N,3,4): of both eyes and the mouth, middle (x, y) and spread (x, y) of a Gaussian, in shares as placed().
-
-        d is the eyes' distance, at least 0.35 of the box. Eyes: 0.3 d. Mouth: half its width + 0.1 d, and 0.3 d.
-        """
+        """(N,3,4): both eyes' and the mouth's Gaussian, middle (x, y) and spread (x, y), in shares as placed()."""
+        # d is the eyes' distance, at least 0.35 of the box. Eyes: 0.3 d. Mouth: half its width + 0.1 d, and 0.3 d
         box, size = (np.asarray(x, np.float64)[:, None] for x in (self.box, self.size))
         parts = (self.points[:, list(part), :2].astype(np.float64) for part in (LEFT_EYE, RIGHT_EYE, MOUTH))
         left, right, lips = (part * box[..., 2:] + box[..., :2] for part in parts)  # pixels

@@ -176,3 +176,14 @@ def test_missing_labels_are_offered_from_the_folders(file: Path, tmp_path: Path)
     file.write_text("labels = 3\ndata = 4\n")
     with pytest.raises(UserError, match="labels = 3"):
         recipe.load(file)
+
+
+@pytest.mark.parametrize("key", ["init = 'runs/A'", "weights = 'validation'", "average = 'logits'", "signals = 0.5"])
+def test_what_only_a_teacher_has_is_refused_for_the_student(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f'name = "toy"\nlabels = ["a", "b"]\ndata = {{source = "toy"}}\nteacher = {{net = "mnist-cnn"}}\n'
+        f'[student]\nnet = "mnist-cnn"\n{key}\n'
+    )
+    with pytest.raises(UserError, match=f"student.{key.split()[0]}: it is the teacher's"):
+        recipe.load(path)

@@ -1,7 +1,8 @@
 """Quantisation-aware training under fake quantisation, with the same losses and the float teacher.
 
-Imports no ONNX and no NNCF, whose torch backend compiles C++ and acts only in forward(), which the loop does not call.
+Imports no ONNX and no NNCF.
 """
+# NNCF's torch backend compiles C++ and acts only in forward(), which the loop does not call
 
 from collections.abc import Iterator
 from typing import TypeAlias

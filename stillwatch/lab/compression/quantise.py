@@ -166,9 +166,8 @@ class Evaluator:
 def quantise(run: Run, root: Path | str = "runs", progress: Progress = NO_PROGRESS, anyway: bool = False) -> Run:
     """Bring a finished run's net to INT8 as the recipe's [quantise] says; returns the finished run.
 
-    info.stages has a row per StageResult. The best file is always written; info.kept and info.why say whether export
-    may use it. Raises UserError for an unfinished run, a run without a net, one that learnt nothing (unless `anyway`),
-    and changed data.
+    The best file is always written; info.kept and info.why say whether export may use it. Raises UserError for a run
+    that is unfinished, has no net or learnt nothing (unless `anyway`), and changed data.
     """
     runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
     runs.require_learnt(run, "not quantised", anyway, progress)

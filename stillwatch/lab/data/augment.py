@@ -136,10 +136,8 @@ def reverse(x: Tensor, u: Tensor) -> Tensor:
 
 
 def speed(x: Tensor, u: Tensor, by: Annotated[float, Field(gt=0)] = 0.5) -> Tensor:
-    """Slow the look down to 1/(1+by) of its speed, up to its newest frame; frames between two are blended.
-
-    Never faster: that takes frames from before the look, which a sample does not hold.
-    """
+    """Slow the look down to 1/(1+by) of its speed, up to its newest frame; frames between two are blended."""
+    # Never faster: that takes frames from before the look, which a sample does not hold
     last = x.shape[1] - 1
     slow = torch.exp(-u[:, 0] * math.log1p(by))
     at = last - (last - torch.arange(last + 1, device=x.device)) * slow[:, None]  # (B,T), in frames

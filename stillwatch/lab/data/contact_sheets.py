@@ -33,7 +33,7 @@ def contact_sheets(
     seed: int = 0,
     points: NDArray[np.floating] | None = None,
 ) -> list[Path]:
-    """One PNG a class that has samples: up to per_class tiles, spread over groups and splits. Returns their paths.
+    """One PNG a class that has samples: up to per_class tiles, spread over groups and splits.
 
     clips: uint8 (N,T,H,W,C) RGB or gray, aligned with samples, as are points: (N,P,2) in shares of the picture, or NaN.
     """

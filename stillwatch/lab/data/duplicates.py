@@ -67,7 +67,7 @@ class Conflicts(Record):
 class LookAlikes(Record):
     """Test samples whose most alike picture is a training sample: the same person, camera or recording in both.
 
-    On drivers, cameras and drawn cabins such a pair was of one group in 99.9 %, and a grouped split has none.
+    Such a pair was of one group in 99.9 %; a grouped split has none.
     """
 
     test_in_train: int
@@ -155,7 +155,7 @@ def hashes(thumbs: Pictures, rows: Ints | None = None, mirrored: bool = False) -
     """Difference hash, 128 bits as (N,2) uint64: is each of 8×8 cells brighter than its left, its upper neighbour?
 
     thumbs: uint8 (N,32,32). rows: those to hash. mirrored: left to right. After N. Krawetz, "Kind of like that"
-    (2013), with a margin of half a gray level against noise.
+    (2013).
     """
     rows = np.arange(len(thumbs)) if rows is None else rows
     codes = np.zeros((len(rows), 2), np.uint64)
@@ -286,7 +286,7 @@ def _altered(
     """(copies, overlapping pictures) as pairs (P,2) of unique pictures, without the known ones.
 
     Bounded: of more than MOST pictures an even share is looked at, and PAIRS pairs: test in train first, then other
-    splits, each picture's most alike before its second. A minute or two on one core. Nothing below SMALLEST pixels.
+    splits, each picture's most alike before its second. Nothing below SMALLEST pixels.
     """
     if min(clips.shape[2:4]) < SMALLEST:
         return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)

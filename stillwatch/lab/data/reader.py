@@ -35,8 +35,7 @@ __all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather", "unlabel
 def gather(recipe: Recipe) -> Found:
     """All samples of the recipe's data with their groups, and what was skipped.
 
-    Raises UserError for a missing root, an unknown source or option, a group that no file has, labels other than the
-    recipe's, and nothing found.
+    Raises UserError for a missing root, an unknown source, option or group, other labels, and nothing found.
     """
     data, labels = recipe.data, recipe.labels
     options = data.source if isinstance(data.source, dict) else {}

@@ -132,8 +132,7 @@ def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None
 def folders(data: Data, labels: tuple[str, ...]) -> Found:
     """root/CLASS/[GROUP/]*.jpg, or root/{train,valid|val,test}/CLASS/...: one folder a class.
 
-    Files whose names differ in a final number alone are one recording, whatever their class, unless one comes twice.
-    Roboflow's names are read as they were before it: a film's frames are one recording.
+    Names that differ in a final number alone are one recording, unless one comes twice; Roboflow's as before it.
     """
     found = Found()
     found.samples = rows = _tree(data, labels, PICTURES, found.skipped)

@@ -17,7 +17,7 @@ LONG = 8  # a recording whose share is at least so many samples gives a block of
 
 
 def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
-    """Give each sample its split, whatever their order; negatives are always train, and move no other sample.
+    """Give each sample its split, whatever their order; negatives are always train.
 
     official: as the source says; valid is taken out of train where the source has none.
     grouped: test is fold `fold` of StratifiedGroupKFold; valid is the next fold, or a share of train.

@@ -65,8 +65,8 @@ def on_validation(run: Run, data: Dataset) -> Calibration:
 def out_of_fold(folder: Run, run: Run) -> Calibration:
     """What the nets of a crossval answer on the people that each has left out: all folds, all seeds.
 
-    The nets are of the run's kind, or of the student that it came of. Raises UserError where folder is no crossval of
-    this run's labels, data and student, or a fold is missing.
+    The nets are of the run's kind, or of the student that it came of. Raises UserError for a crossval of other labels,
+    data or student, or without a fold.
     """
     place, recipe = folder.path, run.recipe
     if folder.info.kind != "crossval":

@@ -58,8 +58,7 @@ class Facade(nn.Module):
 
 
 class Streamed(nn.Module):
-    """One new frame of each camera and what was remembered -> probabilities, and what to remember: no frame is computed
-    twice, however long the look.
+    """One new frame of each camera and what was remembered -> probabilities, and what to remember.
 
     frames: uint8 (B,H,W,C). states: as `states` says, each with B before it; at a camera's first frame all zeros.
     """

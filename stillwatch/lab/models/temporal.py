@@ -55,7 +55,6 @@ class Shift:
     """Temporal shift, a forward pre-hook of a block's first convolution (Lin et al. 2019, TSM, arXiv 1811.08383).
 
     One-way: an eighth of the channels comes from the moment before. Two-way: another eighth from the moment after.
-    Beyond the look's ends there are zeros.
     """
 
     def __init__(self, steps: int, both: bool):

@@ -48,8 +48,7 @@ def _gap() -> nn.Module:
 def vgg16_gap(hw: tuple[int, int], channels: int) -> Backbone:
     """The violence paper's teacher (FACTS §1b): VGG16's 13 convolutions, global average pooling, dense 1024 ReLU.
 
-    15,242,050 parameters with two classes. Layers are named as torchvision's and timm's. frozen = true freezes only the
-    convolutions.
+    15,242,050 parameters with two classes. frozen = true freezes only the convolutions.
     """
     features: list[nn.Module] = []
     taps, inner = {}, 3

@@ -35,8 +35,8 @@ class Task(NamedTuple):
 def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, source: str = "") -> Run:
     """The finished run of one fold, seed and kind in `root`: found, gone on with, or trained.
 
-    A distilled one first asks for its teacher, of the same fold and seed. Whoever asks for what another process works
-    on waits for it, so tasks may run in any order, in any number of processes. Raises UserError as teach and distil do.
+    A distilled one first asks for its teacher. Tasks may run in any order and number of processes: who asks for what
+    another works on waits. Raises UserError as teach and distil do.
     """
     mine = at(recipe, fold, seed, kind)
     if kind == "distilled" and not mine.teacher.init:
@@ -69,10 +69,7 @@ def finished(recipe: Recipe, kind: str, root: Path | str) -> Run | None:
 
 
 def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[str] = KINDS) -> list[Task]:
-    """Numbered from 0. The folds of one seed come first, so that a first report need not wait for all seeds.
-
-    folds: the first so many; None: all. An official split has one. With teacher.init, no teacher is trained.
-    """
+    """Numbered from 0, the folds of one seed first. folds: the first so many; None: all, or an official split's one."""
     for word in only:
         if word not in KINDS:
             raise UserError(f"--only {word}: unknown{nearest(word, KINDS)}")
@@ -113,9 +110,8 @@ def crossval(
 ) -> tuple[Run, list[Run]]:
     """Do the tasks, `jobs` at a time. Returns the folder and its finished runs. A task that fails stops no other.
 
-    on: an engine of inference.engines, whose machines share options.root and the data at the same places.
-
-    Raises UserError, after all have ended, where one failed; the same call then does what is left.
+    on: an engine of inference.engines, whose machines share options.root and the data. Raises UserError, after all
+    have ended, where one failed; the same call does what is left.
     """
     folder, say = home(recipe, options), options.progress.say
     say(f"{folder.path}: {len(wanted)} tasks, {f'on {on}' if on else f'{jobs} at a time'}")

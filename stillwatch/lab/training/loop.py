@@ -89,11 +89,10 @@ def fit(
 ) -> dict[str, Any]:
     """Train step.net for plan.epochs, or from where `run` stopped. Returns the kept epoch's figures.
 
-    judge: net -> validation figures, including plan.metric. after: gets each epoch's figures in every process; True
-    ends the training. Writes best.pt, last.pt and one line per epoch. A resumed run gives the same numbers as an
-    unbroken one: rates, orders and random numbers depend only on (seed, epoch, step). Raises UserError naming the part
-    of the loss that is no longer a number.
+    judge: net -> validation figures, including plan.metric. after: gets each epoch's; True ends the training. Writes
+    best.pt, last.pt and metrics.jsonl. Raises UserError for a part of the loss that is no longer a number.
     """
+    # A resumed run gives an unbroken one's numbers: rates, orders and chance depend only on (seed, epoch, step)
     # ---- what is trained, and by what
     optimizer = _optimizer(step, plan)
     prepared, optimizer = accelerator.prepare(step, optimizer)

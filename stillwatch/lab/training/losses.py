@@ -1,6 +1,6 @@
 """Losses: named parts, each (student ModelOutput, teacher ModelOutput or None, y, progress) -> scalar.
 
-Imports no net and no data. A part may have weights of its own; the teacher gets no gradient.
+Imports no net and no data.
 """
 
 import inspect
@@ -39,7 +39,7 @@ class Task:
 def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module]]:
     """The recipe's fit.loss -> name -> (weight, module). A repeated name becomes `kd-2`.
 
-    Raises UserError for an unknown part or option, a value out of range, or a part that does not fit this task.
+    Raises UserError for an unknown part or option, a value out of range, or an unfit part.
     """
     made: dict[str, tuple[float, nn.Module]] = {}
     for spec in specs:
@@ -198,9 +198,10 @@ class Decoupled(nn.Module):
 class Relational(nn.Module):
     """DIST (Huang et al. 2022, arXiv 2205.10536): (beta·inter + gamma·intra)·T², each 1 - Pearson's correlation.
 
-    inter: over a sample's classes. intra: over a class's samples in the batch; skipped for a batch of one. Each length
-    is at least 1e-8; the authors add 1e-8 to the product of two, so theirs differs by up to a tenth at large logits.
+    inter: over a sample's classes. intra: over a class's samples in the batch; skipped for a batch of one.
     """
+
+    # Each length is at least 1e-8; the authors add 1e-8 to the product of two: theirs is up to 0.1 off at large logits
 
     needs_teacher = True
     maps: tuple[int, ...] = ()
@@ -230,8 +231,8 @@ class Feature(nn.Module):
     """FitNets (Romero et al. 2015, arXiv 1412.6550, eq. 3), modified (FACTS §3): MSE of one late map.
 
     The student's map passes a projector (1×1 convolution, batch norm); the teacher's is standardised per channel over
-    batch and positions, so that no loud channel dominates. Different sizes are pooled to the smaller. stage: the
-    stride. warmup: share of the training over which the part grows from 0.
+    batch and positions. Sizes are pooled to the smaller. stage: the stride. warmup: share of the training in which it
+    grows from 0.
     """
 
     needs_teacher = True
@@ -276,12 +277,12 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928, eq. 2).
 
-    An attention map is the channel mean of squared activations, scaled to unit length. Of unequal sizes the larger map
-    is pooled after squaring (other implementations pool activations first). The loss is the squared
-    distance, averaged over batch and stages (the authors' code also averages over positions and uses a weight of 1000).
-    stages: the strides. warmup: as for Feature. regions: "face", or "random", its control.
+    Squared distance of maps (the channels' mean square, at unit length), mean over batch and stages. stages: the
+    strides. warmup: as for Feature. regions: "face", or "random", its control.
     """
 
+    # Of unequal sizes the larger map is pooled after squaring (others pool activations first). The authors' code also
+    # averages over positions and uses a weight of 1000.
     # regions = "face": M, the largest of three Gaussians at eyes and mouth (FaceTable.regions), weighs a student's
     # distance with M + 0.25 (1 - M). A teacher in training gets -log Σ M·q, q its map scaled to a sum of 1, on samples
     # of `classes` (None: all). Samples whose face is unknown or cropped away count for nothing. "random": the same mask

@@ -35,10 +35,10 @@ def check(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracked(accelerator: Accelerator, plan: Fit, run: Run) -> Iterator[None]:
-    """accelerator.log() goes to plan.track. Local unless the tracker's own variables say where else.
+    """accelerator.log() goes to plan.track.
 
-    TensorBoard writes into the run's folder, MLflow into mlflow.db beside it (or MLFLOW_TRACKING_URI), W&B into the
-    run's folder, offline (or WANDB_MODE=online).
+    TensorBoard and W&B (offline, or WANDB_MODE=online) write into the run's folder, MLflow into mlflow.db beside it, or
+    to MLFLOW_TRACKING_URI.
     """
     if not plan.track:
         yield

@@ -50,10 +50,9 @@ def tune(
     """Search recipe.tune.keys for the best validation figure, up to `trials` in all; returns best.toml.
 
     Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, Algorithms for Hyper-Parameter
-    Optimization, §4); the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes a study of the
-    same recipe, data and teacher, unless `fresh`. storage: a file for Optuna's journal or the URL of a database server,
-    where machines with folders of their own meet; None: a file in the run. Raises UserError, before any training, for
-    a key that cannot be tuned, and where no trial completed.
+    Optimization, §4); the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes, unless `fresh`.
+    storage: a file for Optuna's journal or a database's URL, where machines meet; None: a file in the run. Raises
+    UserError, before any training, for a key that cannot be tuned, and where no trial completed.
     """
     # ---- every key is checked before the data are read
     if trials < 1:
