@@ -21,6 +21,7 @@ from stillwatch.run import Run
 COMMANDS = (
     "audit", "teach", "distil", "compare", "judge", "prune", "quantise", "export", "bench", "tune", "doctor", "ls",
     "demo", "watch", "replay", "events", "score", "test-sinks", "crossval", "init", "adapt", "schema",
+    "push", "merge",
 )  # fmt: skip
 
 

@@ -118,6 +118,9 @@ def line(event: Message) -> str:
 
 
 class Log(Sender):
+    def __init__(self) -> None:  # its own: a Protocol's takes any option once one was made
+        pass
+
     def send(self, event: Message, clip: Path | None) -> None:
         alphabet = sys.stdout.encoding or "utf-8"  # a terminal without this letter gets it as a number
         print(line(event).encode(alphabet, "backslashreplace").decode(alphabet), flush=True)

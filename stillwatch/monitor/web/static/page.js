@@ -315,16 +315,17 @@ async function draw(name, jpeg) {
 
 // What is not looked at lies under a veil: outside the crop, and inside each polygon
 function drawZones(canvas, fields) {
-  if (!fields || !(fields.crop || fields.ignore.length)) return;
+  const { crop, ignore = [] } = fields || {};
+  if (!crop && !ignore.length) return;
   const { width, height } = canvas;
   const brush = canvas.getContext("2d");
-  const [left, top, right, bottom] = fields.crop || [0, 0, 1, 1];
+  const [left, top, right, bottom] = crop || [0, 0, 1, 1];
   const veil = new Path2D();
   veil.rect(0, 0, width, height);
   veil.rect(left * width, top * height, (right - left) * width, (bottom - top) * height);
   brush.fillStyle = "rgb(90 94 102 / 72%)";
   brush.fill(veil, "evenodd");
-  for (const polygon of fields.ignore) {
+  for (const polygon of ignore) {
     const zone = new Path2D();
     for (const [x, y] of polygon) zone.lineTo(x * width, y * height);
     zone.closePath();
