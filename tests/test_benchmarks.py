@@ -170,7 +170,9 @@ def test_fusion_is_measured_on_drivers_left_out_over_whole_seeds_alone(
     samples = [Sample(id, Path(), LABELS[y], id[:6]) for id, y in said.items()]
     signals = np.tile([0.0, 0.0, 0.05, -5.0, -9.0, 0.0, 0.9], (len(samples), 1))
     signals[:, :2] = [[0.1 if y == 2 else 0.28] for y in said.values()]
-    table = FaceTable(signals, np.zeros((len(samples), 4)), np.zeros((len(samples), 468, 3)), np.ones((len(samples), 2)))
+    table = FaceTable(
+        signals, np.zeros((len(samples), 4)), np.zeros((len(samples), 468, 3)), np.ones((len(samples), 2))
+    )
     monkeypatch.setattr(
         fusion, "dataset_of", lambda run: SimpleNamespace(samples=samples, store=SimpleNamespace(key=""))
     )
