@@ -14,6 +14,7 @@ from stillwatch.errors import UserError, nearest
 from stillwatch.lab.data.dataset import Dataset, LazyRows, Rows, dataset_of, load_dataset
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline, runs
+from stillwatch.lab.training.losses import needs_teacher
 from stillwatch.lab.training.runs import Predict, RunOptions
 from stillwatch.predictions import predict, save_predictions
 from stillwatch.run import Adapted, Run
@@ -26,7 +27,7 @@ PRIOR = 0.5  # weight of the statistics that a batch norm had (a prior, as in Sc
 def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
     """A run of kind "adapted": the student after recipe.adapt on each film's beginning, judged on its end.
 
-    to: a folder, film or csv, or a group of the run's own test split, whose labels judge. name: what `to` is called.
+    to: a folder, film or csv, or a group of the run's test split, whose labels judge. name: what `to` is called.
     Raises UserError where it collapses, forgets too much, or has no teacher.
     """
     # Where labels are known, the answers go into predictions/before.npz and adapted.npz, never into a test's: the
@@ -36,6 +37,11 @@ def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
     aside = {"unlabelled": place if place.exists() else None}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=aside)})
     asked, plan, teacher = recipe.adapt, recipe.fit_in("adapt"), runs.teacher_of(run)
+    if asked.what == "all" and not (plan.unlabelled and any(map(needs_teacher, plan.loss))):
+        raise UserError(
+            f"--to {to}: nothing would be learnt from it: fit.unlabelled = {plan.unlabelled:g}, and fit.loss needs a "
+            "part that hears a teacher, such as kd; set them in [adapt.fit]"
+        )
     if teacher is None and asked.what == "all":
         teacher = runs.newest_teacher(recipe, run.path.parent)
     whole, accelerator, say = load_dataset(recipe, options.progress), pipeline.device(plan), options.progress

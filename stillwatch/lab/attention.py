@@ -48,6 +48,7 @@ def seen(run: Run, split: str = "test") -> Seen | None:
     teacher = teacher_of(run)
     if teacher and isinstance(theirs := load_teacher(teacher), Classifier):
         nets = {"teacher": theirs, **nets}
+    nets = {name: one for name, one in nets.items() if one.channels}
     picture = _maps(data, nets, rows[shown], regions[shown])
     group = [data.samples[row].group for row in rows]
     return Seen(predictor(net), data.store.pixels[rows], data.y[rows], group, regions, picture)

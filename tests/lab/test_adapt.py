@@ -103,6 +103,9 @@ def test_a_folder_without_labels_and_norms_alone(student: Run, folder: Path) -> 
     assert found is not None and (found.learnt, found.later, found.before) == (8, 8, {})
     assert found.teacher_before is not None and made.info.unlabelled is not None and made.info.unlabelled.samples == 8
     assert not [line for line in made.read_json("audit.json")["warnings"] if "data.unlabelled" in line]
+    for nothing in ("adapt.fit.unlabelled=0", 'adapt.fit.loss=["ce"]'):
+        with pytest.raises(UserError, match="nothing would be learnt from it"):
+            adapt(student.amended([nothing], ("adapt",)), str(folder), options(student))
     asked = student.amended(["adapt.what=norms"], ("adapt",))
     norms = adapt(asked, str(folder), options(student))
     old, new = load_net(student).state_dict(), load_net(norms).state_dict()

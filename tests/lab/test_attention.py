@@ -32,7 +32,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     return [teacher, pipeline.distil(recipe(), root=tmp_path)]
 
 
-def test_a_run_shows_where_its_teacher_and_it_look(runs: list[Run]) -> None:
+def test_a_run_shows_where_its_teacher_and_it_look(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = (attention.seen(run) for run in runs)
     assert teacher and student
     assert student.x.shape[0] == len(student.y) == len(student.group) == len(student.regions) == 6
@@ -43,6 +43,11 @@ def test_a_run_shows_where_its_teacher_and_it_look(runs: list[Run]) -> None:
     assert (
         student.maps.shape[2] == 3 and teacher.maps.shape[1] == wide and student.maps.shape[0] > teacher.maps.shape[0]
     )
+    net = attention.load_net(runs[0])
+    net.channels = {}
+    monkeypatch.setattr(attention, "load_net", lambda run: net)
+    bare = attention.seen(runs[0])
+    assert bare and bare.maps.shape[0] < teacher.maps.shape[0]  # a net without maps: its frames alone
     assert attention.seen(pipeline.teach(recipe(faces=False), runs[0].path.parent)) is None
 
 

@@ -1,5 +1,6 @@
 """Recipe -> run: audit, teacher, student alone or distilled. The loop itself is in loop.py."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -149,7 +150,7 @@ def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
     """A teacher made of finished runs, teachers or students, which see the same pixels. Nothing is trained."""
     seen, members = recipe.seen_by("teacher"), [Run.open(path) for path in paths]
     given = recipe.teacher.weights
-    if isinstance(given, tuple) and (len(given) != len(paths) or min(given) < 0 or not sum(given)):
+    if isinstance(given, tuple) and (len(given) != len(paths) or min(given) < 0 or not 0 < sum(given) < math.inf):
         raise UserError(f"teacher.weights = {list(given)}: one number from 0 up for each of {len(paths)} runs")
     data, accelerator = load_dataset(seen, options.progress), device(recipe.fit_of("teacher"))
     for member in members:

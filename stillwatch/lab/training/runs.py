@@ -231,7 +231,8 @@ def _audit_beside(data: "Dataset", part: "Dataset") -> Unlabelled:
         return check_unlabelled(tested, part.samples, clips, skipped)
 
     groups = [f"{sample.id}\t{sample.group}" for sample in (*tested, *part.samples)]
-    return cache.record("audit", ["unlabelled", data.store.key, part.store.key, *groups], Unlabelled, compute)
+    key = ["unlabelled", data.store.key, part.store.key, str(skipped), *groups]
+    return cache.record("audit", key, Unlabelled, compute)
 
 
 @contextmanager

@@ -81,6 +81,10 @@ def test_several_runs_teach_together(tmp_path: Path) -> None:
     assert pipeline.distil(tilted, root=tmp_path).info.parent == first.path.name
     with pytest.raises(UserError, match="one number from 0 up for each of 2 runs"):
         pipeline.teach(recipe(teacher__init=[str(run.path) for run in alone], teacher__weights=[1]), tmp_path)
+    with pytest.raises(UserError, match="one number from 0 up for each of 2 runs"):
+        pipeline.teach(
+            recipe(teacher__init=[str(run.path) for run in alone], teacher__weights=[1, float("nan")]), tmp_path
+        )
     moved = recipe(teacher__init=[str(alone[0].path)], teacher__data={"look": [0.0, 0.1]})
     with pytest.raises(UserError, match="sees other moments"):
         pipeline.teach(moved, tmp_path)

@@ -262,6 +262,10 @@ def test_a_test_person_among_them_is_named(tmp_path: Path, folder: Path) -> None
     with (leaking.path / "split.csv").open() as file:
         lines = [row for row in csv.DictReader(file) if row["split"] == "unlabelled"]
     assert len(lines) == 13 and {row["label"] for row in lines} == {"unlabelled"}
+    (folder / "broken.mp4").write_bytes(b"x")  # the same pictures, and one file more that is left out
+    raw = asked.model_dump(mode="json")
+    again, _ = pipeline.inspect(check(raw | {"data": raw["data"] | {"max_bad": 0.5}}, "here"), tmp_path)
+    assert again.read_json("audit.json")["unlabelled"]["skipped"] == told["unlabelled"]["skipped"] + 1
 
 
 def test_crossval_shares_teacher_and_alone_with_the_plain_one(tmp_path: Path, folder: Path) -> None:
