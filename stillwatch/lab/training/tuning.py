@@ -6,6 +6,7 @@ import math
 import os
 import sqlite3
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class Search:
 
     def place(self) -> str:
         """Whose folder holds a trial's run: of another's it cannot be seen whether its process lives."""
-        return f"{self.home.info.id} {self.home.info.started}"
+        return (self.home.path / "place").read_text()
 
     def own(self) -> dict[str, Value]:
         return {key.name: own_value(self.recipe, key) for key in self.keys}
@@ -190,6 +191,8 @@ def _opened(search: Search) -> Iterator["Study"]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would report each trial a second time
     try:
         with locked(home / ".turn"):
+            if not (home / "place").exists():  # machines may start in the same second, in folders of one name
+                search.home.save("place", lambda draft: draft.write_text(uuid.uuid4().hex))
             storage: JournalStorage | RDBStorage
             if search.storage is None:
                 # The path is not put into the URL: % and ? and { mean something there
