@@ -247,6 +247,10 @@ class Recipe(Strict):
         for key in ("init", "weights", "average", "signals"):
             if getattr(self.student, key) != Side.model_fields[key].default:
                 raise ValueError(f"student.{key}: it is the teacher's: teacher.{key}")
+        if not isinstance(self.teacher.init, tuple):
+            for key in ("weights", "average"):
+                if getattr(self.teacher, key) != Side.model_fields[key].default:
+                    raise ValueError(f"teacher.{key}: it is of several runs: teacher.init = [RUN, RUN]")
         if self.teacher.signals and "sigmoid" in (self.teacher.net.head, self.student.net.head):
             raise ValueError(
                 "teacher.signals: a face names one class of several; a sigmoid head says yes or no to each"

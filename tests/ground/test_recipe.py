@@ -62,6 +62,7 @@ def test_a_recipe_is_read_with_its_defaults(file: Path) -> None:
         ("student.net.dropuot=0.1", ["student.net.dropuot", "did you mean 'dropout'"]),
         ("labels=['a']", ["labels = ['a']", "at least two labels"]),
         ("labels=a", ["labels = 'a'", "a valid list"]),
+        ('teacher.weights="validation"', ["teacher.weights: it is of several runs"]),
         ("data.lr=1", ["data.lr = 1", "unknown key; it is fit.lr"]),
         ("rate=5", ["rate = 5", "unknown key; it is data.rate"]),
         ("studnet.net=x", ["studnet", "did you mean 'student'"]),

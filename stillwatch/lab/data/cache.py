@@ -46,10 +46,12 @@ class Store:
     aspect: float | None = None  # width / height before resizing, median; None: decoded by 0.1.0
 
 
-def pictures(found: Found, data: Data, workers: int | None = None, progress: Progress = NO_PROGRESS) -> Store:
+def pictures(
+    found: Found, data: Data, workers: int | None = None, progress: Progress = NO_PROGRESS, place: str = ""
+) -> Store:
     """Decode every sample once, keyed by the files' content, in little memory.
 
-    Raises UserError where more than data.max_bad of the samples cannot be used.
+    place: where they lie, if not in data.root. Raises UserError where more than data.max_bad of the samples cannot be used.
     """
     workers = workers or min(8, len(os.sched_getaffinity(0)))
     paths = sorted({path for sample in found.samples for path in (sample.path, *sample.older)})
@@ -75,7 +77,7 @@ def pictures(found: Found, data: Data, workers: int | None = None, progress: Pro
     if not samples or len(skipped) > data.max_bad * total:
         first = "; ".join(f"{bad.file}: {bad.reason}" for bad in skipped[:3])
         raise UserError(
-            f"data.root = {data.root}: {len(skipped)} of {total} samples cannot be used, above data.max_bad = "
+            f"{place or f'data.root = {data.root}'}: {len(skipped)} of {total} samples cannot be used, above data.max_bad = "
             f"{data.max_bad:g} (first: {first}). Mend the files, or raise data.max_bad"
         )
     pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(samples), *shape))

@@ -102,7 +102,8 @@ def load_dataset(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
 
 
 def _aside(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
-    store = cache.pictures(reader.unlabelled(recipe.data), recipe.data, progress=progress)
+    place = f"data.unlabelled = {recipe.data.unlabelled}"
+    store = cache.pictures(reader.unlabelled(recipe.data), recipe.data, progress=progress, place=place)
     every, numbers = np.arange(len(store.samples)), [augment.number(sample.id) for sample in store.samples]
     y, drawn = np.full(len(every), -1), np.array(numbers, np.uint64)
     return Dataset(recipe, store, store.samples, y, drawn, {"train": every}, aside=True)

@@ -22,6 +22,7 @@ from stillwatch.run import runs as runs_in
 
 Trained: TypeAlias = Literal["teacher", "alone", "distilled"]
 KINDS: tuple[Trained, ...] = get_args(Trained)
+LATER = ("prune", "quantise", "export", "tune", "adapt", "rule")  # tables that no training reads
 # Keys that concern distilled runs alone: with and without them there is one teacher, and one student alone
 WITHOUT_LABELS = (("data", "unlabelled"), ("fit", "unlabelled"), ("fit", "confidence"), ("fit", "balance"))
 
@@ -65,7 +66,13 @@ def at(recipe: Recipe, fold: int, seed: int, kind: Trained) -> Recipe:
 
 def finished(recipe: Recipe, kind: str, root: Path | str) -> Run | None:
     found = (run for run in reversed(runs_in(root)) if (run.info.kind, run.info.status) == (kind, "done"))
-    return next((run for run in found if run.recipe == recipe), None)
+    return next((run for run in found if _taught_by(run.recipe) == _taught_by(recipe)), None)
+
+
+def _taught_by(recipe: Recipe) -> Recipe:
+    """Without the tables that later commands read, and whom each epoch's figures are told."""
+    silent = recipe.fit.model_copy(update={"track": ()})
+    return recipe.model_copy(update={"fit": silent} | {key: None for key in LATER})
 
 
 def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[str] = KINDS) -> list[Task]:

@@ -89,7 +89,13 @@ def distil(
     options = RunOptions(root, source, fresh, progress)
     if alone:
         return _train_run(recipe, "alone", None, options)
-    specs = recipe.fit_of("student").loss
+    plan = recipe.fit_of("student")
+    if (plan.confidence or plan.balance) and not (recipe.data.unlabelled or recipe.data.labelled):
+        raise UserError(
+            "fit.confidence and fit.balance choose samples without label: there are none; set data.unlabelled = FOLDER "
+            "or data.labelled = N, or leave them out"
+        )
+    specs = plan.loss
     if not any(map(needs_teacher, specs)):
         names = ", ".join(spec if isinstance(spec, str) else str(spec.get("name")) for spec in specs)
         raise UserError(

@@ -70,6 +70,8 @@ def test_a_distilled_task_asks_for_its_own_teacher(tmp_path: Path) -> None:
     again = task(recipe(), 1, 5, "distilled", tmp_path)
     assert again.path == one.path and len(runs_in(tmp_path)) == 4
     assert task(recipe(), 1, 5, "teacher", tmp_path).path.name == one.info.parent
+    later = recipe(export={"false_alarms": 0.2}, prune={"keep": 0.3}, fit__track=["tensorboard"])
+    assert task(later, 1, 5, "distilled", tmp_path).path == one.path  # nothing there changes what is learnt
 
 
 def test_what_was_cut_off_goes_on_and_what_is_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,14 @@ def test_floor_and_balance_choose_by_the_teacher_s_answers() -> None:
         chosen(confidence=0.95)
 
 
+def test_what_would_mean_nothing_is_said(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"fit\.confidence and fit\.balance choose .* there are none"):
+        pipeline.distil(recipe(fit__confidence=0.5), root=tmp_path)
+    (folder / "broken.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"^data\.unlabelled = .*: 1 of 13 samples cannot be used"):
+        load_dataset(recipe(data__unlabelled=folder, data__max_bad=0.0))
+
+
 def test_a_test_person_among_them_is_named(tmp_path: Path, folder: Path) -> None:
     asked = recipe(data__unlabelled=folder, data__size=[96, 128], data__group=r"(?:p|person-|toy/cabin/)(\d+)")
     run, data = pipeline.inspect(asked, tmp_path)
