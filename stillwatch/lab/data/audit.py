@@ -194,16 +194,18 @@ def check_unlabelled(
 def unlabelled_leaks(found: Unlabelled) -> list[str]:
     """A warning for each way in which a test person is among samples without a label."""
     few = max(1, round(PROBED * found.test))
-    told = {
-        f"{_some(found.people)} of the test split {'is' if len(found.people) == 1 else 'are'} among them": found.people,
-        f"{found.copies:,} of {found.test:,} test samples have a copy among them": found.copies,
-        f"{found.overlapping:,} of {found.test:,} test samples show what one of them shows: one recording or room":
-        found.overlapping >= few,
-        f"{found.look_alikes:,} of {found.test:,} test samples look most like one of them: the same person or camera":
-        found.look_alikes >= few,
-    }  # fmt: skip
-    leak = "data.unlabelled leaks: {}; the test figure is not of new people. Take them out, or use `stillwatch adapt`."
-    return [leak.format(sentence) for sentence, true in told.items() if true]
+    of, who, where = f"of {found.test:,} test samples", "new people", "new places, perhaps not of new people"
+    told = [
+        (f"{_some(found.people)} of the test split {'is' if len(found.people) == 1 else 'are'} among them", who,
+         found.people),
+        (f"{found.copies:,} {of} have a copy among them", who, found.copies),
+        (f"{found.overlapping:,} {of} show what one of them shows: one recording, room or car", where,
+         found.overlapping >= few),
+        (f"{found.look_alikes:,} {of} look most like one of them: the same person or camera", who,
+         found.look_alikes >= few),
+    ]  # fmt: skip
+    leak = "data.unlabelled leaks: {}; the test figure is not of {}. Take them out, or use `stillwatch adapt`."
+    return [leak.format(sentence, new) for sentence, new, true in told if true]
 
 
 def _groups(samples: Sequence[Sample], labels: Sequence[str]) -> Groups:
