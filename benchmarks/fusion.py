@@ -25,10 +25,11 @@ KEY = ("recipe", "student", "answers", "normal", "driver")
 
 
 def complete(folder: Run, kind: str) -> dict[int, list[Run]]:
-    """By seed, where each fold is done. Raises UserError where no seed is."""
+    """By seed, where each fold is done. kind: distilled+ for those with unlabelled frames. Raises UserError."""
     found: dict[int, dict[int, Run]] = {}
     for run in runs(folder.path):
-        if (run.info.kind, run.info.status) == (kind, "done") and predictions.has(run, "test"):
+        name = run.info.kind + ("+" if run.recipe.data.unlabelled else "")
+        if (name, run.info.status) == (kind, "done") and predictions.has(run, "test"):
             found.setdefault(run.recipe.fit.seed, {})[run.recipe.data.fold] = run
     whole = {seed: list(of.values()) for seed, of in found.items() if len(of) == folder.recipe.data.folds}
     if not whole:
@@ -114,7 +115,7 @@ def _figures(y: NDArray[Any], p: NDArray[Any], labels: tuple[str, ...]) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("crossval", type=Path)
-    parser.add_argument("--kind", default="alone", help="of its runs: alone, distilled, teacher")
+    parser.add_argument("--kind", default="alone", help="alone, distilled, distilled+ (unlabelled frames) or teacher")
     parser.add_argument("--record", metavar="NOTE", help="rows into results/eyes.csv")
     asked = parser.parse_args()
     try:

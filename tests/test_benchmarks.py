@@ -3,6 +3,7 @@
 import csv
 import itertools
 import platform
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from fabricated import LABELS, fabricate
 
-from benchmarks import distil, door, fusion
+from benchmarks import distil, door, fusion, thresholds
 from benchmarks.fusion import complete
 from benchmarks.naive import Files, Naive, Spent
 from stillwatch import metrics, predictions, recipe
@@ -189,3 +190,21 @@ def test_fusion_is_measured_on_drivers_left_out_over_whole_seeds_alone(
     assert float(fused["gain_low"]) > 0 and len(rows) == 5 * (2 + 9)
     with pytest.raises(UserError, match="no seed of distilled has all its 3 folds"):
         list(fusion.rows_of(folder, "distilled", ""))
+
+
+def test_thresholds_of_a_net_come_from_its_own_validation_or_from_the_other_folds(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path, "crossval", change={"data": {"folds": 3}})
+    for fold in range(3):
+        run = fabricate(folder.path, "alone", fold, 0, 0.3 + 0.2 * fold, {"data": {"folds": 3}}, per_group=60)
+        shutil.copy(run.path / "predictions" / "test.npz", run.path / "predictions" / "valid.npz")
+    rows = list(thresholds.rows_of(folder, "alone", 0.1, "toy"))
+    assert [(row["fitted_on"], row["fold"]) for row in rows] == [
+        (place, fold) for fold in range(3) for place in ("validation", "other folds")
+    ]
+    run = complete(folder, "alone")[0][2]
+    before = metrics.ece(predictions.read(run, "test").y, predictions.read(run, "test").p)
+    assert {row["ece_before"] for row in rows if row["fold"] == 2} == {f"{before:.4f}"}
+    assert len({row["threshold"] for row in rows if row["fitted_on"] == "other folds"}) == 3
+    assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("false_alarms", "recall", "ece_after"))
+    with pytest.raises(UserError, match="no seed of distilled"):
+        next(thresholds.rows_of(folder, "distilled", 0.1, ""))
