@@ -84,7 +84,9 @@ def bench(
 
 @app.command(epilog="Example: stillwatch doctor bundle, or: stillwatch doctor watch.toml")
 def doctor(
-    what: Annotated[Path | None, typer.Argument(metavar="[BUNDLE|WATCH.toml]", help="what to check")] = None,
+    what: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE|WATCH.toml]", help="what to check", parser=bundle_folder)
+    ] = None,
 ) -> None:
     """Show this machine, its runtimes and the fastest file of each bundle; with a watch.toml, test all it names."""
     from stillwatch.inference import detector

@@ -12,6 +12,7 @@ from stillwatch.cli.console import (
     RunFolder,
     RunsFolder,
     Split,
+    bundle_folder,
     commands,
     print_run,
     progress,
@@ -140,7 +141,12 @@ def crossval(
 
 @app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
 def judge(
-    run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="a run folder or a bundle folder")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|BUNDLE", help="a run folder, or a bundle: its folder, or hf://user/name", parser=bundle_folder
+        ),
+    ],
     overrides: Annotated[list[str] | None, keys("data.root=FOLDER, where the data were moved")] = None,
     split: Split = "test",
     runs: RunsFolder = Path("runs"),

@@ -36,7 +36,9 @@ def over(
         ray.init("local" if here else address, num_cpus=workers if here else None,
                  include_dashboard=False if here else None, log_to_driver=False, logging_level=ERROR)  # fmt: skip
     except Exception as error:  # it has no error of its own for this
-        raise UserError(f"--on {on}: does not answer: {one_line(error)}") from None
+        token = address and os.environ.get("RAY_AUTH_MODE") != "token"  # what a cluster that wants one does not say
+        hint = "; if it wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if token else ""
+        raise UserError(f"--on {on}: does not answer: {one_line(error)}{hint}") from None
     try:
         remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_call)
         waiting, running = iter(enumerate(calls)), dict[ray.ObjectRef, int]()

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from stillwatch.errors import UserError, explain, nearest
 from stillwatch.monitor.schedule import schedule, span
@@ -21,6 +21,7 @@ Part = TypeVar("Part", bound=Strict)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"
 KeyPath = tuple[str | int, ...]  # ("camera", 1, "fps")
 Share = Annotated[float, Field(ge=0, le=1)]  # of the picture's width or height
+Wait = Annotated[float, Field(ge=0)]  # seconds
 Polygon = Annotated[tuple[tuple[Share, Share], ...], Field(min_length=3)]
 
 
@@ -45,13 +46,17 @@ Polygons = Annotated[
 ]
 
 
-class Person(Strict):
+class Finite(Strict):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Person(Finite):
     model: Path  # ONNX: YOLOX's boxes with a person as class 0, or a person's probability (inference.people)
     every: int = Field(5, ge=1)  # only every nth look is asked
     confidence: float = Field(0.3, gt=0, lt=1)  # from which on somebody is there
 
 
-class CameraConfig(Strict):
+class CameraConfig(Finite):
     """Times in seconds."""
 
     name: str = Field(pattern=NAME)
@@ -60,7 +65,7 @@ class CameraConfig(Strict):
     speed: float = Field(1.0, ge=0)  # of a file, folder or toy: 1 as it was filmed, 0 as fast as it goes
     loop: bool = False  # a file or folder begins again at its end
     stall: float = Field(3.0, gt=0)  # without a frame for so long the stream is lost
-    backoff: tuple[float, float] = (0.5, 4.0)  # first and longest wait before it is opened again; jittered, no limit
+    backoff: tuple[Wait, Wait] = (0.5, 4.0)  # first and longest wait before it is opened again; jittered, no limit
     transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
     decode: str = Field("software", pattern=r"^[a-z0-9]+$")  # auto, or FFmpeg's hardware: cuda, vaapi, videotoolbox …
     fit: Literal["stretch", "letterbox", "crop"] | None = None  # where its shape is not the training pictures'
@@ -81,7 +86,7 @@ class CameraConfig(Strict):
         return value
 
 
-class Keep(Strict):
+class Keep(Finite):
     folder: Path = Path("watch")  # events.db, clips/, thumbnails/, negatives/
     pre: float = Field(5.0, ge=0, le=60)  # seconds of clip before an event
     post: float = Field(5.0, ge=0, le=60)  # and after it
@@ -92,7 +97,7 @@ class Keep(Strict):
     free: float = Field(0.2, ge=0)  # GB of the disk that stay free
 
 
-class Sink(Strict):
+class Sink(Finite):
     name: str = Field(pattern=NAME)
     to: Spec  # one of SINKS: "log", {name="webhook", url="https://…", secret="$HOOK_SECRET"}
     level: Level = "warn"  # told when an event first reaches it

@@ -217,7 +217,7 @@ class Watch:
     def receive(self, timeout: float) -> list[CameraSlot]:
         free = [slot for slot in self.slots if slot.worker is None or slot.worker.idle]
         ends = [slot.camera.connection.fileno() for slot in free if slot.camera.connection is not None]
-        ends += [worker.channel.fileno() for worker in self.workers]
+        ends += [worker.channel.fileno() for worker in self.workers if worker.channel is not None]
         if any(slot.pending for slot in free):
             timeout = 0.0
         if ends:

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import get_type_hints
 
 import bundles
 import pytest
 
 from stillwatch import bundle
 from stillwatch.bundle import Bundle
+from stillwatch.cli import deploy, lab
+from stillwatch.cli.console import bundle_folder
 from stillwatch.errors import UserError
 from stillwatch.media import hub
 from stillwatch.monitor import config
@@ -182,3 +185,15 @@ def bundle_home() -> Path:
     from stillwatch.atomic import home
 
     return home()
+
+
+def test_every_command_that_takes_a_bundle_takes_it_from_the_hub() -> None:
+    names = set[str]()
+    for command in (*deploy.app.registered_commands, *lab.app.registered_commands):
+        assert command.callback
+        for hint in get_type_hints(command.callback, include_extras=True).values():
+            for about in getattr(hint, "__metadata__", ()):
+                if "BUNDLE" in str(getattr(about, "metavar", "")):
+                    assert about.parser is bundle_folder, command.callback.__name__
+                    names.add(command.callback.__name__)
+    assert names >= {"bench", "doctor", "judge", "push", "replay", "score", "watch"}

@@ -176,3 +176,11 @@ def test_one_zone_or_span_is_a_list_of_one_and_a_wrong_one_is_named(tmp_path: Pa
     }.items():  # fmt: skip
         assert place in refused(tmp_path, f"{GOOD}{text}\n")
     assert "line 1: timezone" in refused(tmp_path, f'timezone = "Mars"\n{GOOD}')
+
+
+@pytest.mark.parametrize(
+    "line", ["backoff = [-1, 4]", "backoff = [0.5, nan]", "stall = inf", "speed = inf", "fps = nan"]
+)
+def test_seconds_and_rates_are_finite_and_not_negative(tmp_path: Path, line: str) -> None:
+    assert line.split()[0] in refused(tmp_path, GOOD + line + "\n")
+    assert config.load(written(tmp_path, GOOD + "backoff = [0, 0.5]\n")).config.camera[0].backoff == (0, 0.5)

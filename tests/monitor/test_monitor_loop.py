@@ -8,6 +8,7 @@ from collections import deque
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from stillwatch.errors import UserError
 from stillwatch.inference import people
 from stillwatch.inference.detector import Detector, steps
 from stillwatch.media.points import Signals
-from stillwatch.monitor import loop
+from stillwatch.monitor import loop, worker
 from stillwatch.monitor.cameras.camera import Frame, Note
 from stillwatch.monitor.config import CameraConfig, Keep, Person, WatchConfig
 from stillwatch.monitor.events import database
@@ -507,6 +508,31 @@ def test_a_net_that_a_worker_cannot_load_ends_the_watch_in_one_line(tmp_path: Pa
             worker._start()
         with pytest.raises(UserError, match=r"^worker \d cannot start: .*not a bundle"):
             until(lambda: workers_turn(watch), 60)
+
+
+def test_a_replacement_that_cannot_load_is_tried_again_and_the_other_worker_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    asked = watch_config(tmp_path, "a", "b").model_copy(update={"workers": 2})
+    with loop.Watch(asked, log=said.append) as watch:
+        looked(watch, SAFE, 100)
+        bad, settings = watch.workers[0], watch.workers[0]._settings
+        bad._settings = (str(tmp_path / "none"), *settings[1:])
+        bad._process.kill()
+        until(lambda: workers_turn(watch) or len(said) == 2, 60)
+        assert said[1].startswith("worker 1 cannot start: ") and "not a bundle" in said[1] and bad.channel is None
+        watch.slots[1].camera.give(DANGER, 100.1)  # type: ignore[attr-defined]
+        until(lambda: workers_turn(watch), 60)
+        bad._due = 0.0
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "spawn", Mock(side_effect=OSError(12, "Cannot allocate memory")))
+            workers_turn(watch)
+        assert "Cannot allocate memory" in said[2] and bad._wait == 2.0
+        bad._due, bad._settings = 0.0, settings
+        until(lambda: workers_turn(watch) or bad.idle, 60)
+        assert all(p is not None for p in looked(watch, DANGER, 100.2))
+    assert said[3:] == ["worker 1: looks again"]
 
 
 def test_where_the_evidence_is_goes_to_the_camera_that_wants_it(tmp_path: Path) -> None:
