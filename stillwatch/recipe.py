@@ -142,6 +142,7 @@ class Fit(Strict):
 class Side(Strict):
     net: Net
     init: Path | tuple[Path, ...] | None = None  # teacher: a run to take as it is, or several that `teach` combines
+    students: int = Field(0, ge=0, le=9)  # teacher: so many students, alone, with seeds from fit.seed on
     weights: Literal["equal", "validation"] | tuple[float, ...] = "equal"  # of several runs
     average: Literal["probabilities", "logits"] = "probabilities"  # of several runs: what is averaged
     signals: float = Field(0.0, ge=0, le=1)  # teacher: weight of the face's log probabilities beside the net's
@@ -244,13 +245,17 @@ class Recipe(Strict):
                 raise ValueError(f"safe = {label!r} is not among the labels{nearest(label, self.labels)}")
         if self.student.data:
             raise ValueError("student.data: the student sees [data] itself; [teacher.data] is what differs")
-        for key in ("init", "weights", "average", "signals"):
+        for key in ("init", "students", "weights", "average", "signals"):
             if getattr(self.student, key) != Side.model_fields[key].default:
                 raise ValueError(f"student.{key}: it is the teacher's: teacher.{key}")
-        if not isinstance(self.teacher.init, tuple):
+        if self.teacher.students and (self.teacher.init or self.teacher.data):
+            raise ValueError(
+                "teacher.students: they see [data], and are trained or found: leave teacher.init and data out"
+            )
+        if not isinstance(self.teacher.init, tuple) and self.teacher.students < 2:
             for key in ("weights", "average"):
                 if getattr(self.teacher, key) != Side.model_fields[key].default:
-                    raise ValueError(f"teacher.{key}: it is of several runs: teacher.init = [RUN, RUN]")
+                    raise ValueError(f"teacher.{key}: of several runs: teacher.init = [RUN, RUN], or students")
         if self.teacher.signals and "sigmoid" in (self.teacher.net.head, self.student.net.head):
             raise ValueError(
                 "teacher.signals: a face names one class of several; a sigmoid head says yes or no to each"

@@ -51,7 +51,8 @@ def pictures(
 ) -> Store:
     """Decode every sample once, keyed by the files' content, in little memory.
 
-    place: where they lie, if not in data.root. Raises UserError where more than data.max_bad of the samples cannot be used.
+    place: where they lie, if not in data.root. Raises UserError where more than data.max_bad of the samples cannot be
+    used.
     """
     workers = workers or min(8, len(os.sched_getaffinity(0)))
     paths = sorted({path for sample in found.samples for path in (sample.path, *sample.older)})
@@ -77,8 +78,8 @@ def pictures(
     if not samples or len(skipped) > data.max_bad * total:
         first = "; ".join(f"{bad.file}: {bad.reason}" for bad in skipped[:3])
         raise UserError(
-            f"{place or f'data.root = {data.root}'}: {len(skipped)} of {total} samples cannot be used, above data.max_bad = "
-            f"{data.max_bad:g} (first: {first}). Mend the files, or raise data.max_bad"
+            f"{place or f'data.root = {data.root}'}: {len(skipped)} of {total} samples cannot be used, above "
+            f"data.max_bad = {data.max_bad:g} (first: {first}). Mend the files, or raise data.max_bad"
         )
     pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(samples), *shape))
     return Store(samples, skipped, pixels, fingerprint, key, index.get("aspect"))

@@ -15,16 +15,13 @@ from stillwatch.errors import UserError, nearest, one_line
 from stillwatch.inference import engines
 from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.training import pipeline, runs
-from stillwatch.lab.training.runs import RunOptions
-from stillwatch.recipe import Recipe, check
+from stillwatch.lab.training.runs import TOGETHER, WITHOUT_LABELS, RunOptions, at, finished
+from stillwatch.recipe import Recipe
 from stillwatch.run import Run
 from stillwatch.run import runs as runs_in
 
 Trained: TypeAlias = Literal["teacher", "alone", "distilled"]
 KINDS: tuple[Trained, ...] = get_args(Trained)
-LATER = ("prune", "quantise", "export", "tune", "adapt", "rule")  # tables that no training reads
-# Keys that concern distilled runs alone: with and without them there is one teacher, and one student alone
-WITHOUT_LABELS = (("data", "unlabelled"), ("fit", "unlabelled"), ("fit", "confidence"), ("fit", "balance"))
 
 
 class Task(NamedTuple):
@@ -36,43 +33,20 @@ class Task(NamedTuple):
 def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, source: str = "") -> Run:
     """The finished run of one fold, seed and kind in `root`: found, gone on with, or trained.
 
-    A distilled one first asks for its teacher. Tasks may run in any order and number of processes: who asks for what
-    another works on waits. Raises UserError as teach and distil do.
+    A distilled one first asks for its teacher, and a teacher for the students that it is made of. Tasks may run in any
+    order and number of processes: who asks for what another works on waits. Raises UserError as teach and distil do.
     """
     mine = at(recipe, fold, seed, kind)
     if kind == "distilled" and not mine.teacher.init:
         task(recipe, fold, seed, "teacher", root, source)
+    for other in range(seed, seed + (mine.teacher.students if kind == "teacher" else 0)):
+        task(recipe, fold, other, "alone", root, source)
     with locked(Path(root) / f".fold{fold}-seed{seed}-{kind}"):
         if run := finished(mine, kind, root):
             return run
         if kind == "teacher":
             return pipeline.teach(mine, root, source)
         return pipeline.distil(mine, kind == "alone", root, source)
-
-
-def at(recipe: Recipe, fold: int, seed: int, kind: Trained) -> Recipe:
-    """The recipe with this fold, and this seed for both sides; data.unlabelled is for distilled ones alone."""
-    raw = recipe.model_dump(mode="json")
-    if kind == "alone":
-        raw["teacher"].pop("signals")
-    for table, key in WITHOUT_LABELS if kind != "distilled" else ():
-        for values in (raw[table], raw["teacher"][table], raw["student"][table]):
-            values.pop(key, None)
-    raw["data"]["fold"], raw["fit"]["seed"] = fold, seed
-    for side in ("teacher", "student"):
-        raw[side]["fit"].pop("seed", None)
-    return check(raw, recipe.name)
-
-
-def finished(recipe: Recipe, kind: str, root: Path | str) -> Run | None:
-    found = (run for run in reversed(runs_in(root)) if (run.info.kind, run.info.status) == (kind, "done"))
-    return next((run for run in found if _taught_by(run.recipe) == _taught_by(recipe)), None)
-
-
-def _taught_by(recipe: Recipe) -> Recipe:
-    """Without the tables that later commands read, and whom each epoch's figures are told."""
-    silent = recipe.fit.model_copy(update={"track": ()})
-    return recipe.model_copy(update={"fit": silent} | {key: None for key in LATER})
 
 
 def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[str] = KINDS) -> list[Task]:
@@ -95,7 +69,7 @@ def home(recipe: Recipe, options: RunOptions) -> Run:
     def identity(raw: dict[str, Any], *others: object) -> list[object]:
         free = {("data", "root"), ("data", "fold"), ("fit", "seed"), *WITHOUT_LABELS}
         data, fit = ({k: v for k, v in raw[name].items() if (name, k) not in free} for name in ("data", "fit"))
-        teacher = {key: value for key, value in raw["teacher"].items() if key != "signals"}
+        teacher = {key: value for key, value in raw["teacher"].items() if key not in TOGETHER}
         return [data, fit, teacher, *(raw.get(table) for table in ("name", "labels", "safe", "student")), *others]
 
     mine = identity(recipe.model_dump(mode="json"), "crossval", data.store.fingerprint)

@@ -26,9 +26,11 @@ from stillwatch.lab.training.losses import needs_teacher
 from stillwatch.lab.training.runs import (
     TRAINED,
     RunOptions,
+    at,
     check_teacher,
     check_weights,
     create_or_resume,
+    finished,
     load_net,
     load_teacher,
     newest_teacher,
@@ -63,8 +65,18 @@ def teach(
     fresh: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Run:
-    """Train the recipe's teacher, or combine the runs of teacher.init. Resumes an interrupted run, unless `fresh`."""
+    """Train the recipe's teacher, or combine the runs of teacher.init, or teacher.students found or trained here.
+
+    Resumes an interrupted run, unless `fresh`.
+    """
     options, init = RunOptions(root, source, fresh, progress), recipe.teacher.init
+    if recipe.teacher.students:
+        first = recipe.fit_of("student").seed
+        each = [at(recipe, recipe.data.fold, seed, "alone") for seed in range(first, first + recipe.teacher.students)]
+        data = load_dataset(recipe, progress).store.fingerprint
+        found = (None if fresh else finished(one, "alone", root, data) for one in each)
+        made = [run or _train_run(one, "alone", None, options) for run, one in zip(found, each, strict=True)]
+        return _combine(recipe, [run.path for run in made], options)
     if recipe.teacher.signals and not isinstance(init, tuple):  # beside the net's own run, which may be there
         bare = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"signals": 0.0})})
         try:

@@ -29,13 +29,17 @@ from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.models.ensemble import Ensemble, Teacher
 from stillwatch.media.decode import VIDEOS
-from stillwatch.recipe import Net, Recipe
+from stillwatch.recipe import Net, Recipe, check
 from stillwatch.run import NO_PROGRESS, Progress, Run, runs
 
 if TYPE_CHECKING:
     from stillwatch.lab.data.dataset import Dataset
 
 TRAINED = ("teacher", "alone", "distilled", "narrow", "pruned", "adapted")  # kinds of run that keep a net
+LATER = ("prune", "quantise", "export", "tune", "adapt", "rule")  # tables that no training reads
+# Keys that concern distilled runs alone: with and without them there is one teacher, and one student alone
+WITHOUT_LABELS = (("data", "unlabelled"), ("fit", "unlabelled"), ("fit", "confidence"), ("fit", "balance"))
+TOGETHER = ("signals", "students", "weights", "average")  # how a teacher answers, beside the net's own training
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
@@ -246,6 +250,38 @@ def recording_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
         raise
 
 
+def at(recipe: Recipe, fold: int, seed: int, kind: str) -> Recipe:
+    """The recipe with this fold, and this seed for both sides; data.unlabelled is for distilled ones alone."""
+    raw = recipe.model_dump(mode="json")
+    if kind == "alone":
+        for key in TOGETHER:
+            raw["teacher"].pop(key)
+    for table, key in WITHOUT_LABELS if kind != "distilled" else ():
+        for values in (raw[table], raw["teacher"][table], raw["student"][table]):
+            values.pop(key, None)
+    raw["data"]["fold"], raw["fit"]["seed"] = fold, seed
+    for side in ("teacher", "student"):
+        raw[side]["fit"].pop("seed", None)
+    return check(raw, recipe.name)
+
+
+def finished(recipe: Recipe, kind: str, root: Path | str, fingerprint: str = "") -> Run | None:
+    """The newest one that learnt the same in the same way; of a student alone whatever its recipe says of a teacher."""
+
+    def learning(recipe: Recipe, seed: int) -> Recipe:
+        whole = at(recipe, recipe.data.fold, seed, kind)
+        fit, unread = whole.fit.model_copy(update={"track": ()}), LATER if kind != "alone" else (*LATER, "teacher")
+        return whole.model_copy(update={"fit": fit} | dict.fromkeys(unread))
+
+    wanted = learning(recipe, recipe.fit_of("student" if kind != "teacher" else "teacher").seed)
+    for run in reversed(runs(root)):
+        info = run.info
+        same = (info.kind, info.status) == (kind, "done") and fingerprint in ("", info.fingerprint)
+        if same and learning(run.recipe, info.seed or 0) == wanted:
+            return run
+    return None
+
+
 def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
     """teacher.init, or the newest finished teacher with the same name, labels, data, split and net, best of its seed.
 
@@ -281,6 +317,8 @@ def _taught(recipe: Recipe) -> tuple[object, ...]:
     teacher = recipe.teacher
     if isinstance(teacher.init, tuple):
         return teacher.signals, teacher.init, teacher.weights, teacher.average
+    if teacher.students:
+        return teacher.signals, teacher.students, teacher.weights, teacher.average, recipe.student.net
     return teacher.signals, teacher.data, teacher.net
 
 

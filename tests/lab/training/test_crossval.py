@@ -13,8 +13,8 @@ from stillwatch.cli import lab
 from stillwatch.errors import UserError
 from stillwatch.evaluation.report import report
 from stillwatch.lab.training import crossval, pipeline
-from stillwatch.lab.training.crossval import Task, finished, task, tasks
-from stillwatch.lab.training.runs import RunOptions
+from stillwatch.lab.training.crossval import Task, task, tasks
+from stillwatch.lab.training.runs import RunOptions, finished
 from stillwatch.recipe import Recipe, check
 from stillwatch.run import Progress, Run
 from stillwatch.run import runs as runs_in
@@ -72,6 +72,24 @@ def test_a_distilled_task_asks_for_its_own_teacher(tmp_path: Path) -> None:
     assert task(recipe(), 1, 5, "teacher", tmp_path).path.name == one.info.parent
     later = recipe(export={"false_alarms": 0.2}, prune={"keep": 0.3}, fit__track=["tensorboard"])
     assert task(later, 1, 5, "distilled", tmp_path).path == one.path  # nothing there changes what is learnt
+
+
+def test_a_teacher_of_students_takes_those_that_are_there(tmp_path: Path) -> None:
+    there = task(recipe(), 1, 5, "alone", tmp_path)
+    asked = recipe(teacher__students=2, teacher__average="logits")
+    distilled = task(asked, 1, 5, "distilled", tmp_path)
+    teacher = Run.open(tmp_path / str(distilled.info.parent))
+    members = [Run.open(tmp_path / name).info for name in teacher.info.members]
+    assert members[0].id == there.path.name and [(one.kind, one.seed) for one in members] == [
+        ("alone", 5),
+        ("alone", 6),
+    ]
+    by_hand = asked.model_copy(update={"data": there.recipe.data, "fit": there.recipe.fit})
+    again = pipeline.teach(by_hand, tmp_path)
+    assert again.info.members == teacher.info.members and len(runs_in(tmp_path)) == 5
+    other = pipeline.teach(by_hand.model_copy(update={"fit": by_hand.fit.model_copy(update={"lr": 0.02})}), tmp_path)
+    assert not set(other.info.members) & set(teacher.info.members)  # trained otherwise
+    assert task(asked, 1, 5, "teacher", tmp_path).path == again.path  # the newest
 
 
 def test_what_was_cut_off_goes_on_and_what_is_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
