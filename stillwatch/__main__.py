@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """Ctrl-C ends it without a traceback while it still imports, too."""
+    """Silences the traceback of Ctrl-C during the imports."""
     try:
         from stillwatch.cli.main import main as run
     except KeyboardInterrupt:

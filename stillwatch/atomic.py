@@ -11,7 +11,7 @@ from stillwatch.errors import UserError, one_line
 
 
 def place(name: str) -> Path:
-    """A path; for a URL (s3://, gs://, memory://) what fsspec makes of it, with a Path's methods. Raises UserError."""
+    """A path, or for a URL (s3://, gs://, memory://) fsspec's, with a Path's methods. Raises UserError."""
     if "://" not in name:
         return Path(name)
     try:
@@ -29,7 +29,7 @@ def place(name: str) -> Path:
 
 
 def home() -> Path:
-    """Where caches live: STILLWATCH_CACHE, or the user's own cache folder."""
+    """Where caches live: STILLWATCH_CACHE, or the user's cache folder."""
     return Path(os.environ.get("STILLWATCH_CACHE") or Path.home() / ".cache" / "stillwatch")
 
 
@@ -53,17 +53,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 class FileLock:
-    """Exclusive between processes. It ends with the process, even a killed one."""
+    """Exclusive between processes; ends with its process, even a killed one."""
 
     def __init__(self, path: Path):
         self.path = path
         self._handle: int | None = None
 
     def acquire(self, wait: bool = False, shared: bool = False) -> bool:
-        """False where another process holds it, of shared ones not shared. Without locks in the file system: True.
-
-        Raises OSError where the file cannot be made.
-        """
+        """False where another process holds it. Without locks in the file system: True. Raises OSError."""
         if self._handle is not None:
             return True
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""The bundle folder that leaves the lab. It is written whole or not at all.
-
-Imports no runtime and no torch.
-"""
+"""The bundle: the folder that leaves the lab, written whole or not at all. Imports no runtime."""
 
 import ctypes
 import hashlib
@@ -77,7 +74,7 @@ class Input(Strict):
 
 
 class Origin(TypedDict, total=False):
-    """people: "new", "chosen" (in no training, but the epoch was chosen on them) or "known"."""
+    """people: "new", "chosen" (not trained on, but the epoch was chosen by them) or "known"."""
 
     split: str  # "valid" or "out of fold"
     people: str
@@ -85,9 +82,9 @@ class Origin(TypedDict, total=False):
 
 
 class OperatingPoint(Origin, total=False):
-    """wanted: share of false alarms asked for. safe, others: samples of each kind on `split`, of `groups` people.
+    """wanted: share of false alarms asked for. safe, others: samples on `split`, of `groups` people.
 
-    upper: 95 % bound of the rate on new people; worst: the highest of one person.
+    upper: 95 % bound of the rate on new people; worst: one person's highest.
     """
 
     threshold: float
@@ -108,7 +105,7 @@ class Temperature(Origin, total=False):
 
 
 class Fusion(Strict):
-    """rules.fusion's head over the net's answer and the driver's face. figures: on people left out."""
+    """rules.fusion's head. figures: on people left out."""
 
     weight: tuple[tuple[float, ...], ...]  # (K,K+8)
     bias: tuple[float, ...]  # (K,)
@@ -121,7 +118,7 @@ class Entry(Strict):
 
 
 class Manifest(Strict):
-    """bundle.json. write() fills `files`: every other file."""
+    """bundle.json. write() fills `files` with every other file."""
 
     format: int = FORMAT
     name: str
@@ -167,7 +164,6 @@ class Manifest(Strict):
 
 
 def _plain(name: str) -> None:
-    """Raises ValueError for a name outside the folder or of unusual characters."""
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"^[A-Za-z]:", name):
         raise ValueError(f"the file {name!r} climbs out of the folder")
     if len(name) > 200 or not re.fullmatch(r"(\w[\w.+-]*/)*\w[\w.+-]*", name, re.ASCII) or name == MANIFEST:
@@ -189,7 +185,7 @@ class Bundle:
         return known[name]
 
     def golden(self) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
-        """Returns frames uint8 (n,*shape), and model name -> probabilities float32 (n,K)."""
+        """(frames uint8 (n,*shape), model name -> probabilities float32 (n,K))."""
         try:
             # np.load forgets to close what it opens itself where the zip is broken
             with (self.path / GOLDEN).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -203,9 +199,9 @@ class Bundle:
 
 
 def unlike(p: NDArray[Any], wanted: NDArray[Any], tolerance: float) -> tuple[float, int | None]:
-    """Golden probabilities (n,K) -> (largest |Δp| or NaN, first frame with another label or None).
+    """Probabilities (n,K) -> (largest |Δp| or NaN, first frame with another label or None).
 
-    A frame whose two best are within the tolerance may change its label.
+    A label may change where the two best are within the tolerance.
     """
     difference = float(np.abs(p - wanted).max())
     second, first = np.sort(wanted)[:, -2:].T
@@ -220,7 +216,7 @@ def write(
     frames: NDArray[np.uint8],
     golden: Mapping[str, NDArray[Any]],
 ) -> Bundle:
-    """Writes the folder whole, or leaves what was there; an older bundle goes in one step.
+    """Write the folder, or leave what was there; an older bundle is replaced in one step.
 
     manifest: `files` empty. files: all but bundle.json and golden.npz. frames: uint8 (n,*shape). golden: model name ->
     float32 (n,K). Raises UserError where `path` is anything else or the bundle would not load.
@@ -242,10 +238,9 @@ def write(
 
 
 def load(path: Path | str) -> Bundle:
-    """Checks every file's size and sha256.
+    """Check every file's size and sha256.
 
-    Raises UserError, one line: no bundle, a broken or newer manifest, an unknown or missing key, a file that is
-    missing, changed, outside, or used but not listed.
+    Raises UserError: no bundle; a broken or newer manifest; a wrong key; a missing, changed, outside or unlisted file.
     """
     path = Path(path)
     return Bundle(path, _read(path, path))
@@ -269,7 +264,7 @@ def _read(folder: Path, place: Path) -> Manifest:
 
 
 def _external(place: Path, path: Path) -> set[str]:
-    """The files that an ONNX file's tensors lie in. Raises UserError where there may be some and it cannot be read."""
+    """The files that hold an ONNX file's tensors. Raises UserError where it cannot be read."""
     if not (whole := path.stat().st_size):
         return set()
     found, todo = set[str](), [("model", 0, whole)]
@@ -301,7 +296,7 @@ def _external(place: Path, path: Path) -> set[str]:
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    """(value, place behind it). Raises ValueError for more than 64 bits."""
+    """(value, next position). Raises ValueError for more than 64 bits."""
     value = 0
     for shift in range(0, 70, 7):
         value |= (data[at + shift // 7] & 127) << shift
@@ -311,7 +306,7 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _check_declared(archive: zipfile.ZipFile) -> None:
-    """Raises ValueError where its arrays are too large, by the zip's word or by their own headers."""
+    """Raises ValueError for arrays too large, by the zip's or their own headers."""
     size = sum(member.file_size for member in archive.infolist())
     for name in archive.namelist():
         with archive.open(name) as file:
@@ -426,7 +421,6 @@ def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
 
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
-    """Yields a draft that becomes `path` in one step, or is removed after an error."""
     target = path.resolve()  # a link to a bundle stays a link
     old, draft = _beside(target, "old"), _beside(target, str(os.getpid()))
     _sweep(target)
@@ -462,7 +456,6 @@ def _sweep(target: Path) -> None:
 
 
 def _check_replaceable(target: Path, path: Path) -> None:
-    """Only an older bundle without added files may go."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
@@ -479,7 +472,7 @@ def _check_replaceable(target: Path, path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Linux renameat2(2), RENAME_EXCHANGE. False where the system cannot."""
+    """Linux renameat2(2), RENAME_EXCHANGE; False where unsupported."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)

@@ -1,4 +1,4 @@
-"""UserError and its one line: place, value, nearest right word. Imports nothing of ours."""
+"""UserError in one line: place, value, nearest right word. Imports nothing of ours."""
 
 import difflib
 import re
@@ -12,14 +12,12 @@ WORD, LINE = 240, 1500  # characters at most of one word and of one line of an e
 
 
 class UserError(Exception):
-    """One line that a person can act on: place, value, what to do."""
-
     def __init__(self, text: str):
         super().__init__(bounded(text))
 
 
 def bounded(text: str) -> str:
-    """Longer words and lines lose their middle."""
+    """Cuts the middle out of long words and lines."""
     text = re.sub(rf"\S{{{WORD + 1},}}", lambda word: _cut(word[0], WORD), text)
     return "\n".join(_cut(line, LINE) for line in text.split("\n")[:50])
 
@@ -29,10 +27,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def one_line(error: BaseException, hide: Iterable[str] = ()) -> str:
-    """At most 300 characters; the type's name if there is no text.
-
-    hide: secrets, such as a URL's password, shown as ***.
-    """
+    """At most 300 characters; the type's name if there is no text. hide: secrets, shown as ***."""
     text = str(getattr(error, "strerror", None) or error)
     for secret in sorted(filter(None, hide), key=len, reverse=True):
         text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
@@ -57,7 +52,7 @@ def explain(
 ) -> str:
     """One line per key: place, key, value, nearest right word.
 
-    place: a key's path (names, list indices) -> words such as "watch.toml: line 7".
+    place: key path (names, list indices) -> words such as "watch.toml: line 7".
     """
     by_key: dict[str, str] = {}
     for one in error.errors():  # where a key may be of two types, pydantic complains once for each
@@ -91,13 +86,13 @@ def _line(place: str, error: Any, model: type[BaseModel], prefix: str, show: Cal
 
 
 def in_plain_words(message: str) -> str:
-    """pydantic's, in the words of a recipe: it has lists."""
+    """pydantic's message in a recipe's words: it has lists."""
     message = message.removeprefix("Value error, ").removesuffix(" after validation")
     return re.sub("[Tt]uple", "list", message).replace(" after validation,", ",")
 
 
 def _places(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key's path that is in a table."""
+    """The path of every key in a table."""
     for name, field in model.model_fields.items():
         if above:
             yield (*above, name)

@@ -1,6 +1,6 @@
 """Metrics of truth y (N,) and probabilities p (N,K), with intervals. Never NaN.
 
-Rows of p are divided by their sum, so sigmoid and softmax heads are judged alike.
+Rows of p are divided by their sum: sigmoid and softmax heads are judged alike.
 """
 
 import math
@@ -23,7 +23,7 @@ ROUGH_DRAWS, FEWEST = 1000, 200  # of the figures that must sort; the fewest whe
 
 
 def checked(y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats]:
-    """int64 (N,) and float64 (N,K), rows summing to 1. Raises ValueError."""
+    """int64 (N,), float64 (N,K) with rows summing to 1. Raises ValueError."""
     truth, table = np.asarray(y), np.asarray(p, np.float64)
     if table.ndim != 2 or truth.shape != table.shape[:1] or len(truth) == 0 or table.shape[1] < 2:
         raise ValueError(f"y {truth.shape} and p {table.shape} must be (N,) and (N,K) with N >= 1 and K >= 2")
@@ -33,7 +33,7 @@ def checked(y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats]:
 
 
 def normalised(p: ArrayLike) -> Floats:
-    """p (...,K) divided by row sums; a row of zeros becomes 1/K each."""
+    """p (...,K) with rows summing to 1; zeros become 1/K."""
     table = np.asarray(p, np.float64)
     if not np.isfinite(table).all() or (table < 0).any():
         raise ValueError("p must be finite and not negative")
@@ -42,7 +42,7 @@ def normalised(p: ArrayLike) -> Floats:
 
 
 def confusion(y: ArrayLike, p: ArrayLike) -> Ints:
-    """(K,K) counts: row = truth, column = prediction (first of equal maxima)."""
+    """(K,K) counts: rows truth, columns prediction (first of equal maxima)."""
     truth, table = checked(y, p)
     k = table.shape[1]
     return np.bincount(truth * k + table.argmax(1), minlength=k * k).reshape(k, k)
@@ -75,7 +75,7 @@ def ece(y: ArrayLike, p: ArrayLike) -> float:
 
 
 def reliability(y: ArrayLike, p: ArrayLike) -> list[dict[str, float]]:
-    """The filled bins of `ece`: [{"confidence", "accuracy", "count"}]."""
+    """`ece`'s filled bins: [{"confidence", "accuracy", "count"}]."""
     truth, table = checked(y, p)
     right, sure = table.argmax(1) == truth, table.max(1)
     at = _bin(sure)
@@ -90,9 +90,8 @@ def reliability(y: ArrayLike, p: ArrayLike) -> list[dict[str, float]]:
 
 
 def auroc(y: ArrayLike, p: ArrayLike) -> float | None:
-    """ROC area of class 1 for K = 2, else the mean of one against the rest. Ties count half.
-
-    None where y lacks a class.
+    """ROC area of class 1 for K = 2, else the mean of one against the rest; ties count half. None where y lacks a
+    class.
     """
     return _whole("auroc", y, p)
 
@@ -100,26 +99,26 @@ def auroc(y: ArrayLike, p: ArrayLike) -> float | None:
 def recall_at_false_alarms(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float = 0.01) -> float | None:
     """Share of unsafe samples that alarm when at most `rate` of the safe ones may.
 
-    safe: classes without alarm. Score: 1 - sum p[safe]; samples at the threshold alarm. An alarm for the wrong class
-    counts. None where all or no classes are safe, or y lacks one kind.
+    safe: classes without alarm. Samples at alarm_score's threshold alarm; the class does not matter. None where all or
+    no classes are safe, or y lacks one kind.
     """
     truth, table = checked(y, p)
     return _known(_alarm_recall(truth, table, np.ones((1, len(truth))), safe, rate)[0, 0])
 
 
 def apply_temperature(p: ArrayLike, temperature: float, head: str = "softmax") -> Floats:
-    """p (N,K) with the head's logits divided by `temperature`. head: "softmax" or "sigmoid".
+    """p (N,K) with logits divided by `temperature`. head: "softmax" or "sigmoid".
 
-    A float32 softmax keeps logits up to 87 below the highest; a sigmoid's p rounds to 1 from logit 17.
+    float32 limits: a softmax keeps logits up to 87 below the highest; a sigmoid's p is 1 from logit 17.
     """
     return _headed(_logits(p, head) / temperature, head)
 
 
 def temperature(y: ArrayLike, p: ArrayLike, head: str = "softmax") -> float:
-    """The temperature in [1/4, 20] of lowest negative log likelihood (Guo et al. 2017, arXiv 1706.04599, §4.2).
+    """In [1/4, 20], of lowest negative log likelihood (Guo et al. 2017, arXiv 1706.04599, §4.2).
 
-    Bisection on 1/temperature, where it is convex with slope sum (p_k - y_k) · logit_k (a sigmoid's: each class by
-    itself). If every sample is right the slope has no zero, hence the lower bound.
+    Bisection on 1/temperature, where it is convex with slope sum (p_k - y_k) · logit_k (a sigmoid's: per class). If
+    every sample is right the slope has no zero, hence the lower bound.
     """
     truth, _ = checked(y, p)
     logits = _logits(p, head)
@@ -143,8 +142,8 @@ def operating_point(
     """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
 
     groups: (N,): and for four groups in five at most twice `rate` of their own. Samples at it alarm. Returns
-    {"threshold", "false_alarm_rate", "recall"}; None where all or no classes are safe, or y lacks one kind. It lies
-    above every score if the highest is a safe sample's. Raises ValueError unless 0 <= rate < 1.
+    {"threshold", "false_alarm_rate", "recall"}; None where all or no classes are safe, or y lacks one kind. Above every
+    score if a safe sample's is highest. Raises ValueError unless 0 <= rate < 1.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate {rate} must lie from 0 to below 1")
@@ -187,7 +186,7 @@ def false_alarms(
 ) -> FalseAlarms:
     """Shares of alarms among safe samples p (N,K), by group.
 
-    upper is 3/N at least, what N samples without an alarm can say (Hanley, Lippman-Hand 1983).
+    upper: at least 3/N, what N samples without an alarm can say (Hanley, Lippman-Hand 1983).
     """
     codes, number = clusters(groups)
     alarms, sizes = np.bincount(codes, alarm_score(p, safe) >= threshold), np.bincount(codes)
@@ -203,7 +202,7 @@ def agreement(
 ) -> dict[str, Any]:
     """p (N,K) of the same samples: {"n", "max_difference", "top1_agreement", "decision_flips"}.
 
-    decision_flips: samples on which the alarm differs; None without a threshold.
+    decision_flips: other alarms; None without a threshold.
     """
     a, b = np.asarray(p_a, np.float64), np.asarray(p_b, np.float64)
     if a.shape != b.shape or a.ndim != 2 or not len(a):
@@ -222,7 +221,7 @@ def agreement(
 def scores(
     y: ArrayLike, p: ArrayLike, labels: Sequence[str], safe: Iterable[str] = (), folds: ArrayLike | None = None
 ) -> dict[str, Any]:
-    """METRICS, "n", "per_class", "confusion". labels: K names. safe: labels without alarm. folds: as in interval."""
+    """METRICS, "n", "per_class", "confusion". safe: labels without alarm. folds: as in interval."""
     harmless = [list(labels).index(name) for name in safe]
     table = confusion(y, p)
     hit, true, said = table.diagonal(), table.sum(1), table.sum(0)
@@ -273,10 +272,10 @@ def interval(
 ) -> dict[str, list[float] | None]:
     """95 % intervals by bootstrap over whole groups: {metric: [low, high]}; None where undefined.
 
-    names: of METRICS. p: (N,K), or (S,N,K) from S trainings, which are averaged and drawn too. groups: (N,), ""
-    (unknown) is drawn alone. folds: (N,), where different nets answered: what needs an order of the samples is taken
-    fold by fold and averaged (Forman, Scholz 2010, Apples-to-Apples in Cross-Validation Studies). The ends are those
-    of the expanded percentile interval (Hesterberg 2015, arXiv 1411.5279, §4.6), see _ends.
+    names: of METRICS. p: (N,K), or (S,N,K) from S trainings, averaged and drawn too. groups: (N,), "" (unknown) is
+    drawn alone. folds: (N,), of different nets: what ranks samples is averaged over folds (Forman, Scholz 2010,
+    Apples-to-Apples in Cross-Validation Studies). The ends are _ends': the expanded percentile interval (Hesterberg
+    2015, arXiv 1411.5279, §4.6).
     """
     weights, codes, picked = bootstrap_weights(groups, len(_stack(p)), draws, seed)
     found = {}
@@ -304,7 +303,7 @@ def paired(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Paired:
-    """p (N,K) or (S,N,K). Each draw takes the same groups and trainings for both; the ends are those of `interval`."""
+    """p (N,K) or (S,N,K). Draws share groups and trainings; ends as in `interval`."""
     stack_a, stack_b = _stack(p_a), _stack(p_b)
     if stack_a.shape != stack_b.shape:
         raise ValueError(f"p_a {stack_a.shape} and p_b {stack_b.shape} must match")
@@ -317,9 +316,9 @@ def paired(
 
 
 def by_sequence(sequence: Sequence[str] | NDArray[Any], y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats, Ints] | None:
-    """Averages each sequence's frames: (y, p, the clip's first sample), one row per clip. p: (N,K) or (S,N,K).
+    """Averages each sequence's frames: (y, p, the clip's first sample), a row per clip. p: (N,K) or (S,N,K).
 
-    A sample without a sequence is its own clip. None where no sequence has two frames, or one has two labels.
+    A sample without a sequence is a clip. None where no sequence has two frames, or one has two labels.
     """
     codes, number = clusters(sequence)
     truth, table = np.asarray(y, np.int64), normalised(p)
@@ -428,7 +427,6 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 
 
 def _stack(p: ArrayLike) -> NDArray[Any]:
-    """To (S,N,K)."""
     table = np.asarray(p)
     return table[None] if table.ndim == 2 else table
 
@@ -436,8 +434,8 @@ def _stack(p: ArrayLike) -> NDArray[Any]:
 def bootstrap_weights(groups: Any, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
     """(D,G) draws of groups, (N,) group of each sample, (D,S) shares of trainings.
 
-    Shares are normal about 1/S, so that a mean spreads as that of S trainings does: two or three drawn with
-    replacement would spread by half or two thirds of it.
+    Shares are normal about 1/S, so that a mean spreads as that of S trainings; drawing two or three with replacement
+    would spread by half or two thirds of it.
     """
     codes, number = clusters(groups)
     rng, draws = np.random.default_rng(seed), min(draws, max(10_000_000 // max(number, 1), 1000))
@@ -459,7 +457,7 @@ def _drawn(
     safe: Sequence[int] = (),
     folds: ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
-    """(S,D) in each draw, (S,) as it is. Sums per group are made once, so most draws are one matrix product."""
+    """(S,D) by draw, (S,) as it is. Sums per group are made once, so most draws are one matrix product."""
     if name not in METRICS:
         raise ValueError(f"{name!r} is no metric; known: {', '.join(METRICS)}")
     parts = np.zeros(len(codes), np.int64) if folds is None else np.asarray(folds)
@@ -490,7 +488,7 @@ def _from_confusion(figure: Callable[[Floats], Floats]) -> Callable[..., Floats]
 
 
 def _from_rows(rows: Callable[[Ints, Floats], Floats]) -> Callable[..., Floats]:
-    """Sums of (N,) or (N,B) over the samples of each draw, without sign, by their number."""
+    """Means of (N,) or (N,B) over each draw's samples."""
 
     def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
         flat, number = rows(y, p).reshape(len(y), -1), weights.shape[1]
@@ -502,10 +500,7 @@ def _from_rows(rows: Callable[[Ints, Floats], Floats]) -> Callable[..., Floats]:
 
 
 def _by_fold(figure: Callable[[Ints, Floats, Floats, Sequence[int]], Floats]) -> Callable[..., Floats]:
-    """Mean over folds, each as often as its groups are drawn: of the first draws only, and equal ones once.
-
-    A fold that lacks a class says nothing of it.
-    """
+    """Mean over folds, weighted by drawn groups, of the first draws only; skips a class that a fold lacks."""
 
     def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
         few, back = np.unique(weights[: ROUGH_DRAWS if weights.shape[1] < 100 else FEWEST], axis=0, return_inverse=True)
@@ -531,9 +526,9 @@ def _mean(values: Floats, picked: Floats) -> Floats:
 def _ends(values: Floats, whole: Floats, picked: Floats, groups: int) -> list[float] | None:
     """Expanded percentile interval of the mean of (S,D) draws; None where most are undefined.
 
-    A percentile interval is too narrow by sqrt(G / (G-1)), and has the normal's quantile in place of Student's t. So
-    the ends are the quantiles at which a normal with the draws' variance is as wide as t times the true deviation: of
-    one training Phi(-sqrt(G / (G-1)) * t_{0.975,G-1}). Of several, the degrees of freedom are Satterthwaite's (1946).
+    A percentile interval is too narrow by sqrt(G / (G-1)), and uses the normal's quantile for Student's t. So the ends
+    are the quantiles at which a normal with the draws' variance is as wide as t times the true deviation: of one
+    training Phi(-sqrt(G / (G-1)) * t_{0.975,G-1}); of several with Satterthwaite's (1946) degrees of freedom.
     """
     known = np.isfinite(values.sum(0))
     trainings = len(values)
@@ -552,7 +547,7 @@ def _ends(values: Floats, whole: Floats, picked: Floats, groups: int) -> list[fl
 
 
 def _student(free: float) -> float:
-    """The 97.5 % quantile of Student's t, by summing its density: a board has no scipy."""
+    """Student's t, 97.5 % quantile, by summing its density: a board has no scipy."""
     x = np.arange(0, 20, 0.001)
     scale = math.exp(math.lgamma((free + 1) / 2) - math.lgamma(free / 2)) / math.sqrt(free * math.pi)
     share = np.cumsum(scale * (1 + (x + 0.0005) ** 2 / free) ** (-(free + 1) / 2)) * 0.001

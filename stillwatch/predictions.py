@@ -35,9 +35,9 @@ class Predictions:
 def predict(
     fn: Predict, batches: Iterable[NDArray[np.uint8]], count: int = 0, progress: Progress = NO_PROGRESS
 ) -> NDArray[np.float32]:
-    """Probabilities (N,K) float32 of uint8 batches. count: of batches, for the progress bar.
+    """(N,K) float32 of uint8 batches. count: of batches.
 
-    Raises UserError unless fn gives one row of K finite probabilities per sample, K constant.
+    Raises UserError unless fn gives K finite probabilities per sample, K constant.
     """
     rows: list[NDArray[np.float32]] = []
     done = 0
@@ -66,9 +66,9 @@ def save_predictions(
 ) -> Predictions:
     """Saves fn's answers as the run's predictions/<split>.npz.
 
-    x: uint8 (N,H,W,C) or (N,T,H,W,C), read by `batch`, so a memory map stays on disk.
-    ids, groups, sequences, y: N each, in the order of x. Raises UserError for an empty split, unequal lengths, a
-    repeated id, a y outside the labels, or bad probabilities (see `predict`).
+    x: uint8 (N,H,W,C) or (N,T,H,W,C), read by `batch`, so a memory map stays on disk. ids, groups, sequences, y: N
+    each. Raises UserError for an empty split, unequal lengths, a repeated id, a y outside the labels, or bad
+    probabilities (see `predict`).
     """
     run = run if isinstance(run, Run) else Run.open(run)
     place, k = f"{run.path.name}, split {split}", len(run.recipe.labels)

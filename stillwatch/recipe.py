@@ -1,4 +1,4 @@
-"""The recipe: TOML, checked. Every default stands here. Imports no torch, data or run."""
+"""The recipe: TOML, checked. Every default stands here."""
 
 import json
 import math
@@ -76,7 +76,7 @@ class Data(Strict):
 
     @property
     def moments(self) -> tuple[float, ...]:
-        """A sample's T frames, oldest first, in seconds before the newest; without a look in frames before it."""
+        """A sample's T frames, oldest first, in seconds before the newest; without a look in frames."""
         return tuple(sorted(self.look, reverse=True)) if self.look else tuple(range(self.frames - 1, -1, -1))
 
     @property
@@ -90,8 +90,6 @@ class Data(Strict):
 
 
 class Net(Strict):
-    """A name of NETS or timm."""
-
     name: str
     weights: str = "imagenet"  # imagenet | scratch (default of WITHOUT_WEIGHTS) | a file | a run's folder
     front: Literal["frame", "difference", "stack"] = "frame"  # what a look's T frames become: see models.temporal
@@ -216,7 +214,7 @@ class Rule(Strict):
 
 
 class Recipe(Strict):
-    """Frozen: a run keeps the one it was made from."""
+    """Frozen: a run keeps its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     labels: tuple[str, ...]
@@ -267,14 +265,14 @@ class Recipe(Strict):
         return self
 
     def seen_by(self, side: Literal["teacher", "student"]) -> "Recipe":
-        """The recipe with the pixels that this side sees: [teacher.data] over [data]. Samples and splits are shared."""
+        """With the pixels that this side sees: [teacher.data] over [data]. Samples and splits are shared."""
         if side == "student" or not self.teacher.data:
             return self
         data = Data.model_validate(self.data.model_dump() | self.teacher.data)
         return self.model_copy(update={"data": data, "teacher": self.teacher.model_copy(update={"data": {}})})
 
     def fit_of(self, side: Literal["teacher", "student"]) -> Fit:
-        """[fit] with that side's own keys over it."""
+        """With that side's own keys."""
         return Fit.model_validate(self.fit.model_dump() | getattr(self, side).fit)
 
     def fit_in(self, table: Literal["prune", "quantise", "tune", "adapt"]) -> Fit:
@@ -339,7 +337,7 @@ def check(raw: dict[str, Any], place: str) -> Recipe:
 
 
 def _folders(raw: dict[str, Any]) -> str:
-    """Where labels are missing: those of the folders in data.root."""
+    """The folders' in data.root, where labels are missing."""
     root = raw["data"].get("root") if isinstance(raw.get("data"), dict) else None
     if "labels" in raw or not isinstance(root, str) or not Path(root).is_dir():
         return ""
@@ -349,10 +347,7 @@ def _folders(raw: dict[str, Any]) -> str:
 
 
 def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place: str) -> Recipe:
-    """Lays `key=value` over a run's recipe, changing nothing the run was made from.
-
-    tables: whose keys may change; data.root always may, for moved data. Raises UserError.
-    """
+    """Lays `key=value` over a run's recipe, in these tables; also data.root, for moved data. Raises UserError."""
     raw, tables = recipe.model_dump(mode="json"), list(tables)
     for override in overrides:
         key = override.partition("=")[0].strip()
@@ -364,7 +359,7 @@ def amend(recipe: Recipe, overrides: Iterable[str], tables: Iterable[str], place
 
 
 def laid(model: type[Table], raw: Mapping[str, Any], overrides: Iterable[str], place: str) -> Table:
-    """The table `raw` with `key=value` laid over it. Raises UserError."""
+    """`raw` with `key=value` laid over it. Raises UserError."""
     table = dict(raw)
     for override in overrides:
         _lay(table, override)

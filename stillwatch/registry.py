@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def find(table: Table, spec: Spec, place: str = "name") -> Callable[..., Any]:
-    """Does not check options. Raises UserError for an unknown name."""
+    """Checks no options. Raises UserError for an unknown name."""
     name = spec if isinstance(spec, str) else str(spec.get("name", ""))
     if name in table:
         return table[name]
@@ -46,10 +46,10 @@ def resolve(
 ) -> Choice:
     """Checks the options against the entry's signature.
 
-    given: leading parameters that the caller fills. place: the spec's key, in errors. prefix: of option keys in errors,
-    `place.name` by default. extra: name -> type of options for the caller.
-    Ranges: `beta: Annotated[float, Field(ge=0)] = 1.0`. Types are strict, but an int does for a float; lists are `list`
-    or `Sequence`. Raises UserError for an unknown name, an unknown or missing option, a wrong type or range.
+    given: leading parameters that the caller fills. place: the spec's key, in errors. prefix: of option keys,
+    `place.name` by default. extra: name -> type of options for the caller. Ranges: `beta: Annotated[float, Field(ge=0)]
+    = 1.0`. Types are strict, but an int does for a float; lists are `list` or `Sequence`. Raises UserError for an
+    unknown name, an unknown or missing option, a wrong type or range.
     """
     entry, own = find(table, spec, place), dict(extra or {})
     options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
@@ -71,7 +71,7 @@ def resolve(
 
 
 def build(table: Table, spec: Spec, *args: Any, place: str = "name", prefix: str | None = None) -> Any:
-    """Calls the entry. Raises UserError as resolve() does."""
+    """Raises UserError as resolve() does."""
     choice = resolve(table, spec, len(args), place, prefix)
     return choice.entry(*args, **choice.options)
 

@@ -1,7 +1,4 @@
-"""Run: a folder that every command takes and gives. Each file is written whole or not at all.
-
-It saves bytes, JSON and arrays, and imports no torch.
-"""
+"""Run: a folder that every command takes and gives. Each file is written whole or not at all."""
 
 import csv
 import json
@@ -135,7 +132,7 @@ class RunInfo(BaseModel):
 
     @property
     def learnt_nothing(self) -> str:
-        """Why its net is no better than one constant answer; "" where it is better."""
+        """Why its net is no better than one constant answer; "" where it is."""
         accuracy, majority = self.best.get("accuracy", 1.0), self.majority
         if accuracy > majority.valid_accuracy:
             return ""
@@ -146,7 +143,7 @@ class RunInfo(BaseModel):
 
     @property
     def above_teacher(self) -> str:
-        """Says that the student is larger than its teacher; "" where it is not."""
+        """Says that the student is larger than its teacher, else ""."""
         mine, theirs = self.cost.get("params", 0), self.teacher_cost.get("params", 0)
         larger = f"the student has {mine:,} parameters, its teacher {theirs:,}: it is larger than what it learns from"
         return larger if 0 < theirs < mine else ""
@@ -180,7 +177,7 @@ class Run:
 
     @classmethod
     def create(cls, recipe: Recipe, kind: str, root: Path | str = "runs", source: str = "", **fields: Any) -> "Run":
-        """Makes `root/<recipe>-<kind>-NNN`, next free number. source: the recipe's text as given."""
+        """Makes `root/<recipe>-<kind>-NNN`, next free number. source: the recipe's text."""
         root = Path(root)
         root.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -213,7 +210,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
-        """Raises UserError where the folder is no run."""
+        """Raises UserError where it is no run."""
         path = Path(path)
         try:
             info = RunInfo.model_validate(json.loads((path / "run.json").read_text(encoding="utf-8")))
@@ -242,7 +239,7 @@ class Run:
         return Run(self.path, self.info.changed(recipe=recipe.model_dump(mode="json")))
 
     def lock(self) -> bool:
-        """Holds it until the process ends. False where another process does."""
+        """Until the process ends. False where another process holds it."""
         return self._lock.acquire()
 
     def unlock(self) -> None:
@@ -254,7 +251,6 @@ class Run:
 
     @property
     def text(self) -> str:
-        """ "" where no text was given."""
         path = self.path / "recipe.toml"
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
@@ -268,7 +264,7 @@ class Run:
         return rows
 
     def rewind(self, epochs: int) -> None:
-        """Drops later lines of metrics.jsonl, before they run again."""
+        """Drops later lines of metrics.jsonl."""
         rows = [row for row in self.history() if row["epoch"] <= epochs]
         with atomic(self.path / "metrics.jsonl") as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -284,7 +280,6 @@ class Run:
         return self.save(name, lambda draft: draft.write_text(text + "\n", encoding="utf-8"))
 
     def read_json(self, name: str) -> Any:
-        """None where the file is missing."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -313,7 +308,7 @@ class Run:
 
 
 def runs(root: Path | str = "runs") -> list[Run]:
-    """Oldest first; other folders are skipped."""
+    """Oldest first; skips other folders."""
     found = []
     for path in Path(root).glob("*/run.json"):
         with suppress(UserError):
@@ -327,7 +322,7 @@ def _number(name: str) -> int:
 
 
 def commit() -> str | None:
-    """The project's, with + for a changed tree; None outside a checkout."""
+    """With + for a changed tree; None outside a checkout."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)

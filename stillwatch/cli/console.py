@@ -21,7 +21,7 @@ PLAIN = str.maketrans({"−": "-", "–": "-", "…": "...", "×": "x", "→": "
 
 
 def _recipes(start: str) -> list[str]:
-    """For the shell's completion: shipped names, and files here."""
+    """For shell completion: shipped names, and files here."""
     names = [str(path.relative_to(SHIPPED).with_suffix("")) for path in SHIPPED.rglob("*.toml")]
     return [name for name in sorted([*names, *map(str, Path().glob("*.toml"))]) if name.startswith(start)]
 
@@ -51,7 +51,7 @@ def commands() -> typer.Typer:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> None:
-    """right: columns of numbers. Wraps at the terminal's width, or COLUMNS."""
+    """right: numeric columns. Wraps at the terminal's width, or COLUMNS."""
     grid = Table(box=None, pad_edge=False, show_header=bool(header))
     rows = list(rows)
     for column in range(max(map(len, [header, *rows]))):
@@ -95,7 +95,7 @@ def _lines(things: Iterable[T], count: int, what: str) -> Iterable[T]:
 
 
 def print_anything() -> None:
-    """Characters that the terminal's encoding lacks (cp1252 has no minus sign) become plain ones."""
+    """Replaces characters that the terminal's encoding lacks (cp1252 has no minus sign)."""
 
     def plainer(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)

@@ -287,7 +287,6 @@ def _event_line(event: "StoredEvent") -> str:
 
 
 def _rivals(name: str, bundle: "Bundle", folder: Path) -> Iterator["Contender"]:
-    """A run's net in PyTorch, or one with random weights in every runtime."""
     from stillwatch.evaluation.benchmark import Contender, open_resizing
     from stillwatch.inference import runtimes
     from stillwatch.lab.export import exporters

@@ -208,7 +208,7 @@ def adapt(
 
 
 def _filmed(camera: str, run: Path, seconds: float) -> tuple[str, str]:
-    """Two pictures a second of a camera, as files: their folder, and the camera's name without secrets."""
+    """Film a camera as pictures, two a second -> (their folder, the camera's name without secrets)."""
     import os
     import time
 

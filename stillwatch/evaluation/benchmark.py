@@ -1,4 +1,4 @@
-"""Speed, memory and start time of a bundle's files here. Must not import torch."""
+"""Speed, memory and start time of a bundle's files here."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ LIBRARIES = ("numpy", "onnxruntime", "openvino", "ncnn", "torch")
 
 
 class Contender(NamedTuple):
-    """open(threads, batch): picklable; returns the function timed on uint8 (n,*shape)."""
+    """open(threads, batch): picklable; returns the function to time on uint8 (n,*shape)."""
 
     name: str
     open: Callable[[int, int], Callable[..., Any]]
@@ -42,7 +42,7 @@ class Contender(NamedTuple):
 
 
 class Row(TypedDict):
-    """A contender on so many threads. None: unknown; why_not: why it did not run."""
+    """A contender on so many threads. None: unknown."""
 
     name: str
     kind: str
@@ -85,8 +85,7 @@ def bench(
 ) -> Report:
     """Time each file in each runtime, and the others -> what bench.json holds.
 
-    others: the detector and rivals, raced on the same pictures. Raises UserError for an impossible plan or a repeated
-    name.
+    others: the detector and rivals. Raises UserError for an impossible plan or a repeated name.
     """
     here = machine()
     counts = tuple(sorted(set(plan.threads or (1, here.cores))))
@@ -129,7 +128,7 @@ def bench(
 
 
 def fastest(rows: Sequence[Row], threads: int) -> Row | None:
-    """The faithful file with the lowest median."""
+    """Of the faithful files, by median."""
     fit = [row for row in rows if row["threads"] == threads and row["faithful"] and row["latency_ms"]]
     return min(fit, key=_median, default=None)
 
@@ -139,7 +138,7 @@ def _median(row: Row) -> float:
 
 
 def over_budget(report: Mapping[str, Any], budget_ms: float) -> str | None:
-    """One line if p95 of the fastest faithful file, at the most threads, is over budget, or if no file is faithful."""
+    """One line if the fastest faithful file's p95, at the most threads, is over budget, or none is faithful."""
     threads = max(report["plan"]["threads"])
     best, name = fastest(report["rows"], threads), report["bundle"]["name"]
     if best is None:
@@ -156,7 +155,7 @@ def _words(threads: int) -> str:
 
 
 def open_resizing(path: Path, runtime: str, shape: tuple[int, ...], threads: int, batch: int) -> runtimes.Predict:
-    """A rival of another picture size answers with as many pictures of its own."""
+    """A rival of another picture size answers with as many pictures of its own size."""
     predict, x = runtimes.open(path, runtime, shape, threads, batch), np.full((batch, *shape), 100, np.uint8)
     return lambda given: predict(np.resize(x, (len(given), *shape)))
 
@@ -229,7 +228,6 @@ def _raced(
     rounds: tuple[int, int],
     progress: Progress,
 ) -> Iterator[tuple[Row, NDArray[np.float64]]]:
-    """Only one set of sessions is in memory at a time."""
     calls: dict[str, Callable[[], Any]] = {}
     for number, (row, entrant) in enumerate(zip(rows, entrants, strict=True)):
         if row["why_not"]:

@@ -1,4 +1,4 @@
-"""Judge a bundle's files, each in a runtime of this machine, beside their run. Must not import torch."""
+"""Judge a bundle's files, each in a runtime of this machine, beside their run."""
 
 import shutil
 import time
@@ -38,11 +38,11 @@ def judge_bundle(
 ) -> dict[str, Any]:
     """Run each file on a split and report on it beside the run it was exported from.
 
-    run: has predictions of the split; the runs of pooling.comparison_set lie beside it. paper: from eval_arrays: pixels
-    uint8 (N,T,H,W,C), ids, groups, sequences, y. faces: N, with which a fusion head's answers are judged too, as
-    <file>+face. Predictions go to out/<file>/predictions/<split>.npz. Returns what report.json holds, with "bundle":
-    each file's agreement with the run.
-    Raises UserError if bundle, run and samples do not match, or no file runs here; one that fails is in "warnings".
+    run: with predictions of the split; pooling.comparison_set lies beside it. paper: from eval_arrays: pixels uint8
+    (N,T,H,W,C), ids, groups, sequences, y. faces: N, to judge a fusion head too, as <file>+face. Predictions go to
+    out/<file>/predictions/<split>.npz. Returns report.json's content, with "bundle": each file's agreement with the
+    run. Raises UserError if bundle, run and samples do not match, or no file runs here; one that fails is in
+    "warnings".
     """
     out, (x, ids, groups, sequences, y) = Path(out), paper
     said = _belonging(bundle, run, paper, split)
@@ -77,14 +77,13 @@ def judge_bundle(
 
 
 def _with(fn: Predict, fuse: Fuse, faces: Iterator[Deviation | None]) -> Predict:
-    """A function of batches in order, each row fused with the next face where there is one."""
+    """Fuses each row with the next face, where there is one."""
     return lambda x: [
         p if face is None else fuse(p, face) for p, face in zip(np.asarray(fn(x)), islice(faces, len(x)), strict=True)
     ]
 
 
 def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> Predictions:
-    """Raises UserError if bundle, run and samples do not match."""
     origin, labels = bundle.manifest.run.get("id"), run.recipe.labels
     if origin != run.path.name:
         raise UserError(f"{bundle.path}: was exported from {origin}, not from {run.path.name}")
@@ -101,7 +100,7 @@ def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> 
 
 
 def _opened(bundle: Bundle, model: Model) -> tuple[str, Predict]:
-    """-> (runtime, function of the data's arrays). Raises UserError."""
+    """(runtime, function of the data's arrays)."""
     path, shape = bundle.path / model.name, bundle.manifest.input.shape
     names = runtimes.readers(path)
     if not names:
@@ -160,7 +159,7 @@ def _about(bundle: Bundle, run: Run) -> dict[str, Any]:
 
 
 def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split: str) -> dict[str, Any]:
-    """The run's probabilities are brought to the bundle's temperature."""
+    """At the bundle's temperature."""
     manifest, heard = bundle.manifest, read(file, split)
     rows = {name: row for row, name in enumerate(said.id.tolist())}
     p: NDArray[Any] = said.p[[rows[name] for name in heard.id.tolist()]]

@@ -14,7 +14,7 @@ SIZES = {"params": "parameters", "macs": "multiply-adds", "bytes": "bytes"}
 
 @dataclass(frozen=True)
 class Cost(Comparison):
-    """A pair of models; positive differences favour the candidate."""
+    """Positive differences favour the candidate."""
 
     base: str
     candidate: str
@@ -49,7 +49,7 @@ def _bases(candidate: Model, models: Sequence[Model]) -> Iterable[tuple[str, Mod
 
 
 def made_from(model: Model, models: Sequence[Model]) -> Model | None:
-    """If its runs name none: the student of its family."""
+    """By its runs; else the student of its family."""
     wanted = set(model.parents)
     if wanted:
         return next((m for m in models if any(entry.name in wanted for entry in m.entries)), None)
@@ -62,7 +62,7 @@ def _student(model: Model, models: Sequence[Model]) -> Model | None:
 
 
 def baseline(pruned: Model, models: Sequence[Model]) -> Model | None:
-    """The narrower student whose arithmetic is nearest."""
+    """The narrower student nearest in arithmetic."""
     found = [m for m in models if m.kind == "narrow" and m.key.family == pruned.key.family]
     return min(found, key=lambda m: abs(_cost(m, "macs") - _cost(pruned, "macs")), default=None)
 
@@ -112,10 +112,8 @@ def _size(about: str, ratio: Mapping[str, float | None], base: ModelKey) -> str:
 
 
 def stages(models: Sequence[Model]) -> list[dict[str, object]]:
-    """What quantise recorded.
-
-    [{"model", "run", "fold", "seed", "stages", "stage" (the best), "kept" (may leave the lab), "why" (not),
-    "temperature"}].
+    """What quantise recorded: [{"model", "run", "fold", "seed", "stages", "stage" (the best), "kept" (may leave the
+    lab), "why" (not), "temperature"}].
     """
     return [
         _of(model, entry)
@@ -127,10 +125,10 @@ def stages(models: Sequence[Model]) -> list[dict[str, object]]:
 
 
 def steps(models: Sequence[Model]) -> list[dict[str, object]]:
-    """What prune recorded.
+    """What prune recorded: [{"model", "run", "fold", "seed", "before", "best", "steps", "widths", "narrow"}].
 
-    [{"model", "run", "fold", "seed", "before", "best", "steps", "widths", "narrow"}]. before, best: cost and validation
-    figures, if known; widths: {"before", "after"}, layer -> outputs; narrow: the baseline's, or None.
+    before, best: cost and validation figures, if known; widths: {"before", "after"}, layer -> outputs; narrow: the
+    baseline's, or None.
     """
     found = []
     for model in models:
@@ -195,7 +193,6 @@ QUESTIONS = {
 
 
 def _price(subject: str, cost: str) -> dict[str, str]:
-    """{}: points of macro-F1."""
     return {
         "better": f"{subject} cost nothing: macro-F1 rose by {{}} points",
         "worse": f"{subject} cost {{}} points of macro-F1",

@@ -25,8 +25,8 @@ PATIENCE = 300.0  # seconds that a fresh process has for its first answer
 def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, Any]:
     """Open a model in a fresh process and answer once, for x uint8 (1,*shape).
 
-    -> memory_mb (peak, 10⁶ bytes), bare_mb (peak before `opens` was imported; None: unknown), load_s (from there to the
-    answer), import_s (of it in imports). On failure: only why_not.
+    -> memory_mb (peak, 10⁶ bytes), bare_mb (peak before importing `opens`; None: unknown), load_s (from there to the
+    answer), import_s (its share of imports). On failure only why_not.
     """
     try:
         packed = pickle.dumps(opens)
@@ -49,7 +49,7 @@ def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, A
 
 
 def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8]) -> None:
-    """Unpickles only in the fresh process: it may import all of torch."""
+    """Unpickles late: that may import all of torch."""
     bare, spent = _peak_mb(), _clock_imports()
     start = time.perf_counter()
     try:
@@ -63,7 +63,7 @@ def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8])
 
 
 def _peak_mb() -> float | None:
-    """VmHWM starts anew at exec; the maximum of getrusage(2) does not."""
+    """VmHWM starts anew at exec; getrusage(2)'s maximum does not."""
     with suppress(OSError):
         if match := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return round(int(match[1]) * 1024 / 1e6, 1)
@@ -71,7 +71,7 @@ def _peak_mb() -> float | None:
 
 
 def _clock_imports() -> list[float]:
-    """Receives the seconds of each later outermost import."""
+    """A list that receives the seconds of each outermost import."""
     spent, depth = list[float](), [0]
 
     def clocked(real: Callable[..., Any]) -> Callable[..., Any]:

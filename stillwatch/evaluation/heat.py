@@ -1,4 +1,4 @@
-"""Temperature, clock, throttling where the kernel tells; latency of minutes without a pause. Must not import torch."""
+"""Temperature, clock and throttling as the kernel tells; latency over minutes without a pause."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ class Heat(TypedDict):
 
 
 class Stretch(Heat):
-    """Calls of a few seconds, and the machine at their end."""
+    """Calls of a few seconds, and the machine after them."""
 
     seconds: float  # since the first call
     calls: int
@@ -43,7 +43,7 @@ class Soak(TypedDict):
 
 
 def read() -> Heat:
-    """None: not told here."""
+    """None: not known here."""
     temperatures = [value / 1000 for value in _numbers("class/thermal/thermal_zone*/temp")]
     cores = "devices/system/cpu/cpu[0-9]*/cpufreq"
     now, most = (_numbers(f"{cores}/{name}") for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
@@ -62,7 +62,7 @@ def read() -> Heat:
 
 
 def soak(call: Callable[[], object], minutes: float, progress: Progress = NO_PROGRESS) -> list[Stretch]:
-    """Call without a pause for so long; at most 120 stretches, each of a second or more."""
+    """Call without a pause; at most 120 stretches of a second or more."""
     series, begun = list[Stretch](), time.monotonic()
     length, said = max(60 * minutes / 120, 1.0), begun
     while (start := time.monotonic()) - begun < 60 * minutes or not series:
@@ -81,7 +81,6 @@ def soak(call: Callable[[], object], minutes: float, progress: Progress = NO_PRO
 
 
 def told(heat: Heat, p50: float | None = None) -> str:
-    """In words."""
     words = [f"p50 {p50:.4g} ms" if p50 is not None else ""]
     words += [f"{heat['celsius']:.0f} °C" if heat["celsius"] is not None else ""]
     words += [f"{heat['mhz']:.0f} of {heat['most_mhz'] or heat['mhz']:.0f} MHz" if heat["mhz"] is not None else ""]
@@ -98,7 +97,7 @@ def _numbers(pattern: str) -> list[int]:
 
 
 def _pi() -> int:
-    """Raspberry Pi's firmware; 0 elsewhere."""
+    """Raspberry Pi's throttling flags; 0 elsewhere."""
     if not (tool := shutil.which("vcgencmd")):
         return 0
     with suppress(OSError, ValueError, subprocess.TimeoutExpired):

@@ -123,7 +123,7 @@ def parent(run: Run) -> str:
 
 
 def ancestors(run: Run, given: Mapping[str, Run]) -> list[Run]:
-    """Nearest first, as far as they exist: `given` by name, or in a folder beside it."""
+    """Nearest first: `given` by name, or in a folder beside it."""
     found: list[Run] = []
     while (name := parent(run)) and len(found) < 9:  # a chain is four long; a ring would have no end
         try:
@@ -158,7 +158,7 @@ def test(run: Run, recipe: Recipe) -> dict[str, object]:
 
 
 def narrow_run(pruned: Run) -> Run | None:
-    """The finished narrower student beside a pruned run: nearest in target arithmetic, then newest."""
+    """The finished narrower student beside it: nearest in arithmetic, then newest."""
     recipe = pruned.recipe
     found = [
         run
@@ -172,7 +172,7 @@ def narrow_run(pruned: Run) -> Run | None:
 
 
 def variant(run: Run, given: Mapping[str, Run]) -> str:
-    """How it was compressed: "0.6" (pruned), "pruned-0.6" (quantised), else ""."""
+    """Its compression: "0.6" (pruned), "pruned-0.6" (quantised), else ""."""
     kind = run.info.kind
     if kind not in COMPRESSED:
         return ""
@@ -188,7 +188,7 @@ def variant(run: Run, given: Mapping[str, Run]) -> str:
 def comparison_set(run: Run, split: str) -> list[Run]:
     """The runs to read it beside, itself last, if they took the same test.
 
-    For a compressed run: its ancestors and the narrower student that pruning must beat.
+    Of a compressed run: its ancestors and the narrower student that pruning must beat.
     """
     if run.info.kind not in COMPRESSED:
         return [run]
@@ -204,12 +204,12 @@ def comparison_set(run: Run, split: str) -> list[Run]:
 
 
 def comparable(run: Run) -> bool:
-    """An audit is not: it has no predictions."""
+    """False for an audit: it has no predictions."""
     return run.info.kind in KINDS or run.info.runtime is not None
 
 
 def enter(runs: Sequence[Run], split: str) -> list[Entry]:
-    """Open the predictions of finished runs of one split.
+    """Open finished runs' predictions of one split.
 
     Raises UserError for no runs, an audit, an unfinished run, missing predictions or different splits.
     """
@@ -240,11 +240,11 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
 
 
 def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
-    """(teacher, alone, distilled and their descendants, by family; lines on what was left out).
+    """(teacher, alone, distilled and descendants, by family; lines on what was left out).
 
-    Alone and distilled are cut to common (fold, seed) pairs, and each model to a full block: the most folds that one
-    seed covers, then all seeds that cover these. Raises UserError if two runs claim the same fold and seed, folds
-    overlap, or runs of one fold were tested on different samples.
+    Alone and distilled are cut to common (fold, seed) pairs, each model to a full block: the most folds that one seed
+    covers, then all seeds that cover these. Raises UserError if two runs claim the same fold and seed, folds overlap,
+    or runs of one fold were tested on different samples.
     """
     keyed = _keyed(entries)
     left: list[str] = []
@@ -272,7 +272,7 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
 
 
 def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, Block]:
-    """Teachers have none. Adds what is missing to `left`."""
+    """Adds what is missing to `left`."""
     blocks: dict[ModelKey, Block] = {}
     students = {key: cells for key, cells in keyed.items() if key.kind in DISTILLATION[1:]}
     for family in dict.fromkeys(key.family for key in students):
@@ -290,10 +290,7 @@ def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, 
 
 
 def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
-    """Both, cut to common folds and seeds; None if there are none.
-
-    Raises UserError if they were tested on different samples there.
-    """
+    """Both, cut to common folds and seeds; None if there are none. Raises UserError if their test samples differ."""
     first, second = ({entry.cell: entry for entry in model.entries} for model in (one, other))
     both = set(first) & set(second)
     if not both:
@@ -304,7 +301,7 @@ def shared(one: Model, other: Model) -> tuple[Model, Model] | None:
 
 
 def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
-    """recipe, net and variant are set only where the kind alone is ambiguous."""
+    """Sets recipe, net and variant only where the kind is ambiguous."""
     given = {entry.name: entry.run for entry in entries}
     variants = [variant(entry.run, given) for entry in entries]
     nets: dict[tuple[str, bool], list[tuple[str, str]]] = {}  # (recipe, teacher or student) -> (name, net)
@@ -335,7 +332,7 @@ def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
 
 
 def _net(entry: Entry) -> tuple[str, str]:
-    """Leaves out the file of the weights, which may differ by fold."""
+    """Without the weights' file, which may differ by fold."""
     net = entry.net
     weights = net.weights if net.weights in ("imagenet", "scratch") else "file"
     return net.name, net.model_copy(update={"weights": weights}).model_dump_json()

@@ -1,4 +1,4 @@
-"""A bench on another machine, over the system's own ssh. Must not import torch."""
+"""A bench on another machine, over the system's own ssh."""
 
 import io
 import json
@@ -50,7 +50,7 @@ class Board(NamedTuple):
         return board
 
     def run(self, script: str, given: bytes = b"", progress: Progress = NO_PROGRESS) -> bytes:
-        """Output of a shell script there; its errors are said, line by line. Raises UserError."""
+        """Output of a shell script there; its errors go to progress. Raises UserError."""
         if not (ssh := shutil.which("ssh")):
             raise UserError("ssh is not installed; apt-get install openssh-client")
         port = ("-p", str(self.port)) if self.port else ()
@@ -82,7 +82,7 @@ class Board(NamedTuple):
 def bench(
     bundle: Bundle, board: Board, words: Sequence[str], wheel: str | None = None, progress: Progress = NO_PROGRESS
 ) -> Report:
-    """`stillwatch bench` there -> its bench.json. wheel: installed first, WHEEL[extras]. Raises UserError."""
+    """`stillwatch bench` there -> its bench.json. wheel: WHEEL[extras] to install first. Raises UserError."""
     if wheel is not None:
         _install(board, wheel, progress)
     files = {f"bundle/{name}": bundle.path / name for name in (MANIFEST, *bundle.manifest.files)}

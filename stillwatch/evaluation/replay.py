@@ -51,8 +51,8 @@ class Incident(Segment, total=False):
 def read_truth(path: Path, labels: Sequence[str] = ()) -> list[Segment]:
     """Segments by time, from JSON {"segments": [{"start_s", "end_s", "label"}, …]}.
 
-    Time without a segment is safe. labels: of the bundle; empty: any word is valid. Raises UserError with the place,
-    key, value and nearest valid word.
+    Gaps are safe. labels: the bundle's; empty: any word is valid. Raises UserError with place, key, value and nearest
+    word.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def _segment(raw: object, place: str, labels: Sequence[str]) -> Segment:
 
 
 def incidents(truth: Sequence[Segment], safe: Sequence[str], any_label: bool = False) -> list[Incident]:
-    """Touching unsafe segments of one label, joined. any_label: of any label, named "a + b"."""
+    """Touching unsafe segments of one label, joined. any_label: of any, named "a + b"."""
     found: list[Incident] = []
     labels: list[list[str]] = []  # of each incident
     for segment in truth:
@@ -125,13 +125,12 @@ def replay(
 ) -> Report:
     """Play the steps to the alarm and compare its events with the truth.
 
-    steps: (seconds, probabilities (K,) or None, status), in order of time; "empty": a person filter skipped it.
-    readings: of the face, those up to a second that were not given yet. truth: None leaves its figures None.
-    An event is judged from its start to when it opened, however long it lasts. If that, widened by `tolerance` (s),
-    touches no unsafe truth, it is false. It is right if it touches an incident of its label (of any, if it names none
-    or the rule gathers evidence). The first right event that lasts into an incident and opened at most `tolerance`
-    after its end detects it, after max(0, opened - start) seconds. Camera events (blocked, frozen) do not count.
-    Raises UserError for a film without a frame.
+    steps: (seconds, probabilities (K,) or None, status), by time; "empty": a person filter skipped it. readings: the
+    face's new ones up to a second. truth: None leaves its figures None. An event is judged from its start to when it
+    opened. Widened by `tolerance` (s), it is false if it touches no unsafe truth, and right if it touches an incident
+    of its label (any, if it names none or the rule gathers evidence). The first right event that lasts into an incident
+    and opened at most `tolerance` after its end detects it, after max(0, opened - start) seconds. Camera events
+    (blocked, frozen) do not count. Raises UserError for a film without a frame.
     """
     events: dict[str, ReplayEvent] = {}
     times, answers, gauge, faces = list[float](), list[Answer](), list[float](), list[bool]()
@@ -189,7 +188,7 @@ def _compared(
     end: float,
     tolerance: float,
 ) -> Report:
-    """It sets each event's outcome."""
+    """Sets each event's outcome."""
     seen = incidents(truth, safe, any_label)
 
     def touches(event: ReplayEvent, until: str, incident: Incident) -> bool:
@@ -271,7 +270,7 @@ def _false_alarms(events: Sequence[ReplayEvent], hours: float) -> dict[str, obje
 
 
 def most(count: int, confidence: float = 0.95) -> float:
-    """Upper limit of a Poisson mean (one-sided, exact: Garwood 1936). By halving: a board has no scipy."""
+    """One-sided exact upper limit of a Poisson mean (Garwood 1936), by halving: a board has no scipy."""
     low, high = 1e-9, 4.0 * (count + 2)
     for _ in range(100):
         mean = (low + high) / 2
@@ -281,7 +280,7 @@ def most(count: int, confidence: float = 0.95) -> float:
 
 
 def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segment], labels: Sequence[str]) -> Report:
-    """Frames without an answer or a known label are left out."""
+    """Skips frames without an answer or a known label."""
     starts = np.array([segment["start_s"] for segment in truth])
     y, rows = [], []
     for now, answer in zip(times, p, strict=True):
@@ -299,7 +298,7 @@ def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segme
 def _series(
     times: Sequence[float], p: Sequence[Answer], gauge: Sequence[float], labels: Sequence[str], safe: Sequence[str]
 ) -> Report:
-    """Each stretch of a long film keeps the moment that alarms most."""
+    """Keeps the most alarming moment of each stretch."""
     table = np.stack([np.full(len(labels), np.nan) if row is None else np.asarray(row, float) for row in p])  # (N,K)
     score = np.nan_to_num(table[:, [k for k, label in enumerate(labels) if label not in safe]]).max(1, initial=0.0)
     chosen = list(range(len(times)))
@@ -316,7 +315,7 @@ def _series(
 
 
 def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list[Path]:
-    """Without matplotlib there is no replay.png. Returns the paths written."""
+    """Returns the paths written; without matplotlib no replay.png."""
 
     def picture() -> bytes:
         from stillwatch.evaluation.report import replay_plot

@@ -1,4 +1,4 @@
-"""Did distillation help, by how much, how surely; and warnings."""
+"""Did distillation help, by how much, how surely?"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Difference(metrics.Paired):
 
 @dataclass(frozen=True)
 class Comparison(metrics.Paired):
-    """How much better one model is than another, sample by sample, in `metric`."""
+    """One model against another, sample by sample, in `metric`."""
 
     metric: str
     seeds: int
@@ -43,7 +43,7 @@ class Comparison(metrics.Paired):
     def in_words(self, words: Mapping[str, str], who: str, luck: bool = True) -> str:
         """words: of each outcome and "cannot"; {} is the points. who: the test set, such as "5 new drivers".
 
-        luck: one seed says nothing of the next; False where both models are of one training.
+        luck: False where both models are of one training, so that seeds do not matter.
         """
         told, seeds = self.conclusion(luck), f" and {self.seeds} seeds" if self.seeds > 1 else ""
         if told == "same":
@@ -123,7 +123,7 @@ def verdict(alone: Model, distilled: Model) -> Verdict | None:
 
 
 def paired_difference(one: Model, other: Model) -> Comparison | None:
-    """How much better `other` is, by sample; None if folds or seeds differ."""
+    """How much better `other` is; None if folds or seeds differ."""
     if (one.folds, one.seeds) != (other.folds, other.seeds):
         return None
     y, group = one.said.y, one.said.group
@@ -147,7 +147,7 @@ def paired_difference(one: Model, other: Model) -> Comparison | None:
 
 
 def outcome_of(found: metrics.Paired, groups: int, several: bool) -> Outcome:
-    """ "unclear": the interval holds zero, so few groups may agree by chance, or there are not several seeds."""
+    """ "unclear": the interval holds zero, and few groups or a single seed may agree by chance."""
     if found.difference == 0 and (found.ci95 or [0, 0]) == [0, 0]:
         return "same"
     if found.ci95 is None or found.ci95[0] <= 0 <= found.ci95[1] or groups < DECIDE or not several:
@@ -196,7 +196,6 @@ def _by_pair(alone: Model, distilled: Model) -> list[PairRow]:
 
 
 def _clips(alone: Model, distilled: Model) -> Clips | None:
-    """None if the data has no clips."""
     said = alone.said
     one, two = (metrics.by_sequence(said.sequence, said.y, model.p) for model in (alone, distilled))
     if one is None or two is None:
@@ -209,7 +208,7 @@ def _clips(alone: Model, distilled: Model) -> Clips | None:
 
 
 def retention(teacher: Model, student: Model) -> float | None:
-    """The student's accuracy over the teacher's, on common samples (violence paper, Table I)."""
+    """Student's accuracy over the teacher's, on common samples (violence paper, Table I)."""
     _, mine, theirs = np.intersect1d(teacher.said.id, student.said.id, return_indices=True)
     if not len(mine):
         return None
@@ -218,9 +217,9 @@ def retention(teacher: Model, student: Model) -> float | None:
 
 
 def known_vs_new(model: Model) -> dict[str, float] | None:
-    """Mean accuracy on people seen in training ("known": validation slice) and new ones ("new": test).
+    """Accuracy on people seen in training ("known": validation) and new ones ("new": test).
 
-    None if validation is no slice of the training groups or was not kept.
+    None if validation holds others, or was not kept.
     """
     data = model.entries[0].recipe.data
     if (
@@ -348,7 +347,7 @@ def related(one: Model, other: Model) -> bool:
 
 
 def _audits(models: Sequence[Model]) -> list[str]:
-    """Each warning once: folds repeat it with other numbers."""
+    """Each once: folds repeat a warning with other numbers."""
     found: dict[str, str] = {}
     for entry in (entry for model in models for entry in model.entries):
         for line in (entry.run.read_json("audit.json") or {}).get("warnings", []):

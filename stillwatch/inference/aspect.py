@@ -1,4 +1,4 @@
-"""Warns of a camera whose picture has another shape than the training pictures. Must not import torch."""
+"""Warns of a camera whose picture has another shape than the training pictures."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ BRIEF = 20.0  # ms of a forward, up to which the golden frames are asked: a watc
 
 
 def warning(detector: "Detector", height: int, width: int, how: Fit | None = None) -> str:
-    """One line where such a picture is unlike the training pictures; "" where `how` is set."""
+    """One line where its picture is unlike the training pictures; "" where `how` is set."""
     learnt, seen = detector.bundle.manifest.input.aspect, width / height
     if learnt is None or how is not None or max(seen / learnt, learnt / seen) < SAME:
         return ""
@@ -34,7 +34,7 @@ def warning(detector: "Detector", height: int, width: int, how: Fit | None = Non
 
 
 def _effect(detector: "Detector", wider: float) -> str:
-    """How many golden frames keep their answer in the middle of a `wider` picture, by each fit."""
+    """How many golden frames keep their answer inside a `wider` picture, by each fit."""
     *_, height, width, channels = detector.bundle.manifest.input.shape
     if detector.bundle.manifest.input.fit != "stretch" or detector.choice["ms"] > BRIEF:
         return ""
@@ -55,7 +55,7 @@ def _effect(detector: "Detector", wider: float) -> str:
 def shaped(
     detector: "Detector", film: Iterable[tuple[float, NDArray[np.uint8]]], how: Fit | None, say: Callable[[str], None]
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """The film of (seconds, uint8 (H,W,3)) in the training pictures' shape; says once where it is unlike it."""
+    """The film (seconds, uint8 (H,W,3)) in the training pictures' shape; says once where it is unlike."""
     aspect = detector.bundle.manifest.input.aspect
     for number, (seconds, picture) in enumerate(film):
         if not number and (words := warning(detector, picture.shape[0], picture.shape[1], how)):

@@ -1,4 +1,4 @@
-"""A bundle's fastest file that reproduces the golden frames here. Must not import torch."""
+"""A bundle's fastest file that reproduces the golden frames here."""
 
 import hashlib
 import json
@@ -42,9 +42,9 @@ class Contender(NamedTuple):
 class Detector:
     """A proved net of a bundle. One thread at a time.
 
-    labels: in the order of the probabilities.
-    choice: {"file", "runtime", "ms" (median of a call of `batch`), "cached", "candidates"}.
-    map: (h,w) of the evidence, whose h·w values follow the K in each row of predict(); None: not asked for.
+    labels: in the order of the probabilities. choice: {"file", "runtime", "ms" (median call of `batch`), "cached",
+    "candidates"}. map: (h,w) of the evidence: its h·w values follow the K in each row of predict(); None: not asked
+    for.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Detector:
     ):
         """Load, prove and choose; the golden frames are the warm-up.
 
-        threads: None: this process's cores, at most 4 (more slow small nets). batch: pictures that usually come
+        threads: None: the process's cores, at most 4 (more slow small nets). batch: pictures that usually come
         together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. fresh: ignore a
-        remembered choice. maps: only files that show where the evidence is.
-        Raises UserError if the bundle was changed, or nothing reproduces its golden frames.
+        remembered choice. maps: only files that show where the evidence is. Raises UserError if the bundle was changed,
+        or nothing reproduces its golden frames.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
         manifest = self.bundle.manifest
@@ -79,9 +79,9 @@ class Detector:
         self.map = self.bundle.model(self.choice["file"]).map if maps else None
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """n pictures uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size -> float32 (n,K).
+        """n pictures uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size -> float32 (n,K); of clips each (T,H,W,C).
 
-        For a net of clips each is (T,H,W,C). Raises ValueError for another dtype or shape. predict() does not resize.
+        Raises ValueError for another dtype or shape. predict() does not resize.
         """
         about = self.bundle.manifest.input
         x = np.empty((len(pictures), *about.shape), np.uint8)
@@ -96,7 +96,7 @@ class Detector:
 
 
 def fitted(about: bundle.Input, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture of any size -> (H,W,C) of the net's."""
+    """-> (H,W,C) of the net's size."""
     height, width, channels = about.shape[-3:]
     return image.fit(picture, (height, width), about.fit, channels)
 
@@ -112,7 +112,7 @@ def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alar
 
 
 def fused_by(head: bundle.Fusion | None) -> Fuse | None:
-    """A bundle's head over the net's answer (K,) and the driver's face."""
+    """The head over an answer (K,) and the driver's face."""
     return partial(fuse, weight=np.array(head.weight), bias=np.array(head.bias)) if head else None
 
 
@@ -126,7 +126,7 @@ def threshold_of(made: bundle.Bundle) -> float | None:
 
 
 def rate(manifest: bundle.Manifest) -> float | None:
-    """Frames a second that a net of clips was trained on."""
+    """A net of clips' training frames a second."""
     if manifest.input.look:
         return 1 / ticks(manifest.input.look)[1]
     data = (manifest.run.get("recipe") or {}).get("data") or {}
@@ -134,13 +134,12 @@ def rate(manifest: bundle.Manifest) -> float | None:
 
 
 def memory(detector: Detector) -> streams.Memory:
-    """An empty one, for one camera."""
     looks, pace = look_ticks(detector.bundle.manifest.input), rate(detector.bundle.manifest)
     return streams.Memory(detector.predict, looks, MISSED / pace if pace and len(looks) > 1 else np.inf)
 
 
 def look_ticks(about: bundle.Input) -> tuple[int, ...]:
-    """A look's moments, oldest first, in frames of the net's rate before the newest; (0,): one picture."""
+    """A look's moments, oldest first, in training frames before the newest; (0,): one picture."""
     if about.look:
         return ticks(about.look)[0]
     return tuple(range(about.shape[0] - 1, -1, -1)) if len(about.shape) == 4 else (0,)
@@ -149,10 +148,10 @@ def look_ticks(about: bundle.Input) -> tuple[int, ...]:
 def steps(
     detector: Detector, film: Iterable[tuple[float, NDArray[np.uint8]]], batch: int = 16, people: People | None = None
 ) -> Iterator[tuple[float, NDArray[np.float32] | None, Status]]:
-    """(seconds, probabilities float32 (K,), "ok") of each frame of a film of (seconds, uint8 (H,W,3)).
+    """(seconds, float32 (K,), "ok") of each frame of a film of (seconds, uint8 (H,W,3)).
 
-    A net of clips sees frames at its training rate; None before a look is whole, after a gap or another size too.
-    people: a look without a person is None, "empty".
+    A net of clips sees its training rate; None before a look is whole, after a gap or another size too. people: a look
+    without a person is None, "empty".
     """
     about = detector.bundle.manifest.input
     film, stills = iter(film), len(about.shape) == 3
@@ -187,7 +186,7 @@ def look(source: Path, threads: int = 1, batch: int = 1) -> Detector:
 
 
 class Pair:
-    """Net, face reader and head, as a camera has them: for a bench."""
+    """Net, face reader and head as on a camera, for a bench."""
 
     def __init__(self, source: Path, threads: int = 1, batch: int = 1):
         """Raises UserError where the reader's weights are missing."""
@@ -196,7 +195,7 @@ class Pair:
         self._normal = Normal()
 
     def __call__(self, x: NDArray[np.uint8]) -> list[ArrayLike]:
-        """uint8 (n,*shape) -> n answers (K,), a face read for each."""
+        """uint8 (n,*shape) -> n answers (K,)."""
         faces = [self._normal.step(*self._read()) for _ in x]
         answer: Any = streams.one_look(self._detector.predict, x)()
         p = answer[0] if isinstance(answer, tuple) else answer
@@ -314,7 +313,7 @@ def _remembered(
 
 
 def _remember(place: Path, choice: Mapping[str, Any]) -> None:
-    """On a read-only or full disk each start chooses anew."""
+    """A full or read-only disk only means choosing again."""
     made = {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()._asdict()}
     with suppress(OSError), atomic(place) as draft:
         draft.write_text(json.dumps({**choice, **made}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Engines that run our calls on other machines: Ray. What a call writes, it writes by itself. Must not import torch."""
+"""Engines that run our calls on other machines: Ray. Calls save their own results."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,10 @@ QUIET = {"RAY_usage_stats_enabled": "0", "RAY_usage_stats_prompt_enabled": "0", 
 def over(
     calls: Sequence[Callable[[], T]], on: str, workers: int | None = None, gpus: int = 0
 ) -> Iterator[tuple[int, T | str]]:
-    """Each call's number, and what it returned or why its process died, as they end.
+    """(call's number, its result or why its process died), as they end.
 
-    on: "ray": the cluster of RAY_ADDRESS, or one of `workers` on this machine; "ray://HOST:PORT". A call takes one core
-    and `gpus`, and must find this package and working directory there. Raises UserError.
+    on: "ray": RAY_ADDRESS's cluster, or one of `workers` here; "ray://HOST:PORT". A call takes one core and `gpus`, and
+    must find this package and working directory there. Raises UserError.
     """
     if on != "ray" and not on.startswith("ray://"):
         raise UserError(f"--on {on}: is ray, or ray://HOST:PORT{nearest(on, ['ray'])}")

@@ -1,4 +1,4 @@
-"""Pictures -> the driver's face: box, 468 points, eyelids, mouth, angles. Must not import torch."""
+"""Pictures -> the driver's face: box, 468 points, eyelids, mouth, angles."""
 
 import math
 from collections.abc import Callable
@@ -36,17 +36,17 @@ class Choice(NamedTuple):
 
 
 class FaceReader:
-    """Follows one camera's driver; for one thread. detect: the face detector, also for others."""
+    """Follows one camera's driver; for one thread. detect: the face detector."""
 
     def __init__(self, threads: int = 1, runtime: str | None = None):
-        """Raises UserError where weights are missing, or nothing here runs them faithfully."""
+        """Raises UserError where weights are missing, or no runtime here is faithful."""
         self.detect = YuNet(SIDE)
         self.choice, self._net = fastest(weights.find(weights.POINTS), threads, runtime)
         self._last: Face | None = None
         self._sought = -math.inf
 
     def __call__(self, image: Picture, seconds: float) -> Face | None:
-        """image: uint8 (H,W,3) RGB of any size. seconds: rising. None: no face, which says nothing about eyes."""
+        """image: uint8 (H,W,3) RGB of any size. seconds: rising. None: no face."""
         if seconds < self._sought:  # a film began again
             self._last, self._sought = None, -math.inf
         since = seconds - self._sought
@@ -60,7 +60,6 @@ class FaceReader:
         return self._last
 
     def begin(self, image: Picture, square: Square) -> None:
-        """Follow the face that lies there."""
         self._last = self._read(image, square)
 
     def _read(self, image: Picture, square: Square) -> Face | None:
@@ -70,7 +69,7 @@ class FaceReader:
 
 
 def fastest(path: Path, threads: int = 1, runtime: str | None = None) -> tuple[Choice, runtimes.Predict]:
-    """The fastest runtime here that gives the golden points. Raises UserError where none does."""
+    """The fastest runtime here that gives the golden points. Raises UserError."""
     nets, reasons = dict[str, runtimes.Predict](), list[str]()
     x = probe()[None]
     for name in [runtime] if runtime else runtimes.readers(path):
@@ -92,7 +91,7 @@ def fastest(path: Path, threads: int = 1, runtime: str | None = None) -> tuple[C
 
 
 def probe() -> Picture:
-    """uint8 (CROP,CROP,3): a face of three ellipses, by formula."""
+    """uint8 (CROP,CROP,3): a face of three ellipses."""
     y, x = (np.indices((CROP, CROP)) - CROP / 2) / (CROP / 2)
     head = 90 + 100 * (x**2 / 0.4 + y**2 / 0.55 < 1)
     for middle, down, wide, tall in ((-0.26, -0.12, 0.12, 0.05), (0.26, -0.12, 0.12, 0.05), (0, 0.36, 0.2, 0.06)):
@@ -101,7 +100,7 @@ def probe() -> Picture:
 
 
 def drawn(threads: int = 1) -> Callable[[], tuple[float, Signals | None]]:
-    """For a bench: each call reads a drawn driver in 640×360, 25 a second -> (s, signals)."""
+    """For a bench: each call reads a drawn 640×360 driver at 25 fps -> (s, signals)."""
     image, read, times = np.full((360, 640, 3), 90, np.uint8), FaceReader(threads), count()
     image[84 : 84 + CROP, 224 : 224 + CROP] = probe()
     read.begin(image, Square(320, 180, CROP, 0.0))

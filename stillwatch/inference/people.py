@@ -1,4 +1,4 @@
-"""Pictures -> is anybody there, by an ONNX detector of one's own. Must not import torch."""
+"""Pictures -> is anybody there, by an ONNX detector of one's own."""
 
 from pathlib import Path
 
@@ -15,13 +15,12 @@ MISSES = 3  # pictures in a row without a person, before nobody is there: in a f
 
 
 class People:
-    """Is a person in one camera's pictures? Only every nth is asked; until the next the answer stays."""
+    """Is a person in one camera's pictures? Asks every nth, and keeps its answer between."""
 
     def __init__(self, model: Path, every: int = 5, confidence: float = 0.3, threads: int = 1):
-        """model: ONNX; takes one picture of fixed size, pixels 0..255: (1,3,H,W) BGR as YOLOX, or (1,H,W,3) RGB.
-
-        It gives YOLOX's (1,boxes,5+classes), person as class 0, or a person's probability: (1,1), or the second of
-        (1,2). Raises UserError for another.
+        """model: ONNX; one picture of fixed size, pixels 0..255: (1,3,H,W) BGR as YOLOX, or (1,H,W,3) RGB -> YOLOX's
+        (1,boxes,5+classes), person as class 0, or a person's probability: (1,1), or the second of (1,2). Raises
+        UserError for another.
         """
         self.every, self.confidence = every, confidence
         self.checked = self.skipped = 0  # pictures asked; pictures without a person
@@ -40,11 +39,11 @@ class People:
             raise UserError(f"{model}: its score of an empty picture is {p:.3g}; wanted: a probability")
 
     def clear(self) -> None:
-        """After a gap: the next picture is asked, and somebody may be there."""
+        """After a gap."""
         self._since, self._missed = 0, 0
 
     def __call__(self, image: NDArray[np.uint8]) -> bool:
-        """image: uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size, the camera's next."""
+        """image: uint8 (H,W), (H,W,1) or (H,W,3) RGB of any size."""
         if self._since == 0:
             self._missed = 0 if self.score(image) >= self.confidence else self._missed + 1
             self.checked += 1
@@ -53,7 +52,7 @@ class People:
         return self._missed < MISSES
 
     def score(self, image: NDArray[np.uint8]) -> float:
-        """The surest person's. Raises ValueError for another answer than the constructor names."""
+        """The surest person's. Raises ValueError for an unexpected output."""
         (height, width), (h, w) = self._size, image.shape[:2]
         scale = min(height / h, width / w)
         canvas = np.full((height, width, 3), GRAY, np.uint8)

@@ -1,4 +1,4 @@
-"""Open a model file in each installed runtime (RUNTIMES). Must not import torch."""
+"""Open a model file in each installed runtime (RUNTIMES)."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ class Session(NamedTuple):
 
 
 class Ports(NamedTuple):
-    """What a file takes and gives: several outputs are joined; pixels times `scale` where it takes floats."""
+    """Several outputs are joined; `scale` is for files that take floats."""
 
     shape: Shape  # of one sample
     outputs: int = 1
@@ -47,13 +47,12 @@ class Runtime(NamedTuple):
 def open(
     path: Path, runtime: str, shape: Shape, threads: int = 1, batch: int = 1, outputs: int = 1, scale: float = 1.0
 ) -> Predict:
-    """The file as a function uint8 (n,*shape) -> float32 (n,K), for one thread at a time; a streamed net: a Stream.
+    """The file as uint8 (n,*shape) -> float32 (n,K), for one thread at a time; a streamed net: a Stream.
 
     runtime: of RUNTIMES, perhaps with a device: "openvino:GPU", "onnxruntime:CUDAExecutionProvider". shape: (H,W,C) or
-    (T,H,W,C). batch: tunes a file of free batch; others split and pad. outputs: 2 takes a bundle's map, or another ONNX
-    file's second, too: its values follow the K. scale: of pixels, where an ONNX file takes floats.
-    Raises UserError for an unknown or missing runtime, an unreadable or misshapen file. The function raises ValueError
-    for other pictures.
+    (T,H,W,C). batch: tunes a file of free batch; others split and pad. outputs: 2 appends a bundle's map, or another
+    ONNX file's second output, to the K. scale: of pixels, where an ONNX file takes floats. Raises UserError for an
+    unknown or missing runtime, an unreadable or misshapen file; the function ValueError for other pictures.
     """
     entry, device = named(runtime)
     if path.suffix not in entry.formats:
@@ -68,7 +67,7 @@ def open(
 
 
 def named(runtime: str) -> tuple[Runtime, list[str]]:
-    """A runtime and its device, if named. Raises UserError for one that is unknown or not here."""
+    """(runtime, its device if named). Raises UserError for one that is unknown or not here."""
     name, colon, device = runtime.partition(":")
     if name not in RUNTIMES:
         raise UserError(f"runtime = {runtime!r}: unknown{nearest(name, RUNTIMES)}")
@@ -86,7 +85,7 @@ def named(runtime: str) -> tuple[Runtime, list[str]]:
 
 
 def foreign(path: Path, threads: int = 1) -> tuple[Shape, Callable[[NDArray[np.uint8]], NDArray[Any]]]:
-    """An ONNX file of somebody else's: one sample's shape as it says (names where a side is free), uint8 -> its output.
+    """Somebody else's ONNX file: one sample's shape (names where free), uint8 -> its output.
 
     Raises UserError for an unreadable file, or several inputs or outputs.
     """
@@ -110,16 +109,13 @@ def _explained(path: Path, runtime: str) -> Iterator[None]:
 
 
 def telemetry_off() -> None:
-    """ONNX Runtime's official builds send usage to Microsoft unless this is set before import (its Privacy.md)."""
+    """Before its import: ONNX Runtime's official builds send usage to Microsoft (its Privacy.md)."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Keep OpenVINO and NNCF from sending events to Google Analytics.
-
-    They do if openvino_telemetry can be imported; inside the block it cannot be.
-    """
+    """Keeps OpenVINO and NNCF from reporting to Google Analytics, by hiding openvino_telemetry."""
     telemetry_off()
     missing, reporter = object(), "openvino_telemetry"
     before: object = sys.modules.get(reporter, missing)
@@ -133,7 +129,7 @@ def no_telemetry() -> Iterator[None]:
 
 
 def installed(runtime: str) -> bool:
-    """It does not import the library."""
+    """Without importing the library."""
     return importlib.util.find_spec(RUNTIMES[runtime].needs) is not None
 
 
@@ -330,7 +326,7 @@ def _openvino_stream(core: Any, model: Any, ports: Ports, threads: int, batch: i
 
 
 def _ncnn(path: Path, ports: Ports, threads: int, batch: int) -> Session:
-    """pnnx's two files: float pixels 0..255 (H,W,C) in, K probabilities out; one picture a call."""
+    """pnnx's two files: float pixels 0..255 (H,W,C) -> K probabilities, one picture a call."""
     import ncnn
 
     net = ncnn.Net()

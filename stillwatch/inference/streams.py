@@ -1,4 +1,4 @@
-"""Streamed nets: one new frame a call, and a state for each camera. Must not import torch or a runtime."""
+"""Streamed nets: one new frame a call, and a state for each camera."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 
 class Stream:
-    """step() takes a new frame of each camera; a call with whole looks (n,T,H,W,C) starts anew for each."""
+    """step() takes a new frame of each camera; a call with whole looks (n,T,H,W,C) starts anew."""
 
     def __init__(
         self, run: Callable[..., States], takes: int | None, states: tuple[State, ...], shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Stream:
         return [np.zeros((count, *state.shape), state.dtype) for state in self.states]
 
     def step(self, x: NDArray[np.uint8], states: States, seen: ArrayLike) -> tuple[NDArray[np.float32], States]:
-        """x: (n,H,W,C), each camera's frame after `seen` others (n,) since start(). Returns p (n,K), and the states."""
+        """x: (n,H,W,C), each camera's frame after `seen` others (n,). Returns p (n,K), states."""
         if x.dtype != np.uint8 or x.shape[1:] != self.shape[1:]:
             raise ValueError(f"the net takes uint8 (n,{','.join(map(str, self.shape[1:]))}), not {x.dtype} {x.shape}")
         parts, size = [], self._takes or len(x)
@@ -64,22 +64,22 @@ class Stream:
 
 
 def one_look(predict: Callable[[NDArray[np.uint8]], Any], x: NDArray[np.uint8]) -> Callable[[], object]:
-    """What a camera pays for a new frame: a call with x, of a streamed net with its newest frames."""
+    """A camera's cost per frame: a call with x, of a streamed net with its newest frames."""
     if isinstance(predict, Stream):  # with a full memory
         return partial(predict.step, np.ascontiguousarray(x[:, -1]), predict.start(len(x)), predict.shape[0])
     return partial(predict, x)
 
 
 class Memory:
-    """What is remembered of one camera: a streamed net's states, or the newest frames."""
+    """Of one camera: a streamed net's states, or the newest frames."""
 
     def __init__(self, predict: Callable[..., Any], ticks: Sequence[int], gap: float = np.inf):
-        """ticks: a look's moments, in frames before the newest. gap: seconds between two frames that no look spans."""
+        """ticks: a look's moments, in frames before the newest. gap: seconds between frames that no look spans."""
         self._predict, self.ticks, self.gap = predict, ticks, gap
         self.clear()
 
     def clear(self) -> None:
-        """After a gap: a look must not span it."""
+        """After a gap."""
         self.seen, self.last = 0, np.inf
         self.states = self._predict.start(1) if isinstance(self._predict, Stream) else []
         self.frames: deque[NDArray[np.uint8]] = deque(maxlen=self.ticks[0] + 1)
@@ -100,7 +100,7 @@ def look(
     memories: Sequence[Memory],
     seconds: Sequence[float],
 ) -> list[NDArray[np.float32] | None]:
-    """A new frame (H,W,C) of each of n cameras -> its probabilities (K,); None while the camera's look is not whole.
+    """Each camera's new frame (H,W,C) -> its probabilities (K,); None while its look is not whole.
 
     seconds: of each frame, on its camera's clock.
     """

@@ -1,4 +1,4 @@
-"""Race runtimes, pin to cores, describe this machine. Must not import torch."""
+"""Race runtimes, pin to cores, describe this machine."""
 
 import gc
 import os
@@ -35,8 +35,8 @@ def race(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
-    Rounds are shuffled (seeded), so that other load meets all alike. An untimed call before each brings weights back
-    into cache and lets other threads sleep. After limit_s the race ends early, with at least 3 rounds.
+    Rounds are shuffled (seeded), so that other load meets all alike. An untimed call before each warms the cache and
+    lets other threads sleep. After limit_s it ends early, after 3 rounds at least.
     """
     order, shuffle = list(entrants), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -70,9 +70,9 @@ def race(
 
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """Keep all threads of this process, and new ones, on so many cores.
+    """Keep this process's threads, new ones too, on so many cores, if the system can.
 
-    First logical cores come first, then high numbers: boards number large cores last. Does nothing without such a call.
+    First logical cores come first, then high numbers: boards number large cores last.
     """
     if not can_pin():
         yield
@@ -99,7 +99,7 @@ def machine() -> Machine:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """That this process may use."""
     return len(_allowed())
 
 
@@ -112,7 +112,7 @@ def _allowed() -> set[int]:
 
 
 def _tasks() -> list[int]:
-    """sched_setaffinity(2) moves one thread at a time, and those that it starts later."""
+    """sched_setaffinity(2) moves one thread, and those it starts later."""
     with suppress(OSError):
         return [int(path.name) for path in Path("/proc/self/task").iterdir()]
     return [0]

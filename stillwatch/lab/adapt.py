@@ -1,4 +1,4 @@
-"""Adapt: a student goes on learning on one new person or camera, under its teacher and under a guard."""
+"""Adapt: a student learns on from one new person or camera, under its teacher and a guard."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -27,8 +27,8 @@ PRIOR = 0.5  # weight of the statistics that a batch norm had (a prior, as in Sc
 def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
     """A run of kind "adapted": the student after recipe.adapt on each film's beginning, judged on its end.
 
-    to: a folder, film or csv, or a group of the run's test split, whose labels judge. name: what `to` is called.
-    Raises UserError where it collapses, forgets too much, or has no teacher.
+    to: a folder, film or csv, or a group of the run's test split, whose labels judge. name: what `to` is called. Raises
+    UserError where it collapses, forgets too much, or has no teacher.
     """
     # Where labels are known, the answers go into predictions/before.npz and adapted.npz, never into a test's: the
     # person is no longer new
@@ -79,7 +79,7 @@ def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
 
 
 def _parts(whole: Dataset, to: str, part: float) -> tuple[Dataset, Dataset]:
-    """Each film's beginning and the rest, without labels. A still's class stands for its film."""
+    """Each film's beginning, and the rest, unlabelled. A still's class stands for its film."""
     base = next((one for one in whole.unlabelled if one.aside), None)
     if base is None:
         tested = {whole.samples[row].group for row in whole.rows["test"]}
@@ -103,14 +103,13 @@ def _parts(whole: Dataset, to: str, part: float) -> tuple[Dataset, Dataset]:
 
 
 def _said(mine: Predict, part: Dataset, rows: Rows | None = None) -> NDArray[np.float32]:
-    """(N,K)."""
     x = LazyRows(part.store.pixels, part.rows["train"] if rows is None else rows)
     return predict(mine, (x[slice(at, at + 64)] for at in range(0, len(x), 64)))
 
 
 @torch.no_grad()
 def settle(net: Classifier, part: Dataset, batch: int) -> None:
-    """Batch norms' statistics become the mean of their own and those of part's pictures."""
+    """Batch norms' statistics become the mean of their own and part's."""
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         raise UserError(f"adapt.what = 'norms': net {net.name} has no batch norm; take adapt.what = 'all'")
@@ -133,10 +132,8 @@ def settle(net: Classifier, part: Dataset, batch: int) -> None:
 
 
 def _guard(reference: NDArray[np.float32], after: NDArray[np.float32], forgot: float, most: float) -> None:
-    """Raises UserError."""
-
     def classes(p: NDArray[np.float32]) -> float:
-        """How many, as the exponent of the mean answer's entropy."""
+        """How many, by the mean answer's entropy."""
         mean = metrics.normalised(p).mean(0)
         return float(np.exp(-(mean * np.log(np.maximum(mean, 1e-9))).sum()))
 
@@ -155,7 +152,6 @@ def _guard(reference: NDArray[np.float32], after: NDArray[np.float32], forgot: f
 def _judged(
     made: Run, whole: Dataset, learnt: Dataset, later: Dataset, answers: dict[str, NDArray[np.float32]]
 ) -> Adapted:
-    """What changed on the later part."""
     rows, figures = later.rows["train"], dict[str, dict[str, float]]()
     names = {key: p.argmax(1) for key, p in answers.items()}
     alike = {key: float((names[key] == names["teacher"]).mean()) for key in answers if "teacher" in answers}

@@ -1,4 +1,4 @@
-"""Where a run's net and its teacher look, and where eyes and mouth are. Trains nothing."""
+"""Where a run's net and its teacher look, and where eyes and mouth are."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,7 +21,7 @@ STRIDE = 8  # of the maps that are shown, or the nearest that the net has
 
 
 class Seen(NamedTuple):
-    """What evaluation.report.occlusion.hiding takes, and a picture."""
+    """For evaluation.report.occlusion.hiding, and a picture."""
 
     predict: Predict
     x: NDArray[np.uint8]  # (N,T,H,W,C)
@@ -55,7 +55,7 @@ def seen(run: Run, split: str = "test") -> Seen | None:
 
 
 def energy(net: Classifier, x: torch.Tensor) -> NDArray[np.float32]:
-    """uint8 (B,T,H,W,C) -> (B,h,w): the channels' mean square, 1 at its highest."""
+    """uint8 (B,T,H,W,C) -> (B,h,w): the channels' mean square, at most 1."""
     stride = min(net.channels, key=lambda s: abs(s - STRIDE))
     with torch.inference_mode():
         found = net.eval()(x, (stride,)).maps[stride].square().mean(1)

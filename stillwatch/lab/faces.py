@@ -1,4 +1,4 @@
-"""The faces of a data set, read once at native size and kept beside its pictures. Trains nothing."""
+"""The faces of a data set, read once at native size and kept beside its pictures."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -34,12 +34,12 @@ class FaceTable(NamedTuple):
         return ~np.isnan(np.asarray(self.signals[:, 0], np.float32))
 
     def placed(self, which: Sequence[int], data: Data) -> NDArray[np.floating]:
-        """(N,P,2): these points in the picture that a net sees, in shares of its width and height."""
+        """(N,P,2): these points in the net's picture, in shares of its width and height."""
         at, box = self.points[:, list(which), :2].astype(np.float64), np.asarray(self.box, np.float64)[:, None]
         return image.shares(at * box[..., 2:] + box[..., :2], self.size[:, None], data.hw, data.fit)
 
     def regions(self, data: Data) -> NDArray[np.float32]:
-        """(N,3,4): both eyes' and the mouth's Gaussian, middle (x, y) and spread (x, y), in shares as placed()."""
+        """(N,3,4): Gaussians of both eyes and the mouth, middle (x, y) and spread (x, y), as placed()."""
         # d is the eyes' distance, at least 0.35 of the box. Eyes: 0.3 d. Mouth: half its width + 0.1 d, and 0.3 d
         box, size = (np.asarray(x, np.float64)[:, None] for x in (self.box, self.size))
         parts = (self.points[:, list(part), :2].astype(np.float64) for part in (LEFT_EYE, RIGHT_EYE, MOUTH))
@@ -53,10 +53,7 @@ class FaceTable(NamedTuple):
 
 
 def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS) -> FaceTable:
-    """The newest frame's face of each sample. key: of the data's cache, cache.Store.key.
-
-    Raises UserError where the reader's weights are missing.
-    """
+    """Of each sample's newest frame. key: cache.Store.key. Raises UserError where the reader's weights are missing."""
     pins = [weights.WEIGHTS[name].sha256 for name in (weights.YUNET, weights.POINTS)]
     kept: list[tuple[NDArray[np.float32], ...]] = []  # read file by file, taken row by row
     waiting = _read_all(samples)
@@ -73,7 +70,7 @@ def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS)
 
 
 def _read_all(samples: Sequence[Sample]) -> Iterator[tuple[NDArray[np.float32], ...]]:
-    """A FaceTable's row of each sample, in order."""
+    """A FaceTable's rows, in order."""
     read, at = None if all(sample.face for sample in samples) else FaceReader(), 0.0
     nobody = tuple(np.full(shape, np.nan, np.float32) for shape in (len(Signals._fields), 4, (COUNT, 3), 2))
     for _, run in groupby(samples, key=lambda sample: sample.path if sample.frames else sample.id):
@@ -91,7 +88,7 @@ def _read_all(samples: Sequence[Sample]) -> Iterator[tuple[NDArray[np.float32], 
 
 
 def _native(samples: list[Sample]) -> Iterator[Picture | None]:
-    """The newest frame of samples of one file, as it was filmed; None where it cannot be read."""
+    """The newest frames of one file's samples, unresized; None where unreadable."""
     first = samples[0]
     if first.read:
         for _, picture in first.read(samples):

@@ -1,4 +1,4 @@
-"""What lies in a folder, by its names and a handful of pictures: layout, labels, splits, groups. Imports no torch."""
+"""What lies in a folder, by its names and a handful of pictures: layout, labels, splits, groups."""
 
 import os
 import re
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Grouping(NamedTuple):
-    """A rule for data.group, what speaks for it, and whether names alone leave no doubt."""
+    """A rule for data.group, its evidence, and whether names alone leave no doubt."""
 
     rule: str
     groups: tuple[str, ...]  # one an entry that was looked at
@@ -60,7 +60,7 @@ class Grouping(NamedTuple):
 
 @dataclass(frozen=True)
 class Inventory:
-    """entries: a tree's are bounded by MOST. shape: height and width of idx pictures."""
+    """entries: of a tree at most MOST. shape: height and width of idx pictures."""
 
     root: Path
     source: str  # of SOURCES
@@ -85,7 +85,7 @@ class Glance(NamedTuple):
 
 
 def take(place: Path) -> Inventory:
-    """Raises UserError where nothing there is a labelled data set that a source reads."""
+    """Raises UserError where no source reads a labelled data set there."""
     try:
         if place.is_file() and place.suffix.lower() == ".csv":
             return _of_table(place)
@@ -124,7 +124,6 @@ def _of_folder(root: Path) -> Inventory:
 
 
 def _of_tree(root: Path, names: Iterable[str]) -> Inventory:
-    """Class folders, in split folders or not."""
     for part in BOXES_IN:
         if boxes := next((name for name in BOXES if (root / part / name).is_file()), ""):
             raise UserError(
@@ -172,7 +171,7 @@ def _of_tree(root: Path, names: Iterable[str]) -> Inventory:
 
 
 def listing(folder: Path, most: int) -> tuple[list[str], bool]:
-    """Names of pictures and films, relative to the folder, sorted; False where there are more than `most` files."""
+    """Sorted relative names of pictures and films; False for more than `most` files."""
     found, waiting, seen = list[str](), [""], 0
     while waiting:
         inner = waiting.pop()
@@ -230,7 +229,7 @@ def _of_idx(root: Path, names: Iterable[str]) -> Inventory:
 
 
 def _by_names(entries: Sequence[Entry]) -> Iterable[Grouping]:
-    """Recordings and people as file names tell them. A film's frames leave no doubt; the rest is a guess."""
+    """Recordings and people by file names. Frames of films are sure; the rest is a guess."""
     entries = entries[:: max(1, len(entries) // NAMES)]
     film = rf"(?i)^{FILM.pattern.rpartition('(')[0]}\d"
     rules = {film: "recordings by Roboflow's names", NUMBER: "what stands before the last number of the names"}
@@ -260,7 +259,7 @@ def _by_names(entries: Sequence[Entry]) -> Iterable[Grouping]:
 
 
 def _grouping(rule: str, groups: tuple[str, ...], entries: Sequence[Entry], words: str, sure: bool) -> Grouping:
-    """The evidence: how many, their names, and how many of them are in several classes."""
+    """Evidence: how many, their names, and how many are in several classes."""
     pairs = Counter(group for group, _ in set(zip(groups, (entry.label for entry in entries), strict=True)))
     several, names = sum(count > 1 for count in pairs.values()), sorted(pairs)
     shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

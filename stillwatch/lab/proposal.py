@@ -1,4 +1,4 @@
-"""A first recipe for a folder: what is sure is a line, what is guessed a commented line. Imports no torch."""
+"""A first recipe for a folder: what is sure is a line, what is guessed a commented line."""
 
 import json
 import math
@@ -35,12 +35,12 @@ def safe_ones(asked: list[str], found: Inventory) -> list[str]:
 
 
 def likely_safe(found: Inventory) -> list[str]:
-    """By its name alone, else the first."""
+    """By its name, else the first."""
     return [label for label in found.labels if SAFE.search(label)] or list(found.labels)[:1]
 
 
 def nets(found: Inventory, seen: Glance) -> Nets:
-    """What this machine can train in an evening: by cores, memory and whether NVIDIA's driver is here."""
+    """What this machine trains in an evening, by cores, memory and NVIDIA's driver."""
     here, cuda = machine(), Path("/proc/driver/nvidia/version").exists()
     memory = f"{here.memory / 2**30:.0f} GB" if here.memory else "unknown memory"
     why = f"this machine: {cores()} cores, {memory}, {'an NVIDIA GPU' if cuda else 'no NVIDIA GPU'}"
@@ -68,14 +68,14 @@ def size(seen: Glance, large: bool) -> tuple[str, str]:
 
 
 def look(seen: Glance) -> list[float]:
-    """Moments in seconds back that every film has: five of a tenth of a second, fewer of short or slow ones."""
+    """Moments in seconds back that every film has: five a tenth of a second apart, fewer of short or slow ones."""
     step = max(0.1, math.ceil(100 / seen.rate - 1e-6) / 100) if seen.rate else 0.0
     count = min(5, 1 + int(0.9 * seen.seconds / step - 1e-6)) if step else 0
     return [round(step * number, 2) for number in range(count)] if count > 1 else []
 
 
 def split(found: Inventory, chosen: Grouping | None) -> list[str]:
-    """The lines of data.split. Raises UserError where there is too little to split in three."""
+    """The lines of data.split. Raises UserError for too few samples."""
     most = max(found.labels.values())
     official = {"train", "test"} <= {e.split for e in found.entries} and all(e.split for e in found.entries)
     step = -(-len(found.entries) // len(chosen.groups)) if chosen else 1  # names were looked at evenly spread
@@ -100,7 +100,7 @@ def split(found: Inventory, chosen: Grouping | None) -> list[str]:
 
 
 def recipe(found: Inventory, seen: Glance, out: Path, safe: list[str], chosen: Grouping | None) -> str:
-    """The text. chosen: the group that holds, if any; all others are commented lines."""
+    """The text. chosen: the sure group, if any; others are commented lines."""
     pair, films = nets(found, seen), found.source == "videos"
     counts = ", ".join(f"{count:,}" for count in found.labels.values())
     lines = [
@@ -133,7 +133,6 @@ def next_commands(out: Path) -> list[str]:
 
 
 def words(found: Inventory, seen: Glance) -> list[str]:
-    """What was found, for a terminal."""
     labels = ", ".join(f"{label} {count:,}" for label, count in found.labels.items())
     splits = Counter(entry.split for entry in found.entries if entry.split)
     lines = [f"{found.root}: read by source {found.source!r}", f"labels: {labels}"]
@@ -170,7 +169,7 @@ def toml(value: str | list[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Fit for a comment: one line, nothing that steers a terminal."""
+    """Fit for a comment: one line without control characters."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= 300 else f"{text[:300]}…"
 

@@ -1,6 +1,6 @@
 """Files -> pixels and seconds. Only this module decides which frames of a film are used.
 
-A bad file gives a reason, not an error. Imports no net.
+A bad file gives a reason, not an error.
 """
 
 import io
@@ -46,7 +46,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; wrong_size() refuses
 
 
 def read_picture(path: Path, least: tuple[int, int] | None = None) -> Picture | str:
-    """uint8 (H,W,3) RGB, or the reason why not. least: a JPEG comes at 1/2 or 1/4 where neither side is below it."""
+    """uint8 (H,W,3) RGB, or why not. least: a JPEG comes at 1/2 or 1/4 where neither side is below it."""
     try:
         raw = path.read_bytes()  # not imread: that one cannot open every name on every system
     except OSError as error:
@@ -107,7 +107,7 @@ def _eight_bits(pixels: NDArray[np.generic]) -> Picture:
 
 
 def cut_off(raw: bytes) -> bool:
-    """True where JPEG, PNG, BMP or WebP lacks its end; decoders fill the rest with gray."""
+    """Whether JPEG, PNG, BMP or WebP lacks its end; decoders fill the rest with gray."""
     if raw.startswith(b"\xff\xd8"):
         # An embedded thumbnail has an end mark of its own: look for ours behind the first scan's header. Bytes
         # FF D9 cannot occur within a scan (ITU T.81, B.1.1.5).
@@ -136,10 +136,7 @@ def cut_off(raw: bytes) -> bool:
 
 
 class ToRgb:
-    """av.VideoFrame -> uint8 (H,W,3) RGB, upright by its display matrix.
-
-    Use one per film: making one costs as much as a frame.
-    """
+    """av.VideoFrame -> uint8 (H,W,3) RGB, upright by its display matrix. One per film: it costs as much as a frame."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
@@ -151,7 +148,7 @@ class ToRgb:
 
 
 def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContainer:
-    """threads: 0 leaves it to FFmpeg. options: of av.open. Raises av.FFmpegError, or what else av.open does."""
+    """threads: 0: FFmpeg's choice. options: of av.open. Raises as av.open does."""
     container = av.open(str(path), metadata_errors="replace", **options)
     for stream in container.streams.video:
         if threads:
@@ -162,19 +159,15 @@ def open_film(path: str | Path, threads: int = 0, **options: Any) -> InputContai
 
 
 def frames(container: InputContainer, damaged: Callable[[str], None]) -> Iterator[VideoFrame]:
-    """The first video stream, in display order.
-
-    damaged: hears of each frame that WholeFrames leaves out.
-    """
+    """The first video stream, in display order. damaged: called for each frame that WholeFrames leaves out."""
     whole = WholeFrames(damaged)
     for packet in container.demux(video=0):
         yield from whole(packet)
 
 
 class WholeFrames:
-    """One stream's packets -> the frames that they complete, without corrupt ones.
-
-    After a bad packet or corrupt frame all up to a keyframe are left out: they may refer to it.
+    """One stream's packets -> their frames, without corrupt ones and those up to the next keyframe, which may refer to
+    them.
     """
 
     def __init__(self, damaged: Callable[[str], None]):
@@ -199,7 +192,7 @@ class WholeFrames:
 
 
 def times_of(path: Path) -> list[float] | str:
-    """When each frame is shown, in seconds from 0, read without decoding; or the reason why not."""
+    """When each frame is shown, in seconds from 0, without decoding; or why not."""
     try:
         if not path.stat().st_size:
             return "empty file"
@@ -224,7 +217,7 @@ def times_of(path: Path) -> list[float] | str:
 
 
 def film_header(path: Path) -> tuple[float, float]:
-    """(frames a second, seconds) as the file announces them; 0 where it does not, or cannot be read."""
+    """(frames a second, seconds) as the file announces them; 0 where unknown."""
     try:
         with open_film(path) as film:
             rate, length = float(film.streams.video[0].average_rate or 0), (film.duration or 0) / av.time_base
@@ -246,7 +239,7 @@ def sampled(times: Sequence[float], rate: float | None) -> list[int]:
 def looks(times: Sequence[float], look: Sequence[float], count: int) -> list[Window] | str:
     """At most `count` windows, evenly spread: the frames nearest to `look` seconds before each, oldest first.
 
-    None spans a gap. Returns the reason where the film has none.
+    None spans a gap. Returns why where there is none.
     """
     seconds = np.asarray(times)
     moments, longest = np.sort(np.asarray(look))[::-1], max(look)
@@ -264,7 +257,7 @@ def looks(times: Sequence[float], look: Sequence[float], count: int) -> list[Win
 
 
 def windows(taken: Sequence[int], frames: int) -> list[Window]:
-    """Windows of `frames` without overlap; the rest is dropped. A shorter clip gives one, its last frame repeated."""
+    """Without overlap; the rest is dropped. A shorter clip gives one window, its last frame repeated."""
     starts = range(0, max(len(taken) - frames, 0) + 1, frames)
     return [tuple([*taken[start : start + frames], *[taken[-1]] * frames][:frames]) for start in starts]
 
@@ -276,10 +269,10 @@ def clips(
     threads: int = 0,
     times: Sequence[float] = (),
 ) -> Iterator[tuple[Window, list[Picture] | str]]:
-    """T frames per window, or the reason why not. Each window comes as soon as it is whole: memory stays flat.
+    """T frames per window, or why not. Each window comes as soon as it is whole: memory stays flat.
 
-    fit: gets uint8 (H,W,3) RGB. threads: 0 leaves it to FFmpeg. times: of times_of(); decoding then starts at the
-    keyframe before the first window.
+    fit: gets uint8 (H,W,3) RGB. threads: 0: FFmpeg's choice. times: of times_of(); decoding then starts at the keyframe
+    before the first window.
     """
     waiting = sorted(wanted, reverse=True)  # the next one last
     numbers = {number for window in wanted for number in window}
@@ -307,7 +300,7 @@ def clips(
 
 
 def _forward(container: InputContainer, first: int, times: Sequence[float]) -> int:
-    """Go to the last keyframe up to frame `first`; its number, 0 where that is not certain."""
+    """Seek to the last keyframe up to frame `first`; its number, 0 where uncertain."""
     stream = container.streams.video[0]
     base, start = float(stream.time_base or 0), stream.start_time
     if not base or start is None:
@@ -326,7 +319,7 @@ def _forward(container: InputContainer, first: int, times: Sequence[float]) -> i
 
 
 def _all_frames(container: InputContainer) -> Iterator[VideoFrame | None]:
-    """None for one that is damaged, or refers to one that is. Raises av.FFmpegError where none can be counted."""
+    """None for damaged ones and those that refer to them. Raises av.FFmpegError where none can be counted."""
     broken, intra = False, container.streams.video[0].codec_context.name == "mjpeg"
     for packet in container.demux(video=0):
         try:

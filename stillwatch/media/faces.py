@@ -26,7 +26,7 @@ class YuNet:
     """Wu, Peng, Yu: YuNet, a tiny millisecond-level face detector (2023), as OpenCV runs it."""
 
     def __init__(self, side: int = SIDE) -> None:
-        """side: pixels of the longer side in which faces are sought. Raises UserError where the weights are missing."""
+        """side: of the longer side to search in, in pixels. Raises UserError where the weights are missing."""
         self._size, self._side = (0, 0), side
         self._net = cv2.FaceDetectorYN.create(str(weights.find(weights.YUNET)), "", (320, 320), SURE)
 
@@ -44,7 +44,7 @@ class YuNet:
 
 
 class Square:
-    """A square of a picture, turned so that the eyes are level. angle: radians, clockwise."""
+    """Turned so that the eyes are level. angle: radians, clockwise."""
 
     def __init__(self, x: float, y: float, side: float, angle: float):
         """x, y: its middle. side: pixels."""
@@ -53,7 +53,7 @@ class Square:
         self._scale = side / CROP
 
     def cut(self, image: Picture) -> Picture:
-        """uint8 (H,W,3) -> uint8 (CROP,CROP,3); what lies outside is black."""
+        """uint8 (H,W,3) -> uint8 (CROP,CROP,3), black outside."""
         finer = max(1, int(self._scale))  # a large face is averaged, or its lids would alias
         there = np.column_stack([self._turn / finer, self._corner])
         size = (CROP * finer, CROP * finer)
@@ -61,7 +61,7 @@ class Square:
         return cv2.resize(out, (CROP, CROP), interpolation=cv2.INTER_AREA) if finer > 1 else out  # type: ignore[return-value]
 
     def back(self, points: Points) -> Points:
-        """(N,3) in crop pixels -> in the picture's."""
+        """(N,3) from crop pixels to the picture's."""
         flat = points[:, :2] @ self._turn.T + self._corner
         return np.column_stack([flat, points[:, 2] * self._scale]).astype(np.float32)
 
@@ -77,7 +77,7 @@ def square_of(found: Found) -> Square:
 
 
 def square_round(points: Points) -> Square:
-    """Where the same face is looked for in the next picture."""
+    """Where the same face is looked for next."""
     flat = points[:, :2].astype(np.float64)
     line = flat[263] - flat[33]  # the eyes' outer corners
     angle = math.atan2(line[1], line[0])

@@ -1,4 +1,4 @@
-"""Bundles on a Hugging Face hub: push one, fetch one into the cache. Imports huggingface_hub in functions alone."""
+"""Bundles on a Hugging Face hub: push one, fetch one into the cache."""
 
 import json
 import os
@@ -30,7 +30,7 @@ LICENCES = (
 
 
 def folder(place: Path | str) -> Path:
-    """A bundle's folder; hf://user/name[@revision] is fetched into the cache and checked. Raises UserError."""
+    """A bundle's folder; fetches and checks hf://user/name[@revision]. Raises UserError."""
     if not str(place).startswith("hf:"):
         return Path(place)
     if not (found := re.fullmatch(ADDRESS, str(place), re.ASCII)):
@@ -66,7 +66,7 @@ def push(made: Bundle, repo: str, public: bool = False) -> str:
 
 
 def card(made: Bundle) -> str:
-    """The bundle's card under the hub's YAML. Metrics: of the first file, on validation."""
+    """The bundle's card under the hub's YAML, with the first file's validation metrics."""
     from huggingface_hub import EvalResult, ModelCardData
 
     about, licence = made.manifest, made.manifest.licence.strip().lower()
@@ -92,7 +92,7 @@ def card(made: Bundle) -> str:
 
 
 def _fetch(api: "HfApi", repo: str, commit: str, whole: Path, sizes: dict[str, int]) -> None:
-    """Only what bundle.json lists, at the sizes that it states."""
+    """Only what bundle.json lists, at its sizes."""
     draft = whole.with_name(f".{whole.name}.{os.getpid()}")
     try:
         if not 0 < sizes.get(MANIFEST, 0) <= LARGEST:

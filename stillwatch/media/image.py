@@ -18,7 +18,7 @@ GRAY = (124, 116, 104)  # ImageNet's mean, which normalising turns into zero: no
 def fit(
     image: Picture, size: tuple[int, int], how: Literal["stretch", "letterbox", "crop"] = "stretch", channels: int = 3
 ) -> Picture:
-    """uint8 (H,W), (H,W,1) or (H,W,3) RGB -> uint8 (height, width, channels).
+    """uint8 (H,W), (H,W,1) or (H,W,3) RGB -> uint8 (*size, channels).
 
     size: (height, width). channels: 1 gray or 3 RGB. how: "stretch" ignores the aspect ratio, "letterbox" adds black
     bars, "crop" cuts. Raises ValueError for another dtype or shape.
@@ -43,7 +43,7 @@ def fit(
 
 
 def zoned(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Picture:
-    """uint8 (H,W,3) RGB, left as it is -> the part inside crop, gray inside each polygon."""
+    """uint8 (H,W,3) RGB -> a copy inside crop, gray inside each polygon."""
     h, w = image.shape[:2]
     left, top, right, bottom = crop or (0.0, 0.0, 1.0, 1.0)
     x, y = min(int(left * w), w - 1), min(int(top * h), h - 1)
@@ -57,7 +57,7 @@ def zoned(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Pictu
 
 
 def zoned_whole(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) -> Picture:
-    """The same at its place in the whole picture, gray around it; without zones the same array."""
+    """zoned() at its place in the whole picture, gray around it; without zones the same array."""
     if not ignore and crop is None:
         return image
     shown = zoned(image, ignore, crop)
@@ -74,9 +74,9 @@ def shares(
     size: tuple[int, int],
     how: Literal["stretch", "letterbox", "crop"] = "stretch",
 ) -> NDArray[np.floating]:
-    """Where fit() moves (..., 2) pixels (x, y) of a picture of `native` (..., 2) width and height.
+    """Where fit() moves pixels (x, y) (...,2) of a picture of width and height `native` (...,2).
 
-    Returns shares of the new picture's width and height, from 0 to 1 inside it. size: (height, width).
+    Returns shares of the new picture's sides, 0..1 inside it. size: (height, width).
     """
     target = np.array(size[::-1], np.float64)
     scale = target / native
@@ -90,7 +90,7 @@ def shares(
 def to_aspect(
     image: Picture, aspect: float, how: Literal["stretch", "letterbox", "crop"], border: int = cv2.BORDER_CONSTANT
 ) -> Picture:
-    """uint8 (H,W,C) of that width / height: cut ("crop"), widened by a border ("letterbox"), or as it is."""
+    """uint8 (H,W,C) of that width / height: cut ("crop"), with a border ("letterbox"), or as it is."""
     h, w = image.shape[:2]
     if how == "stretch":
         return image
@@ -106,7 +106,7 @@ def to_aspect(
 
 
 class View(NamedTuple):
-    """What a net sees, in shares of a picture's sides; beyond 0 and 1 are bars."""
+    """What a net sees, in shares of a picture's sides; bars lie beyond 0 and 1."""
 
     left: float = 0.0
     top: float = 0.0
@@ -116,7 +116,7 @@ class View(NamedTuple):
     def fitted(
         self, shape: tuple[int, ...], size: tuple[float, float], how: Literal["stretch", "letterbox", "crop"]
     ) -> "View":
-        """After fit() or to_aspect() of this part of a picture (H,W,…) into (height, width)."""
+        """After fit() or to_aspect() of this part of a picture into (height, width)."""
         if how == "stretch":
             return self
         wide, high = (self.right - self.left) / 2, (self.bottom - self.top) / 2
@@ -127,7 +127,7 @@ class View(NamedTuple):
 
 
 def highlight(image: Picture, map: Picture, view: View) -> Picture:
-    """A copy of uint8 (H,W,3), with `map`, uint8 (h,w) over its `view`, laid on it."""
+    """A copy of uint8 (H,W,3) with `map`, uint8 (h,w) over its `view`, laid on it."""
     (high, wide), (h, w) = image.shape[:2], map.shape
     x, y = w / (view.right - view.left), h / (view.bottom - view.top)  # places of the map a side of the picture
     move = np.array(

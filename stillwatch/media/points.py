@@ -26,7 +26,7 @@ class Box(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """What a face says. Openings are height over width; angles are degrees as the picture shows them."""
+    """Openings are height over width; angles are degrees as the picture shows them."""
 
     left_eye: float
     right_eye: float
@@ -42,7 +42,7 @@ class Signals(NamedTuple):
 
 
 class Face(NamedTuple):
-    """box: round the points. points: float32 (468,3), x and y in the picture's pixels, z in the same unit."""
+    """box: around the points. points: float32 (468,3), x and y in pixels, z in the same unit."""
 
     box: Box
     points: Points
@@ -55,10 +55,7 @@ def face(points: Points, confidence: float) -> Face:
 
 
 def signals(points: Points, confidence: float) -> Signals:
-    """points: (468,3) in one unit.
-
-    Eyelids: Soukupová and Čech 2016 (eye aspect ratio), flat: a turning head opens an eye.
-    """
+    """points: (468,3) in one unit. Eyelids: Soukupová and Čech 2016 (eye aspect ratio), flat: turning opens an eye."""
     yaw, pitch, roll = angles(points)
     left, right = (_eye(points[list(eye), :2]) for eye in (LEFT_EYE, RIGHT_EYE))
     a, top, b, bottom = points[list(MOUTH)]
@@ -67,7 +64,7 @@ def signals(points: Points, confidence: float) -> Signals:
 
 
 def angles(points: Points) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in degrees, from cheek to cheek and from forehead to chin."""
+    """Yaw, pitch and roll in degrees, from cheeks, forehead and chin."""
     across = points[CHEEKS[1]] - points[CHEEKS[0]]
     down = points[MIDLINE[1]] - points[MIDLINE[0]]
     yaw = math.atan2(across[2], math.hypot(across[0], across[1]))

@@ -1,7 +1,4 @@
-"""Toy scenes, a driver's cabin and a street: the same pictures on every call.
-
-They show nobody real, so they may be shipped.
-"""
+"""Toy scenes, a driver's cabin and a street: the same pictures on every call, and nobody real."""
 
 import math
 from bisect import bisect_right
@@ -33,7 +30,7 @@ SUBPIXEL = 4  # binary digits behind the point of the coordinates handed to cv2
 
 
 def still(scene: str, label: str, person: int, number: int, size: tuple[int, int] = (96, 128)) -> Picture:
-    """uint8 (height, width, 3) RGB; the cabin's channels are equal, as in infrared.
+    """uint8 (*size,3) RGB; the cabin's channels are equal, as in infrared.
 
     person: driver or camera. size: (height, width). Raises UserError for an unknown scene or label.
     """
@@ -48,10 +45,7 @@ def still(scene: str, label: str, person: int, number: int, size: tuple[int, int
 def look(
     scene: str, label: str, person: int, number: int, back: Sequence[float], size: tuple[int, int] = (96, 128)
 ) -> Picture:
-    """uint8 (T,height,width,3) RGB: the same act at each of `back` seconds before one moment, in the given order.
-
-    Raises UserError as still() does.
-    """
+    """uint8 (T,*size,3) RGB: one act at each of `back` seconds before a moment. Raises UserError as still()."""
     act, draw = _scene(scene)
     if label not in LABELS[scene]:
         raise UserError(f"toy label = {label!r}: unknown{nearest(label, LABELS[scene])}")
@@ -66,7 +60,7 @@ def look(
 
 
 def still_face(label: str, person: int, number: int, size: tuple[int, int], look: bool = False) -> Face:
-    """What a perfect reader says of still("cabin", …); `look`: of the newest frame of look("cabin", …)."""
+    """What a perfect reader says of still("cabin", …); `look`: of look("cabin", …)'s newest frame."""
     chance = np.random.default_rng([LABELS["cabin"].index(label), person, number, *([11] if look else [])])
     pose = _drive(label, person, chance)
     return _face(pose(float(chance.uniform(5, 25) if look else chance.uniform(0, 20))), person, size)
@@ -75,7 +69,7 @@ def still_face(label: str, person: int, number: int, size: tuple[int, int], look
 def clip(
     scene: str, seconds: float, fps: float, seed: int = 0, size: tuple[int, int] = (96, 128)
 ) -> Iterator[tuple[float, Picture, str]]:
-    """Yields (time in s, uint8 (height, width, 3) RGB, label) at fps.
+    """Yields (seconds, uint8 (*size,3) RGB, label) at fps.
 
     seed: person or camera, and order of labels. Raises UserError for an unknown scene.
     """
@@ -88,13 +82,13 @@ def clip(
 
 
 def reader(seconds: float, seed: int = 0, size: tuple[int, int] = (96, 128)) -> Callable[[Picture, float], Face | None]:
-    """A face reader, (picture, s) -> Face, that knows clip("cabin", …); endless, as `seconds` repeats."""
+    """A face reader, (picture, s) -> Face, of clip("cabin", …); repeats after `seconds`."""
     posed = _poses("cabin", seconds, seed)
     return lambda image, time: _face(posed(time % seconds)[0], seed, size)
 
 
 def _poses(scene: str, seconds: float, seed: int) -> Callable[[float], tuple[Any, str]]:
-    """Of a clip: s -> (pose, label)."""
+    """s -> (pose, label)."""
     act, _ = _scene(scene)
     segments = truth(scene, seconds, seed)
     acts = [act(s["label"], seed, np.random.default_rng([seed, n, 7])) for n, s in enumerate(segments)]
@@ -114,9 +108,9 @@ def _poses(scene: str, seconds: float, seed: int) -> Callable[[float], tuple[Any
 
 
 def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
-    """The same clip()'s labels: [{"start_s", "end_s", "label"}], without gaps.
+    """clip()'s labels: [{"start_s", "end_s", "label"}], without gaps.
 
-    The harmless one comes first and between the others, which take turns in a seeded order.
+    The harmless one comes first and between the others, in a seeded order.
     """
     _scene(scene)
     safe = "SafeDriving" if scene == "cabin" else "NonViolence"
@@ -144,7 +138,7 @@ def _scene(scene: str) -> tuple[Callable[..., Any], Callable[..., Picture]]:
 
 
 class Canvas:
-    """Units: the picture's height. (0, 0) is the middle, y down. Small ones are drawn at twice their size."""
+    """Unit: the picture's height; (0, 0) is the middle, y down. Small ones are drawn at twice their size."""
 
     def __init__(self, size: tuple[int, int], channels: int):
         self.size = size
@@ -209,7 +203,7 @@ class Canvas:
 
 
 class Driver(NamedTuple):
-    """All but the angles are from 0 to 1."""
+    """From 0 to 1, but for angles."""
 
     yaw: float  # -1 left .. 1 right
     pitch: float  # -1 up .. 1 down
@@ -304,7 +298,7 @@ def _drive(label: str, person: int, r: np.random.Generator) -> Callable[[float],
 def _cabin(
     pose: Driver, number: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
 ) -> Picture:
-    """uint8 (H,W,3), equal channels. chance: the light, grain: the sensor."""
+    """chance: the light, grain: the sensor."""
     p = _person(number)
     c = Canvas(size, 1)
     c.image[:] = round(p.back)
@@ -395,7 +389,7 @@ def _head(c: Canvas, p: Person, pose: Driver, x: float, y: float, z: float) -> N
 
 
 def _face(pose: Driver, number: int, size: tuple[int, int]) -> Face:
-    """What a perfect reader says of it. Eyes drawn as a line are shut."""
+    """Eyes drawn as a line are shut."""
     p, (height, width) = _person(number), size
     lids = 0.10 if pose.eyes <= SHUT else 0.14 + 0.13 * pose.eyes
     signals = Signals(lids, lids, 0.02 + 0.8 * pose.mouth, 45 * pose.yaw, 25 * pose.pitch, 0.0, 1.0)
@@ -488,9 +482,9 @@ def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float],
 
 @lru_cache(maxsize=16)
 def _meeting(label: str, person: int, r: np.random.Generator) -> Callable[[float], Crowd]:
-    """Two people hold out their arms, slowly as for a handshake or fast as for a push.
+    """Two people hold out their arms: slowly a handshake, fast a push.
 
-    Both pass evenly through the same poses: single frames of both labels have one distribution.
+    Both pass evenly through the same poses, so single frames do not tell them apart.
     """
     u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
     middle, close, phase = u(-0.2, 0.2), u(0.16, 0.26), u(0, 1)
@@ -543,7 +537,7 @@ def _block(x: float, y: float, half: float, tall: float) -> list[tuple[float, fl
 def _street(
     pose: Crowd, camera: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
 ) -> Picture:
-    """uint8 (H,W,3). chance: the light, grain: the sensor."""
+    """chance: the light, grain: the sensor."""
     c = Canvas(size, 3)
     c.image[:] = _backdrop(camera, *size)
     r = np.random.default_rng([camera, 3])
@@ -594,7 +588,6 @@ def _darker(shade: Shade, share: float) -> Shade:
 
 
 def _polar(start: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
-    """angle: from straight down."""
     return start[0] + length * math.sin(angle), start[1] + length * math.cos(angle)
 
 

@@ -1,4 +1,4 @@
-"""Files of nets that are not shipped: found, or downloaded once and checked. Imports no net."""
+"""Weights that are not shipped: found, or downloaded once and checked."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ WEIGHTS = {
 
 
 def local(name: str) -> Path | None:
-    """The file in STILLWATCH_WEIGHTS's folder, else in the cache, else None."""
+    """In STILLWATCH_WEIGHTS's folder, else in the cache."""
     return next((path for path in (_asked() / name, _cache() / name) if path.is_file()), None)
 
 
@@ -52,10 +52,7 @@ def wanted(rule: Rule) -> bool:
 
 
 def find(name: str) -> Path:
-    """local(), else downloaded once from WEIGHTS, or from the https address in STILLWATCH_WEIGHTS (a mirror).
-
-    Raises UserError where it is not to be had, or where what came is another file.
-    """
+    """local(), else downloaded once from WEIGHTS, or an https mirror in STILLWATCH_WEIGHTS. Raises UserError."""
     if path := local(name):
         return path
     known, asked = WEIGHTS[name], os.environ.get("STILLWATCH_WEIGHTS", "")

@@ -1,7 +1,4 @@
-"""watch.toml as frozen models; errors name key and line and mask secrets.
-
-Imports only errors, schedule, recipe, registry and rules.presets.
-"""
+"""watch.toml as frozen models; errors name key and line and mask secrets."""
 
 import os
 import re
@@ -26,7 +23,7 @@ Polygon = Annotated[tuple[tuple[Share, Share], ...], Field(min_length=3)]
 
 
 def _several(value: object) -> object:
-    """One span of time, or one polygon, is a list of one."""
+    """One span, or one polygon, is a list of one."""
     match value:
         case str() | [[int() | float(), *_], *_]:
             return [value]
@@ -157,7 +154,7 @@ class LoadedConfig(NamedTuple):
 
 
 def single(bundle: Path, source: str, **keys: Any) -> LoadedConfig:
-    """One camera, the page and the log: `stillwatch watch BUNDLE --source X`."""
+    """`stillwatch watch BUNDLE --source X`: one camera, the page and the log."""
     log = Sink(name="log", to="log", level="notice", updates=True)
     try:
         camera = CameraConfig(name=camera_name(source), source=source, **keys)
@@ -178,7 +175,7 @@ def camera_name(source: str) -> str:
 def load(path: Path) -> LoadedConfig:
     """Read watch.toml. Relative paths start at its folder; invalid cameras and sinks are left out and named.
 
-    Raises UserError, one line per fault with key and line, for everything else, and where no camera is left.
+    Raises UserError, a line per fault with key and line, for all else, and where no camera is left.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors add a byte order mark
@@ -204,7 +201,7 @@ def load(path: Path) -> LoadedConfig:
 
 
 def secret(value: Any) -> Any:
-    """Replace each "$NAME" from the environment. Raises UserError where it is unset."""
+    """Replace each "$NAME" from the environment. Raises UserError where unset."""
     if isinstance(value, dict):
         return {key: secret(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -248,7 +245,7 @@ class Lines:
 
 
 def _masked(key: str, value: object) -> str:
-    """key: "" where unknown: then even a plain word may be a password."""
+    """key: "" where unknown: even a plain word may be a password."""
     if isinstance(value, str) and (key in ("", "source", "to", "token") or re.search(r"[@:/$]", value)):
         return "***"
     return repr(value) if isinstance(value, str | bool | int | float) else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Checks a watch.toml on this machine: bundle, rules, cameras, sinks, page, disk. Sends nothing, stores no picture."""
+"""Checks a watch.toml on this machine: bundle, rules, cameras, sinks, page, disk. Sends and stores nothing."""
 
 import shutil
 import time

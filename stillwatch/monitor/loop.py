@@ -54,7 +54,7 @@ class CameraSlot:
         self._offsets: dict[str, float] = {}  # to epoch seconds, one for the whole life of an event
 
     def advance(self) -> bool:
-        """The newest live frame, or a file's next; False: none."""
+        """To the newest live frame, or a file's next; False: none."""
         if not self.pending:
             return False
         taken = list(self.pending) if self.camera.live else [self.pending[0]]
@@ -67,7 +67,7 @@ class CameraSlot:
         return True
 
     def vacant(self) -> bool:
-        """The newest picture is "empty": whole, and its camera is disarmed, or the person filter finds nobody."""
+        """Whether its newest picture is "empty": disarmed, or nobody there."""
         frame = self.newest
         if frame is None or frame.image is None or frame.status != "ok":
             return False
@@ -90,7 +90,7 @@ class CameraSlot:
             self.people.clear()
 
     def in_epoch(self, event: Event) -> Event:
-        """In epoch seconds; the wall clock is read once an event, so its jumps do no harm."""
+        """In epoch seconds; one reading of the wall clock per event, so its jumps do no harm."""
         offset = self._offsets.setdefault(event.id, time.time() - event.updated)
         if event.state == "closed":
             del self._offsets[event.id]
@@ -105,10 +105,7 @@ class Watch:
         log: Callable[[str], None] = lambda line: None,
         stop: threading.Event | None = None,
     ):
-        """stop: ends the loop. A camera that cannot be opened fails alone.
-
-        Raises UserError for an invalid bundle or rule, or where no camera is left.
-        """
+        """A camera that cannot be opened fails alone. Raises UserError for an invalid bundle or rule, or no camera."""
         self.config, self.log = config, log
         self.stop = stop or threading.Event()
         self.bundle = bundle.load(config.bundle)
@@ -145,7 +142,7 @@ class Watch:
             raise
 
     def _hire(self, count: int) -> None:
-        """Cameras take turns; this process keeps alarms, events and page."""
+        """Cameras take turns; alarms, events and page stay here."""
         found = self.detector.choice["runtime"], self.detector.choice["file"]
         for number in range(count if count > 1 else 0):
             self.workers.append(Worker(f"worker {number + 1}", self.bundle.path, self.config.threads, found, self.log))
@@ -229,7 +226,7 @@ class Watch:
         return [slot for slot in free if slot.advance()]
 
     def predict(self, slots: Sequence[CameraSlot]) -> list[NDArray[np.float32] | None]:
-        """One forward for all; None where there is no picture, nobody in it, or a look is not whole yet."""
+        """One forward for all; None without a picture, a person or a whole look."""
         there = [slot for slot in slots if not slot.vacant()]
         seen = [(slot, slot.newest) for slot in there if slot.newest is not None and slot.newest.image is not None]
         p = streams.look(
@@ -242,7 +239,7 @@ class Watch:
         return [answers.get(slot.name) for slot in slots]
 
     def exchange(self, slots: Sequence[CameraSlot]) -> list[tuple[CameraSlot, Answer]]:
-        """Give each worker its cameras' newest frames; what they have answered, as predict() says."""
+        """Give each worker its cameras' newest frames; returns their answers, as predict()."""
         answered: list[tuple[CameraSlot, Answer]] = []
         for worker in self.workers:
             answers = worker.take()
@@ -262,7 +259,7 @@ class Watch:
         return answered
 
     def _split(self, slot: CameraSlot, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-        """A row's probabilities; the camera is told the map behind them where somebody wants it."""
+        """A row's probabilities; tells the camera their map, if wanted."""
         slot.evidence = None
         if row is None or not self.detector.map or not slot.camera.config.where:
             return row if row is None else row[: len(self.board.labels)]

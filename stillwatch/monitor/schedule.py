@@ -33,7 +33,7 @@ def span(text: str) -> tuple[int, int]:
 
 
 def schedule(spans: tuple[str, ...], zone: str | None) -> Schedule:
-    """Raises ValueError for an unreadable span and a zone that is unknown here."""
+    """Raises ValueError for an unreadable span or an unknown zone."""
     try:
         return Schedule(tuple(map(span, spans)), None if zone is None else ZoneInfo(zone))
     except (KeyError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError; a folder is an OSError

@@ -19,7 +19,7 @@ FLUSH = 0.3  # seconds for the last events to reach the outbox
 
 
 def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | None = None) -> None:
-    """Run until SIGTERM, SIGINT, SIGHUP, for `seconds`, or until every file has ended; then close within 3 s.
+    """Until SIGTERM, SIGINT, SIGHUP, `seconds`, or the end of every file; then closes within 3 s.
 
     Raises UserError where it cannot start, and where no camera gave a frame before a signal.
     """
@@ -69,7 +69,7 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
 
 
 def _raise_descriptor_limit() -> None:
-    """Cameras, store and sinks need descriptors beside the page's connections."""
+    """Beside the page's connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

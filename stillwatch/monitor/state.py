@@ -32,7 +32,7 @@ COUNTERS = {
 
 
 class Board:
-    """Each camera's newest fields and picture, and the last MESSAGES messages: it cannot grow."""
+    """Each camera's newest fields and picture, and the last MESSAGES messages."""
 
     def __init__(self, labels: tuple[str, ...], safe: tuple[str, ...], cameras: tuple[str, ...]):
         self.labels, self.safe = labels, safe
@@ -65,7 +65,7 @@ class Board:
             self._pictures[camera] = (self._pictures[camera][0] + 1, jpeg)
 
     def picture(self, camera: str) -> tuple[int, bytes]:
-        """(number, JPEG) of the newest picture; (0, b"") before the first. Raises KeyError for an unknown camera."""
+        """(number, JPEG); (0, b"") before the first. Raises KeyError for an unknown camera."""
         return self._pictures[camera]
 
     @contextmanager
@@ -81,7 +81,6 @@ class Board:
                 self._asked.subtract(asked)
 
     def asked(self, camera: str, what: Drawn | Literal["picture"]) -> int:
-        """By so many viewers."""
         return self._asked[camera, what]
 
     def viewers(self, camera: str) -> int:
@@ -94,7 +93,7 @@ class Board:
             self._messages.append((self._count, {"what": what, **fields}))
 
     def messages(self, after: int) -> tuple[int, list[Mapping[str, Any]]]:
-        """(newest number, the kept messages after number `after`)."""
+        """(newest number, those after number `after`)."""
         with self._lock:
             return self._count, [message for number, message in self._messages if number > after]
 
@@ -120,7 +119,7 @@ class Gauges:
             self._latency.labels(camera)
 
     def latency(self, camera: str, seconds: float) -> None:
-        """Seconds from capture to the Alarm's answer."""
+        """From capture to the Alarm's answer."""
         self._latency.labels(camera).observe(max(0.0, seconds))
 
     def count(self, camera: str, name: str, total: float) -> None:

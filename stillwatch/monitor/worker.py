@@ -1,7 +1,4 @@
-"""A process that looks for some cameras, `python -m …worker FD`, with a detector of its own; and its handle.
-
-Imports no camera, rule or store.
-"""
+"""A process that looks for some cameras, `python -m …worker FD`, with a detector of its own; and its handle."""
 
 import signal
 import socket
@@ -38,7 +35,7 @@ class Worker:
     channel: Channel | None = None  # None: none runs
 
     def __init__(self, name: str, source: Path, threads: int, choice: tuple[str, str], log: Callable[[str], None]):
-        """choice: runtime and file, as the parent's detector chose."""
+        """choice: the parent detector's runtime and file."""
         self.name, self._log = name, log
         self._settings = (str(source), threads, *choice)
         self._first, self._trouble, self._wait, self._due = True, "", 0.0, 0.0

@@ -24,7 +24,7 @@ GAP = 2.0  # s without an answer after which what was seen before proves nothing
 
 
 class Case:
-    """One indicator's open event, and the silence after it."""
+    """An indicator's open event, and the silence after it."""
 
     def __init__(self, camera: str, rule: IndicatorRule, labels: Sequence[str], safe: frozenset[int]):
         self.camera, self.rule, self.labels, self.safe = camera, rule, labels, safe
@@ -45,7 +45,7 @@ class Case:
         return None if self.event is None else replace(self.event, peak=self._peak)
 
     def handle(self, state: IndicatorState, now: float, fresh: str, covered: int) -> Event | None:
-        """What to send now. fresh: the next id. covered: another event speaks up to this level."""
+        """What to send now. fresh: the next id. covered: another event's level."""
         level = state.level
         if self.event is not None:
             self._peak, self._last = max(self._peak, state.value), max(self._last, state.last)
@@ -75,7 +75,7 @@ class Case:
         return self.event
 
     def close(self, now: float) -> Event | None:
-        """The end is when the behaviour was last seen."""
+        """Ends when the behaviour was last seen."""
         if self.event is None:
             return None
         end = min(max(self._last, self.event.start), now)
@@ -97,10 +97,8 @@ class Alarm:
         threshold: float | None = None,
         salt: str = "",
     ):
-        """labels: K. safe: labels that accuse nobody. salt: makes this start's ids unique.
-
-        threshold: the bundle's, for evidence. rule.threshold goes first; the default is 0.5. Raises UserError for a
-        rule that does not suit the labels.
+        """labels: K. safe: labels that accuse nobody. salt: makes this start's ids unique. threshold: the bundle's, for
+        evidence, after rule.threshold; default 0.5. Raises UserError for a rule that does not suit the labels.
         """
         self.camera, self.labels, self.salt = camera, tuple(labels), salt
         self.indicators, preset = indicators(rule, labels, safe, threshold), profile(rule)
@@ -154,10 +152,10 @@ class Alarm:
         """Takes one frame, or word that there is none. Returns what to send.
 
         now: seconds on a forward clock, at least one frame a second. p: float (K,), or None without an answer (best
-        sent every second); ignored unless status is "ok", NaN is none. More than 2 s without an answer end accusations
-        and wipe the past; "empty" too, without trouble of the camera. readings: of the face since the last step. A step
-        not later than the last is skipped; after 2 s of them the clock was set back and all starts anew.
-        Raises ValueError for another shape of p or an unknown status.
+        sent every second); ignored unless status is "ok"; NaN is none. After 2 s without an answer, or "empty",
+        accusations end and the past is wiped; "empty" is no camera trouble. readings: of the face since the last step.
+        A step not later than the last is skipped; after 2 s of them the clock was set back and all starts anew. Raises
+        ValueError for another shape of p or an unknown status.
         """
         x = self._checked(p) if p is not None else None
         if status not in ("ok", "empty", *TROUBLES):
@@ -186,7 +184,7 @@ class Alarm:
         return events
 
     def close(self, now: float) -> list[Event]:
-        """Repeated calls are harmless; a later step starts anew on any clock."""
+        """May be repeated; a later step starts anew on any clock."""
         if self._now is not None:
             now = max(now, self._now) if math.isfinite(now) else self._now
         events = [event for case in self._cases.values() if (event := case.close(now))]

@@ -1,4 +1,4 @@
-"""A net's answer and the driver's face, fused: a log-linear head over both. Pure."""
+"""A net's answer and the driver's face, fused by a log-linear head. Pure."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,7 @@ def features(p: ArrayLike, deviation: Deviation) -> NDArray[np.float64]:
 
 
 def fuse(p: ArrayLike, deviation: Deviation, weight: ArrayLike, bias: ArrayLike) -> NDArray[np.float64]:
-    """Probabilities (K,) of softmax(weight · features + bias). weight: (K,K+FACE), bias: (K,)."""
+    """Softmax(weight · features + bias), (K,). weight: (K,K+FACE), bias: (K,)."""
     logits = np.asarray(weight) @ features(p, deviation) + np.asarray(bias)
     e = np.exp(logits - logits.max())
     return np.asarray(e / e.sum())

@@ -1,4 +1,4 @@
-"""A driver's normal: each signal's running centre and spread. Pure; imports media.points."""
+"""A driver's normal: each signal's running centre and spread. Pure."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ GONE = 20.0  # s without a face after which the next one may be another driver's
 
 
 class Range(NamedTuple):
-    """Of one signal before anything is known, and what its spread is clipped to. Measured on five drivers."""
+    """Of one signal before anything is known, and its spread's bounds. Measured on five drivers."""
 
     centre: float
     spread: float  # between the quartiles
@@ -52,7 +52,7 @@ class Deviation(NamedTuple):
 class Normal:
     """Running quartiles of the last KEPT samples, which ten bad frames move little.
 
-    The centre is the median, of the eyes the upper quartile less half a spread: lids shut half of the time must not
+    The centre is the median; of the eyes the upper quartile less half a spread: lids shut half of the time must not
     become usual.
     """
 
@@ -78,7 +78,7 @@ class Normal:
         return tuple(self._centre.tolist())
 
     def step(self, now: float, signals: Signals | None) -> Deviation | None:
-        """now: s, rising. None: no face, and nothing is learnt or said."""
+        """now: s, rising. None: no face."""
         if signals is None or not all(map(math.isfinite, signals)):
             return None
         x = (signals.eyes, signals.mouth, signals.yaw, signals.pitch, signals.roll)

@@ -35,10 +35,10 @@ def profile(rule: Rule) -> Profile:
 def indicators(
     rule: Rule, labels: Sequence[str], safe: Sequence[str] = (), threshold: float | None = None
 ) -> list[IndicatorRule]:
-    """What is looked for, without rule.off and indicators whose labels the bundle lacks.
+    """Without rule.off and indicators whose labels the bundle lacks.
 
-    threshold: the bundle's; the rule's own goes first, the default is 0.5. Raises UserError for an unknown indicator,
-    key or label, a bad value, a threshold nothing uses, or no indicator left.
+    threshold: the bundle's, after the rule's own; default 0.5. Raises UserError for an unknown indicator, key or label,
+    a bad value, a threshold nothing uses, or no indicator left.
     """
     table = _named(profile(rule).indicators, labels, safe)
     if rule.threshold is not None and not any(one.how == "evidence" for one in table.values()):
@@ -92,7 +92,7 @@ def words(rule: Rule, labels: Sequence[str], safe: Sequence[str] = (), threshold
 
 
 def _named(table: Mapping[str, IndicatorRule], labels: Sequence[str], safe: Sequence[str]) -> dict[str, IndicatorRule]:
-    """Evidence is about all unsafe labels, and named after a sole one."""
+    """Evidence is about all unsafe labels, named after a sole one."""
     unsafe = tuple(label for label in labels if label not in safe)
     own = re.sub(r"[^a-z0-9]+", "-", unsafe[0].lower()).strip("-") if len(unsafe) == 1 else ""
     found = {}
@@ -136,7 +136,7 @@ def _changed(
 
 
 def _value(place: str, key: str, value: Any, labels: Sequence[str]) -> Any:
-    """Lists may be written without brackets."""
+    """Lists may lack brackets."""
     listed = tuple(value) if isinstance(value, list | tuple) else (value,)
     if key in ("labels", "levels"):
         known: Sequence[str] = labels if key == "labels" else LEVELS

@@ -20,7 +20,7 @@ RECENT = 12  # readings whose pace is the rate
 
 
 class Reading(NamedTuple):
-    """seconds: when the picture was taken, on the Alarm's clock. signals: None where there was no face."""
+    """seconds: when the picture was taken, on the Alarm's clock. signals: None: no face."""
 
     seconds: float
     signals: Signals | None
@@ -47,7 +47,7 @@ class Signs(NamedTuple):
 
 
 class Face:
-    """One camera's driver: signals, how they differ from his normal, signs, and the rate."""
+    """One camera's driver: signals, deviation, signs, and rate."""
 
     def __init__(self) -> None:
         self.normal = Normal()
@@ -73,7 +73,7 @@ class Face:
         )  # fmt: skip
 
     def step(self, reading: Reading) -> Signs | None:
-        """None: no face, which is no sign."""
+        """None: no face, no sign."""
         self._times.append(reading.seconds)
         self.signals = reading.signals
         self.deviation = self.normal.step(reading.seconds, reading.signals)

@@ -27,7 +27,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list[Path]:
-    """Raises UserError if it cannot write."""
     text = json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
     return files.save(folder, ("bench.json", text), ("latency-accuracy.png", lambda: picture(report)), progress)
 
@@ -106,8 +105,8 @@ def _f1(row: Row) -> float | None:
 def picture(report: Report) -> bytes:
     """PNG of latency (p50 to p95, fewest threads) against macro-F1 on validation.
 
-    Colour: file. Marker: runtime. Ring: fastest faithful file. Hollow: unfaithful. Tick on the time axis: no accuracy,
-    in its faster runtime. Below: latency and temperature over the minutes without a pause, where there were some.
+    Colour: file. Marker: runtime. Ring: fastest faithful file. Hollow: unfaithful. Tick on the time axis: no accuracy.
+    Below: latency and temperature without a pause, if measured.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -162,7 +161,6 @@ def _soaked(axes: "Axes", soak: heat.Soak) -> None:
 
 
 def _points(axes: "Axes", rows: Sequence[Row], room: bool) -> "list[Line2D]":
-    """room: leave the lower half to the ticks."""
     from matplotlib.lines import Line2D
 
     from stillwatch.evaluation.report.plots import FAINT, INK, RESERVE

@@ -14,9 +14,9 @@ def save(
     picture: tuple[str, Callable[[], bytes]],
     progress: Progress = NO_PROGRESS,
 ) -> list[Path]:
-    """Write both (file name, content). Returns their paths.
+    """Write both (file name, content) and return their paths. Without matplotlib: no picture, but a hint.
 
-    Without matplotlib the picture is skipped, with a hint. Raises UserError if the folder is not writable.
+    Raises UserError if the folder is not writable.
     """
     files = {report[0]: report[1].encode()}
     try:

@@ -1,4 +1,4 @@
-"""Occlusion: a net's answers with the eyes hidden, and with an equal patch elsewhere. Imports no net."""
+"""A net's answers with the eyes hidden, and with an equal patch elsewhere. Imports no net."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def hiding(
     regions: NDArray[np.floating],
     labels: Sequence[str],
 ) -> list[Hidden]:
-    """Class by class, where faces are known. x: (N,T,H,W,C). regions: FaceTable.regions. A patch takes its own mean."""
+    """Class by class. x: (N,T,H,W,C). regions: FaceTable.regions. A patch is filled with its own mean."""
     found, people = [], np.asarray(group)
     chance = np.random.default_rng(0)
     for k, label in enumerate(labels):
@@ -56,7 +56,7 @@ def hiding(
 
 
 def _elsewhere(box: NDArray[np.floating], chance: np.random.Generator) -> NDArray[np.floating]:
-    """(n,4) shares: as large boxes, drawn, that do not touch these; else the farthest."""
+    """Boxes of the same size, in shares (n,4), that do not touch these; else the farthest drawn."""
     size = box[:, 2:] - box[:, :2]
     corner = chance.uniform(size=(TRIES, len(box), 2)) * (1 - size)
     gap = (np.abs(corner - box[:, :2]) - size).max(2)  # (TRIES,n); above 0: clear

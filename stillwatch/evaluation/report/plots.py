@@ -93,7 +93,7 @@ def panels_png(
 
 
 def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
-    """The same in every picture; colour-blind safe and distinct in gray (Okabe and Ito)."""
+    """The same in every picture; safe for the colour-blind and in gray (Okabe and Ito)."""
     reserve, chosen = iter(RESERVE * len(keys)), dict[ModelKey, str]()
     for key in keys:
         wanted = KINDS[key.kind].colour if key.kind in KINDS else ""
@@ -105,7 +105,7 @@ def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
 
 
 def bars(models: Models, stacked: bool = False) -> bytes:
-    """As in the violence paper, with intervals. models: {key: {"accuracy", "loss", "params" | None, "ci95"}}."""
+    """As in the violence paper. models: {key: {"accuracy", "loss", "params" | None, "ci95"}}."""
     paint = colours(list(models))
     crowded = len(models) > 4 or max(len(word) for key in models for word in key.title.split()) > 11
 
@@ -134,7 +134,7 @@ def bars(models: Models, stacked: bool = False) -> bytes:
 
 
 def confusions(models: Models, labels: Sequence[str], stacked: bool = False) -> bytes:
-    """Colour and percentage by row, counts below. models: {key: {"confusion": (K,K) rows = true}}."""
+    """Coloured by row, with counts. models: {key: {"confusion": (K,K), rows = true}}."""
     k = len(labels)
     short = [label if len(label) < 18 else label[:16] + "…" for label in labels]
     long = max(map(len, short)) * k > 18  # names that would touch one another
@@ -157,10 +157,7 @@ def confusions(models: Models, labels: Sequence[str], stacked: bool = False) -> 
 
 
 def curves(histories: Histories, stacked: bool = False) -> bytes:
-    """Loss on train and validation, accuracy and macro-F1 on validation.
-
-    Thick line: mean over the epochs that all runs reached.
-    """
+    """Loss on train and validation, accuracy and macro-F1. Thick: mean over the epochs of all runs."""
     paint = colours(list(histories))
 
     def panel(split: str, figure: str, title: str, scale: float, axes: Axes) -> None:
@@ -187,7 +184,7 @@ def curves(histories: Histories, stacked: bool = False) -> bytes:
 
 
 def shares(histories: Histories, stacked: bool = False) -> bytes:
-    """Parts of the training loss by epoch, mean over a model's runs."""
+    """Parts of the training loss, mean over a model's runs."""
 
     def parts_of(run: History) -> Mapping[str, float]:
         return (run[0].get("train") or {}).get("share") or {} if run else {}
@@ -251,9 +248,8 @@ def per_class(models: Models, labels: Sequence[str], stacked: bool = False) -> b
 
 
 def difference(verdict: Record, stacked: bool = False) -> bytes:
-    """Distilled minus alone.
-
-    verdict: {"differences": {metric: {"difference", "ci95" | None, "by_seed"}}, "by_group": [{"group", "difference"}]}.
+    """verdict: {"differences": {metric: {"difference", "ci95" | None, "by_seed"}}, "by_group": [{"group",
+    "difference"}]}.
     """
 
     def zero(axes: Axes, title: str) -> None:
@@ -293,9 +289,9 @@ def difference(verdict: Record, stacked: bool = False) -> bytes:
 
 
 def widths(runs: Sequence[Record], stacked: bool = False) -> bytes:
-    """Channels of each layer; one panel a run.
+    """Channels of each layer, a panel a run.
 
-    runs: [{"run", "widths": {"before", "after"}, "narrow" | None}], each of the three {layer: outputs}.
+    runs: [{"run", "widths": {"before", "after"}, "narrow" | None}], each {layer: outputs}.
     """
     pruned = KINDS["pruned"].colour
 

@@ -20,7 +20,6 @@ GAUGES = {"awareness": "Awareness, % (full: attentive)", "evidence": "Evidence, 
 
 
 def picture(report: Report) -> bytes:
-    """The same report gives the same bytes."""
     rows = [] if report["truth"] is None else ["truth"]
     rows += dict.fromkeys(event["kind"] for event in report["events"])
     seconds = report["seconds"]
@@ -101,7 +100,7 @@ def _text(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
 def _thinned(
     time: Sequence[float], value: Sequence[float | None], lowest: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Keeps the highest value of each stretch, so that no peak is lost, or the lowest."""
+    """Keeps each stretch's highest value, or its lowest."""
     t, v = np.array(time, float), np.array([np.nan if one is None else one for one in value], float)
     if len(t) <= DRAWN:
         return t, v

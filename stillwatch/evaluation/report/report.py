@@ -33,12 +33,12 @@ def compare(
     more: Mapping[str, Any] | None = None,
     looks: Looks | None = None,
 ) -> Report:
-    """Compare runs, write the report into `out` and return what report.json holds.
+    """Compare runs, write the report into `out` and return report.json's content.
 
     Folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the confident mistakes. more:
     further keys; its "warnings" come first. looks: of the last run, where faces are known. A part that cannot be
-    computed is null, with a warning.
-    Raises UserError if runs are unfinished, differ in test split, or claim the same fold and seed.
+    computed is null, with a warning. Raises UserError if runs are unfinished, differ in test split, or claim the same
+    fold and seed.
     """
     report, models = assess(runs, split)
     more = dict(more or {})
@@ -52,7 +52,7 @@ def compare(
 
 
 def assess(runs: Sequence[Run], split: str = "test") -> tuple[Report, list[Model]]:
-    """(what report.json holds, its models). Raises UserError like `compare`."""
+    """(report.json's content, its models). Raises UserError like `compare`."""
     entries = pooling.enter(runs, split)
     models, left = pooling.models(entries)
     recipe = entries[0].recipe
@@ -110,7 +110,7 @@ def judged(model: Model) -> dict[str, Any]:
 
 
 def _means(y: Any, p: Any, group: Any, fold: Any, recipe: Recipe) -> dict[str, Any]:
-    """metrics.scores of p (S,N,K), mean over S, with "spread" (standard deviation over S) and "ci95"."""
+    """metrics.scores of p (S,N,K): mean and "spread" (standard deviation) over S, and "ci95"."""
     labels, safe = recipe.labels, recipe.safe
     each = [metrics.scores(y, one, labels, safe, fold) for one in p]
     found: dict[str, Any] = {name: _mean([one[name] for one in each]) for name in metrics.METRICS}
@@ -142,7 +142,7 @@ def _epochs(entry: pooling.Entry) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """Of one recipe and student; None where runs are missing."""
+    """One recipe and student; None where runs are missing."""
 
     compression_ratio: float | None
     retention: float | None
@@ -150,7 +150,7 @@ class Family:
 
 
 def _comparisons(models: Sequence[Model], figures: Figures) -> tuple[dict[str, Family], list[str]]:
-    """(family -> comparison, why a verdict is missing)."""
+    """(family -> comparison, why verdicts are missing)."""
     found, missing = {}, []
     for family in dict.fromkeys(model.key.family for model in models if model.kind != "teacher") or [""]:
         kin = {model.kind: model for model in models if model.key.family == family and model.kind != "teacher"}
@@ -230,10 +230,7 @@ class Mistake:
 
 
 def confident_mistakes(model: Model, number: int = MISTAKES) -> list[Mistake]:
-    """The wrong answers of highest mean probability.
-
-    At most two of one recording with the same confusion: neighbouring frames are alike.
-    """
+    """The wrong answers of highest mean probability, at most two of one recording with the same confusion."""
     labels, said = model.entries[0].recipe.labels, model.said
     p = metrics.normalised(model.p).mean(0)
     guess, sure = p.argmax(1), p.max(1)

@@ -1,4 +1,4 @@
-"""What lies in an archive, by path, and how it is cut into shards: one folder in memory at a time. Decodes nothing."""
+"""What lies in an archive, by path, cut into shards: one folder in memory at a time. Decodes nothing."""
 
 import os
 import stat
@@ -21,7 +21,7 @@ ROWS = 1 << 16  # of a list's part that is in memory at once
 
 
 class File(NamedTuple):
-    """As it was at planning time; a long film comes as several pieces."""
+    """As planned; a long film comes in several pieces."""
 
     path: str  # relative, with "/"
     size: int = 0  # bytes
@@ -36,7 +36,7 @@ def kinds(clips: bool) -> tuple[str, ...]:
 
 
 def listing(folder: Path, clips: bool = False) -> Iterator[File]:
-    """Pictures and films under `folder` by path. Skips dot names. clips: pictures are odd."""
+    """Pictures and films by path, without dot names. clips: pictures are odd."""
     for path, about in _walk(folder, ""):
         kind = os.path.splitext(path)[1].lower()  # noqa: PTH122  # a Path for each of a million names takes seconds
         if kind in decode.NOT_READ:
@@ -95,7 +95,7 @@ def _told(info: dict[str, object]) -> tuple[int, int]:
 
 
 def cut(found: Iterable[File]) -> Iterator[tuple[File, ...]]:
-    """Shards are cut by file names: a new file changes only its own shard."""
+    """Cut by file names: a new file changes only its own shard."""
     mine, heavy = list[File](), 0.0
     for file in found:
         mine.append(file)
@@ -109,7 +109,6 @@ def cut(found: Iterable[File]) -> Iterator[tuple[File, ...]]:
 
 
 def weight(file: File) -> float:
-    """In pictures."""
     film = file.path.lower().endswith(decode.VIDEOS)
     return max(1.0, file.size / HEAVY / file.pieces) if film else 1.0
 
@@ -118,7 +117,7 @@ def weight(file: File) -> float:
 
 
 def save(path: Path, shards: Iterable[tuple[File, ...]]) -> int:
-    """Parquet, a row a file. Returns how many shards there are. Raises UserError."""
+    """Parquet, a row a file. Returns the number of shards. Raises UserError."""
     pa, pq = parquet()
     whole, text = [pa.int32(), pa.binary(), pa.int64(), pa.int64()], [pa.string(), pa.int16(), pa.int16()]
     kind = pa.schema(list(zip(("shard", *File._fields), whole + text, strict=True)))

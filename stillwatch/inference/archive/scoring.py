@@ -1,7 +1,4 @@
-"""Score an archive: here, on Ray, or as one job of many; finished shards survive a kill. Must not import torch.
-
-Pixels come as in the lab (media.decode, media.image), so numbers match `judge`.
-"""
+"""Score an archive: here, on Ray, or as one job of many; finished shards survive a kill. Pixels as in the lab."""
 
 import csv
 import hashlib
@@ -75,16 +72,16 @@ def score(
 ) -> Done:
     """Write one row a picture or frame under `folder` to `out`, .parquet or .csv. Both may be URLs.
 
-    Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. For a net of
-    clips a row is a window of T frames and time_s its start. Where faces are read (a bundle with a fusion head, or
-    faces = "yes"), the newest frame's face follows: face_left_eye, … With a head p_<label> is what a camera decides,
-    net and face fused, and net_<label> the net alone; a driver's normal goes through a film, or through the pictures of
-    a folder by name, five a second. rate: frames a second; None: the training rate of a net of clips, else all.
-    workers: processes of one thread; None: one a core. on: "ray" or "ray://HOST:PORT"; "": this machine.
+    Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. A net of
+    clips gives a row per window of T frames, time_s its start. Where faces are read (a fusion head, or faces = "yes"),
+    the newest frame's follows: face_left_eye, … With a head, p_<label> is net and face fused, as on a camera, and
+    net_<label> the net alone; a driver's normal goes through a film, or a folder's pictures by name at five a second.
+    rate: frames a second; None: a net of clips' training rate, else all. workers: single-threaded processes; None: one
+    a core. on: "ray" or "ray://HOST:PORT"; "": this machine.
 
-    Unreadable files are rows of `<out>.errors.csv`. The same command resumes from the shards in `<out>.parts`, and
-    scores what is new, changed, or for another bundle or rate.
-    Raises UserError for a wrong bundle, folder or ending, and while another score writes `out`.
+    Unreadable files go to `<out>.errors.csv`. A rerun resumes from `<out>.parts`, and scores what is new, changed, or
+    for another bundle or rate. Raises UserError for a wrong bundle, folder or ending, and while another score writes
+    `out`.
     """
     start = time.monotonic()
     made = _checked(bundle, folder, out, rate, workers)
@@ -111,7 +108,8 @@ def score_share(
 ) -> int:
     """Do one job's share of the shards, for merge(). Returns how many files it holds.
 
-    The first job lists the archive and chooses for all. Raises UserError, also where its choice does not run here.
+    The first job lists the archive and chooses the file and runtime for all. Raises UserError, also where these do not
+    run here.
     """
     made = _checked(bundle, folder, out, rate, workers)
     table.parquet()
@@ -127,7 +125,7 @@ def score_share(
 
 
 def merge(out: Path) -> Done:
-    """The table that score() would have written; the list is forgotten. Raises UserError if some shard is left."""
+    """Write the table that score() would have, and forget the list. Raises UserError if a shard is left."""
     start, parts = time.monotonic(), _parts(out)
     table.check(out)
     try:
@@ -229,7 +227,6 @@ def _task(
 
 
 def _read(parts: Path) -> tuple[Task, str]:
-    """An earlier call's, and its file's name in the bundle."""
     raw = json.loads((parts / "index.json").read_text(encoding="utf-8"))
     lists = {name: tuple(raw[name]) for name in ("shape", "ticks", "labels")}
     return Task(**{name: raw[name] for name in Task._fields} | lists | {"parts": str(parts)}), raw["file"]
@@ -278,18 +275,18 @@ def _inside(made: bundles.Bundle, task: Task) -> str:
 
 
 def _written(name: str) -> str:
-    """A file's name as text, also one that is not UTF-8."""
+    """Also of a name that is not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Fused:
-    """The bundle's head over net and face, row after row, as a camera that films these has them."""
+    """The head over net and face, row after row, as on a camera."""
 
     def __init__(self, head: bundles.Fusion):
         self._fuse, self._of, self._at, self._normal = fused_by(head), "", 0.0, Normal()
 
     def __call__(self, paths: Sequence[str], part: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """part: of score_shard. -> (n,K); the net's own answer where there is no face."""
+        """part: of score_shard. -> (n,K); without a face the net's own."""
         p = part["p"].copy()
         for row, (path, frame, second) in enumerate(zip(paths, part["frame"], part["time"], strict=True)):
             recording = path if frame >= 0 else path.rpartition("/")[0]
@@ -303,7 +300,7 @@ class Fused:
 
 
 def _write(out: Path, task: Task, found: Iterable[tuple[File, ...]]) -> tuple[int, list[dict[str, str]]]:
-    """Shards that are not of `found` are removed."""
+    """Removes shards that are not of `found`."""
     parts, rows, used = place(task.parts), 0, set[str]()
     errors = list[tuple[str, str]]()
     fused = Fused(bundles.Fusion.model_validate_json(task.fusion)) if task.fusion else None

@@ -1,4 +1,4 @@
-"""One shard of an archive: files -> pixels as in the lab -> probabilities -> a file. Must not import torch."""
+"""One shard of an archive: files -> pixels as in the lab -> probabilities -> a file."""
 
 import ctypes
 import hashlib
@@ -28,7 +28,7 @@ NOBODY = (np.nan,) * len(Signals._fields)
 
 
 class Task(NamedTuple):
-    """What all shards share; `key` covers all that decides the numbers."""
+    """`key` covers all that decides the numbers."""
 
     root: str  # of the archive: a folder or a URL
     parts: str  # where shards go: a folder or a URL
@@ -46,7 +46,7 @@ class Task(NamedTuple):
 
 
 def part_of(task: Task, shard: Sequence[File]) -> str:
-    """The name of its file under task.parts, in one of 256 folders."""
+    """Its file under task.parts, in one of 256 folders."""
     told = hashlib.sha256(json.dumps([task.key, shard]).encode()).hexdigest()
     return f"{told[:2]}/{told[:32]}.npz"
 
@@ -58,7 +58,7 @@ def do(
     far: ctypes.c_longlong | None = None,
     parent: int | None = None,
 ) -> str:
-    """Score the shard and put it on disk, whole, on any machine. Returns "", or what went wrong."""
+    """Score the shard and save it. Returns "", or what went wrong."""
     cv2.setNumThreads(1)
     try:
         arrays = score_shard(task, shard, _opened(task.model, task.runtime, task.shape), avoid, far, parent)
@@ -84,9 +84,8 @@ def score_shard(
     far: ctypes.c_longlong | None = None,
     parent: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K), face (n,7 or 0).
-
-    Also bad (m,), which of its files, and reason (m,). far: files done.
+    """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K), face (n,7 or 0); bad (m,),
+    which of its files, and reason (m,). far: files done.
     """
     batch = Batch(look, task.shape)
     faces = Faces() if task.faces else None
@@ -119,7 +118,7 @@ def score_shard(
 
 
 class Faces:
-    """The face of each picture, read before it is shrunk."""
+    """Read before each picture is shrunk."""
 
     def __init__(self) -> None:
         self._read, self._at = face_reader.FaceReader(), 0.0
@@ -148,7 +147,7 @@ class Batch:
         self._p: list[NDArray[np.float32]] = []
 
     def add(self, images: Sequence[decode.Picture]) -> None:
-        """One picture, or the T of a clip, of the net's size."""
+        """images: one picture, or a clip's T, of the net's size."""
         if self._frames:
             np.stack(images, out=self._x[self._n])
         else:
@@ -172,7 +171,7 @@ class Batch:
 def frames(
     task: Task, file: File, faces: Faces | None = None
 ) -> Iterator[tuple[int, float, list[decode.Picture] | str]]:
-    """For each sample: (first frame, its second, T pictures of the net's size or why not)."""
+    """(first frame, its second, T pictures of the net's size or why not)."""
     height, width, channels = task.shape[-3:]
 
     def fit(image: decode.Picture, whole: decode.Picture | None = None) -> decode.Picture:
@@ -219,7 +218,7 @@ def _film(
 
 @contextmanager
 def _local(root: str, name: str) -> Iterator[Path | str]:
-    """A URL's file as one of this machine's, or why not."""
+    """A URL's file as a local one, or why not."""
     path = place(root) / name
     if isinstance(path, Path):
         yield path

@@ -1,4 +1,4 @@
-"""Scores as .csv or .parquet, written part by part: memory does not grow with the archive."""
+"""Scores as .csv or .parquet, written in parts: memory does not grow with the archive."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ def check(path: Path) -> None:
 
 @contextmanager
 def _as_csv(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iterator[Add]:
-    """float32 in the fewest digits that give the same number."""
+    """float32 in the fewest digits that round-trip."""
     with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels), *more])
@@ -66,7 +66,6 @@ def _as_parquet(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iter
 
 
 def parquet() -> tuple[Any, Any]:
-    """pyarrow and its module parquet. Raises UserError."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""Processes of this machine that each take a shard after another. A file that kills two of them is bad."""
+"""Local processes that take shards in turn. A file that kills two of them is bad."""
 
 import ctypes
 import multiprocessing
@@ -17,7 +17,7 @@ BEAT = 0.2  # s between two looks at how far the workers are
 
 class Worker:
     def __init__(self, task: Task, shard: tuple[File, ...], avoid: dict[str, str], suspect: str = ""):
-        """avoid: path -> reason, for files that killed two workers. suspect: a file that killed one."""
+        """avoid: path -> reason, for files that killed two workers. suspect: killed one."""
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.far = context.RawValue("q", -1)  # the file of the shard that it is at; -1: not yet at one
@@ -45,7 +45,7 @@ class Worker:
 
 
 def work(task: Task, shards: Sequence[tuple[File, ...]], count: int) -> Iterator[None]:
-    """Yields once a file. A file that kills two workers is bad."""
+    """Yields once a file."""
     waiting = list(reversed(shards))
     workers = [Worker(task, waiting.pop(), {}) for _ in range(count)]
     try:
@@ -95,7 +95,7 @@ def _instead(task: Task, dead: Worker) -> Worker:
 
 
 def _serve(task: Task, pipe: Connection, far: ctypes.c_longlong, parent: int) -> None:
-    """Ends when the parent is gone."""
+    """Ends with its parent."""
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         while True:
             shard, avoid = pipe.recv()

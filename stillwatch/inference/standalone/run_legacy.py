@@ -1,9 +1,8 @@
 """Replay a bundle's golden frames and time model-legacy.onnx where stillwatch does not install, as on an old Jetson.
 
-Python 3.6 or newer, numpy, and TensorRT 8 or ONNX Runtime; it imports nothing else. It is copied into the bundle:
-    python3 run_legacy.py [BUNDLE] [--engine model-legacy.engine] [--rounds 200]
-An engine is made on the board itself, by the TensorRT that will run it:
-    /usr/src/tensorrt/bin/trtexec --onnx=model-legacy.onnx --saveEngine=model-legacy.engine
+Needs Python 3.6, numpy, and TensorRT 8 or ONNX Runtime. Copied into the bundle: python3 run_legacy.py [BUNDLE]
+[--engine model-legacy.engine] [--rounds 200]. Make the engine on the board, with its own TensorRT:
+/usr/src/tensorrt/bin/trtexec --onnx=model-legacy.onnx --saveEngine=model-legacy.engine
 """
 
 import argparse
@@ -23,7 +22,7 @@ MODEL = "model-legacy.onnx"
 
 
 def open_onnxruntime(path: str, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """Pixels 0 to 255, float32 (1,H,W,C) or (1,T,H,W,C) -> probabilities float32 (1,K)."""
+    """Pixels 0..255, float32 (1,H,W,C) or (1,T,H,W,C) -> probabilities float32 (1,K)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -35,7 +34,7 @@ def open_onnxruntime(path: str, threads: int) -> "Callable[[np.ndarray], np.ndar
 
 
 def open_tensorrt(path: str, shape: "tuple[int, ...]", classes: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """The same from an engine of TensorRT 8; the copies to and from the GPU are part of each call."""
+    """The same from an engine of TensorRT 8; GPU copies are part of each call."""
     import tensorrt
 
     cuda = ctypes.CDLL(ctypes.util.find_library("cudart") or "/usr/local/cuda/lib64/libcudart.so")
@@ -67,7 +66,7 @@ def open_tensorrt(path: str, shape: "tuple[int, ...]", classes: int) -> "Callabl
 
 
 def checked(folder: str, name: str, manifest: dict) -> str:
-    """The path of a file whose sha256 is the manifest's."""
+    """A file's path, if its sha256 is the manifest's."""
     path = Path(folder) / name
     if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["files"][name]["sha256"]:
         raise RuntimeError(f"{path} was changed: copy the bundle again")

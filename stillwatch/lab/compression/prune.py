@@ -1,4 +1,4 @@
-"""Prune: narrows a student and fine-tunes it between the steps. Run kinds: "pruned"; "narrow", the baseline."""
+"""Prune: narrows a student and fine-tunes it between the steps. Kinds: "pruned"; "narrow", the baseline."""
 
 import copy
 import warnings
@@ -28,10 +28,10 @@ Layer: TypeAlias = nn.Conv2d | nn.Linear
 def prune(parent: Run, options: RunOptions, anyway: bool = False) -> Run:
     """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the finished run.
 
-    Channels are ranked by the norm of the weights that go with them (Fang et al. 2023, DepGraph, arXiv 2301.12900)
-    among isomorphic layers (Fang et al. 2024, Isomorphic Pruning, arXiv 2407.04616), in recipe.prune.steps equal steps,
-    each fine-tuned. Resumes an interrupted run. Raises UserError, before a run is made, for an unfinished student,
-    one that learnt nothing (unless `anyway`), changed data, or an unreachable prune.keep.
+    Ranks channels by their weights' norm (Fang et al. 2023, DepGraph, arXiv 2301.12900) among isomorphic layers (Fang
+    et al. 2024, Isomorphic Pruning, arXiv 2407.04616), in recipe.prune.steps equal steps, each fine-tuned. Resumes an
+    interrupted run. Raises UserError, before a run is made, for an unfinished student, one that learnt nothing (unless
+    `anyway`), changed data, or an unreachable prune.keep.
     """
     runs.require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
     runs.require_learnt(parent, "not pruned", anyway, options.progress)
@@ -108,7 +108,7 @@ def _prune_steps(
 
 
 def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Run:
-    """The narrower student that pruning has to beat: same arithmetic, epochs and teacher. A finished one is reused.
+    """The narrower student that pruning has to beat: same arithmetic, epochs and teacher. Reuses a finished one.
 
     Starts from the strongest channels of the student's first weights.
     """
@@ -137,7 +137,7 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
 
 
 def epochs_in_all(run: Run) -> int:
-    """Includes its steps and the pruned runs it came from."""
+    """With its steps and the pruned runs before it."""
     own = len(run.history()) + sum(len(Run(part).history()) for part in run.path.glob("step-*"))
     return own + (epochs_in_all(Run.open(run.path.parent / f"{run.info.parent}")) if run.info.kind == "pruned" else 0)
 
@@ -151,10 +151,7 @@ def _layers(net: nn.Module) -> dict[str, Layer]:
 
 
 def narrow(net: Classifier, data: Dataset, macs: float, params: float, round_to: int) -> None:
-    """Remove the least important channels until the net, on the CPU, needs at most these MACs and parameters.
-
-    Raises UserError where either cannot be reached.
-    """
+    """Remove the least important channels until the net is within these MACs and parameters. Raises UserError."""
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
     places = dict.fromkeys(_layers(net.cpu()).values(), 0)  # in one picture: 1 where the layer gives a vector
 
@@ -200,7 +197,7 @@ def _removals(net: Classifier, pruner: Any, deepest: float) -> Iterator[None]:
 
 
 def multiply(net: Classifier, data: Dataset, target: float, round_to: int) -> float:
-    """Scale every layer's width by one share, the smallest that reaches `target` MACs; returns that share."""
+    """Scale every layer's width by the smallest share that reaches `target` MACs; returns it."""
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
 
     def at(width: float, half: float) -> Classifier:
@@ -243,7 +240,7 @@ def _pruner(
     round_to: int,
     kept: Sequence[nn.Module],
 ) -> Any:
-    """share: for each layer, or for all, which are then ranked as one. kept: layers whose outputs stay."""
+    """share: of each layer, or of all, ranked as one. kept: layers whose outputs stay."""
     ranked = not isinstance(share, dict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what torch deprecates, and names parameters without a layer

@@ -38,7 +38,7 @@ class QuantConfig(NamedTuple):
 
 
 class Control(NamedTuple):
-    """Accuracy-aware: the most harmful layers return to float until check falls by at most max_drop."""
+    """Accuracy-aware: the most harmful layers stay float until check falls by at most max_drop."""
 
     check: Check
     rows: Sequence[int]  # of the validation split
@@ -108,7 +108,7 @@ def _opened(source: Path, shape: tuple[int, ...]) -> runtimes.Predict:
 
 
 def fed(source: Path, x: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
-    """What the float file takes by name: x (1,*shape); of a streamed net its newest frame and the states before it."""
+    """The float file's inputs by name for x (1,*shape); a streamed net's newest frame and the states before it."""
     predict = _opened(source, x.shape[1:]) if x.ndim == 5 else None
     if not isinstance(predict, Stream):
         return {"frames": x}
@@ -137,10 +137,7 @@ def ignored(model: onnx.ModelProto, config: QuantConfig) -> list[str]:
 
 
 def squeezes(model: onnx.ModelProto) -> list[str]:
-    """The nodes of all squeeze-and-excitation blocks (Hu et al. 2018), from pool to product.
-
-    A block is the product of a map with what follows, through a pool, from that map and constants alone.
-    """
+    """Nodes of squeeze-and-excitation blocks (Hu et al. 2018): products of a map with what follows from its pool."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found: list[str] = []
     for node in model.graph.node:
@@ -162,7 +159,7 @@ def squeezes(model: onnx.ModelProto) -> list[str]:
 
 
 def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Activations as uint8, those with a scale per channel as int8: zero points move by 128, values stay."""
+    """Activations as uint8, those with a scale per channel as int8; values stay."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     activations = set[str]()
     added: dict[str, TensorProto] = {}
@@ -184,7 +181,7 @@ def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store float weights as float16 behind a cast, which runtimes fold: a third of MobileNetV3-small's file."""
+    """Float weights stored as float16 behind a cast, which runtimes fold."""
     nodes = []
     for tensor in _large(model):
         nodes.append(helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=TensorProto.FLOAT))
@@ -197,7 +194,7 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _large(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Biases, which NNCF corrects, do not count."""
+    """Without biases, which NNCF corrects."""
     for tensor in model.graph.initializer:
         large = len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
         if tensor.data_type == TensorProto.FLOAT and large and np.abs(numpy_helper.to_array(tensor)).max() < HALF:

@@ -1,7 +1,4 @@
-"""Quantisation-aware training under fake quantisation, with the same losses and the float teacher.
-
-Imports no ONNX and no NNCF.
-"""
+"""Quantisation-aware training under fake quantisation, with the same losses and the float teacher."""
 # NNCF's torch backend compiles C++ and acts only in forward(), which the loop does not call
 
 from collections.abc import Iterator
@@ -39,7 +36,7 @@ def learn(
 ) -> None:
     """Fine-tune net under fake quantisation, in place, with batch norms folded first.
 
-    teacher: float; None leaves out the losses that need one. run: holds the state for resuming. Jacob et al. 2018,
+    teacher: float; None leaves out the losses that need one. run: keeps the state for resuming. Jacob et al. 2018,
     Quantization and Training of Neural Networks, §3 (arXiv 1712.05877), with scales per channel.
     """
     torch.manual_seed(plan.seed)
@@ -53,9 +50,9 @@ def learn(
 
 @torch.no_grad()
 def fold(net: Classifier, example: Tensor) -> None:
-    """Fold every batch norm into the convolution before it, in place; its activation stays.
+    """Fold every batch norm into the convolution before it, in place. example: uint8 (B,H,W,C).
 
-    example: uint8 (B,H,W,C). Raises UserError where the folded net's output differs.
+    Raises UserError where the output changes.
     """
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept, so that no other gets its id
     pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
@@ -140,7 +137,7 @@ def insert_fake_quant(net: Classifier, config: QuantConfig) -> Hooks:
 
 
 def remove_fake_quant(hooks: Hooks) -> None:
-    """The weights keep their rounded values."""
+    """The weights stay rounded."""
     for layer, hook in hooks:
         hook.remove()
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
@@ -148,7 +145,7 @@ def remove_fake_quant(hooks: Hooks) -> None:
 
 
 def quantised_layers(net: Classifier, config: QuantConfig) -> Iterator[Layer]:
-    """Leaves out layers that are frozen, in squeeze-and-excitation, or kept float."""
+    """Without layers that are frozen, in squeeze-and-excitation, or kept float."""
     squeezes = tuple(
         f"{name}."
         for name, module in net.named_modules()

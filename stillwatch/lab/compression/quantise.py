@@ -1,6 +1,6 @@
-"""Quantise: a run's net in INT8, by the cheapest stage that keeps its accuracy and is faster on this machine.
+"""Quantise: a run's net in INT8, by the cheapest stage that keeps its accuracy and is faster here.
 
-Stages: post-training, accuracy-aware, quantisation-aware training. Validation alone decides; test is read last.
+Stages: post-training, accuracy-aware, quantisation-aware training. Validation decides; test is read last.
 """
 
 import importlib.util
@@ -37,8 +37,6 @@ FIGURES = ("macro_f1", "accuracy", "balanced_accuracy", "loss", "ece")
 
 @dataclass(frozen=True)
 class StageResult:
-    """A row of run.json's `stages`."""
-
     name: str
     precision: str
     macro_f1: float  # these five in the runtime in which it does worst
@@ -97,7 +95,7 @@ class Evaluator:
         return opened, refused
 
     def check(self, file: Path, rows: Sequence[int]) -> float:
-        """Macro-F1 on all validation rows, in the worst runtime; on a few, where it hardly moves, the mean log p."""
+        """Macro-F1 on validation, in the worst runtime; on a few rows, where it hardly moves, the mean log p."""
         y, functions = self.data.y[rows], self.opened(file)[0].values()
         if len(rows) == len(self.data.rows["valid"]):
             return min(metrics.macro_f1(y, self.predict(fn, rows)) for fn in functions)
@@ -166,8 +164,8 @@ class Evaluator:
 def quantise(run: Run, root: Path | str = "runs", progress: Progress = NO_PROGRESS, anyway: bool = False) -> Run:
     """Bring a finished run's net to INT8 as the recipe's [quantise] says; returns the finished run.
 
-    The best file is always written; info.kept and info.why say whether export may use it. Raises UserError for a run
-    that is unfinished, has no net or learnt nothing (unless `anyway`), and changed data.
+    Always writes the best file; info.kept and info.why say whether export may use it. Raises UserError for changed data
+    and a run that is unfinished, has no net or learnt nothing (unless `anyway`).
     """
     runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
     runs.require_learnt(run, "not quantised", anyway, progress)
@@ -210,7 +208,7 @@ def _export_float(net: Classifier, run: Run, data: Dataset, path: Path) -> Path:
 
 
 def spread(data: Dataset, frames: int) -> list[int]:
-    """At most `frames` training rows, spread evenly over groups, classes and time."""
+    """At most `frames` training rows, even over groups, classes and time."""
     order = sorted(
         data.rows["train"], key=lambda row: (data.samples[row].group, int(data.y[row]), data.samples[row].id)
     )

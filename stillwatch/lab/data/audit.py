@@ -1,4 +1,4 @@
-"""Audit: what is wrong with a data set. Changes nothing and knows no net."""
+"""Audit: what is wrong with a data set. Changes nothing."""
 
 import textwrap
 from bisect import bisect_left
@@ -57,7 +57,7 @@ class Negatives(Record):
 
 
 class Majority(Record):
-    """What the most frequent training label scores on test."""
+    """The most frequent training label's score on test."""
 
     label: str
     accuracy: float
@@ -65,7 +65,7 @@ class Majority(Record):
 
 
 class NoPixels(Record):
-    """What copying the label of the nearest training frame in time scores on test."""
+    """The score on test of copying the nearest training frame's label."""
 
     accuracy: float
     macro_f1: float
@@ -84,7 +84,7 @@ class Faces(Record):
 
 
 class Unlabelled(Record):
-    """Of samples without a label beside the test split."""
+    """Of samples without a label, beside the test split."""
 
     samples: int
     skipped: int
@@ -125,7 +125,7 @@ def audit(
     """Look for leaks, duplicates, imbalance and bad files.
 
     samples: N, with their splits. clips: uint8 (N,T,H,W,C). split: the recipe's data.split. Raises ValueError where
-    clips and samples differ in number.
+    they differ in number.
     """
     if len(samples) != len(clips):
         raise ValueError(f"{len(samples)} samples but {len(clips)} pictures")
@@ -177,7 +177,7 @@ def count_faces(found: NDArray[np.bool_], samples: Sequence[Sample]) -> Faces:
 def check_unlabelled(
     tested: Sequence[Sample], others: Sequence[Sample], clips: NDArray[np.uint8], skipped: int
 ) -> Unlabelled:
-    """clips: of both, one behind the other."""
+    """clips: of both, in that order."""
     split = [*(replace(sample, split="test") for sample in tested), *(replace(s, split="train") for s in others)]
     found, _ = find(split, clips)
     return Unlabelled(
@@ -192,7 +192,7 @@ def check_unlabelled(
 
 
 def unlabelled_leaks(found: Unlabelled) -> list[str]:
-    """A warning for each way in which a test person is among samples without a label."""
+    """A warning for each way in which a test person is among them."""
     few = max(1, round(PROBED * found.test))
     of, who, where = f"of {found.test:,} test samples", "new people", "new places, perhaps not of new people"
     told = [
@@ -235,10 +235,7 @@ def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> Majority | No
 
 
 def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | str:
-    """What the label of the nearest training frame in time, or else train's majority label, scores on test.
-
-    Returns the reason, a str, where there is no such figure.
-    """
+    """The score on test of the nearest training frame's label, else the majority's; or why there is none."""
     majority = _majority(samples, labels)
     if majority is None:
         return "train or test is empty"
@@ -276,7 +273,6 @@ def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | st
 
 
 def _scores(true: Sequence[str], guesses: Sequence[str], labels: Sequence[str]) -> tuple[float, float]:
-    """Accuracy, macro-F1."""
     y, p = np.array([labels.index(label) for label in true]), np.eye(len(labels))[list(map(labels.index, guesses))]
     return metrics.accuracy(y, p), metrics.macro_f1(y, p)
 
@@ -335,7 +331,7 @@ def _leaks(report: AuditReport) -> list[str]:
 
 
 def _probes(found: Duplicates) -> list[str]:
-    """What the pictures say of recordings and people in two splits, where the names say nothing."""
+    """Recordings and people in two splits, by pictures alone."""
     out, alike, tests = [], found.look_alikes, found.look_alikes.of
     if found.overlapping.test_in_train > PROBED * tests:
         out.append(
@@ -408,7 +404,7 @@ def _some(names: Sequence[str], last: str = "and") -> str:
 
 
 def summary(report: AuditReport) -> str:
-    """The audit as plain text, at most 100 columns wide, warnings first."""
+    """Plain text, at most 100 columns wide, warnings first."""
     skipped, groups, warnings, filed = report.skipped, report.groups, report.warnings, report.negatives
     lines = [
         f"{report.samples:,} samples, {report.distinct:,} distinct pictures, {groups.count:,} groups, "
@@ -458,7 +454,7 @@ def summary(report: AuditReport) -> str:
 
 
 def _table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """An empty line, then columns in line; a long first column is cut."""
+    """An empty line, then columns in line; cuts a long first column."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
     first = min(first, WIDTH - sum(widths) - 2 * len(widths))

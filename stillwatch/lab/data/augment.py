@@ -1,4 +1,4 @@
-"""Augmentation on the batch, a pure function of (seed, sample, view). Asks no global generator."""
+"""Augmentation on the batch, a pure function of (seed, sample, view). Uses no global generator."""
 
 import math
 import zlib
@@ -22,7 +22,7 @@ Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 def number(name: str) -> int:
-    """A sample's id -> the 64-bit number its draws are made from."""
+    """A sample's id -> the 64-bit number that seeds its draws."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
@@ -61,7 +61,7 @@ def crop_moves(at: Tensor, u: Tensor, scale: float = 0.7, ratio: float = 0.1) ->
 
 
 def _window(u: Tensor, scale: float, ratio: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B,) each: width and height as shares, and how far its middle lies from the picture's, -1 to 1."""
+    """(B,) each: width, height, and offset of its middle, -1 to 1."""
     area = scale + (1 - scale) * u[:, 0]
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log1p(ratio))
     wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
@@ -69,7 +69,6 @@ def _window(u: Tensor, scale: float, ratio: float) -> tuple[Tensor, Tensor, Tens
 
 
 def flip(x: Tensor, u: Tensor) -> Tensor:
-    """Mirror left and right, where both sides mean the same."""
     return x.flip(-1)
 
 
@@ -78,13 +77,13 @@ def flip_moves(at: Tensor, u: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, u: Tensor, by: float = 0.3) -> Tensor:
-    """Stretch the distance from the picture's own mean by 1-by..1+by."""
+    """Stretch the distance from the picture's mean by 1-by..1+by."""
     mean = x.mean((1, 2, 3), keepdim=True)
     return mean + (x - mean) * _spread(u[:, 0], by)
 
 
 def gamma(x: Tensor, u: Tensor, by: float = 0.3) -> Tensor:
-    """Raise the picture, taken as 0..1, to a power between 1/(1+by) and 1+by."""
+    """Raise the picture, as 0..1, to a power in 1/(1+by)..1+by."""
     power = torch.exp((2 * u[:, 0] - 1) * math.log1p(by)).view(-1, 1, 1, 1)
     return 255 * (x.clamp(0, 255) / 255) ** power
 
@@ -107,13 +106,12 @@ def noise(x: Tensor, u: Tensor, std: float = 8.0) -> Tensor:
 
 
 def blur(x: Tensor, u: Tensor) -> Tensor:
-    """Blend with the mean of the 3×3 neighbours."""
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return torch.lerp(x, soft, u[:, 0].view(-1, 1, 1, 1).to(x.dtype))
 
 
 def erase(x: Tensor, u: Tensor, area: Share = 0.15) -> Tensor:
-    """Paint a rectangle of up to `area` of the picture grey (Zhong et al. 2017)."""
+    """Paint a rectangle of up to `area` grey (Zhong et al. 2017)."""
     high, wide = x.shape[-2:]
     share = area * (0.2 + 0.8 * u[:, 0])
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log(3))
@@ -131,12 +129,12 @@ def erase(x: Tensor, u: Tensor, area: Share = 0.15) -> Tensor:
 
 
 def reverse(x: Tensor, u: Tensor) -> Tensor:
-    """Play the look backwards, where the label allows it: a fight stays one, a fall does not."""
+    """Play the look backwards, where labels allow it."""
     return x.flip(1)
 
 
 def speed(x: Tensor, u: Tensor, by: Annotated[float, Field(gt=0)] = 0.5) -> Tensor:
-    """Slow the look down to 1/(1+by) of its speed, up to its newest frame; frames between two are blended."""
+    """Slow the look down to 1/(1+by) of its speed, up to its newest frame, blending frames."""
     # Never faster: that takes frames from before the look, which a sample does not hold
     last = x.shape[1] - 1
     slow = torch.exp(-u[:, 0] * math.log1p(by))
@@ -156,8 +154,6 @@ _NOISE = np.random.Generator(np.random.Philox(20250922)).standard_normal(1 << 18
 
 @dataclass(frozen=True)
 class Op:
-    """One op of the list."""
-
     salt: str  # keeps its draws apart from the others'
     apply: Callable[[Tensor, Tensor], Tensor]
     p: float  # share of samples that it touches
@@ -167,8 +163,6 @@ class Op:
 
 @dataclass(frozen=True)
 class Augment:
-    """The recipe's list of ops."""
-
     steps: tuple[Op, ...]
     seed: int
     mixup: float = 0.0  # its alpha; 0: none
@@ -177,7 +171,7 @@ class Augment:
         return bool(self.steps or self.mixup)
 
     def __call__(self, x: Tensor, samples: NDArray[np.uint64], view: int) -> Tensor:
-        """x: uint8 (B,T,H,W,C), a clip's frames augmented alike; samples: (B,) from number(); view: of each sample."""
+        """x: uint8 (B,T,H,W,C), a clip's frames alike; samples: (B,) from number(); view: of each sample."""
         if not self.steps:
             return x
         b, t, h, w, c = x.shape
@@ -191,7 +185,7 @@ class Augment:
         return planes.view(b, t, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
     def moved(self, regions: Tensor, samples: NDArray[np.uint64], view: int) -> Tensor:
-        """(B,R,4), FaceTable.regions -> where __call__ takes them; a mixed sample's own."""
+        """(B,R,4), FaceTable.regions -> where __call__ takes them."""
         regions = regions.clone()
         for op, rows, u in self._chosen(samples, view, regions.device):
             if op.moves:
@@ -217,18 +211,18 @@ class Augment:
 
 
 def mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """uint8 (B,...) × 2 and shares (B,) -> share·a + (1-share)·b, uint8."""
+    """uint8 (B,...) × 2, shares (B,) -> share·a + (1-share)·b."""
     share = share.view(-1, *[1] * (a.ndim - 1)).float()
     return (a * share + b * (1 - share)).round_().to(torch.uint8)
 
 
 def mixup(alpha: Annotated[float, Field(gt=0)] = 0.2) -> float:
-    """Blend with another training sample: see Augment.partners and mix."""
+    """Blend with another training sample: Augment.partners, mix."""
     return alpha
 
 
 def plan(specs: Sequence[Spec], seed: int) -> Augment:
-    """The recipe's `fit.augment` -> Augment. Raises UserError for an unknown op or option."""
+    """The recipe's `fit.augment`. Raises UserError for an unknown op or option."""
     steps, alpha = [], 0.0
     table = AUGMENTS | {"mixup": mixup}
     for place, spec in enumerate(specs):

@@ -36,7 +36,7 @@ DRAWINGS = "0cc23430487ee9ed07f04e050de10e06"
 
 @dataclass(frozen=True)
 class Store:
-    """Decoded pictures: pixels[i], uint8 (T,H,W,C), is samples[i]. `fingerprint` names the data, `key` the cache."""
+    """pixels[i], uint8 (T,H,W,C), is samples[i]. `fingerprint` names the data, `key` the cache."""
 
     samples: list[Sample]
     skipped: list[Skipped]
@@ -86,7 +86,6 @@ def pictures(
 
 
 def _decode_all(samples: list[Sample], data: Data, size: int, draft: Path, workers: int, progress: Progress) -> None:
-    """Write each sample's `size` bytes in its row of pixels.u8."""
     by_file = [list(group) for _, group in groupby(samples, key=lambda sample: sample.path)]
     starts = np.cumsum([0, *map(len, by_file)]).tolist()
     ids: list[str | None] = [None] * len(samples)  # by row; None: bad
@@ -133,9 +132,10 @@ def outputs(
     what: str = "teacher",
     batch: int = 64,
 ) -> dict[str, NDArray[np.floating]]:
-    """compute(rows, view) -> tensors (B,...) by name, done once: name -> (V,N,...), memory-mapped fp16.
+    """compute(rows, view) -> tensors (B,...) by name, once: name -> (V,N,...), memory-mapped fp16, beyond its range
+    fp32.
 
-    key: all that the values depend on. Arrays with a value beyond fp16's range are fp32.
+    key: all that the values depend on.
     """
     folder = home() / what / short([str(FORMAT), str(count), str(views), *key])
     if not folder.is_dir():
@@ -162,7 +162,7 @@ def outputs(
 
 
 def record(what: str, key: Sequence[str], model: type[M], compute: Callable[[], M]) -> M:
-    """compute(), done once for a key and kept as JSON, and again where that is not a `model`."""
+    """compute() once per key, kept as JSON; again where that is not a `model`."""
     path = home() / what / f"{short([str(FORMAT), *key])}.json"
     try:
         return model.model_validate_json(path.read_bytes())
@@ -174,7 +174,7 @@ def record(what: str, key: Sequence[str], model: type[M], compute: Callable[[], 
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """A short name for a state dict's content."""
+    """Of a state dict's content."""
     state = blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         state.update(name.encode())
@@ -187,7 +187,7 @@ def short(lines: Sequence[str]) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    """blake2b of a file's content; "" where it cannot be read: decode() says why."""
+    """blake2b of the content; "" where unreadable: decode() says why."""
     if path == Path():
         return DRAWINGS
     try:
@@ -199,7 +199,7 @@ def _file_digest(path: Path) -> str:
 
 @contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` when the body ends well. Removes drafts of dead processes."""
+    """Yields a draft that becomes `folder`. Removes drafts of dead processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob(f".{folder.name}.*"):
         if not alive(int(old.name.rpartition(".")[2])):

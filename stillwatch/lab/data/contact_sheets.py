@@ -1,4 +1,4 @@
-"""Contact sheets: what a data set holds, one picture a class. Knows no net."""
+"""Contact sheets: what a data set holds, one picture a class."""
 
 import re
 from collections import defaultdict
@@ -20,7 +20,7 @@ POINT = (0, 255, 0)  # BGR
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts driver 9 before driver 10."""
+    """Sort key: driver 9 before driver 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -35,7 +35,7 @@ def contact_sheets(
 ) -> list[Path]:
     """One PNG a class that has samples: up to per_class tiles, spread over groups and splits.
 
-    clips: uint8 (N,T,H,W,C) RGB or gray, aligned with samples, as are points: (N,P,2) in shares of the picture, or NaN.
+    clips: uint8 (N,T,H,W,C) RGB or gray. points: (N,P,2) in shares of the picture, or NaN.
     """
     paths = []
     for number, label in enumerate(labels):

@@ -37,7 +37,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample as an exported file takes it: (H,W,C), for clips (T,H,W,C)."""
+        """Of a sample in an exported file: (H,W,C), for clips (T,H,W,C)."""
         return tuple(self.store.pixels.shape[2 if self.recipe.data.steps == 1 else 1 :])
 
     def picture(self, rows: Rows) -> Tensor:
@@ -47,10 +47,9 @@ class Dataset:
         return torch.from_numpy(picked[np.argsort(order, kind="stable")])
 
     def for_teacher(self, rows: Rows, progress: Progress = NO_PROGRESS) -> tuple["Dataset", Rows]:
-        """What the teacher sees of these samples: [teacher.data]'s pixels, by row of the data set that is returned.
+        """The teacher's pixels of these samples, [teacher.data], by row of the data set returned.
 
-        A look goes to the teacher's look of the same recording that is nearest in time. Raises UserError where the
-        teacher's data lack a sample.
+        Looks match by recording and nearest time. Raises UserError where the teacher's data lack a sample.
         """
         if not self.recipe.teacher.data:
             return self, rows
@@ -140,7 +139,7 @@ class LazyRows:
 
 
 def image_lookup(run: Run) -> Callable[[Sequence[str]], dict[str, NDArray[np.uint8]]]:
-    """ids -> pictures, uint8 (H,W,C), as the net saw them; missing ones are left out."""
+    """ids -> pictures, uint8 (H,W,C), as the net saw them, without missing ones."""
 
     def pictures(ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
         try:

@@ -40,13 +40,13 @@ EXAMPLES = 20
 
 
 class Record(BaseModel):
-    """A part of audit.json; its fields are the keys."""
+    """A part of audit.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Counts(Record):
-    """Samples that have a duplicate of one kind, each counted once."""
+    """Samples that have a duplicate of one kind, each once."""
 
     within: int  # in their own split
     across: int  # in another split
@@ -67,7 +67,7 @@ class Conflicts(Record):
 class LookAlikes(Record):
     """Test samples whose most alike picture is a training sample: the same person, camera or recording in both.
 
-    Such a pair was of one group in 99.9 %; a grouped split has none.
+    Such pairs were of one group in 99.9 %; a grouped split has none.
     """
 
     test_in_train: int
@@ -87,9 +87,9 @@ class Duplicates(Record):
 
 
 def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Duplicates, int]:
-    """Search samples (N, with their splits) for duplicates; near and mirrored ones on the middle frame.
+    """Search samples (N, with splits) for duplicates; near and mirrored ones on the middle frame.
 
-    clips: uint8 (N,T,H,W,C). Returns the duplicates and the number of distinct pictures, mirrored copies counted once.
+    clips: uint8 (N,T,H,W,C). Returns them and the number of distinct pictures, mirrored copies counted once.
     """
     content, thumbs, contrast = fingerprints(clips, progress)
     split = np.array([SPLITS.index(sample.split) for sample in samples], np.int64)
@@ -134,8 +134,8 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
 
 
 def fingerprints(clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Ints, Pictures, Floats]:
-    """Of each picture: a number for its bytes (N,), its middle frame's gray thumbnail (N,32,32), in a temporary file,
-    and its contrast (N,), the mean absolute deviation.
+    """Each picture's number for its bytes (N,), its middle frame's gray thumbnail (N,32,32) in a temporary file, and
+    contrast (N,), the mean absolute deviation.
     """
     count = len(clips)
     known: dict[bytes, int] = {}
@@ -152,10 +152,9 @@ def fingerprints(clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Int
 
 
 def hashes(thumbs: Pictures, rows: Ints | None = None, mirrored: bool = False) -> Codes:
-    """Difference hash, 128 bits as (N,2) uint64: is each of 8×8 cells brighter than its left, its upper neighbour?
+    """Difference hash, (N,2) uint64: is each of 8×8 cells brighter than its left, its upper neighbour?
 
-    thumbs: uint8 (N,32,32). rows: those to hash. mirrored: left to right. After N. Krawetz, "Kind of like that"
-    (2013).
+    thumbs: uint8 (N,32,32). mirrored: left to right. After N. Krawetz, "Kind of like that" (2013).
     """
     rows = np.arange(len(thumbs)) if rows is None else rows
     codes = np.zeros((len(rows), 2), np.uint64)
@@ -185,7 +184,7 @@ class Unique:
 
 
 def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints) -> Ints:
-    """Pairs that are each other's best mirrored partner, and unlike unmirrored."""
+    """Each other's best mirrored partner, and unlike unmirrored."""
     pairs = pairs[unique.content[pairs[:, 0]] != unique.content[pairs[:, 1]]]
     apart = _apart(thumbs, unique.first[pairs], mirrored=True)
     pairs, apart = pairs[apart <= 1 - CORRELATED], apart[apart <= 1 - CORRELATED]
@@ -199,7 +198,7 @@ def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints) -> Ints:
 
 
 def _search(queries: Codes, base: Codes, split: Ints, progress: Progress) -> Ints:
-    """Rows (P,2) of close hashes, sought for each split in itself and in the others."""
+    """Rows (P,2) of close hashes, per split, in itself and in the others."""
     pairs = [np.zeros((0, 2), np.int64)]
     for here in np.unique(split):
         own, others = np.flatnonzero(split == here), np.flatnonzero(split != here)
@@ -210,9 +209,9 @@ def _search(queries: Codes, base: Codes, split: Ints, progress: Progress) -> Int
 
 
 def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PROGRESS) -> Ints:
-    """For each query hash (Q,2) its closest in the base (B,2), at most KEPT within RADIUS: row numbers (P,2).
+    """For each query (Q,2) its closest in the base (B,2), at most KEPT within RADIUS: rows (P,2).
 
-    exclude: (Q,) the row of the base that a query is not paired with, or -1. Memory O(Q + B).
+    exclude: (Q,) the base row that a query is not paired with, or -1. Memory O(Q + B).
     """
     high, low = np.ascontiguousarray(base.T)
     pairs = [np.zeros((0, 2), np.int64)]
@@ -228,7 +227,7 @@ def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PR
 
 
 def _difference(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
-    """Mean absolute difference, in gray levels, of each pair's thumbnails."""
+    """Mean absolute difference of each pair's thumbnails, in gray levels."""
     out = np.zeros(len(pairs))
     for start in range(0, len(pairs), BLOCK):
         first, second = (thumbs[rows] for rows in pairs[start : start + BLOCK].T)
@@ -249,7 +248,7 @@ def _apart(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
 
 
 def _nearest(samples: Sequence[Sample], thumbs: Pictures, rows: Ints) -> LookAlikes:
-    """Each picture's most alike other one, as far as they correlate by NEIGHBOUR and are not too small to tell."""
+    """Each picture's most alike other one, where they correlate by NEIGHBOUR and are not too small."""
     rows = _share(rows)
     pairs = list[tuple[Sample, Sample]]()
     small = [cv2.resize(thumbs[row], (GRID, GRID), interpolation=cv2.INTER_AREA).ravel() for row in rows]
@@ -267,7 +266,6 @@ def _nearest(samples: Sequence[Sample], thumbs: Pictures, rows: Ints) -> LookAli
 
 
 def _share(rows: Ints) -> Ints:
-    """An even share of MOST."""
     return rows[np.linspace(0, max(len(rows) - 1, 0), min(len(rows), MOST)).astype(np.int64)]
 
 
@@ -283,10 +281,10 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def _altered(
     samples: Sequence[Sample], clips: Pictures, unique: Unique, rows: Ints, known: Ints, progress: Progress
 ) -> tuple[Ints, Ints]:
-    """(copies, overlapping pictures) as pairs (P,2) of unique pictures, without the known ones.
+    """(copies, overlapping pictures) as new pairs (P,2) of unique pictures.
 
-    Bounded: of more than MOST pictures an even share is looked at, and PAIRS pairs: test in train first, then other
-    splits, each picture's most alike before its second. Nothing below SMALLEST pixels.
+    Bounded: an even share of MOST pictures, and PAIRS pairs: test in train first, then other splits, each picture's
+    most alike before its second. Nothing below SMALLEST pixels.
     """
     if min(clips.shape[2:4]) < SMALLEST:
         return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
@@ -319,10 +317,10 @@ def _altered(
 def _look_alikes(
     small: NDArray[np.float32], split: Ints, names: Ints, mirrored: bool
 ) -> Iterator[tuple[int, int, int, float]]:
-    """(query, partner, rank, correlation): of each picture the most alike in the other splits, and in its own.
+    """(query, partner, rank, correlation): each picture's most alike in the other splits, and in its own.
 
-    small: (N,3,M), whole and without its margins, so that a cropped copy meets what it was cut from. Pictures of one
-    named recording (names) are not paired.
+    small: (N,3,M), with and without margins, so that a crop meets its source. Pictures of one named recording (names)
+    are not paired.
     """
     side = small.reshape(len(small), 3, GRID, GRID)[..., ::-1].reshape(small.shape) if mirrored else small
     for here in np.unique(split):
@@ -345,14 +343,14 @@ def _look_alikes(
 
 @dataclass(frozen=True)
 class Views:
-    """Middle frames in gray without even borders, and their points, kept once made."""
+    """Middle frames in gray without even borders, and their points, cached."""
 
     clips: Pictures
     first: Ints  # (U,) row of each unique picture
     points: dict[tuple[int, bool], tuple[NDArray[np.float32], Pictures | None]] = field(default_factory=dict)
 
     def gray(self, row: int) -> Pictures:
-        """(H,W), LONG pixels on the longer side of all: what was letterboxed and stretched comes back."""
+        """(H,W), LONG pixels on the data's longer side: undoes letterboxing and stretching."""
         frame = np.ascontiguousarray(self.clips[self.first[row]][self.clips.shape[1] // 2])
         picture = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) if frame.shape[2] == 3 else frame[:, :, 0]
         for axis in (1, 0):  # a letterbox's bars
@@ -381,7 +379,7 @@ class Views:
         return self.points[row, mirrored]
 
     def match(self, a: int, b: int, mirrored: bool) -> tuple[int, float]:
-        """(points that one affine move explains, correlation of the pictures laid on each other by it)."""
+        """(points that one affine move explains, correlation of the aligned pictures)."""
         (from_, one), (to, other) = self.features(a, mirrored), self.features(b, False)
         if one is None or other is None:
             return 0, 0.0

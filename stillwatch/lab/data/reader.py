@@ -73,7 +73,7 @@ def gather(recipe: Recipe) -> Found:
 
 
 def unlabelled(data: Data) -> Found:
-    """data.unlabelled: a folder of pictures and films, a film, or a CSV. Raises UserError where there is nothing."""
+    """data.unlabelled: a folder of pictures and films, a film, or a CSV. Raises UserError for nothing."""
     # Of a film two frames or looks a second are taken, or more where data says so; samples without a group may stay so
     assert data.unlabelled is not None
     place = data.unlabelled
@@ -112,7 +112,7 @@ def _check_folder(key: str, path: Path) -> None:
 
 
 def _give_groups(found: Found, rule: str) -> None:
-    """Skip samples without a group. A regex is looked for in the file's name, then in its path."""
+    """Skips samples without a group. Searches the file's name, then its path."""
     if regex := _regex(rule):
         found.samples = [replace(sample, group=_group_of(sample, regex)) for sample in found.samples]
     kept = [sample for sample in found.samples if sample.group]
@@ -144,13 +144,13 @@ def _group_of(sample: Sample, regex: re.Pattern[str]) -> str:
 
 
 def group_of(regex: re.Pattern[str], path: str) -> str:
-    """What the first bracket finds in the file's name, else in its whole path; "" where nothing."""
+    """The first bracket's match in the file's name, else in its path; "" for none."""
     match = regex.search(path.rpartition("/")[2]) or regex.search(path)
     return (match[1] or "") if match else ""
 
 
 def _negatives(root: Path, labels: tuple[str, ...]) -> Found:
-    """root/LABEL/CAMERA/*.jpg, filed false alarms: LABEL is what they truly show."""
+    """Filed false alarms, root/LABEL/CAMERA/*.jpg; LABEL is true."""
     _check_folder("data.negatives", root)
     for folder in subfolders(root):
         if folder.name not in labels:
@@ -166,9 +166,9 @@ def _negatives(root: Path, labels: tuple[str, ...]) -> Found:
 def decode(
     samples: Sequence[Sample], data: Data, aspects: list[float] | None = None
 ) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
-    """The pixels of samples that share one file: uint8 (T,h,w,C) of data.hw and data.channels, or the reason, a str.
+    """Pixels of samples that share one file: uint8 (T,h,w,C) of data.hw and data.channels, or why not.
 
-    Opens the file once, and raises nothing for a bad one. aspects: gets each picture's width / height as it came.
+    Opens the file once. aspects: gets each picture's original width / height.
     """
 
     def fit(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

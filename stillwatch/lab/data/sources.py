@@ -1,4 +1,4 @@
-"""Sources: a folder -> one Sample a picture or clip, or why it is left out. Decodes no pixel, and splits nothing."""
+"""Sources: a folder -> one Sample a picture or clip, or why it is left out. Decodes no pixel."""
 
 import csv
 import gzip
@@ -75,7 +75,7 @@ class Found:
 def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
     """The public export: flat train/ valid/ test/, `_classes.txt`, `_annotations.txt` (FILE x1,y1,x2,y2,ID).
 
-    A file is named RECORDING-FRAME_jpg...; the frame is its time. Raises UserError where a table is missing.
+    Files are RECORDING-FRAME_jpg...; the frame is the time. Raises UserError where a table is missing.
     """
     found = Found()
     folders = [folder for folder in subfolders(data.root) if folder.name in SPLIT_NAMES]
@@ -107,13 +107,13 @@ def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
 
 
 def frame_of(name: str) -> tuple[str, float]:
-    """(recording, frame) of a film's frame as Roboflow names it, RECORDING_mp4-17_jpg.rf.HASH.jpg; else ("", 0.0)."""
+    """(recording, frame) from Roboflow's RECORDING_mp4-17_jpg.rf.HASH.jpg; else ("", 0.0)."""
     shot = FILM.fullmatch(ROBOFLOW.sub("", Path(name).stem))
     return (shot[1], float(shot[2])) if shot else ("", 0.0)
 
 
 def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None]:
-    """One line -> file, label and box; or file, the reason why not, and None."""
+    """-> file, label and box; or file, why not, and None."""
     match = ANNOTATION.fullmatch(line)
     if not match:
         lone = line.lower().endswith(PICTURES)  # the name may hold spaces
@@ -132,7 +132,7 @@ def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None
 def folders(data: Data, labels: tuple[str, ...]) -> Found:
     """root/CLASS/[GROUP/]*.jpg, or root/{train,valid|val,test}/CLASS/...: one folder a class.
 
-    Names that differ in a final number alone are one recording, unless one comes twice; Roboflow's as before it.
+    Names that differ only in a final number are one recording, unless one comes twice; Roboflow's as in frame_of.
     """
     found = Found()
     found.samples = rows = _tree(data, labels, PICTURES, found.skipped)
@@ -159,7 +159,6 @@ def folders(data: Data, labels: tuple[str, ...]) -> Found:
 
 
 def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: list[Skipped]) -> list[Sample]:
-    """The files of class folders, and of split folders where there are any."""
     tops = [top for top in subfolders(data.root) if top.name in SPLIT_NAMES and top.name not in labels]
     places = [(SPLIT_NAMES[top.name], folder) for top in tops for folder in subfolders(top)]
     rows = []
@@ -181,10 +180,10 @@ def _tree(data: Data, labels: tuple[str, ...], kinds: tuple[str, ...], skipped: 
 
 
 def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count = 0) -> Found:
-    """Clips in class folders, or a manifest.csv with file,label and, where wanted, group,split.
+    """Clips in class folders, or a manifest.csv with file,label and optional group,split.
 
-    Each clip is a recording, timed in seconds: by data.look with data.windows looks a clip, else in windows of
-    data.frames, of which `limit` keeps so many, evenly spread (0: all).
+    Each clip is a recording, timed in seconds: data.windows looks by data.look, else windows of data.frames, at most
+    `limit`, evenly spread (0: all).
     """
     found = Found()
     path = data.root / (manifest or "manifest.csv")
@@ -196,7 +195,7 @@ def videos(data: Data, labels: tuple[str, ...], manifest: str = "", limit: Count
 
 
 def cut(row: Sample, data: Data, found: Found, limit: int = 0, rate: float | None = None) -> None:
-    """A film's looks or windows go into `found`. rate: looks or frames a second, where data asks for fewer or none."""
+    """A film's looks or windows go into `found`. rate: a second, where data asks for fewer or none."""
     times = times_of(row.path)
     if isinstance(times, str):
         found.skipped.append(Skipped(row.id, times))
@@ -255,7 +254,7 @@ def _rows(samples: Sequence[Sample]) -> Iterator[tuple[Sample, NDArray[np.uint8]
 
 @lru_cache(maxsize=2)  # a file is asked for once by the source and once by each decoding worker
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """A ubyte IDX file, plain or gzipped, of that many dimensions. Raises UserError for anything else."""
+    """A ubyte IDX file, plain or gzipped. Raises UserError for anything else."""
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -272,9 +271,9 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Found:
-    """A CSV with path,label and, where wanted, group,split,box,sequence,time; paths relative to the CSV's folder.
+    """A CSV with path,label and optional group,split,box,sequence,time; paths relative to its folder.
 
-    No labels: one without that column, in which films may stand too.
+    No labels: one without that column, of pictures and films.
     """
     found, films = Found(), Found()
     for row in _once(_table(data, labels, data.root / file, "path", found.skipped), found.skipped):
@@ -290,7 +289,7 @@ def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Fou
 
 
 def _look_back(found: Found, look: Sequence[float]) -> None:
-    """Pictures of a recording -> looks that end at each of them; those without old enough pictures are skipped."""
+    """Pictures of a recording -> looks that end at each; skips those without old enough pictures."""
     sequences: dict[str, list[Sample]] = defaultdict(list)
     for row in found.samples:
         sequences[row.sequence].append(row)
@@ -311,7 +310,7 @@ def _look_back(found: Found, look: Sequence[float]) -> None:
 
 
 def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: list[Skipped]) -> list[Sample]:
-    """The rows of a CSV whose column `key` names a file. Raises UserError for one that is none, or mostly wrong."""
+    """Rows whose column `key` names a file. Raises UserError for a CSV that is none, or mostly wrong."""
     lines, columns = read_table(path)
     by_column = (data.group or "").startswith("column:")
     column = (data.group or "").removeprefix("column:") if by_column else "group"
@@ -338,7 +337,7 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
 
 
 def read_table(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows of a CSV with stripped cells, and its columns. Raises UserError for a file that is none."""
+    """Rows with stripped cells, and columns. Raises UserError for a file that is no CSV."""
     try:
         raw = path.read_bytes()
         # Spreadsheets write UTF-16 with its mark, and whatever parts lists in the country's own numbers
@@ -355,7 +354,6 @@ def read_table(path: Path) -> tuple[list[dict[str, str]], list[str]]:
 
 
 def _row(data: Data, table: Path, cells: dict[str, str], name: str, group: str) -> Sample | Skipped:
-    """One row of a CSV, or what is wrong with it."""
     root = Path(os.path.abspath(data.root))  # noqa: PTH100  links inside root may lead elsewhere: that is the owner's wish
     full = Path(os.path.normpath(os.path.join(os.path.abspath(table.parent), name)))  # noqa: PTH100, PTH118
     if "\\" in name and not full.exists():  # written on Windows
@@ -408,7 +406,7 @@ def drawn(
     height: Count = 96,
     width: Count = 128,
 ) -> Found:
-    """Pictures that media.synthetic draws: `pictures` a class for each of `people` (cabin) or cameras (street)."""
+    """Drawn by media.synthetic: `pictures` a class for each of `people` (cabin) or cameras (street)."""
     if scene not in synthetic.LABELS:
         raise UserError(f"data.source.scene = {scene!r}: unknown{nearest(scene, synthetic.LABELS)}")
     if min(height, width) < 16:
@@ -439,7 +437,7 @@ def drawn(
 
 
 def _once(rows: Iterable[Sample], skipped: list[Skipped]) -> list[Sample]:
-    """Each file once: skips a second naming, and a file with two labels."""
+    """Skips a second naming, and a file with two labels."""
     by_file: dict[str, list[Sample]] = defaultdict(list)
     for row in rows:
         by_file[row.id].append(row)
@@ -459,7 +457,7 @@ def subfolders(root: Path) -> Iterator[Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The stripped lines of a text table; bytes that are no UTF-8 match nothing."""
+    """Stripped; bytes that are no UTF-8 match nothing."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Splits: which samples may be learnt from, which choose, and which only measure. Opens no file."""
+"""Splits: which samples may be learnt from, which choose, and which only measure."""
 
 import warnings
 from collections import Counter, defaultdict
@@ -17,11 +17,11 @@ LONG = 8  # a recording whose share is at least so many samples gives a block of
 
 
 def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
-    """Give each sample its split, whatever their order; negatives are always train.
+    """Give each sample its split, in any order; negatives are always train.
 
-    official: as the source says; valid is taken out of train where the source has none.
-    grouped: test is fold `fold` of StratifiedGroupKFold; valid is the next fold, or a share of train.
-    ratio: the same without groups. Raises UserError for a split that cannot be made.
+    official: the source's; without a valid, it is taken from train. grouped: test is fold `fold` of
+    StratifiedGroupKFold; valid is the next fold, or a share of train. ratio: the same without groups. Raises UserError
+    for an impossible split.
     """
     ordered = sorted((sample for sample in samples if not sample.negative), key=lambda sample: sample.id)
     splits = [sample.split for sample in ordered]
@@ -48,7 +48,7 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
 
 
 def unlabelled(samples: Sequence[Sample], data: Data) -> NDArray[np.bool_]:
-    """(N,) bool: who loses the label in train and valid: training groups beyond data.labelled. Raises UserError."""
+    """(N,): who loses the label in train and valid, training groups beyond data.labelled. Raises UserError."""
     # Drawn by data.seed and fold, so that the others show every label where that can be
     mine = [sample for sample in samples if sample.split == "train" and not sample.negative]
     groups = sorted({sample.group for sample in mine})
@@ -102,7 +102,7 @@ def _folded(samples: Sequence[Sample], data: Data) -> list[str]:
 
 
 def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, seed: int, blocks: bool) -> list[str]:
-    """Move about `share` of each label's training samples, which come sorted by id, to valid.
+    """Move about `share` of each label's training samples, sorted by id, to valid.
 
     blocks: a long recording gives one block of time, at the same relative place for each label; others go whole.
     """

@@ -1,4 +1,4 @@
-"""Where in the picture the evidence is: a map beside an exported net's probabilities. Imports no data."""
+"""Where in the picture the evidence is: a map beside an exported net's probabilities."""
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ from stillwatch.lab.models.classifier import Classifier
 class ActivationMap(nn.Module):
     """The last map (B,C,h,w) of the newest picture and p (B,K) -> (B,h·w), from 0 up.
 
-    Class activation (Zhou et al. 2016, arXiv 1512.04150): what speaks for `marks`, weighed by p, and against the
-    others. Where the head is not linear in the pooled map: its energy above that of its calmest place.
+    Class activation (Zhou et al. 2016, arXiv 1512.04150): evidence for `marks`, weighed by p, less that for others. For
+    a head that is not linear in the pooled map: its energy above that of its calmest place.
     """
 
     def __init__(self, net: Classifier, shape: tuple[int, ...]):

@@ -1,4 +1,4 @@
-"""Exporters: Classifier -> files for cameras: uint8 pictures in, calibrated probabilities out. Imports no data set."""
+"""Exporters: Classifier -> files for cameras: uint8 pictures in, calibrated probabilities out."""
 
 import contextlib
 import copy
@@ -32,7 +32,7 @@ REDUCTIONS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2")  # ReduceSum h
 
 
 class Exported(NamedTuple):
-    """A finished file, the runtime that proves it, its batch (None: any), and its companion file."""
+    """A file, the runtime that proves it, its batch (None: any), and its companion file."""
 
     path: Path
     runtime: str
@@ -60,7 +60,7 @@ class Facade(nn.Module):
 class Streamed(nn.Module):
     """One new frame of each camera and what was remembered -> probabilities, and what to remember.
 
-    frames: uint8 (B,H,W,C). states: as `states` says, each with B before it; at a camera's first frame all zeros.
+    frames: uint8 (B,H,W,C). states: (B,*state) each; zeros at a camera's first frame.
     """
 
     def __init__(self, ready: Classifier, shape: tuple[int, ...]):
@@ -94,7 +94,7 @@ class Streamed(nn.Module):
 
 @torch.no_grad()
 def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) -> Facade:
-    """A copy with its head divided by the temperature and gray kept as one channel. shape: of a sample."""
+    """A copy with its head divided by the temperature; gray is one channel. shape: of a sample."""
     ready = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     ready.to(memory_format=torch.contiguous_format)
     for weights in ready.head.parameters():  # softmax and sigmoid both take logits / temperature: exact and free
@@ -112,7 +112,7 @@ def facade(net: Classifier, shape: tuple[int, ...], temperature: float = 1.0) ->
 
 @torch.no_grad()
 def fold_gray(net: Classifier) -> None:
-    """Let the first convolution take one gray channel instead of three equal ones, in place, with the same output."""
+    """Let the first convolution take one gray channel instead of three equal ones, in place."""
     first = next((m for m in net.net.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
         return
@@ -132,14 +132,14 @@ def fold_gray(net: Classifier) -> None:
 
 
 def temperature_of(run: Run) -> float:
-    """The temperature of a run's files, from its validation predictions. Raises UserError without them."""
+    """Of a run's files, from its validation predictions. Raises UserError without them."""
     recipe, valid = run.recipe, predictions.read(run, "valid")
     side = recipe.teacher if run.info.kind == "teacher" else recipe.student
     return metrics.temperature(valid.y, valid.p, side.net.head)
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a graph without unused constants. Raises UserError for invalid ONNX."""
+    """Write without unused constants. Raises UserError for invalid ONNX."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -164,9 +164,9 @@ def to_onnx(
 ) -> Path:
     """Write "frames" dtype (batch,*shape) -> "probabilities" float32 (batch,K).
 
-    shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. A net that streams takes one frame (H,W,C) a call,
-    and its states as further inputs NAME and outputs next_NAME. Raises UserError where torch cannot export at this
-    opset or the result is invalid ONNX.
+    shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. A streamed net takes one frame (H,W,C) a call, and
+    its states as further inputs NAME and outputs next_NAME. Raises UserError where torch cannot export at this opset or
+    the result is invalid ONNX.
     """
     # Laid out so that NCHW is contiguous, as the weights are: torch writes the pooling of channels_last maps as a
     # gather over as_strided
@@ -217,7 +217,7 @@ def to_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences converters, which print progress on both streams; real failures are exceptions."""
+    """Silences converters, which print progress; failures are exceptions."""
     output = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         warnings.simplefilter("ignore")
@@ -225,7 +225,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _downgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Opset 18 to one of 13 to 17; onnx's own converter cannot go back for most of these ops."""
+    """Opset 18 to 13..17; onnx's own converter cannot for most of these ops."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -272,7 +272,7 @@ def write_openvino(net: Classifier, shape: tuple[int, ...], folder: Path, temper
 
 
 def write_ncnn(net: Classifier, shape: tuple[int, ...], folder: Path, temperature: float, opset: int) -> Exported:
-    """pnnx's two files; input float pixels 0..255 (H,W,C), normalised inside."""
+    """pnnx's two files; float pixels 0..255 (H,W,C), normalised inside."""
     if len(shape) != 3:
         raise UserError("export.formats: ncnn takes single pictures, not clips; leave it out")
     import pnnx

@@ -1,4 +1,4 @@
-"""Packaging: a finished run -> a bundle of files proved equal to the lab's net. Figures come from validation alone."""
+"""Packaging: a finished run -> a bundle of files proved equal to the lab's net. Figures are validation's."""
 
 import tempfile
 import time
@@ -77,7 +77,7 @@ class Reference:
         return cls(data, p, frames, golden, heat, point, fusion, maps, whole.map.size if whole.map else None)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
-        """max_drop: points of macro-F1 that an INT8 file may lose; None for a float file."""
+        """max_drop: points of macro-F1 that INT8 may lose; None for a float file."""
         try:
             fn = runtimes.open(made.path, made.runtime, self.data.shape)
             p, golden = _predict(fn, self.data), fn(self.frames)
@@ -132,11 +132,11 @@ def export(
     anyway: bool = False,
     crossval: Run | None = None,
 ) -> bundle.Bundle:
-    """Write the bundle of a finished run. int8: its quantised run. formats: besides "onnx" and the recipe's.
-    crossval: the folder whose out-of-fold answers set temperature and threshold, in place of the validation split's.
+    """Write the bundle of a finished run. int8: its quantised run. formats: besides "onnx" and the recipe's. crossval:
+    its out-of-fold answers set temperature and threshold, instead of validation's.
 
-    An unfaithful file stays out, with its reason in the manifest: float beyond export.max_difference of PyTorch or of
-    another class where it is not close, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where
+    Unfaithful files stay out, with a reason in the manifest: float beyond export.max_difference of PyTorch, or of
+    another class where it is not close; INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where
     that file is model.onnx, the run is unfinished or learnt nothing (unless `anyway`), int8 or the data are others.
     """
     require_finished(run, TRAINED, "run with a net")
@@ -188,7 +188,6 @@ def export(
 def _fusion(
     heard: Calibration, data: Dataset, p: NDArray[np.floating], progress: Progress = NO_PROGRESS
 ) -> bundle.Fusion | str:
-    """From the answers on people left out, and their faces."""
     told = faces_of(data, progress)
     row = {sample.id: place for place, sample in enumerate(data.samples)}
     rows = [row[str(id)] for id in heard.id]
@@ -300,7 +299,7 @@ def _predict(fn: Predict, data: Dataset) -> NDArray[np.float32]:
 
 
 def golden_frames(shape: tuple[int, ...], fit: Literal["stretch", "letterbox", "crop"]) -> NDArray[np.uint8]:
-    """Eight samples (8,*shape), the same on every machine: six drawn cabins and streets, two of coarse noise."""
+    """Eight samples (8,*shape), the same everywhere: six drawn cabins and streets, two of coarse noise."""
     rng = np.random.default_rng(8)
     *clip, height, width, channels = shape
     count = clip[0] if clip else 1

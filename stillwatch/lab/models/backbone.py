@@ -50,9 +50,8 @@ def last_index(net: Any, stride: int) -> int:
 
 
 def from_timm(name: str, options: dict[str, Any], own: Iterable[str] = ()) -> Backbone:
-    """Any timm net, split into steps where it is a plain chain of its children.
-
-    Raises UserError for an unknown name, a wrong option, or a net without a pooled feature.
+    """Split into steps where it is a plain chain of children. Raises UserError for an unknown name, a wrong option, or
+    a net without a pooled feature.
     """
     if not timm.is_model(name):
         close = hint if "did you" in (hint := nearest(name, [*own, *timm.list_models()])) else ""
@@ -102,7 +101,7 @@ STAGES = ("blocks", "stages", "layers", "features")  # what nets call the chain 
 
 
 def _chain(net: nn.Module, x: Tensor, end: Tensor, widths: dict[str, int]) -> tuple[str, ...]:
-    """The shortest chain of children that turns x into `end`; () where there is none. widths: expected channels."""
+    """The shortest chain of children that turns x into `end`, or (). widths: expected channels."""
     names: list[str] = []
     for child, module in net.named_children():
         inner = child in STAGES and isinstance(module, nn.Sequential)

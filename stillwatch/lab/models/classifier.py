@@ -69,14 +69,11 @@ class Classifier(nn.Module):
         return out._replace(maps={s: (found | out.maps)[s] for s in maps})
 
     def frozen_forward(self, x: Tensor) -> Tensor:
-        """The frozen part's output: (B,D) or (B,C,h,w), for clips (B,S,…). Where nothing is frozen, x itself."""
+        """(B,D) or (B,C,h,w), for clips (B,S,…); x itself where nothing is frozen."""
         return self._frozen_forward(x, ())[0] if self.frozen_steps else x
 
     def forward_from(self, h: Tensor, maps: tuple[int, ...] = ()) -> ModelOutput:
-        """The trained part, on the output of frozen_forward (fp16 too).
-
-        Raises UserError for a map that is missing or frozen.
-        """
+        """The trained part, on frozen_forward's output (fp16 too). Raises UserError for a missing or frozen map."""
         self.check(maps)
         if self.frozen_steps:
             h, steps = self._fold(h.to(self.head.weight.dtype), self.frozen_steps)
@@ -94,27 +91,27 @@ class Classifier(nn.Module):
         return self.temporal(features.unflatten(0, (-1, steps)))
 
     def last_map(self, x: Tensor) -> tuple[Tensor, int]:
-        """x: uint8 (B,H,W,C) or (B,T,H,W,C) -> what is pooled, (B·S,C,h,w), and S."""
+        """x: uint8 (B,H,W,C) or (B,T,H,W,C) -> (what is pooled (B·S,C,h,w), S)."""
         h, steps = self._pictures(x)
         return self._walk(h, 0, self.plan.flat, ())[0], steps
 
     def pooled(self, h: Tensor) -> Tensor:
-        """(B·S,C,h,w) -> (B·S,D): of each picture, before time is looked at."""
+        """(B·S,C,h,w) -> (B·S,D), before time is looked at."""
         return self._walk(h, self.plan.flat, len(self.plan.steps), ())[0]
 
     @property
     def one_way(self) -> bool:
-        """Nothing in it looks ahead, so that it can be streamed."""
+        """Nothing looks ahead, so it can be streamed."""
         return not any(layer.both for layer in self.timed)
 
     @property
     def streams(self) -> bool:
-        """Whether a look can be had from one new frame and what is remembered of those before it."""
+        """Whether one new frame and remembered states give a look."""
         even = self.ticks == tuple(range(self.frames - 1, -1, -1))
         return self.frames > 1 and self.one_way and (even or self.front == "stack")
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(B,K) -> (B,K): softmax or sigmoid, as the recipe's head says."""
+        """(B,K) -> (B,K): the recipe head's softmax or sigmoid."""
         return logits.sigmoid() if self.kind == "sigmoid" else logits.softmax(-1)
 
     def shape(self, maps: tuple[int, ...] | None = None) -> tuple[int, dict[int, int]]:
@@ -127,7 +124,7 @@ class Classifier(nn.Module):
         return self.dim, {s: self.channels[s] for s in maps}
 
     def check(self, maps: tuple[int, ...]) -> None:
-        """Raises UserError for a map that is missing or frozen."""
+        """Raises UserError for a missing or frozen map."""
         self.shape(maps)
         for stride in maps:
             if self.plan.taps[stride] < self.frozen_steps:
@@ -211,11 +208,11 @@ def _frozen_steps(spec: Net, plan: ForwardPlan) -> int:
 def build(
     net: Net, classes: int, data_hw: tuple[int, int], channels: int, moments: Sequence[float] = (0,)
 ) -> Classifier:
-    """A recipe's Net -> Classifier with its weights. Random parts come from torch's global generator.
+    """A recipe's Net with its weights. Random parts come from torch's global generator.
 
-    data_hw: (height, width) in pixels. channels: 1 or 3. moments: of the T frames, as Data.moments. net.options:
-    those of the entry in NETS or of timm.create_model; `size` (side, or [height, width]) resizes the input. Raises
-    UserError for an unknown name, option, stage or weights, and a front that does not suit the moments.
+    data_hw: (height, width) in pixels. channels: 1 or 3. moments: of the T frames, as Data.moments. net.options: of the
+    NETS entry or timm.create_model; `size` (side, or [height, width]) resizes the input. Raises UserError for an
+    unknown name, option, stage or weights, and a front that does not suit the moments.
     """
     options = dict(net.options)
     size = options.pop("size", None)
@@ -241,16 +238,16 @@ def build(
 
 
 def build_side(recipe: Recipe, side: Literal["teacher", "student"], net: Net | None = None) -> Classifier:
-    """The net of one side of a recipe, or `net` in its place, for the pixels that this side sees."""
+    """One side's net, or `net` in its place, for the pixels that this side sees."""
     data = recipe.seen_by(side).data
     return build(net or getattr(recipe, side).net, len(recipe.labels), data.hw, data.channels, data.moments)
 
 
 @torch.no_grad()
 def resize(net: Classifier, state: Mapping[str, Tensor], hw: tuple[int, int], channels: int) -> None:
-    """Give layers the shapes in `state`, as of a pruned net. Loads no weights. hw, channels: of the data's pictures.
+    """Give layers a state's shapes, as of a pruned net; loads no weights. hw, channels: of the data's pictures.
 
-    Raises UserError where state is of another net.
+    Raises UserError for another net's state.
     """
     changed = False
     for name, module in net.named_modules():
@@ -269,7 +266,7 @@ def resize(net: Classifier, state: Mapping[str, Tensor], hw: tuple[int, int], ch
 
 @torch.no_grad()
 def settle_norms(net: Classifier, hw: tuple[int, int], channels: int) -> None:
-    """Update a narrowed net's stored widths: its layers', its feature's and its maps'."""
+    """Update a narrowed net's stored widths: layers, feature, maps."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             depthwise = 1 < module.groups == module.in_channels
@@ -291,7 +288,7 @@ def settle_norms(net: Classifier, hw: tuple[int, int], channels: int) -> None:
 def cost(net: Classifier, hw: tuple[int, int], channels: int) -> dict[str, int]:
     """Parameters, multiply-accumulates of a look of hw pixels, bytes as float32.
 
-    A streamed net computes one picture a look, whatever it remembers; all others compute all S.
+    A streamed net computes one picture a look; others all S.
     """
     device = next(net.parameters()).device
     training = net.training

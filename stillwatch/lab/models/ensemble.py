@@ -11,9 +11,9 @@ from stillwatch.lab.models.classifier import Classifier, ModelOutput
 
 
 class Ensemble(nn.Module):
-    """Logits of the members' weighted mean, of probabilities or of logits; `feature`: all of theirs, side by side.
+    """Logits of the members' weighted mean, of probabilities or of logits; `feature`: concatenated; no maps.
 
-    It has no maps. weights: (M,), none: equal ones.
+    weights: (M,); none: equal.
     """
 
     def __init__(self, members: Sequence[Classifier], weights: Sequence[float] = (), average: str = "probabilities"):
@@ -26,7 +26,6 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", shares / shares.sum())
 
     def forward(self, x: Tensor, maps: tuple[int, ...] = ()) -> ModelOutput:
-        """As Classifier.forward."""
         self.shape(maps)
         found = [net(x) for net in self.members]
         logits = mean(torch.stack([out.logits for out in found]), self.get_buffer("weights"), self.average, self.kind)
@@ -36,14 +35,14 @@ class Ensemble(nn.Module):
         return logits.sigmoid() if self.kind == "sigmoid" else logits.softmax(-1)
 
     def shape(self, maps: tuple[int, ...] | None = None) -> tuple[int, dict[int, int]]:
-        """(feature size, no maps). Raises UserError where maps are asked for."""
+        """(feature size, no maps). Raises UserError for maps."""
         if maps:
             raise UserError(f"{self.name}: an ensemble has no maps; leave out the losses that look at them")
         return self.dim, {}
 
 
 def mean(logits: Tensor, weights: Tensor, average: str, head: str) -> Tensor:
-    """The members' (M,B,K) -> (B,K). average: "logits" or "probabilities". head: softmax or sigmoid."""
+    """Logits (M,B,K) -> (B,K). average: "logits" or "probabilities". head: softmax or sigmoid."""
     weights = weights.view(-1, 1, 1)
     if average == "logits":
         return (weights * logits).sum(0)

@@ -1,4 +1,4 @@
-"""Time inside a net: fronts, temporal shift and convolution, and heads over a look's pictures. Imports no data."""
+"""Time inside a net: fronts, temporal shift and convolution, and heads over a look's pictures."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -19,17 +19,17 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def frame(x: Tensor) -> Tensor:
-    """Every frame as it is: S = T."""
+    """Every frame: S = T."""
     return x
 
 
 def difference(x: Tensor) -> Tensor:
-    """128 + (a frame - the one before it), clipped: S = T - 1 pictures of movement alone."""
+    """128 + (a frame - the one before), clipped: S = T - 1 pictures of movement."""
     return (128 + x[:, 1:] - x[:, :-1]).clamp(0, 255)
 
 
 def stack(x: Tensor) -> Tensor:
-    """S = 1: gray now, and its absolute differences from two earlier frames, as the three channels of a photograph."""
+    """S = 1: gray now, and its absolute differences from two earlier frames, as a photograph's three channels."""
     weights = x.new_tensor(LUMA).view(3, 1, 1) if x.shape[2] == 3 else 1.0
     gray = (x * weights).sum(2)  # (B,3,H,W)
     now = gray[:, 2:]
@@ -40,7 +40,7 @@ FRONTS: dict[str, Callable[[Tensor], Tensor]] = {"frame": frame, "difference": d
 
 
 def pictures(front: str, frames: int) -> int:
-    """S, pictures that a front makes of T frames. Raises UserError where it makes none of so many."""
+    """S, pictures that a front makes of T frames. Raises UserError where it makes none."""
     if front == "stack" and frames != 3:
         raise UserError(f"net.front = 'stack': takes a look of 3 moments, as data.look = [0.0, 0.2, 0.6], not {frames}")
     if front == "difference" and frames < 2:
@@ -54,7 +54,7 @@ def pictures(front: str, frames: int) -> int:
 class Shift:
     """Temporal shift, a forward pre-hook of a block's first convolution (Lin et al. 2019, TSM, arXiv 1811.08383).
 
-    One-way: an eighth of the channels comes from the moment before. Two-way: another eighth from the moment after.
+    One-way: an eighth of the channels comes from the moment before. Two-way: another eighth from the one after.
     """
 
     def __init__(self, steps: int, both: bool):
@@ -78,7 +78,7 @@ class Shift:
 
 
 def add_shift(net: nn.Module, steps: int, both: bool, name: str) -> list[Shift]:
-    """A Shift before the first convolution of each residual block, inside the residual branch. The keys stay.
+    """Before each residual block's first convolution, inside its branch. State keys stay.
 
     Raises UserError for a net without residual blocks of convolutions.
     """
@@ -98,7 +98,7 @@ def add_shift(net: nn.Module, steps: int, both: bool, name: str) -> list[Shift]:
 class TemporalConv(nn.Module):
     """The 1-D half of a (2+1)D convolution (Tran et al. 2018, arXiv 1711.11248): three moments, each pixel alone.
 
-    causal: now and the two before, so that it can be streamed; else one before, now and one after.
+    causal: now and the two before, so that it streams; else one before, now and one after.
     """
 
     def __init__(self, inner: int, outer: int, causal: bool):
@@ -143,7 +143,7 @@ class Window(nn.Module):
         return torch.cat([mean, (variance + 1e-6).sqrt()], 1)  # the square root has no gradient at 0
 
     def step(self, f: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """f: (B,D), the newest feature. past: one tensor for each of `states`; returns the next ones too."""
+        """f: (B,D), the newest feature. past: a tensor for each of `states`; returns the next ones too."""
         f = torch.cat([*past, f[:, None]], 1)
         return self(f), [f[:, 1:]] if past else []
 

@@ -1,4 +1,4 @@
-"""Loads weights from a file, a run (best.pt only) or ImageNet into a net. Imports no data and no training."""
+"""Loads weights from a file, a run (best.pt) or ImageNet into a net. Imports no data and no training."""
 
 import os
 from pathlib import Path
@@ -15,10 +15,10 @@ from stillwatch.errors import UserError, one_line
 
 
 def imagenet(net: nn.Module, name: str, files: tuple[str, ...] | None = None, fresh: tuple[str, ...] = ()) -> None:
-    """Load ImageNet weights from the folder in STILLWATCH_WEIGHTS, else timm's cache or the hub; fp16 becomes float.
+    """Load ImageNet weights from STILLWATCH_WEIGHTS, else timm's cache or the hub; fp16 becomes float.
 
-    files: possible file names for an own net, timm's last; () if it has no weights. fresh: name prefixes of tensors
-    that the file lacks. Raises UserError for a file that does not fit, a net without weights, or an unreachable hub.
+    files: possible names for an own net, timm's last; () if it has no weights. fresh: prefixes of tensors that the file
+    lacks. Raises UserError for a file that does not fit, a net without weights, or an unreachable hub.
     """
     if files is None:
         files = (name, name.split(".")[0])
@@ -36,7 +36,7 @@ def imagenet(net: nn.Module, name: str, files: tuple[str, ...] | None = None, fr
 def from_path(net: nn.Module, head: nn.Linear, place: str) -> None:
     """Load a run's folder, a .safetensors file or a torch state dict, of a Classifier or a bare net.
 
-    The head is loaded only if it fits. Raises UserError for a missing, unreadable or unfitting file.
+    The head loads only if it fits. Raises UserError for a missing, unreadable or unfitting file.
     """
     path = Path(place)
     if path.is_dir():

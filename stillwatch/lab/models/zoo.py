@@ -1,4 +1,4 @@
-"""NETS: the papers' own nets, and a rival for benchmarks. All other names are timm's."""
+"""NETS: the papers' own nets, and a rival for benchmarks. Other names are timm's."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,7 +46,7 @@ def _gap() -> nn.Module:
 
 
 def vgg16_gap(hw: tuple[int, int], channels: int) -> Backbone:
-    """The violence paper's teacher (FACTS §1b): VGG16's 13 convolutions, global average pooling, dense 1024 ReLU.
+    """The violence paper's teacher: VGG16's 13 convolutions, global average pooling, dense 1024 ReLU.
 
     15,242,050 parameters with two classes. frozen = true freezes only the convolutions.
     """
@@ -64,14 +64,14 @@ def vgg16_gap(hw: tuple[int, int], channels: int) -> Backbone:
 
 
 def smallcnn(hw: tuple[int, int], channels: int) -> Backbone:
-    """The violence paper's student (FACTS §1b): conv 32, conv 64, dense 128. 2,116,930 parameters at 64×64×3, K = 2."""
+    """The violence paper's student: conv 32, conv 64, dense 128. 2,116,930 parameters at 64×64×3, K = 2."""
     features = [*_conv(channels, 32), nn.MaxPool2d(2), *_conv(32, 64), nn.MaxPool2d(2)]
     dense = nn.Sequential(nn.Linear(64 * (hw[0] // 4) * (hw[1] // 4), 128), nn.ReLU(inplace=True))
     return replace(_own(features, nn.Flatten(), dense, 128, {1: 1, 2: 4, 4: 5}), size=hw)
 
 
 def mnist_cnn(hw: tuple[int, int], channels: int, width: int = 32) -> Backbone:
-    """A teacher for MNIST: six convolutions with batch norm in three stages; above 99 % after a few epochs."""
+    """A teacher: six convolutions with batch norm in three stages; above 99 % after a few epochs."""
     features: list[nn.Module] = []
     for inner, outer in ((channels, width), (width, 2 * width), (2 * width, 4 * width)):
         features += [*_conv(inner, outer, norm=True), *_conv(outer, outer, norm=True), nn.MaxPool2d(2)]
@@ -79,7 +79,7 @@ def mnist_cnn(hw: tuple[int, int], channels: int, width: int = 32) -> Backbone:
 
 
 def mnist_small(hw: tuple[int, int], channels: int, width: int = 8) -> Backbone:
-    """A student for MNIST: two strided convolutions of `width` and 2·`width` maps, flattened; for one input size."""
+    """A student: strided convolutions of `width` and 2·`width` maps, flattened; for one input size."""
     features = [*_conv(channels, width, stride=2), *_conv(width, 2 * width, stride=2)]
     dim = 2 * width * -(-hw[0] // 4) * -(-hw[1] // 4)
     return replace(_own(features, nn.Flatten(), None, dim, {2: 1, 4: 3}), size=hw)
@@ -103,7 +103,7 @@ def yolo_cls_n(hw: tuple[int, int], channels: int) -> Backbone:
 
 def r2plus1d_small(hw: tuple[int, int], channels: int, width: int = 32, causal: bool = True) -> Backbone:
     """A small (2+1)D net (Tran et al. 2018, arXiv 1711.11248): four stages of a strided 3×3 convolution in space and
-    one over three moments in time, each with batch norm and ReLU.
+    one over three moments in time, with batch norm and ReLU.
     """
     features: list[nn.Module] = []
     inner, maps = channels, {}
@@ -125,7 +125,7 @@ def _unit(inner: int, outer: int, kernel: int, stride: int) -> nn.Module:
 
 
 class _C2f(nn.Module):
-    """Half of the maps pass unchanged, half go through residual 3×3 pairs; all stages are mixed."""
+    """Half of the maps pass, half go through residual 3×3 pairs; all stages are mixed."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()

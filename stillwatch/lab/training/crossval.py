@@ -1,4 +1,4 @@
-"""Crossval: every fold and seed of teacher, alone and distilled, as tasks that need not know of one another."""
+"""Crossval: every fold and seed of teacher, alone and distilled, as independent tasks."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, 
 
 
 def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[str] = KINDS) -> list[Task]:
-    """Numbered from 0, the folds of one seed first. folds: the first so many; None: all, or an official split's one."""
+    """Numbered from 0, one seed's folds first. folds: the first so many; None: all, or an official split's one."""
     for word in only:
         if word not in KINDS:
             raise UserError(f"--only {word}: unknown{nearest(word, KINDS)}")
@@ -63,7 +63,7 @@ def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[s
 
 
 def home(recipe: Recipe, options: RunOptions) -> Run:
-    """The folder of its runs: a new one, or that of the same recipe and labelled data, whatever its folds and seeds."""
+    """The folder of its runs: new, or that of the same recipe and labelled data, whatever its folds and seeds."""
     data, root = load_dataset(recipe, options.progress), Path(options.root)
 
     def identity(raw: dict[str, Any], *others: object) -> list[object]:
@@ -89,10 +89,10 @@ def home(recipe: Recipe, options: RunOptions) -> Run:
 def crossval(
     recipe: Recipe, wanted: Sequence[Task], options: RunOptions, jobs: int = 1, on: str = ""
 ) -> tuple[Run, list[Run]]:
-    """Do the tasks, `jobs` at a time. Returns the folder and its finished runs. A task that fails stops no other.
+    """Do the tasks, `jobs` at a time; one that fails stops no other. Returns the folder and its finished runs.
 
-    on: an engine of inference.engines, whose machines share options.root and the data. Raises UserError, after all
-    have ended, where one failed; the same call does what is left.
+    on: an engine of inference.engines, whose machines share options.root and the data. Raises UserError at the end,
+    where one failed; the same call does what is left.
     """
     folder, say = home(recipe, options), options.progress.say
     say(f"{folder.path}: {len(wanted)} tasks, {f'on {on}' if on else f'{jobs} at a time'}")
@@ -118,7 +118,7 @@ def crossval(
 
 
 def _outcomes(calls: Sequence[Callable[[], Run]], jobs: int) -> Iterator[tuple[int, Run | str]]:
-    """Each task's number, and its run or why it failed, as they end."""
+    """(task's number, its run or why it failed), as they end."""
     if jobs == 1:
         for number, call in enumerate(calls):
             yield number, _tried(call)

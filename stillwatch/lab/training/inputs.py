@@ -29,7 +29,7 @@ MOST = 10  # times that a rare class's unlabelled samples are repeated for balan
 
 
 class InputPipeline:
-    """A fixed number of views is computed once and read from disk; new views each epoch are computed when needed."""
+    """A fixed number of views is computed once and read from disk; new views each epoch when needed."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class InputPipeline:
         return self.augment.partners(self.data.numbers[self.train[rows]], view, len(self.train))
 
     def _pictures(self, rows: Rows, view: int, taught: bool = False) -> Tensor:
-        """uint8 (B,T,H,W,C), augmented; `taught`: as the teacher sees the same samples, augmented alike."""
+        """uint8 (B,T,H,W,C), augmented; `taught`: as the teacher sees them, augmented alike."""
         x = self._augmented(rows, view, taught)
         if self.augment.mixup:
             others, share = self._partners(rows, view)
@@ -147,7 +147,6 @@ class InputPipeline:
         return p if self.told is None else metrics.normalised(p * self.told.exp().cpu().numpy())
 
     def _frozen(self, net: Classifier, taught: bool = False) -> NDArray[np.floating]:
-        """(V,N,…)."""
         compute: Compute = lambda rows, view: {"h": net.frozen_forward(self._pictures(rows, view, taught))}  # noqa: E731
         return self._once("features", net.frozen_state(), net.key, compute, taught)["h"]
 
@@ -172,7 +171,7 @@ class InputPipeline:
 
 
 def joined(parts: Sequence[InputPipeline], rows: Rows, epoch: int) -> "Batch":
-    """A batch of several pipelines' rows, numbered one behind the other; only the first has labels."""
+    """Rows of several pipelines, numbered consecutively; only the first has labels."""
     ends = np.cumsum([len(part.train) for part in parts])
     which = np.searchsorted(ends, rows, side="right")
     order = sorted(set(which.tolist()))
@@ -187,7 +186,7 @@ def joined(parts: Sequence[InputPipeline], rows: Rows, epoch: int) -> "Batch":
 
 
 def worth_teaching(parts: Sequence[InputPipeline], plan: Fit, start: int) -> tuple[Rows, Unlabelled]:
-    """Rows without label, from `start` on, of which the teacher is sure enough. Raises UserError for none."""
+    """Rows without label, from `start`, of which the teacher is sure enough. Raises UserError for none."""
     p = np.concatenate([part.said() for part in parts])
     sure = np.flatnonzero(p.max(1) >= plan.confidence)
     if not len(sure):

@@ -26,7 +26,7 @@ EpochCallback = Callable[[int, dict[str, float]], bool]  # (epoch, validation fi
 
 @dataclass(frozen=True)
 class BatchSource:
-    """batch(rows, epoch), on the right device; labels of its first rows alone, where those behind have none."""
+    """batch(rows, epoch) on the right device; only its first rows have labels."""
 
     count: int  # of samples with a label
     batch: Callable[[NDArray[np.int64], int], Batch]
@@ -203,7 +203,7 @@ class Meter:
 
 
 def rate(plan: Fit, step: int, steps: int) -> float:
-    """Learning rate: linear warm-up, then constant or half a cosine to zero (Loshchilov 2016)."""
+    """Linear warm-up, then constant or half a cosine to zero (Loshchilov 2016)."""
     warmup = round(plan.warmup * steps)
     if step < warmup:
         return plan.lr * (step + 1) / warmup
@@ -213,7 +213,7 @@ def rate(plan: Fit, step: int, steps: int) -> float:
 
 
 def _order(lesson: BatchSource, plan: Fit, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Leaves out the short last batch: batch norm needs more than a few samples."""
+    """Drops the short last batch: batch norm needs more samples."""
     # plan.unlabelled of each batch, its last rows, have no label; an epoch has as many batches as without them
     rows = np.random.default_rng((plan.seed, epoch)).permutation(lesson.count)
     size, chance = min(plan.batch, lesson.count), np.random.default_rng((plan.seed, epoch, 1))
@@ -257,7 +257,7 @@ def _resume(run: Run, step: TrainStep, optimizer: Any, average: dict[str, Tensor
 
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
-    """Young averages follow faster, so that they forget the start."""
+    """Young averages follow faster, to forget the start."""
     decay = min(decay, (1 + step) / (10 + step))
     for name, value in net.state_dict().items():
         if value.is_floating_point():

@@ -37,7 +37,7 @@ class Task:
 
 
 def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module]]:
-    """The recipe's fit.loss -> name -> (weight, module). A repeated name becomes `kd-2`.
+    """The recipe's fit.loss: name -> (weight, module). A repeated name becomes `kd-2`.
 
     Raises UserError for an unknown part or option, a value out of range, or an unfit part.
     """
@@ -115,10 +115,10 @@ class CrossEntropy(nn.Module):
 class Distillation(nn.Module):
     """Hinton, Vinyals, Dean 2015 (arXiv 1503.02531): the teacher's softened output, times T².
 
-    form: "kl", KL(teacher‖student), or "ce", cross-entropy with the teacher's output (FACTS §1b; same gradient at
-    constant T). temperature: a number, or {from, to, by = constant | linear | cosine} over the training. standardise:
-    z-score of the logits first (Sun et al. 2024, arXiv 2403.01427). A sigmoid head distils each class as a yes or no,
-    summed over the classes; head = "softmax" compares softmaxes instead (FACTS §1a).
+    form: "kl", KL(teacher‖student), or "ce", cross-entropy with the teacher's output (same gradient at constant T).
+    temperature: a number, or {from, to, by = constant | linear | cosine}. standardise: z-score the logits first (Sun et
+    al. 2024, arXiv 2403.01427). A sigmoid head distils each class as a yes or no, summed; head = "softmax" compares
+    softmaxes instead.
     """
 
     needs_teacher = True
@@ -228,11 +228,11 @@ class Relational(nn.Module):
 
 
 class Feature(nn.Module):
-    """FitNets (Romero et al. 2015, arXiv 1412.6550, eq. 3), modified (FACTS §3): MSE of one late map.
+    """FitNets (Romero et al. 2015, arXiv 1412.6550, eq. 3), modified: MSE of one late map.
 
-    The student's map passes a projector (1×1 convolution, batch norm); the teacher's is standardised per channel over
-    batch and positions. Sizes are pooled to the smaller. stage: the stride. warmup: share of the training in which it
-    grows from 0.
+    The student's passes a projector (1×1 convolution, batch norm); the teacher's is standardised per channel over batch
+    and positions. Sizes are pooled to the smaller. stage: the stride. warmup: share of the training in which it grows
+    from 0.
     """
 
     needs_teacher = True
@@ -255,7 +255,7 @@ class Feature(nn.Module):
 class Embedding(nn.Module):
     """The pooled feature behind a linear projector, on the unit sphere. Works for two classes too.
 
-    distance: "mse", the squared distance, which is twice "cosine", 1 - cos. warmup: as for Feature.
+    distance: "mse", which is twice "cosine", 1 - cos. warmup: as for Feature.
     """
 
     needs_teacher = True
@@ -277,8 +277,8 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928, eq. 2).
 
-    Squared distance of maps (the channels' mean square, at unit length), mean over batch and stages. stages: the
-    strides. warmup: as for Feature. regions: "face", or "random", its control.
+    Squared distance of maps (the channels' mean square, at unit length), mean over batch and stages. stages: strides.
+    warmup: as for Feature. regions: "face", or "random", its control.
     """
 
     # Of unequal sizes the larger map is pooled after squaring (others pool activations first). The authors' code also
@@ -337,7 +337,7 @@ class Attention(nn.Module):
 
 
 def mask(regions: Tensor, size: Sequence[int]) -> Tensor:
-    """(B,R,4) in shares of a picture -> (B,h·w): the highest of the Gaussians within each cell of a map."""
+    """(B,R,4) in shares of a picture -> (B,h·w): the highest of the Gaussians within each cell."""
     away = []  # at a cell's nearest point, not its middle: an eye is smaller than a cell, and would fall between two
     for axis, cells in ((1, size[0]), (0, size[1])):
         low = torch.arange(cells, device=regions.device) / cells
@@ -361,12 +361,12 @@ def _map(teacher: ModelOutput | None, stage: int) -> Tensor:
 
 
 def _kl(log_s: Tensor, log_t: Tensor) -> Tensor:
-    """KL(teacher‖student) of log-probabilities, mean over the batch."""
+    """KL(teacher‖student) of log-probabilities, batch mean."""
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row: (N,M), (N,M) -> (N,)."""
+    """(N,M), (N,M) -> (N,)."""
     return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
 
 

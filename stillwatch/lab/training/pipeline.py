@@ -51,7 +51,7 @@ FIGURES = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")  # of an 
 def inspect(
     recipe: Recipe, root: Path | str = "runs", source: str = "", progress: Progress = NO_PROGRESS
 ) -> tuple[Run, Dataset]:
-    """`stillwatch audit`: writes audit.json and split.csv, without training."""
+    """`stillwatch audit`: writes audit.json and split.csv."""
     data = load_dataset(recipe, progress)
     run = Run.create(recipe, "audit", root, source)
     write_audit(run, data)
@@ -165,7 +165,7 @@ def _train_run(
 
 
 def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
-    """A teacher made of finished runs, teachers or students, which see the same pixels. Nothing is trained."""
+    """A teacher made of finished runs that see the same pixels. Nothing is trained."""
     seen, members = recipe.seen_by("teacher"), [Run.open(path) for path in paths]
     given = recipe.teacher.weights
     if isinstance(given, tuple) and (len(given) != len(paths) or min(given) < 0 or not 0 < sum(given) < math.inf):
@@ -225,7 +225,7 @@ def _tell(run: Run, recipe: Recipe, progress: Progress) -> None:
 
 
 def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress: Progress = NO_PROGRESS) -> Run:
-    """Let a finished run's net answer for every sample of other data with the same labels.
+    """A finished run's answers for all samples of other data with the same labels.
 
     overrides: of [data]; without data.group= there are no groups. Raises UserError for what it was trained on.
     """
@@ -248,7 +248,7 @@ def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress
 
 
 def device(plan: Fit) -> Accelerator:
-    """Raises UserError where a GPU is asked for and there is none, or a tracker that is not installed."""
+    """Raises UserError for a missing GPU or tracker."""
     trackers.check(plan.track)
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise UserError("fit.device = 'cuda': PyTorch finds no GPU on this machine; set fit.device = 'auto' or 'cpu'")
@@ -311,7 +311,7 @@ def train(
 def validator(
     data: Dataset, net: Teacher, accelerator: Accelerator, progress: Progress
 ) -> Callable[[Teacher], dict[str, float]]:
-    """net -> figures on the validation split, which all processes share."""
+    """net -> validation figures; all processes share the split."""
     rows = data.rows["valid"]
     share = rows[accelerator.process_index :: accelerator.num_processes]
     longest = -(-len(rows) // accelerator.num_processes)

@@ -54,7 +54,7 @@ class RunOptions:
 
 
 def load_net(run: Run) -> Classifier:
-    """A pruned net takes the shapes of its weights."""
+    """A pruned net takes its weights' shapes."""
     recipe = run.recipe
     if run.info.members:
         raise UserError(
@@ -83,7 +83,7 @@ def load_teacher(run: Run) -> Teacher:
 
 
 def predictor(net: Teacher) -> Predict:
-    """net -> predict(uint8 (B,T,H,W,C)) -> float32 (B,K)."""
+    """-> predict(uint8 (B,T,H,W,C)) -> float32 (B,K)."""
     device = next(net.parameters()).device
     net.eval()
 
@@ -113,14 +113,13 @@ def save_split_predictions(
 
 
 def require_finished(run: Run, kinds: Sequence[str], what: str) -> None:
-    """Raises UserError unless the run is finished and of one of these kinds."""
     kind, status = run.info.kind, run.info.status
     if kind not in kinds or status != "done":
         raise UserError(f"{run.path}: a {kind} run ({status}); name a finished {what}")
 
 
 def require_learnt(run: Run, refused: str, anyway: bool, progress: Progress) -> None:
-    """Raises UserError for a net that learnt nothing; `anyway`: says it instead. refused: such as "not exported"."""
+    """Raises UserError for a net that learnt nothing; `anyway`: only says so. refused: such as "not exported"."""
     if (nothing := run.info.learnt_nothing) and not anyway:
         raise UserError(f"{run.path}: {refused}: it {nothing}. Train it longer, or --anyway")
     if nothing:
@@ -128,7 +127,6 @@ def require_learnt(run: Run, refused: str, anyway: bool, progress: Progress) -> 
 
 
 def teacher_of(run: Run) -> Run | None:
-    """None where the run trained alone."""
     name = run.info.parent if run.info.kind == "distilled" else run.info.teacher
     return Run.open(run.path.parent / name) if name else None
 
@@ -192,7 +190,7 @@ def cached_audit(
 
 
 def write_audit(run: Run, data: "Dataset") -> list[str]:
-    """Write split.csv, audit.json, and in run.json the validation figures of guessing.
+    """Write split.csv, audit.json, and guessing's validation figures into run.json.
 
     Returns a warning for each leak of the test split into data.unlabelled.
     """
@@ -226,7 +224,7 @@ def write_audit(run: Run, data: "Dataset") -> list[str]:
 
 
 def _audit_beside(data: "Dataset", part: "Dataset") -> Unlabelled:
-    """Once for the same test split and pictures without label, by their middle frames."""
+    """Once for the same test split and unlabelled pictures, by their middle frames."""
     rows, middle = data.rows["test"], data.recipe.data.steps // 2
     tested, skipped = [data.samples[row] for row in rows], len(part.store.skipped)
 
@@ -283,7 +281,7 @@ def finished(recipe: Recipe, kind: str, root: Path | str, fingerprint: str = "")
 
 
 def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
-    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net, best of its seed.
+    """teacher.init, or the newest finished teacher with the same name, labels, data, split and net, its seed's best.
 
     Raises UserError where there is none.
     """
@@ -313,7 +311,7 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
 
 
 def _taught(recipe: Recipe) -> tuple[object, ...]:
-    """What a teacher is: its own pixels and net, or the runs that it is made of."""
+    """A teacher's identity: its pixels and net, or its runs."""
     teacher = recipe.teacher
     if isinstance(teacher.init, tuple):
         return teacher.signals, teacher.init, teacher.weights, teacher.average
@@ -335,7 +333,7 @@ def check_teacher(teacher: Run, data: "Dataset") -> None:
 
 
 def check_weights(net: Net, data: "Dataset") -> None:
-    """Raises UserError where net.weights, or what those began with, learnt from people or pictures held back here."""
+    """Raises UserError where net.weights, or their own start, learnt from people or pictures held back here."""
     place = Path(net.weights)
     home = place if place.is_dir() else place.parent
     for _ in range(9):  # a chain is short; a ring would have no end
@@ -364,13 +362,13 @@ def _unseen(run: Run, data: "Dataset", what: str) -> None:
 
 
 def _file(id: str) -> str:
-    """A clip's file, so that no other frame of it is held to be new; else the sample itself."""
+    """A clip's file, so that none of its other frames counts as new; else the sample."""
     file, _, _ = id.rpartition("#")
     return file if file.lower().endswith(VIDEOS) else id
 
 
 def trained_on(run: Run) -> list[tuple[str, str]]:
-    """(path, group) of its training samples; of a student also those that it heard its teacher on."""
+    """(path, group) of its training samples; of a student also those that its teacher labelled."""
     splits = ("train",) if run.info.kind in ("teacher", "alone") else ("train", NO_LABEL)
     with (run.path / "split.csv").open(newline="", encoding="utf-8") as file:
         return [(row["path"], row["group"]) for row in csv.DictReader(file) if row["split"] in splits]

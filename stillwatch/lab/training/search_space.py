@@ -50,7 +50,7 @@ class Key:
         return [self.range.low, self.range.high] if self.range else list(self.choices.values())
 
     def stored(self, value: Value) -> str | int | float | None:
-        """The value as the storage holds it; None where no trial may have it."""
+        """As the storage holds it; None where no trial may have it."""
         if self.range is None:
             return next((kept for kept, choice in self.choices.items() if choice == value), None)
         low, high, step = self.range.low, self.range.high, self.range.step
@@ -190,10 +190,7 @@ def placed(place: str) -> Iterator[None]:
 def with_values(
     recipe: Recipe, keys: Sequence[Key], values: Mapping[str, Value], place: str, short: bool = False
 ) -> Recipe:
-    """The recipe with these values (by key name) in the tuned side. short: with recipe.tune.fit, as in trials.
-
-    Raises UserError.
-    """
+    """With these values (by key name) in the tuned side. short: with recipe.tune.fit. Raises UserError."""
     raw, side = copy.deepcopy(recipe.model_dump(exclude_unset=True)), recipe.tune.side
     for key in keys:
         if key.name not in values:

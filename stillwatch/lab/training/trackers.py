@@ -1,4 +1,4 @@
-"""Figures and parameters of a training to TensorBoard, MLflow or W&B, through accelerate; nothing else goes."""
+"""A training's figures and parameters to TensorBoard, MLflow or W&B, through accelerate."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def tracked(accelerator: Accelerator, plan: Fit, run: Run) -> Iterator[None]:
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """An epoch's line of metrics.jsonl as train/loss, train/kd, valid/accuracy, lr, seconds."""
+    """An epoch's metrics.jsonl line as train/loss, train/kd, valid/accuracy, lr, seconds."""
     train = {"loss": row["train"]["loss"], **row["train"]["parts"]}
     named = {f"train/{key}": value for key, value in train.items()} | {f"valid/{k}": v for k, v in row["valid"].items()}
     return named | {"lr": row["lr"], "seconds": row["seconds"]}

@@ -52,8 +52,8 @@ def tune(
 
     Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, Algorithms for Hyper-Parameter
     Optimization, §4); the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes, unless `fresh`.
-    storage: a file for Optuna's journal or a database's URL, where machines meet; None: a file in the run. Raises
-    UserError, before any training, for a key that cannot be tuned, and where no trial completed.
+    storage: a file for Optuna's journal or a shared database's URL; None: a file in the run. Raises UserError, before
+    training, for a key that cannot be tuned, and where no trial completed.
     """
     # ---- every key is checked before the data are read
     if trials < 1:
@@ -111,7 +111,7 @@ class Search:
     storage: str | None = None
 
     def study_name(self) -> str:
-        """In a shared storage of this recipe and these data, on whatever machine."""
+        """In a shared storage, of this recipe and these data."""
         if self.storage is None:
             return "tune"
         raw = self.recipe.model_dump(mode="json") | {"prune": None, "quantise": None, "export": None, "rule": None}
@@ -120,7 +120,7 @@ class Search:
         return f"{self.recipe.name}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
     def place(self) -> str:
-        """Whose folder holds a trial's run: of another's it cannot be seen whether its process lives."""
+        """Whose folder holds a trial's run: whether another machine's process lives cannot be seen."""
         return (self.home.path / "place").read_text()
 
     def own(self) -> dict[str, Value]:
@@ -359,7 +359,7 @@ def _write(search: Search, study: "Study", trials: int) -> str:
 
 
 def _state(trial: "FrozenTrial") -> str:
-    """ "lost": it was killed and runs again under another number."""
+    """ "lost": killed, and run again under another number."""
     return trial.state.name.lower().replace("fail", "failed") if _counts(trial) else "lost"
 
 

@@ -1,4 +1,4 @@
-"""Blurs faces in what people see, never in the net's input. Imports media alone."""
+"""Blurs faces in what people see, never in the net's input."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -15,7 +15,7 @@ FACE_BLOCKS, PICTURE_BLOCKS = 6, 16  # across a face, across a whole picture
 
 
 class Blur:
-    """Takes one camera's pictures, in the order of time."""
+    """Takes one camera's pictures, in order."""
 
     def __init__(self, how: Literal["none", "faces", "all"], find: Callable[[Picture], list[Box]] | None = None):
         """find: the face detector; None: YuNet. Raises UserError where its weights are missing."""

@@ -49,8 +49,6 @@ class Note(NamedTuple):
 
 
 class Camera:
-    """Not thread-safe. Only stop() waits."""
-
     def __init__(self, config: CameraConfig, keep: Keep, takes: Input, faces: bool = False):
         """takes: what the net does. faces: read the driver's. Raises UserError where it can never open."""
         self.config = config
@@ -89,7 +87,7 @@ class Camera:
         return inbox
 
     def tick(self, now: float) -> None:
-        """The watchdog. Call it a few times a second with time.monotonic()."""
+        """The watchdog: call a few times a second with time.monotonic()."""
         if self._child is None and not self._stopping and self._respawn is not None and now >= self._respawn:
             self.counters["respawns"] += 1
             self._spawn()
@@ -106,7 +104,7 @@ class Camera:
             self._end_child(f"its process gave no sign of life for {patience:g} s")
 
     def preview(self, fps: float, points: bool = False, where: bool = False) -> None:
-        """Ask for at most fps JPEG notes a second; 0: none. Drawn on them: the face's points, where evidence is."""
+        """Ask for at most fps JPEG notes a second, with the face's points or the evidence drawn on them; 0: none."""
         if (fps, points, where) != self._preview:
             self._preview = (fps, points, where)
             self._send("preview", fps, points, where)
@@ -119,7 +117,7 @@ class Camera:
         self._send("snap", event)
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:
-        """Write a clip from `since` (as far as buffered) to `until` or finish(), on the clock of Frame.time."""
+        """Write a clip from `since` (as far as buffered) to `until` or finish(), on Frame.time's clock."""
         self._clips[event] = path
         self._send("record", event, str(path), since, until)
 
@@ -127,7 +125,7 @@ class Camera:
         self._send("finish", event, until)
 
     def stop(self, within: float) -> None:
-        """End the child and finalise its clips; kill it after `within` seconds. take() gives its last messages."""
+        """End the child and its clips; kill it after `within` seconds. take() gives its last messages."""
         self._stopping = True
         end = time.monotonic() + within
         self._send("stop")

@@ -1,7 +1,4 @@
-"""A camera's child process, `python -m …capture FD`: decodes, sends the newest frame, buffers packets.
-
-Imports no net and no rule.
-"""
+"""A camera's child process, `python -m …capture FD`: decodes, sends the newest frame, buffers packets."""
 
 import contextlib
 import os
@@ -41,7 +38,7 @@ PREVIEW, THUMBNAIL = (960, 75), (640, 88)  # pixels of the longer side, JPEG qua
 
 
 class FrameSender:
-    """Sends the newest frame, and what people see. The decoding thread offers, the listening thread acknowledges."""
+    """Sends the newest frame, and what people see. One thread decodes and offers, another acknowledges."""
 
     def __init__(self, process: "CaptureProcess", takes: Input):
         self.dropped = 0
@@ -59,10 +56,7 @@ class FrameSender:
         self._view = View()  # of the net
 
     def offer(self, index: int, frame: VideoFrame, wait: bool) -> bool:
-        """Send it once the last one was acknowledged, unless a newer one comes.
-
-        wait (a file): block until then. False: told to stop.
-        """
+        """Send once the last was acknowledged, unless a newer one comes. wait (a file): block. False: told to stop."""
         with self._changed:
             self._newest = frame
             self._send_thumbnails()
@@ -90,7 +84,7 @@ class FrameSender:
             self._process.faces.forget()
 
     def handle(self, *message: Any) -> bool:
-        """False for a message that is not for this class."""
+        """False for a message for others."""
         with self._changed:
             match message:
                 case ("seen",):
@@ -138,14 +132,13 @@ class FrameSender:
             self._events.clear()
 
     def _highlighted(self, image: Picture) -> Picture:
-        """With the evidence of this second."""
         if self._map is None or time.monotonic() - self._map[1] > FRESH:
             return image
         return highlight(image, self._map[0], self._view)
 
 
 class CaptureProcess:
-    """The main thread reads the source, another the parent: a hanging stream keeps no clip open."""
+    """One thread reads the source, another the parent: a hanging stream keeps no clip open."""
 
     def __init__(
         self, channel: Channel, config: CameraConfig, keep: Keep, takes: Input, faces: bool, position: tuple[int, float]
@@ -283,7 +276,7 @@ class CaptureProcess:
             self.stop.wait(max(0.0, next(waits) - spent))
 
     def _open(self) -> InputContainer:
-        """With the hardware decoder that is asked for, if it starts this time."""
+        """With the hardware decoder, if it starts."""
         config = self.config
         found = source.hardware(config.decode) if config.decode != "software" else ""
         chosen = None if isinstance(found, str) else found
@@ -296,7 +289,7 @@ class CaptureProcess:
         return container
 
     def _decode_stream(self, container: InputContainer) -> Iterator[float]:
-        """Yields time.monotonic() of each good frame. Raises Stalled where none comes."""
+        """Yields time.monotonic() of each good frame. Raises Stalled."""
         stream = container.streams.video[0]
         self._open_remux(stream)
         intra = stream.codec_context.name in source.INTRA
@@ -344,7 +337,6 @@ class CaptureProcess:
                 raise Stalled(f"no whole picture for {self.config.stall:g} s")
 
     def _watch_file(self) -> None:
-        """Raises where the file cannot be read."""
         clock, to_rgb = PlaybackClock(self.config.speed), ToRgb()
         start, again, whole = 0.0, True, WholeFrames(self._spoilt)
         while again:
@@ -420,7 +412,7 @@ class Stalled(Exception):
 
 
 def shrunk(image: Picture, side: int) -> Picture:
-    """Its longer side at most `side` pixels; the same array where it is."""
+    """Longer side at most `side` pixels; the same array where it is."""
     while (scale := side / max(image.shape[:2])) < 1:
         step = max(scale, 0.5)  # by halves, which is fast
         size = (max(1, round(image.shape[1] * step)), max(1, round(image.shape[0] * step)))
@@ -436,7 +428,7 @@ def jpeg(image: Picture, side: int, quality: int) -> bytes:
 
 
 def main() -> None:
-    """Runs until the parent stops it or ends; ignores the terminal's signals."""
+    """Until the parent stops it or ends; ignores the terminal's signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""Child processes, and Python objects over a socket pair between parent and child. Imports nothing of ours."""
+"""Child processes, and Python objects over a socket pair between parent and child."""
 
 import io
 import os
@@ -58,7 +58,7 @@ class Channel:
             self._end.sendall(len(data).to_bytes(SIZE, "big") + data)
 
     def read(self) -> list[tuple[Any, ...]]:
-        """The messages that arrived, about MANY at most; blocking: at least one. Raises EOFError at the end."""
+        """About MANY at most; blocking: at least one. Raises EOFError at the end."""
         messages: list[tuple[Any, ...]] = []
         while len(messages) < (1 if self._blocking else MANY):
             try:

@@ -1,4 +1,4 @@
-"""The status of a camera's picture: ok, black (or covered), frozen. Pure; imports only cameras.source and rules."""
+"""The status of a camera's picture: ok, black (or covered), frozen. Pure."""
 
 from collections import deque
 
@@ -17,7 +17,7 @@ DARK, EVEN = 40, 3  # of 255: nearly the brightest of a black picture; standard 
 class PictureHealth:
     """Frozen: for FROZEN seconds and two keyframes each picture equals one of the last few, as no noisy sensor's does.
 
-    Encoders vary a still picture within a group, and may leave a quiet scene as it is between keyframes.
+    Encoders vary a still picture within a group, and may leave a quiet scene alone between keyframes.
     """
 
     def __init__(self, live: bool):
@@ -29,7 +29,7 @@ class PictureHealth:
         self._status: Status = "ok"
 
     def status(self, frame: VideoFrame, keyframes: int) -> Status:
-        """keyframes: how many the source has given so far."""
+        """keyframes: the source's so far."""
         if not self._limiter.due(frame.time):
             return self._status
         luma = frame.luma()

@@ -1,4 +1,4 @@
-"""The driver's face in a camera's own process: at the camera's rate, as far as half of a core allows."""
+"""The driver's face in a camera's own process: at the camera's rate, within half of a core."""
 
 import time
 from collections import deque
@@ -19,7 +19,7 @@ KEPT = 256  # readings that wait for a frame to travel with
 
 
 def wanted(rule: Rule, source: str) -> bool:
-    """Whether a camera's faces are read; a drawn driver's need no weights. Raises UserError as weights.wanted does."""
+    """Whether a camera's faces are read; drawn drivers need no weights. Raises UserError as weights.wanted."""
     if not source.startswith("toy://"):
         return weights.wanted(rule)
     asked = rule.faces == "yes" or (rule.faces == "auto" and rule.profile == "driver")
@@ -77,7 +77,7 @@ class FaceStream:
         self.face = None
 
     def boxes(self, scale: float) -> list[Box]:
-        """Of the face that is followed, in a picture `scale` times as large."""
+        """Of the followed face, in a picture `scale` times as large."""
         return [] if self.face is None else [Box(*(scale * value for value in self.face.box))]
 
     def draw(self, image: Picture, scale: float) -> Picture:

@@ -1,7 +1,4 @@
-"""Buffers the last seconds of packets and cuts clips around events, without re-encoding.
-
-Imports errors and media alone.
-"""
+"""Buffers the last seconds of packets and cuts clips around events, without re-encoding."""
 
 import contextlib
 import io
@@ -34,9 +31,8 @@ ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 class BufferedPacket(NamedTuple):
-    """clock: seconds of the Alarm; dts, pts: seconds of this buffer, dts always rising.
-
-    header: codec, size and extradata as a NUT file of one packet, which outlives its stream; one object a clip.
+    """clock: seconds of the Alarm; dts, pts: seconds of this buffer, dts rising. header: codec, size and extradata as a
+    NUT file of one packet, which outlives its stream; one object a clip.
     """
 
     data: bytes
@@ -48,7 +44,7 @@ class BufferedPacket(NamedTuple):
 
 
 class Clip:
-    """Written as <path>.part until it is closed."""
+    """Written as <path>.part until closed."""
 
     def __init__(self, event: str, path: Path, until: float | None):
         self.event, self.path, self.until = event, path, until
@@ -79,7 +75,7 @@ class Clip:
         self._container.mux(packet)
 
     def close(self) -> bool:
-        """False: nothing was written and there is no file."""
+        """False: nothing was written; no file."""
         if self._container is None:
             return False
         container, self._container = self._container, None
@@ -96,8 +92,8 @@ class PacketBuffer:
     """Thread-safe."""
 
     def __init__(self, pre: float, mebibytes: int, longest: float, report: Callable[..., None]):
-        """pre: seconds before an event. longest: seconds of a clip. report: takes ("clip", event, seconds, whole),
-        ("missed", event) where there is no clip, or ("trouble", words).
+        """pre: seconds before an event. longest: of a clip. report: takes ("clip", event, seconds, whole), ("missed",
+        event) where there is none, or ("trouble", words).
         """
         self.pre, self.bytes, self.longest = pre, mebibytes << 20, longest
         self._report = report
@@ -126,7 +122,7 @@ class PacketBuffer:
                     self._size -= len(self._ring.popleft().data)
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:
-        """Begin a clip at the last keyframe before `since`, or at the oldest one kept."""
+        """Begin a clip at the last keyframe before `since`, or the oldest one kept."""
         with self._lock:
             if event in self._clips:
                 return
@@ -147,7 +143,7 @@ class PacketBuffer:
                     self._end(clip, whole=True)
 
     def cut(self) -> None:
-        """The stream broke: end the clips that have begun. The ring stays for later events."""
+        """The stream broke: end begun clips; keep the ring."""
         with self._lock:
             for clip in [clip for clip in self._clips.values() if clip.started]:
                 self._end(clip, whole=False)
@@ -227,7 +223,7 @@ class Encode:
         self._count = 0
 
     def push(self, image: Picture, clock: float) -> None:
-        """image: uint8 (H,W,3) RGB; an odd last row or column is left out."""
+        """image: uint8 (H,W,3) RGB; drops an odd last row or column."""
         height, width = image.shape[0] & ~1, image.shape[1] & ~1
         if not height or not width:
             return
@@ -283,7 +279,7 @@ class Timeline:
 
 
 def parameter_sets(data: bytes, codec: str) -> bytes:
-    """The parameter sets before a keyframe of an H.264 or HEVC byte stream (Annex B), else b"".
+    """Before a keyframe of an H.264 or HEVC byte stream (Annex B), else b"".
 
     H.264: NAL types 7 and 8 (ITU-T H.264, table 7-1); HEVC: 32, 33, 34 (ITU-T H.265, table 7-1).
     """
@@ -300,7 +296,7 @@ def parameter_sets(data: bytes, codec: str) -> bytes:
 
 
 def _nut(data: bytes, add_stream: Callable[[OutputContainer], VideoStream]) -> bytes:
-    """One packet too: a NUT file cannot be read without one."""
+    """With one packet: a NUT file cannot be read without."""
     file = io.BytesIO()
     with av.open(file, "w", format="nut") as container:
         stream = add_stream(container)

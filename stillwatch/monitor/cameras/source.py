@@ -1,7 +1,4 @@
-"""A camera's source (device, stream, file, folder, toy): kind, redacted name, opening and pacing.
-
-Imports errors and media alone.
-"""
+"""A camera's source (device, stream, file, folder, toy): kind, redacted name, opening and pacing."""
 
 import errno
 import math
@@ -55,10 +52,7 @@ DIVIDERS = re.compile(r"[/?&;#@:=]")
 
 
 def redact(source: str) -> str:
-    """Without secrets: scheme, host, harmless path, small numbers of known query keys.
-
-    Where an @ may be a password's or a path's, neither is shown.
-    """
+    """Without secrets: scheme, host, harmless path, small numbers of known query keys. An ambiguous @ hides both."""
     scheme, found, rest = source.partition("://")
     if not found:
         return "***" if re.search(r":.*@", source) or SECRET.search(source) else source
@@ -142,7 +136,7 @@ def is_live(source: str) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """In the order of their numbers: 2.jpg before 10.jpg."""
+    """By number: 2.jpg before 10.jpg."""
     pictures = [path for path in folder.iterdir() if path.suffix.lower() in decode.PICTURES]
     return sorted(pictures, key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
 
@@ -181,7 +175,7 @@ class Toy(NamedTuple):
 
 
 class VideoFrame:
-    """A frame, its seconds on the Alarm's clock and time.monotonic() at capture."""
+    """Its seconds on the Alarm's clock, and time.monotonic() at capture."""
 
     _converting = threading.Lock()  # two threads may ask, and a converter has room for one
 
@@ -198,7 +192,7 @@ class VideoFrame:
             return self.raw
 
     def luma(self) -> Picture:
-        """A coarse grid of brightness, uint8 (h,w); conversion only where the format needs it."""
+        """A coarse grid of brightness, uint8 (h,w)."""
         raw = self.raw
         if isinstance(raw, av.VideoFrame) and raw.format.name in LUMA:
             plane = raw.planes[0]
@@ -233,7 +227,7 @@ def backoff(first: float, longest: float, chance: random.Random | None = None) -
 
 
 class PlaybackClock:
-    """Paces a recording. speed: 0 never waits. longest: seconds of a wait, beyond which time stamps have jumped."""
+    """Paces a recording. speed: 0 never waits. longest: seconds of a wait; more is a jump of time stamps."""
 
     def __init__(self, speed: float, longest: float = math.inf):
         self.speed, self.longest = speed, longest
@@ -252,7 +246,7 @@ class PlaybackClock:
 
 
 class FileClock:
-    """Seconds of a file's frames or packets, from `start` on and never falling."""
+    """Seconds of a file's frames or packets, from `start`, never falling."""
 
     def __init__(self, stream: VideoStream, start: float = 0.0):
         self.start = self.last = start
@@ -276,9 +270,8 @@ class FileClock:
 
 
 def hardware(decode: str) -> HWAccel | str:
-    """A decoder of FFmpeg's that starts here, or in one line why there is none.
-
-    decode: "auto", the first of all, or FFmpeg's name, such as vaapi or cuda.
+    """A decoder of FFmpeg's that starts here, or why there is none. decode: "auto", or FFmpeg's name, such as vaapi or
+    cuda.
     """
     known, reasons = hwdevices_available(), []
     if decode != "auto" and decode not in known:
@@ -299,8 +292,8 @@ def open_video(
 ) -> InputContainer:
     """Open a device, stream or file; its decoder has one thread and no delay.
 
-    stall: seconds after which opening or one read gives up. hwaccel: decodes where it knows the codec. Raises
-    TIMED_OUT, av.FFmpegError, and ValueError where there is no video.
+    stall: seconds after which opening or one read gives up. hwaccel: where it knows the codec. Raises TIMED_OUT,
+    av.FFmpegError, and ValueError where there is no video.
     """
     what = kind(source)
     opening: dict[str, str] = {}
@@ -375,7 +368,7 @@ def drawn(source: str, fps: float, warn: Callable[[str], None], loop: bool) -> I
 def frames(source: str, fps: float | None = None, live: float = 0.0) -> Iterator[tuple[float, Picture]]:
     """What a watch on a file, folder or toy sees: (seconds, RGB uint8 (H,W,3)).
 
-    fps: the most of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. live: seconds of a device
+    fps: at most, of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. live: seconds of a device
     or stream. Raises UserError for one without them, and for what cannot be read.
     """
     what = kind(source)

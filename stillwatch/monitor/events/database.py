@@ -52,7 +52,7 @@ BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 @dataclass(frozen=True)
 class StoredEvent(Event):
-    """An event's row; times in epoch seconds, paths relative to the folder."""
+    """A row; times in epoch seconds, paths relative to the folder."""
 
     clip: str | None = None
     thumbnail: str | None = None
@@ -78,7 +78,7 @@ def connect(folder: Path, write: bool = False) -> sqlite3.Connection:
 
 
 def identity(folder: Path) -> tuple[int, int, int]:
-    """Device, inode and size of the database; zeros where it is missing."""
+    """Device, inode and size of the database; zeros where missing."""
     try:
         status = (folder / NAME).stat()
     except OSError:
@@ -87,14 +87,14 @@ def identity(folder: Path) -> tuple[int, int, int]:
 
 
 def storable(value: Value) -> Value:
-    """What SQLite and JSON can hold: no half of a surrogate pair, no NaN."""
+    """For SQLite and JSON: no half of a surrogate pair, no NaN."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()  # type: ignore[return-value]
     return 0.0 if isinstance(value, float) and not math.isfinite(value) else value  # type: ignore[return-value]
 
 
 def checked(id: str) -> str:
-    """Raises ValueError for an event's id that is unsafe as a file name."""
+    """Raises ValueError for an id that is unsafe as a file name."""
     if not ID.fullmatch(id):
         raise ValueError(f"{id!r} cannot be an event's name")
     return id
@@ -120,7 +120,7 @@ def remember(folder: Path, events: Sequence[Event]) -> None:
 
 
 def recall(folder: Path) -> list[Event]:
-    """What remember() kept; a line that a kill cut short is passed over."""
+    """What remember() kept, without a line cut short."""
     found: list[Event] = []
     with suppress(OSError):
         for line in (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -139,7 +139,6 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def set_aside(folder: Path, suffixes: Sequence[str] = FILES) -> str:
-    """Returns the new name."""
     name = f"{NAME}.broken-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in suffixes:
         with suppress(FileNotFoundError):

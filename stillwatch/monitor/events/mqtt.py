@@ -28,7 +28,7 @@ TIMEOUT = 10.0  # seconds for any answer
 
 
 class Refused(Exception):
-    """A sink did not take the event; the words may be shown."""
+    """A sink's no; the words may be shown."""
 
 
 class Mqtt:
@@ -89,14 +89,13 @@ class Mqtt:
         client.subscribe(f"{self._discovery}/status", qos=1)
 
     def _announce_again(self, client: "Client", _: object, message: "MQTTMessage") -> None:
-        """Home Assistant was started: it may have forgotten us."""
+        """Home Assistant started anew: it may have forgotten us."""
         if message.payload == b"online":
             with self._lock:
                 for camera in self._cameras:
                     self._show(client, camera)
 
     def present(self, cameras: Sequence[str]) -> None:
-        """Returns at once."""
         with self._lock:
             for camera in cameras:
                 if camera not in self._cameras:

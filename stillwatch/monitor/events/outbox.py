@@ -1,6 +1,6 @@
 """Delivers the outbox, a thread per sink, until all is taken, also across a kill.
 
-A kill before delivery is noted repeats a message with the same Idempotency-Key.
+A kill before delivery is noted repeats a message, with the same Idempotency-Key.
 """
 
 import random
@@ -45,7 +45,7 @@ SELECT COUNT(DISTINCT event) FROM outbox WHERE sink = :sink AND state = 'held'
 
 
 class Sent(NamedTuple):
-    """An event's newest message that was taken; time is monotonic."""
+    """An event's newest delivered message; time is monotonic."""
 
     time: float
     camera: str
@@ -196,7 +196,7 @@ class SinkWorker:
         return "sent"
 
     def _held_back(self, event: Event, earlier: Collection[DeliveryState]) -> bool:
-        """Cooldown and hourly limit count events, not their updates."""
+        """Cooldown and hourly limit count events, not updates."""
         if event.id in self._sent or "sent" in earlier:
             return False
         if "held" in earlier:
@@ -234,7 +234,7 @@ class Dispatcher:
         say: Callable[[str], None] = lambda line: None,
         cameras: Sequence[str] = (),
     ):
-        """say: takes a log line when a sink fails or recovers. cameras: for sinks that announce cameras (MQTT)."""
+        """say: takes a log line when a sink fails or recovers. cameras: for sinks that announce them (MQTT)."""
         self._store, self._stop = store, threading.Event()
         self.workers = [SinkWorker(sink, store, self._stop, say, cameras) for sink in plan]
 

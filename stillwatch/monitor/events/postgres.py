@@ -1,4 +1,4 @@
-"""Postgres by psycopg 3: one row an event, in one table of many boards. Must not import a sink."""
+"""Postgres by psycopg 3: one row an event, in one table of many boards."""
 
 import platform
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ UPSERT = (
 
 
 class Postgres:
-    """The table stillwatch_events, made where it is missing. board: this machine's name in it."""
+    """The table stillwatch_events, made where missing. board: this machine's name."""
 
     stateful: ClassVar[bool] = True
     files: ClassVar[tuple[str, ...]] = ()
@@ -62,7 +62,7 @@ class Postgres:
         return None
 
     def send(self, event: "Message", clip: Path | None) -> None:
-        """A test is written and taken back. A broken connection is opened anew by the next call."""
+        """Takes a test back. The next call reopens a broken connection."""
         import psycopg
 
         row = {"board": self._board} | {

@@ -44,7 +44,7 @@ DeliveryState = Literal["waiting", "sent", "held", "passed"]  # passed: a newer 
 
 
 class Job(NamedTuple):
-    """One write; size: bytes of a picture."""
+    """size: bytes of a picture."""
 
     what: str
     write: Callable[[sqlite3.Connection], object]
@@ -54,12 +54,12 @@ class Job(NamedTuple):
 
 
 class Store:
-    """The events of one folder. put(), attach() and mark() return at once and raise nothing."""
+    """One folder's. put(), attach() and mark() return at once and raise nothing."""
 
     def __init__(self, keep: Keep, sinks: Sequence[Sink] = ()):
         """Waits for a full disk or a locked database; sets a broken one aside.
 
-        Raises UserError for a folder that cannot be made, is in use, or was written by a newer version.
+        Raises UserError for a folder that cannot be made, is in use, or is a newer version's.
         """
         self.folder, self._keep, self._sinks = keep.folder, keep, tuple(sinks)
         self.trouble: str | None = None  # one line: what is wrong with the disk now, or what was lost since the start
@@ -163,7 +163,7 @@ class Store:
     def set_delivery_state(
         self, sink: str, event_id: str, change: str, state: DeliveryState, error: str | None = None
     ) -> threading.Event:
-        """State "waiting" asks for one more try. The result is set once it is on disk."""
+        """ "waiting" asks for one more try. The result is set once on disk."""
         values = (state, storable(error), int(state == "waiting"), time.time(), sink, event_id, change)
         written = threading.Event()
         self._enqueue(Job("outbox", lambda db: db.execute(
@@ -172,7 +172,7 @@ class Store:
         return written
 
     def wait_for_news(self, version: int, seconds: float) -> None:
-        """Wait, at most `seconds`, until the version is no longer `version`."""
+        """Wait, at most `seconds`, for another version."""
         with self._changed:
             self._changed.wait_for(lambda: self.version != version, seconds)
 
@@ -182,7 +182,7 @@ class Store:
             self._changed.notify_all()
 
     def close(self, within: float) -> None:
-        """Write what waits. What the disk does not take within `within` seconds is lost and counted."""
+        """Write what waits. What takes longer than `within` seconds is lost and counted."""
         with self._changed:
             self._end = time.monotonic() + within
             self._changed.notify_all()

@@ -236,7 +236,7 @@ def thumbnail(id: str, hub: Hub) -> Response:
 
 
 def inside(folder: Path, relative: str, suffixes: Sequence[str]) -> Path | None:
-    """The file at that relative path, if it is inside the folder with one of these suffixes; links resolved."""
+    """`relative`, if it is inside the folder with one of these suffixes; links resolved."""
     try:
         root = folder.resolve(strict=True)
         path = (root / relative).resolve(strict=True)
@@ -272,7 +272,7 @@ def mark(id: str, marks: Marks, hub: Hub) -> Marked:
 
 
 def _file_negatives(hub: StreamHub, row: database.StoredEvent) -> tuple[int, str | None]:
-    """How many pictures were filed, or why none."""
+    """How many pictures, or why none."""
     if row.kind == "camera":
         return 0, "nothing to learn from: it is about the camera"
     if not hub.board.safe:

@@ -55,7 +55,7 @@ def loopback(host: str) -> bool:
 
 
 def token_of(web: Web) -> str | None:
-    """The page's token. Raises UserError where it is missing or too short."""
+    """Raises UserError where it is missing or too short."""
     if web.token is None:
         if not loopback(web.host):
             raise UserError(
@@ -72,7 +72,7 @@ def token_of(web: Web) -> str | None:
 
 
 class TokenAuth:
-    """The token and its session cookies END-NONCE.MAC; `logouts` keeps those that were logged out."""
+    """The token and its session cookies END-NONCE.MAC; `logouts` were logged out."""
 
     def __init__(self, token: str, logouts: Path | None = None):
         self._token, self._logouts = token.encode(), logouts
@@ -109,14 +109,14 @@ class TokenAuth:
 
 
 class LoginThrottle:
-    """After `free` wrong tokens from an address each makes the next wait longer."""
+    """After `free` wrong tokens an address waits longer and longer."""
 
     def __init__(self, wait: tuple[float, float] = WAIT, most: int = 1024, free: int = 0):
         self.wait, self._most, self._free = wait, most, free
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def left(self, address: str, now: float) -> float:
-        """Seconds until this address may try again; 0: now."""
+        """Seconds until it may try again."""
         return max(0.0, self._wrong.get(_network(address), (0, 0.0))[1] - now)
 
     def wrong(self, address: str, now: float) -> None:
@@ -131,7 +131,7 @@ class LoginThrottle:
 
 
 class AuthMiddleware:
-    """keys: None where no token is needed; then only localhost is answered."""
+    """keys: None: no token is needed, and only localhost answered."""
 
     def __init__(self, app: ASGIApp, keys: TokenAuth | None, patience: LoginThrottle):
         self.app, self.keys, self.patience = app, keys, patience
@@ -156,7 +156,6 @@ class AuthMiddleware:
         await self.app(scope, receive, send_bound)
 
     def check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        """Raises Refusal. Never waits."""
         host = headers.get("host", "")
         try:
             hostname = urlsplit(f"//{host}").hostname or ""
@@ -178,7 +177,7 @@ class AuthMiddleware:
 
 
 def try_token(keys: TokenAuth, patience: LoginThrottle, token: str, address: str) -> None:
-    """Raises Refusal for a wrong token. The right one never waits: a guesser locks nobody of its address out."""
+    """Raises Refusal for a wrong token. The right one never waits: a guesser locks nobody out."""
     if keys.right(token):
         return
     now = time.monotonic()
@@ -203,7 +202,7 @@ def address(scope: Scope) -> str:
 
 
 def _same_site(scope: Scope, headers: Mapping[str, str]) -> None:
-    """Another site may link here; it may not read, embed or post."""
+    """Another site may link here, not read, embed or post."""
     site = headers.get("sec-fetch-site")
     if site is not None:
         looks = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
@@ -216,7 +215,7 @@ def _same_site(scope: Scope, headers: Mapping[str, str]) -> None:
 
 
 def _small_json(headers: Mapping[str, str]) -> None:
-    """A form of another site cannot send JSON."""
+    """Another site's form cannot send JSON."""
     if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "Content-Type must be application/json")
     length = headers.get("content-length", "")
@@ -227,7 +226,7 @@ def _small_json(headers: Mapping[str, str]) -> None:
 
 
 def _network(address: str) -> str:
-    """An IPv6 guesser has a whole /64 to guess from."""
+    """An IPv6 guesser has a whole /64."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

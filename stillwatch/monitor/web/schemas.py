@@ -131,7 +131,7 @@ class Error(BaseModel):
 
 
 def plain(fields: Mapping[str, Any]) -> tuple[Condition, str]:
-    """A camera's state and its picture's status in one word, and in a line for a person."""
+    """A camera's state and picture in one word, and in a line for a person."""
     state, status, words = fields.get("state", "starting"), fields.get("status"), fields.get("words")
     if state != "live":
         condition: Condition = state if state in CONDITIONS else "starting"

@@ -20,7 +20,7 @@ DEADLINE = 10.0  # seconds for a whole request, from the connection's start or t
 
 
 class BoundedProtocol(H11Protocol):
-    """A request must come in time; a new connection replaces the oldest idle one at the limit."""
+    """Bounds the wait for a request; at the limit a new connection replaces the oldest idle one."""
 
     peer = ""
     timer: TimerHandle | None = None
@@ -76,7 +76,7 @@ class AbortingServer(uvicorn.Server):
 
 class Server:
     def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0):
-        """Raises UserError for an address that others can reach where the app asks for no token."""
+        """Raises UserError for an address that others can reach without a token."""
         if not auth.loopback(host) and app.state.hub.keys is None:
             raise UserError(f'web.host = "{host}": anybody on the network could look; give [web] a token')
         self._app, self._host, self._port = app, host.strip("[]"), port

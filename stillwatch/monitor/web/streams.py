@@ -90,7 +90,7 @@ class StreamHub:
         return row
 
     def known(self, names: list[str]) -> list[str]:
-        """Raises HTTPException 404 for an unknown camera."""
+        """Raises HTTPException 404 for an unknown one."""
         for name in names:
             if name not in self.names:
                 raise HTTPException(404, f"there is no camera {name!r}; there are {', '.join(self.names)}")
