@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stillwatch.lab.data import audit, cache
 from stillwatch.lab.data.dataset import dataset_of, image_lookup, load_dataset
 from stillwatch.lab.models import classifier
 from stillwatch.lab.training import inputs, pipeline
-from stillwatch.lab.training.runs import load_net, predictor, write_audit
+from stillwatch.lab.training.runs import check_teacher, load_net, predictor, write_audit
 from stillwatch.predictions import read
 from stillwatch.recipe import Recipe, check
 from stillwatch.run import NO_PROGRESS, Majority, Run
@@ -201,6 +202,18 @@ def test_a_teacher_that_saw_the_test_is_refused(tmp_path: Path) -> None:
     alone = pipeline.distil(recipe(), alone=True, root=tmp_path)
     with pytest.raises(UserError, match=r"a alone run \(done\), not a finished teacher"):
         pipeline.distil(recipe(teacher__init=str(alone.path)), root=tmp_path)
+
+
+def test_a_random_split_of_frames_has_its_own_teacher(tmp_path: Path) -> None:
+    """Frames of one clip lie on both sides: the split does so itself, a teacher that held them back leaks nothing."""
+    run = taught(recipe(data__split="ratio"), tmp_path)
+    data = load_dataset(run.recipe)
+    clips = [replace(sample, id=f"clip.mp4#{number}") for number, sample in enumerate(data.samples)]
+    run.save_csv("split.csv", ("path", "label", "group", "split"), [(s.id, s.label, s.group, s.split) for s in clips])
+    check_teacher(run, replace(data, samples=clips))
+    other = load_dataset(recipe(data__split="ratio", data__seed=1))
+    with pytest.raises(UserError, match="trained on 32 of the 32 pictures"):
+        check_teacher(run, replace(other, samples=clips))
 
 
 def test_weights_that_saw_the_test_are_refused(tmp_path: Path) -> None:
