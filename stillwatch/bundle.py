@@ -228,9 +228,21 @@ def write(
     if reserved := {MANIFEST, GOLDEN} & set(files):
         raise UserError(f"{path}: {min(reserved)!r}: a bundle writes this file itself; give yours another name")
     with _folder(path) as draft:
-        entries = {
-            name: _put(draft, path, name, source) for name, source in {**files, GOLDEN: arrays.getvalue()}.items()
-        }
+        entries = dict[str, Entry]()
+        for name, source in {**files, GOLDEN: arrays.getvalue()}.items():
+            place = draft / name
+            try:
+                _plain(name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(source, bytes):
+                    place.write_bytes(source)
+                else:
+                    shutil.copyfile(source, place)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path}: {name!r}: cannot be put into the bundle: {one_line(error)}") from error
+            with place.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            entries[name] = Entry(sha256=sha256, bytes=place.stat().st_size)
         text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2)
         (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
         whole = _read(draft, path)
@@ -405,25 +417,14 @@ def _form(array: NDArray[Any]) -> str:
     return f"{array.dtype} ({','.join(map(str, array.shape))})"
 
 
-def _put(draft: Path, place: Path, name: str, source: Path | bytes) -> Entry:
-    try:
-        _plain(name)
-        (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(source, bytes):
-            (draft / name).write_bytes(source)
-        else:
-            shutil.copyfile(source, draft / name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{place}: {name!r}: cannot be put into the bundle: {one_line(error)}") from error
-    with (draft / name).open("rb") as stream:
-        return Entry(sha256=hashlib.file_digest(stream, "sha256").hexdigest(), bytes=(draft / name).stat().st_size)
-
-
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
     target = path.resolve()  # a link to a bundle stays a link
     old, draft = _beside(target, "old"), _beside(target, str(os.getpid()))
-    _sweep(target)
+    for left in target.parent.iterdir() if target.parent.is_dir() else ():
+        match = re.fullmatch(re.escape(f".{target.name}.") + r"(\d{1,10})", left.name, re.ASCII)
+        if match and (int(match[1]) == os.getpid() or not alive(int(match[1]))):
+            shutil.rmtree(left, ignore_errors=True)
     if old.exists() and not target.exists():  # killed between two renames, where the system cannot exchange
         old.rename(target)
     _check_replaceable(target, path)
@@ -446,13 +447,6 @@ def _folder(path: Path) -> Iterator[Path]:
 
 def _beside(target: Path, ending: str) -> Path:
     return target.resolve().with_name(f".{target.resolve().name}.{ending}")
-
-
-def _sweep(target: Path) -> None:
-    for draft in target.parent.iterdir() if target.parent.is_dir() else ():
-        match = re.fullmatch(re.escape(f".{target.name}.") + r"(\d{1,10})", draft.name, re.ASCII)
-        if match and (int(match[1]) == os.getpid() or not alive(int(match[1]))):
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_replaceable(target: Path, path: Path) -> None:

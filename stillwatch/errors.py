@@ -70,7 +70,11 @@ def _line(place: str, error: Any, model: type[BaseModel], prefix: str, show: Cal
     value = error.get("input")
     if error["type"] == "extra_forbidden":
         other = [".".join(path) for path in _places(model) if path[-1] == where[-1]]
-        hint = f"; it is {other[0]}" if other else nearest(where[-1], _keys(model, where[:-1]))
+        table: type[BaseModel] | None = model
+        for step in where[:-1]:
+            inner = table.model_fields[step].annotation if table and step in table.model_fields else None
+            table = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+        hint = f"; it is {other[0]}" if other else nearest(where[-1], table.model_fields if table else ())
         return f"{place}: {key} = {show('', value)}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{place}: {key}: missing, and it has no default"
@@ -98,12 +102,3 @@ def _places(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tup
             yield (*above, name)
         if isinstance(inner := field.annotation, type) and issubclass(inner, BaseModel) and len(above) < 2:
             yield from _places(inner, (*above, name))
-
-
-def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    for step in path:
-        inner = model.model_fields[step].annotation if step in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)

@@ -43,7 +43,14 @@ def predict(
     done = 0
     for x in progress.bar(batches, count, "predict"):
         p = np.asarray(fn(x), np.float32)
-        if wrong := _wrong(p, len(x), rows[0].shape[1] if rows else None):
+        wrong, k = "", rows[0].shape[1] if rows else None
+        if p.ndim != 2 or p.shape[0] != len(x) or p.shape[1] != (k or p.shape[1]):
+            wrong = f"shape {p.shape} instead of ({len(x)}, {k or 'K'})"
+        elif not np.isfinite(p).all():
+            wrong = "a value is not finite: the net has diverged"
+        elif p.min() < -1e-6 or p.max() > 1 + 1e-4:
+            wrong = f"values from {p.min():.3g} to {p.max():.3g} are not probabilities (logits?)"
+        if wrong:
             raise UserError(f"prediction of samples {done} to {done + len(x) - 1}: {wrong}")
         rows.append(p)
         done += len(x)
@@ -117,13 +124,3 @@ def has(run: Run, split: str) -> bool:
 
 def _name(split: str) -> str:
     return f"predictions/{split}.npz"
-
-
-def _wrong(p: NDArray[np.float32], n: int, k: int | None) -> str:
-    if p.ndim != 2 or p.shape[0] != n or p.shape[1] != (k or p.shape[1]):
-        return f"shape {p.shape} instead of ({n}, {k or 'K'})"
-    if not np.isfinite(p).all():
-        return "a value is not finite: the net has diverged"
-    if p.min() < -1e-6 or p.max() > 1 + 1e-4:
-        return f"values from {p.min():.3g} to {p.max():.3g} are not probabilities (logits?)"
-    return ""

@@ -60,7 +60,12 @@ def resolve(
     types = {key: p.annotation for key, p in named.items()} | own
     for key, value in options.items():
         if key in types:
-            options[key] = _checked(f"{prefix}.{key}".lstrip("."), value, types[key])
+            if types[key] is not inspect.Parameter.empty:
+                try:
+                    options[key] = TypeAdapter(types[key], config=CONFIG).validate_python(value)
+                except ValidationError as error:
+                    reasons = "; or: ".join(dict.fromkeys(in_plain_words(e["msg"]) for e in error.errors()))
+                    raise UserError(f"{f'{prefix}.{key}'.lstrip('.')} = {value!r}: {reasons}") from None
         elif not any(p.kind is p.VAR_KEYWORD for p in parameters):
             hint = nearest(key, types) if types else "; it has no options"
             raise UserError(f"{f'{prefix}.{key}'.lstrip('.')} = {value!r}: unknown option{hint}")
@@ -80,13 +85,3 @@ def bind(table: Table, spec: Spec, given: int, place: str = "name", prefix: str 
     """build() for later, with `given` leading arguments."""
     choice = resolve(table, spec, given, place, prefix)
     return partial(choice.entry, **choice.options)
-
-
-def _checked(key: str, value: Any, annotation: Any) -> Any:
-    if annotation is inspect.Parameter.empty:
-        return value
-    try:
-        return TypeAdapter(annotation, config=CONFIG).validate_python(value)
-    except ValidationError as error:
-        reasons = dict.fromkeys(in_plain_words(e["msg"]) for e in error.errors())
-        raise UserError(f"{key} = {value!r}: {'; or: '.join(reasons)}") from None

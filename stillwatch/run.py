@@ -188,6 +188,10 @@ class Run:
                 break
             except FileExistsError:
                 number += 1
+        versions = {"python": sys.version.split()[0]}
+        for package in PACKAGES:
+            with suppress(PackageNotFoundError):
+                versions[package] = version(package)
         info = RunInfo(
             id=path.name,
             kind=kind,
@@ -197,7 +201,7 @@ class Run:
             parent=fields.pop("parent", None),
             command=" ".join(["stillwatch", *sys.argv[1:]]),
             commit=commit(),
-            versions=_versions(),
+            versions=versions,
             **fields,
         )
         run = cls(path, info)
@@ -313,12 +317,7 @@ def runs(root: Path | str = "runs") -> list[Run]:
     for path in Path(root).glob("*/run.json"):
         with suppress(UserError):
             found.append(Run.open(path.parent))
-    return sorted(found, key=lambda run: (run.info.started, _number(run.path.name)))
-
-
-def _number(name: str) -> int:
-    match = re.search(r"(\d+)$", name)
-    return int(match[1]) if match else 0
+    return sorted(found, key=lambda run: (run.info.started, int((re.findall(r"\d+$", run.path.name) or [0])[0])))
 
 
 def commit() -> str | None:
@@ -330,11 +329,3 @@ def commit() -> str | None:
     except OSError:
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from stillwatch.bundle import Bundle
     from stillwatch.evaluation.benchmark import Contender
     from stillwatch.inference.archive.scoring import Done
-    from stillwatch.monitor.events.database import StoredEvent
 
 app = commands()
 
@@ -191,7 +190,13 @@ def events(
         raise UserError(f"--level {level}: is notice, warn or alarm")
     found = database.events(folder, _since(since), None, camera, kind, level, None, limit)
     for event in found:
-        print(json.dumps(event.as_dict(), ensure_ascii=False) if as_json else _event_line(event))
+        if as_json:
+            print(json.dumps(event.as_dict(), ensure_ascii=False))
+            continue
+        at = datetime.fromtimestamp(event.opened).strftime("%Y-%m-%d %H:%M:%S")
+        lasted = f"{event.end - event.start:.1f} s" if event.end is not None else "goes on"
+        marks = "  false alarm" * (event.verdict == "false") + "  acknowledged" * bool(event.acknowledged)
+        print(f"{at}  {event.level:6} {event.camera:16} {event.words} ({lasted}){marks}")
     if not found and not as_json:
         print(f"{folder}: no such events")
 
@@ -276,14 +281,6 @@ def _since(text: str | None) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise UserError(f"--since {text}: is a time such as 30m, 1h, 7d or 2026-01-31T10:00") from None
-
-
-def _event_line(event: "StoredEvent") -> str:
-    at = datetime.fromtimestamp(event.opened).strftime("%Y-%m-%d %H:%M:%S")
-    lasted = f"{event.end - event.start:.1f} s" if event.end is not None else "goes on"
-    line = f"{at}  {event.level:6} {event.camera:16} {event.words} ({lasted})"
-    line += "  false alarm" if event.verdict == "false" else ""
-    return line + ("  acknowledged" if event.acknowledged else "")
 
 
 def _rivals(name: str, bundle: "Bundle", folder: Path) -> Iterator["Contender"]:

@@ -101,7 +101,10 @@ def bench(
             rows += _rows(bundle, entrants, threads, plan, progress)
     for row in rows:
         row["fastest"] = row is fastest(rows, row["threads"])
-        row["overhead"] = _overhead(row, rows)
+        if row["runs"] and row["latency_ms"]:
+            wanted = (row["runs"]["file"], row["runs"]["runtime"], row["threads"])
+            plain = next((r["latency_ms"] for r in rows if (r["name"], r["runtime"], r["threads"]) == wanted), None)
+            row["overhead"] = round(row["latency_ms"]["p50"] / plain["p50"], 4) if plain else None
     rows.sort(key=lambda row: (row["threads"], _median(row)))
     soak = _soak(bundle, entrants, fastest(rows, counts[-1]), plan.minutes, progress) if plan.minutes else None
     warm = heat.read()
@@ -177,15 +180,18 @@ def _rows(
 ) -> list[Row]:
     frames, golden = bundle.golden()
     one, many = frames[:1], np.resize(frames, (plan.batch, *frames.shape[1:]))
-    rows = [_row(entrant, threads) for entrant in entrants]
+    abouts = (e._asdict() | {"figures": dict(e.figures), "threads": threads, "fastest": False} for e in entrants)
+    rows = [Row(**{key: about.get(key) for key in Row.__annotations__}) for about in abouts]  # type: ignore[typeddict-item]
 
     def ready(row: Row, entrant: Contender) -> Callable[[], Any]:
         predict = entrant.open(threads, 1)
         if entrant.kind == "file":
-            difference, faithful = _compared(
-                predict(frames), golden[entrant.name], bundle.model(entrant.name).tolerance
-            )
-            row["faithful"], row["difference"] = faithful, difference
+            p, wanted, tolerance = predict(frames), golden[entrant.name], bundle.model(entrant.name).tolerance
+            if p.shape != wanted.shape:
+                raise UserError(f"gives probabilities {p.shape}, not {wanted.shape}")
+            difference, other = unlike(p, wanted, tolerance)
+            row["faithful"] = difference <= tolerance and other is None
+            row["difference"] = difference if np.isfinite(difference) else None
         if choice := getattr(predict, "choice", None):  # a detector says which file it chose
             row["runs"] = {key: choice[key] for key in ("file", "runtime")}
         return one_look(predict, one)
@@ -195,7 +201,9 @@ def _rows(
 
     progress.say(f"{_words(threads)}: {len(entrants)} take turns, {plan.rounds} timed calls each")
     for row, seconds in _raced(rows, entrants, ready, (plan.rounds, plan.warmup), progress):
-        row["latency_ms"] = _spread(1e3 * seconds)
+        p50, p95, p99 = np.percentile(1e3 * seconds, [50, 95, 99])
+        spread = {"p50": p50, "p95": p95, "p99": p99, "min": 1e3 * seconds.min()}
+        row["latency_ms"] = {key: round(float(ms), 4) for key, ms in spread.items()}
     for row, seconds in _raced(
         rows, entrants, ready_for_many, (-(-plan.rounds // 10), -(-plan.warmup // 10)), progress
     ):
@@ -240,31 +248,6 @@ def _raced(
             row["why_not"] = one_line(error)
     for name, seconds in race(calls, *rounds, progress=progress).items():
         yield rows[int(name)], seconds
-
-
-def _row(entrant: Contender, threads: int) -> Row:
-    about = entrant._asdict() | {"figures": dict(entrant.figures), "threads": threads, "fastest": False}
-    return Row(**{key: about.get(key) for key in Row.__annotations__})  # type: ignore[typeddict-item]
-
-
-def _overhead(row: Row, rows: Sequence[Row]) -> float | None:
-    if not (row["runs"] and row["latency_ms"]):
-        return None
-    wanted = (row["runs"]["file"], row["runs"]["runtime"], row["threads"])
-    plain = [other["latency_ms"] for other in rows if (other["name"], other["runtime"], other["threads"]) == wanted]
-    return round(row["latency_ms"]["p50"] / plain[0]["p50"], 4) if plain and plain[0] else None
-
-
-def _compared(p: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float) -> tuple[float | None, bool]:
-    if p.shape != wanted.shape:
-        raise UserError(f"gives probabilities {p.shape}, not {wanted.shape}")
-    difference, other = unlike(p, wanted, tolerance)
-    return difference if np.isfinite(difference) else None, difference <= tolerance and other is None
-
-
-def _spread(ms: NDArray[np.float64]) -> dict[str, float]:
-    p50, p95, p99 = np.percentile(ms, [50, 95, 99])
-    return {"p50": round(p50, 4), "p95": round(p95, 4), "p99": round(p99, 4), "min": round(float(ms.min()), 4)}
 
 
 def _load() -> list[float] | None:

@@ -66,7 +66,14 @@ def judge_bundle(
             fused.append(both)
     if not files:
         raise UserError(f"{bundle.path}: none of its files can be run here: {'; '.join(problems)}")
-    about = _about(bundle, run) | {"files": [_agreement(bundle, model, file, said, split) for model, file in files]}
+    about = {
+        "name": bundle.manifest.name,
+        "run": run.path.name,
+        "threshold": (bundle.manifest.operating or {}).get("threshold"),
+        "temperature": bundle.manifest.temperature,
+        "left_out": [{key: one.get(key) for key in ("name", "why")} for one in bundle.manifest.left_out],
+        "files": [_agreement(bundle, model, file, said, split) for model, file in files],
+    }
     from stillwatch.evaluation.report.report import compare  # it paints, and is imported where that is done
 
     if fused and (head := bundle.manifest.fusion):
@@ -145,17 +152,6 @@ def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path, mor
 
 def _bytes(bundle: Bundle, model: Model) -> int:
     return sum(bundle.manifest.files[name].bytes for name in model.files)
-
-
-def _about(bundle: Bundle, run: Run) -> dict[str, Any]:
-    manifest = bundle.manifest
-    return {
-        "name": manifest.name,
-        "run": run.path.name,
-        "threshold": (manifest.operating or {}).get("threshold"),
-        "temperature": manifest.temperature,
-        "left_out": [{key: one.get(key) for key in ("name", "why")} for one in manifest.left_out],
-    }
 
 
 def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split: str) -> dict[str, Any]:

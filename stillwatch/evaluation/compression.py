@@ -79,23 +79,19 @@ def _row(about: str, base: Model, candidate: Model, figures: Figures) -> Cost | 
     one, two = figures[base.name], figures[candidate.name]
     ratio = {key: two[key] / one[key] if one[key] and two[key] else None for key in SIZES}
     words = {told: text.replace("{who}", candidate.key.title) for told, text in WORDS[about].items()}
+    which = "" if candidate.name == candidate.kind or about == "file" else f" ({candidate.key.title})"
     luck = about not in ("int8", "file")  # a net and its own INT8 share that of one training
     return Cost(
         **vars(found),
         base=base.name,
         candidate=candidate.name,
         about=about,
-        question=_question(about, candidate),
+        question=QUESTIONS[about].format(candidate.key.title) + which,
         outcome=found.conclusion(luck),
         folds=pair[0].folds,
         ratio=ratio,
         sentence=found.in_words(words, verdict.who(pair[0]), luck) + _size(about, ratio, base.key),
     )
-
-
-def _question(about: str, candidate: Model) -> str:
-    which = "" if candidate.name == candidate.kind or about == "file" else f" ({candidate.key.title})"
-    return QUESTIONS[about].format(candidate.key.title) + which
 
 
 def _size(about: str, ratio: Mapping[str, float | None], base: ModelKey) -> str:
@@ -166,20 +162,16 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
             if info.kept is False:
                 found.append(f"{name}: {info.id} stays out of a bundle: {info.why or 'it was not good enough'}")
         if model.kind == "pruned":
-            found += _fight(model, baseline(model, models), figures)
+            if (narrow := baseline(model, models)) is None:
+                near = pooling.narrow_run(model.entries[0].run)
+                hint = f": give {near.path.name} too" if near else ", or was not made (prune.narrow)"
+                found.append(f"{name}: its baseline, a narrower student distilled for as long, is missing{hint}")
+                continue
+            one, two = (figures[each.name]["macs"] for each in (model, narrow))
+            if one and two and abs(two / one - 1) > EQUAL:
+                title = narrow.key.title
+                found.append(f"{title} has {two / one:.2f} times the arithmetic of {name}: not an equal fight")
     return found
-
-
-def _fight(pruned: Model, narrow: Model | None, figures: Figures) -> list[str]:
-    name = pruned.key.title
-    if narrow is None:
-        near = pooling.narrow_run(pruned.entries[0].run)
-        hint = f": give {near.path.name} too" if near else ", or was not made (prune.narrow)"
-        return [f"{name}: its baseline, a narrower student distilled for as long, is missing{hint}"]
-    one, two = (figures[model.name]["macs"] for model in (pruned, narrow))
-    if one and two and abs(two / one - 1) > EQUAL:
-        return [f"{narrow.key.title} has {two / one:.2f} times the arithmetic of {name}: not an equal fight"]
-    return []
 
 
 QUESTIONS = {

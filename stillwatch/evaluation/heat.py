@@ -47,7 +47,12 @@ def read() -> Heat:
     temperatures = [value / 1000 for value in _numbers("class/thermal/thermal_zone*/temp")]
     cores = "devices/system/cpu/cpu[0-9]*/cpufreq"
     now, most = (_numbers(f"{cores}/{name}") for name in ("scaling_cur_freq", "cpuinfo_max_freq"))
-    throttled = [PI[bit] for bit in PI if _pi() >> bit & 1]
+    flags = 0
+    if tool := shutil.which("vcgencmd"):  # Raspberry Pi's
+        with suppress(OSError, ValueError, subprocess.TimeoutExpired):
+            done = subprocess.run([tool, "get_throttled"], capture_output=True, text=True, timeout=5, check=False)
+            flags = int(done.stdout.strip().partition("=")[2], 16)
+    throttled = [PI[bit] for bit in PI if flags >> bit & 1]
     for device in sorted((SYS / "class/thermal").glob("cooling_device*")):
         with suppress(OSError, ValueError):
             kind, state = (device / "type").read_text().strip(), int((device / "cur_state").read_text())
@@ -94,13 +99,3 @@ def _numbers(pattern: str) -> list[int]:
         with suppress(OSError, ValueError):  # a zone may be asleep
             found.append(int(path.read_text()))
     return found
-
-
-def _pi() -> int:
-    """Raspberry Pi's throttling flags; 0 elsewhere."""
-    if not (tool := shutil.which("vcgencmd")):
-        return 0
-    with suppress(OSError, ValueError, subprocess.TimeoutExpired):
-        done = subprocess.run([tool, "get_throttled"], capture_output=True, text=True, timeout=5, check=False)
-        return int(done.stdout.strip().partition("=")[2], 16)
-    return 0

@@ -267,7 +267,13 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
         partner = found.get(ModelKey(key.recipe, key.net, "distilled")) if key.kind == "alone" else None
         if partner and blocks[key] == blocks[partner.key]:
             _check_aligned(found[key], partner)
-            _check_different(found[key], partner)
+            for one, other in zip(found[key].entries, partner.entries, strict=True):
+                if np.array_equal(one.said.p, other.said.p):
+                    raise UserError(
+                        f"{one.run.path} and {other.run.path} are the same: they agree on all {len(one.said)} samples "
+                        "to the last digit, so nothing came from a teacher; distil again with a loss that has one, "
+                        "such as kd"
+                    )
     return list(found.values()), left
 
 
@@ -351,7 +357,18 @@ def _block(cells: Iterable[FoldSeed], wanted: Iterable[int] = ()) -> Block:
 
 def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
     folds, seeds = block
-    trainings = [_joined([cells[FoldSeed(fold, seed)] for fold in folds]) for seed in seeds]
+    columns, trainings = ("id", "group", "sequence", "y", "p"), list[Predictions]()
+    for seed in seeds:
+        owner, tested = dict[str, Entry](), [cells[FoldSeed(fold, seed)] for fold in folds]
+        for entry in tested:
+            for name in entry.said.id.tolist():
+                if owner.setdefault(name, entry) is not entry:
+                    raise UserError(
+                        f"{owner[name].run.path} and {entry.run.path} both tested {name!r}: folds may not overlap, so "
+                        "they cannot be put together"
+                    )
+        whole = Predictions(*(np.concatenate([getattr(e.said, column) for e in tested]) for column in columns))
+        trainings.append(whole.take(np.argsort(whole.id, kind="stable")))
     for seed, said in zip(seeds, trainings, strict=True):
         if not _same_samples(trainings[0], said):
             first, other = (cells[FoldSeed(folds[0], s)].run.path for s in (seeds[0], seed))
@@ -362,20 +379,6 @@ def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
     return Model(key, entries, list(folds), list(seeds), trainings[0], p, fold)
 
 
-def _joined(entries: Sequence[Entry]) -> Predictions:
-    owner: dict[str, Entry] = {}
-    for entry in entries:
-        for name in entry.said.id.tolist():
-            if owner.setdefault(name, entry) is not entry:
-                raise UserError(
-                    f"{owner[name].run.path} and {entry.run.path} both tested {name!r}: folds may not overlap, so they "
-                    "cannot be put together"
-                )
-    columns = ("id", "group", "sequence", "y", "p")
-    whole = Predictions(*(np.concatenate([getattr(e.said, column) for e in entries]) for column in columns))
-    return whole.take(np.argsort(whole.id, kind="stable"))
-
-
 def _same_samples(one: Predictions, other: Predictions) -> bool:
     return np.array_equal(one.id, other.id) and np.array_equal(one.y, other.y)
 
@@ -384,15 +387,6 @@ def _check_aligned(one: Model, other: Model) -> None:
     if not _same_samples(one.said, other.said):
         first, second = one.entries[0].run.path, other.entries[0].run.path
         raise UserError(f"{first} and {second} were tested on different samples; judge them again")
-
-
-def _check_different(alone: Model, distilled: Model) -> None:
-    for one, other in zip(alone.entries, distilled.entries, strict=True):
-        if np.array_equal(one.said.p, other.said.p):
-            raise UserError(
-                f"{one.run.path} and {other.run.path} are the same: they agree on all {len(one.said)} samples to the "
-                "last digit, so nothing came from a teacher; distil again with a loss that has one, such as kd"
-            )
 
 
 def _left_out(key: ModelKey, cells: Cells, block: Block) -> list[str]:

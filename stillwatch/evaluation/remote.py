@@ -84,7 +84,17 @@ def bench(
 ) -> Report:
     """`stillwatch bench` there -> its bench.json. wheel: WHEEL[extras] to install first. Raises UserError."""
     if wheel is not None:
-        _install(board, wheel, progress)
+        found = re.fullmatch(WHEEL, wheel)
+        if not found or not (path := Path(found["file"])).is_file():
+            raise UserError(f"--install {wheel}: no such wheel; `pip wheel --no-deps .` makes one in a checkout")
+        progress.say(f"{board.destination}: installing {path.name} into ~/.stillwatch; minutes on a small board")
+        what = shlex.quote(f"./{path.name}{found['extras'] or ''}")
+        board.run(
+            f"{UNPACKED}python3 -c 'import ensurepip' 2>&- || {{ echo 'apt-get install python3-venv' >&2; exit 1; }}\n"
+            "python3 -m venv ~/.stillwatch >&2 && ~/.stillwatch/bin/pip uninstall -qy stillwatch && "
+            f"~/.stillwatch/bin/pip install -q {what}",
+            _packed({path.name: path}),
+        )
     files = {f"bundle/{name}": bundle.path / name for name in (MANIFEST, *bundle.manifest.files)}
     progress.say(f"{board.destination}: copying {sum(path.stat().st_size for path in files.values()) / 1e6:.1f} MB")
     options = " ".join(map(shlex.quote, words))
@@ -104,21 +114,6 @@ def bench(
     if written != FORMAT:
         raise UserError(f"{board.destination}: its bench.json has format {written!r}, this stillwatch reads {FORMAT}")
     return report
-
-
-def _install(board: Board, wheel: str, progress: Progress) -> None:
-    found = re.fullmatch(WHEEL, wheel)
-    if not found or not Path(found["file"]).is_file():
-        raise UserError(f"--install {wheel}: no such wheel; `pip wheel --no-deps .` makes one in a checkout")
-    path = Path(found["file"])
-    progress.say(f"{board.destination}: installing {path.name} into ~/.stillwatch; minutes on a small board")
-    what = shlex.quote(f"./{path.name}{found['extras'] or ''}")
-    board.run(
-        f"{UNPACKED}python3 -c 'import ensurepip' 2>&- || {{ echo 'apt-get install python3-venv' >&2; exit 1; }}\n"
-        "python3 -m venv ~/.stillwatch >&2 && ~/.stillwatch/bin/pip uninstall -qy stillwatch && "
-        f"~/.stillwatch/bin/pip install -q {what}",
-        _packed({path.name: path}),
-    )
 
 
 def _packed(files: dict[str, Path]) -> bytes:

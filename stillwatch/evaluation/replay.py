@@ -206,19 +206,14 @@ def _compared(
             event["outcome"] = "camera"
     for incident in seen:
         late = incident["end_s"] + tolerance
-        about = [
-            event
-            for event in events
-            if event["outcome"] == "right"
-            and means(event, incident)
-            and event["opened"] <= late
-            and touches(event, "end", incident)
-        ]
+        about = [e for e in events if e["outcome"] == "right" and means(e, incident) and e["opened"] <= late]
+        about = [event for event in about if touches(event, "end", incident)]
         incident.update(_detected(incident, about, late))
     names = list(dict.fromkeys(incident["label"] for incident in seen))
     waits = _waits(seen)
     by_label = {name: [incident for incident in seen if incident["label"] == name] for name in names}
     unsafe = sum(min(incident["end_s"], end) - incident["start_s"] for incident in seen)
+    hours, false = max(end - unsafe, 0.0) / 3600, [event for event in events if event["outcome"] == "false"]
     return {
         "truth": truth,
         "incidents": seen,
@@ -233,7 +228,13 @@ def _compared(
         "detected": len(waits),
         "missed": len(seen) - len(waits),
         "seconds_to_detect": {"median": statistics.median(waits), "longest": max(waits)} if waits else None,
-        "false_alarms": _false_alarms(events, max(end - unsafe, 0.0) / 3600),
+        "false_alarms": {
+            "count": len(false),
+            "by_level": {level: sum(event["level"] == level for event in false) for level in LEVELS},
+            "safe_hours": hours,
+            "an_hour": len(false) / hours if hours else None,
+            "an_hour_at_most": most(len(false)) / hours if hours else None,  # 95 % confidence
+        },
     }
 
 
@@ -256,17 +257,6 @@ def _detected(incident: Incident, events: Sequence[ReplayEvent], late: float) ->
 
 def _waits(found: Sequence[Incident]) -> list[float]:
     return [incident["after_s"] or 0.0 for incident in found if incident["detected"]]
-
-
-def _false_alarms(events: Sequence[ReplayEvent], hours: float) -> dict[str, object]:
-    false = [event for event in events if event["outcome"] == "false"]
-    return {
-        "count": len(false),
-        "by_level": {level: sum(event["level"] == level for event in false) for level in LEVELS},
-        "safe_hours": hours,
-        "an_hour": len(false) / hours if hours else None,
-        "an_hour_at_most": most(len(false)) / hours if hours else None,  # 95 % confidence
-    }
 
 
 def most(count: int, confidence: float = 0.95) -> float:

@@ -112,11 +112,23 @@ def verdict(alone: Model, distilled: Model) -> Verdict | None:
     found = paired_difference(alone, distilled)
     if found is None:
         return None
+    right = [(model.p.argmax(-1) == model.said.y).mean(0) for model in (alone, distilled)]
+    by_group, by_pair = list[GroupRow](), list[PairRow]()
+    for group in np.unique(alone.said.group[alone.said.group != ""]):
+        mine = alone.said.group == group
+        one, two = (float(r[mine].mean()) for r in right)
+        by_group.append(GroupRow(str(group), int(mine.sum()), one, two, two - one))
+    for first, second in zip(alone.entries, distilled.entries, strict=True):
+        figures = []
+        for name in ("accuracy", METRIC):
+            a, b = (getattr(metrics, name)(entry.said.y, entry.said.p) for entry in (first, second))
+            figures.append({"alone": a, "distilled": b, "difference": b - a})
+        by_pair.append(PairRow(first.cell.fold, first.cell.seed, [first.name, second.name], *figures))
     return Verdict(
         **vars(found),
         helped=HELPED.get(found.conclusion(), "unclear"),
-        by_group=_by_group(alone, distilled),
-        by_pair=_by_pair(alone, distilled),
+        by_group=by_group,
+        by_pair=by_pair,
         clips=_clips(alone, distilled),
         sentence=found.in_words(WORDS, who(alone)),
     )
@@ -174,27 +186,6 @@ def who(model: Model) -> str:
     return f"{groups} {'new ' if data.split == 'grouped' else ''}{one if groups == 1 else many}"
 
 
-def _by_group(alone: Model, distilled: Model) -> list[GroupRow]:
-    right = [(model.p.argmax(-1) == model.said.y).mean(0) for model in (alone, distilled)]
-    rows = []
-    for group in np.unique(alone.said.group[alone.said.group != ""]):
-        mine = alone.said.group == group
-        one, two = (float(r[mine].mean()) for r in right)
-        rows.append(GroupRow(str(group), int(mine.sum()), one, two, two - one))
-    return rows
-
-
-def _by_pair(alone: Model, distilled: Model) -> list[PairRow]:
-    rows = []
-    for one, two in zip(alone.entries, distilled.entries, strict=True):
-        figures = []
-        for name in ("accuracy", METRIC):
-            values = [getattr(metrics, name)(entry.said.y, entry.said.p) for entry in (one, two)]
-            figures.append({"alone": values[0], "distilled": values[1], "difference": values[1] - values[0]})
-        rows.append(PairRow(one.cell.fold, one.cell.seed, [one.name, two.name], *figures))
-    return rows
-
-
 def _clips(alone: Model, distilled: Model) -> Clips | None:
     said = alone.said
     one, two = (metrics.by_sequence(said.sequence, said.y, model.p) for model in (alone, distilled))
@@ -240,7 +231,21 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
 
 
 def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
-    found = [*_size(models[0]), *_seeds(models), *_training(models), *_teachers(models, figures)]
+    trained = [model for model in models if model.kind not in ("teacher", "quantised") and not model.exported]
+    found, group, n = list[str](), models[0].said.group, len(models[0].said)
+    number, named = metrics.clusters(group)[1], bool((group != "").any())
+    if n < SMALL:
+        found.append(f"only {n} test samples: every figure here is rough")
+    if named and number == 1:
+        found.append("the test holds a single group (one person or camera): no interval can be given; use more folds")
+    elif named and number < DECIDE:
+        found.append(f"only {number} groups in the test: fewer than {DECIDE} can decide nothing")
+    elif not named:
+        words = "the intervals take them as independent, which frames of a video are not"
+        found.append(f"the samples have no group: {words}")
+    if once := ", ".join(model.key.title for model in trained if len(model.seeds) == 1):
+        found.append(f"one seed only ({once}): the chance of training is not in the intervals")
+    found += [*_training(models), *_teachers(models, figures)]
     for model in models:
         for info in (entry.run.info for entry in model.entries):
             said = (info.learnt_nothing and f"{info.id} {info.learnt_nothing}", info.above_teacher)
@@ -256,32 +261,11 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
                 f"{model.key.title}: accuracy {100 * gap['known']:.1f} % on people seen in training, "
                 f"{100 * gap['new']:.1f} % on new ones: expect the second figure in use"
             )
-    return found + _audits(models)
-
-
-def _size(model: Model) -> list[str]:
-    found = []
-    group, n = model.said.group, len(model.said)
-    number, named = metrics.clusters(group)[1], bool((group != "").any())
-    if n < SMALL:
-        found.append(f"only {n} test samples: every figure here is rough")
-    if named and number == 1:
-        found.append("the test holds a single group (one person or camera): no interval can be given; use more folds")
-    elif named and number < DECIDE:
-        found.append(f"only {number} groups in the test: fewer than {DECIDE} can decide nothing")
-    if not named:
-        found.append(
-            "the samples have no group: the intervals take them as independent, which frames of a video are not"
-        )
-    return found
-
-
-def _seeds(models: Sequence[Model]) -> list[str]:
-    trained = [model for model in models if model.kind not in ("teacher", "quantised") and not model.exported]
-    students = [model.key.title for model in trained if len(model.seeds) == 1]
-    return (
-        [f"one seed only ({', '.join(students)}): the chance of training is not in the intervals"] if students else []
-    )
+    audits: dict[str, str] = {}  # each once: folds repeat a warning with other numbers
+    for entry in (entry for model in models for entry in model.entries):
+        for line in (entry.run.read_json("audit.json") or {}).get("warnings", []):
+            audits.setdefault(re.sub(r"[\d.,]+", "#", str(line)), str(line))
+    return [*found, *audits.values()]
 
 
 def _training(models: Sequence[Model]) -> list[str]:
@@ -344,15 +328,6 @@ def _teachers(models: Sequence[Model], figures: Figures) -> list[str]:
 
 def related(one: Model, other: Model) -> bool:
     return one.entries[0].recipe.name == other.entries[0].recipe.name
-
-
-def _audits(models: Sequence[Model]) -> list[str]:
-    """Each once: folds repeat a warning with other numbers."""
-    found: dict[str, str] = {}
-    for entry in (entry for model in models for entry in model.entries):
-        for line in (entry.run.read_json("audit.json") or {}).get("warnings", []):
-            found.setdefault(re.sub(r"[\d.,]+", "#", str(line)), str(line))
-    return list(found.values())
 
 
 WORDS = {

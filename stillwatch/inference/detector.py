@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -73,7 +73,10 @@ class Detector:
         threads = threads or min(4, cores())
         asked = [runtime] if isinstance(runtime, str) else list(runtime or ())
         pairs = _pairs(self.bundle, asked, file, maps)
-        place = _place(self.bundle, threads, batch, [*asked, *["map"] * maps], file)
+        here = {key: value for key, value in machine()._asdict().items() if key != "memory"}
+        about = self.bundle.manifest.model_dump(mode="json")
+        key = json.dumps([about, here, threads, batch, [*asked, *["map"] * maps], file], sort_keys=True)
+        place = _home() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         found = None if fresh else _remembered(self.bundle, place, pairs, threads, batch)
         self.choice, self.predict = found or _choose(self.bundle, place, pairs, threads, batch)
         self.map = self.bundle.model(self.choice["file"]).map if maps else None
@@ -295,7 +298,10 @@ def _choose(
     ]
     best = {key: ranking[0][key] for key in ("file", "runtime", "ms")}
     choice = best | {"cached": False, "candidates": ranking + candidates}
-    _remember(place, choice | {"bundle": str(made.path.resolve()), "threads": threads, "batch": batch})
+    kept = choice | {"bundle": str(made.path.resolve()), "threads": threads, "batch": batch}
+    kept |= {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()._asdict()}
+    with suppress(OSError), atomic(place) as draft:  # a full or read-only disk only means choosing again
+        draft.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return choice, entrants[order[0]].predict
 
 
@@ -312,19 +318,5 @@ def _remembered(
         return None
 
 
-def _remember(place: Path, choice: Mapping[str, Any]) -> None:
-    """A full or read-only disk only means choosing again."""
-    made = {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()._asdict()}
-    with suppress(OSError), atomic(place) as draft:
-        draft.write_text(json.dumps({**choice, **made}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _home() -> Path:
     return home() / "choices"
-
-
-def _place(made: bundle.Bundle, threads: int, batch: int, runtime: Sequence[str], file: str | None) -> Path:
-    here = {key: value for key, value in machine()._asdict().items() if key != "memory"}
-    asked = [made.manifest.model_dump(mode="json"), here, threads, batch, runtime, file]
-    text = json.dumps(asked, sort_keys=True, ensure_ascii=True)
-    return _home() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"

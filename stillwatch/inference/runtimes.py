@@ -140,7 +140,10 @@ def readers(path: Path) -> list[str]:
 def _whole(session: Session, shape: Shape) -> Predict:
     run, takes, _ = session
     step = takes or 1
-    classes = _checked(run(np.zeros((step, *shape), np.uint8)), step).shape[1]
+    p = run(np.zeros((step, *shape), np.uint8))
+    if p.ndim != 2 or len(p) != step or p.dtype.kind != "f":
+        raise UserError(f"its answer to {step} pictures is {p.dtype} {p.shape}; wanted: probabilities float ({step},K)")
+    classes = p.shape[1]
 
     def predict(x: NDArray[np.uint8]) -> NDArray[np.float32]:
         if x.dtype != np.uint8 or x.shape[1:] != shape:
@@ -164,14 +167,6 @@ def _only(found: list[Any], what: str, wanted: int = 1) -> Any:
     if len(found) != wanted:
         raise UserError(f"the file has {len(found)} {what}s; wanted: {'one' if wanted == 1 else wanted}")
     return found[0]
-
-
-def _checked(p: NDArray[Any], count: int) -> NDArray[Any]:
-    if p.ndim != 2 or len(p) != count or p.dtype.kind != "f":
-        raise UserError(
-            f"its answer to {count} pictures is {p.dtype} {p.shape}; wanted: probabilities float ({count},K)"
-        )
-    return p
 
 
 def _fitting(found: list[Any], shape: Shape) -> int | None:

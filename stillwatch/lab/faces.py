@@ -13,6 +13,7 @@ from stillwatch.lab.data import cache
 from stillwatch.lab.data.sources import Sample
 from stillwatch.media import decode, image, weights
 from stillwatch.media.decode import Picture
+from stillwatch.media.image import to_channels
 from stillwatch.media.points import COUNT, LEFT_EYE, MOUTH, RIGHT_EYE, Signals
 from stillwatch.recipe import Data
 from stillwatch.run import NO_PROGRESS, Progress
@@ -92,7 +93,10 @@ def _native(samples: list[Sample]) -> Iterator[Picture | None]:
     first = samples[0]
     if first.read:
         for _, picture in first.read(samples):
-            yield None if isinstance(picture, str) else _rgb(picture if picture.ndim == 3 else picture[-1])
+            if isinstance(picture, str):
+                yield None
+            else:
+                yield to_channels(picture if picture.ndim == 3 else picture[-1], 3)
     elif first.frames:
         by_frame = {sample.frames[-1]: None for sample in samples}
         windows = [(number,) for number in by_frame]
@@ -104,7 +108,3 @@ def _native(samples: list[Sample]) -> Iterator[Picture | None]:
         for sample in samples:
             image = decode.read_picture(sample.path)
             yield None if isinstance(image, str) else image
-
-
-def _rgb(picture: Picture) -> Picture:
-    return np.repeat(picture, 3, axis=2) if picture.shape[-1] == 1 else picture

@@ -110,7 +110,16 @@ def take(place: Path) -> Inventory:
 def _of_folder(root: Path) -> Inventory:
     names = {entry.name for entry in os.scandir(root) if entry.is_file()}
     if any(re.fullmatch(r"(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?", name) for name in names):
-        return _of_idx(root, names)
+        found, shape = list[Entry](), [0, 0]
+        for name in sorted(names):
+            if match := re.fullmatch(r"(train|t10k|test)-labels[-.]idx1-ubyte(\.gz)?", name):
+                split = "train" if match[1] == "train" else "test"
+                found += [Entry(f"{name}#{row}", str(n), split) for row, n in enumerate(read_idx(root / name, 1))]
+            elif re.fullmatch(r"(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?", name):
+                _, *shape = read_idx(root / name, 3).shape
+        if not found:
+            raise UserError(f"{root}: has images of MNIST's kind (idx3) without their labels (idx1)")
+        return Inventory(root, "idx", "", found, (), (), (shape[0], shape[1]))
     if any((root / split / "_annotations.txt").is_file() for split in SPLIT_NAMES):
         samples = driver_inattention(Data(source="driver-inattention", root=root), ()).samples
         if not samples:
@@ -213,19 +222,6 @@ def _of_table(path: Path) -> Inventory:
     if films:
         groupings.append(_grouping(f"column:{key}", tuple(e.id for e in entries), entries, "films", True))
     return Inventory(path.parent, "videos" if films else "csv", path.name, entries, tuple(groupings))
-
-
-def _of_idx(root: Path, names: Iterable[str]) -> Inventory:
-    entries, shape = list[Entry](), [0, 0]
-    for name in sorted(names):
-        if match := re.fullmatch(r"(train|t10k|test)-labels[-.]idx1-ubyte(\.gz)?", name):
-            split = "train" if match[1] == "train" else "test"
-            entries += [Entry(f"{name}#{row}", str(n), split) for row, n in enumerate(read_idx(root / name, 1))]
-        elif match := re.fullmatch(r"(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?", name):
-            _, *shape = read_idx(root / name, 3).shape
-    if not entries:
-        raise UserError(f"{root}: has images of MNIST's kind (idx3) without their labels (idx1)")
-    return Inventory(root, "idx", "", entries, (), (), (shape[0], shape[1]))
 
 
 def _by_names(entries: Sequence[Entry]) -> Iterable[Grouping]:

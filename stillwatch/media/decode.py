@@ -62,7 +62,11 @@ def read_picture(path: Path, least: tuple[int, int] | None = None) -> Picture | 
                 return reason
             if file.format not in OPENCV:
                 upright = ImageOps.exif_transpose(file)  # of several frames the first
-                return _eight_bits(np.asarray(upright if upright.mode.startswith("I") else upright.convert("RGB")))
+                pixels = np.asarray(upright if upright.mode.startswith("I") else upright.convert("RGB"))
+                if pixels.dtype == np.uint8:
+                    return pixels
+                high = (np.clip(pixels, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)  # of 16 bits, as in OpenCV
+                return np.repeat(high[:, :, None], 3, axis=2)
             flag = cv2.IMREAD_COLOR  # heeds EXIF's orientation too, as the reduced ones do
             if least and file.format == "JPEG":
                 h, w = (width, height) if file.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (height, width)
@@ -96,14 +100,6 @@ def wrong_size(height: int, width: int) -> str:
     if height * width > MAX_PIXELS:
         return f"{width}×{height} pixels: more than {MAX_PIXELS / 1e6:.0f} million"
     return ""
-
-
-def _eight_bits(pixels: NDArray[np.generic]) -> Picture:
-    """(H,W) of 16 bits or (H,W,3) of 8 -> uint8 (H,W,3): the high byte, as in OpenCV."""
-    if pixels.dtype == np.uint8:
-        return pixels  # type: ignore[return-value]
-    gray = (np.clip(pixels, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def cut_off(raw: bytes) -> bool:
@@ -288,7 +284,9 @@ def clips(
                     kept[number] = fit(rgb(frame)) if frame else "damaged frame"
                 while waiting and waiting[-1][-1] <= number:
                     window = waiting.pop()
-                    yield window, _whole(window, kept)
+                    images = [kept[number] for number in window]
+                    whole = [image for image in images if not isinstance(image, str)]
+                    yield window, next((image for image in images if isinstance(image, str)), whole)
                     for old in [n for n in kept if not waiting or n < waiting[-1][0]]:
                         del kept[old]
                 if not waiting:
@@ -332,9 +330,3 @@ def _all_frames(container: InputContainer) -> Iterator[VideoFrame | None]:
         for frame in decoded:
             broken = frame.is_corrupt or (broken and not frame.key_frame)
             yield None if broken else frame
-
-
-def _whole(window: Window, kept: dict[int, Picture | str]) -> list[Picture] | str:
-    images = [kept[number] for number in window]
-    damaged = next((image for image in images if isinstance(image, str)), None)
-    return damaged or [image for image in images if not isinstance(image, str)]

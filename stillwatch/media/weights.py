@@ -36,7 +36,8 @@ WEIGHTS = {
 
 def local(name: str) -> Path | None:
     """In STILLWATCH_WEIGHTS's folder, else in the cache."""
-    return next((path for path in (_asked() / name, _cache() / name) if path.is_file()), None)
+    asked = Path(os.environ.get("STILLWATCH_WEIGHTS") or "/nonexistent")
+    return next((path for path in (asked / name, _cache() / name) if path.is_file()), None)
 
 
 def wanted(rule: Rule) -> bool:
@@ -74,10 +75,6 @@ def find(name: str) -> Path:
     except OSError as error:
         raise UserError(f"{_cache()}: cannot be written: {error.strerror}; {missing}") from None
     return _cache() / name
-
-
-def _asked() -> Path:
-    return Path(os.environ.get("STILLWATCH_WEIGHTS") or "/nonexistent")
 
 
 def _cache() -> Path:

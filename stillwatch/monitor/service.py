@@ -28,7 +28,11 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
         log(f"left out: {words}")
     stop, signalled = threading.Event(), threading.Event()
     with ExitStack() as stack:
-        _raise_descriptor_limit()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # cameras and store, beside the page's connections
+        enough = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        if soft != resource.RLIM_INFINITY and soft < enough:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
         stack.callback(os.umask, os.umask(0o077))  # events and clips are this user's alone
         stack.enter_context(_signals(stop, signalled))  # first: a signal during the start must not be lost
         watch = stack.enter_context(Watch(config, loaded.bad_cameras, log, stop))
@@ -66,15 +70,6 @@ def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | Non
         if not signalled.is_set() and all(slot.decided is None for slot in watch.slots):
             reasons = "; ".join(f"{slot.name}: {slot.camera.words}" for slot in watch.slots)
             raise UserError(f"no camera gave a frame: {reasons}")
-
-
-def _raise_descriptor_limit() -> None:
-    """Beside the page's connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def picture(report: Report) -> bytes:
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    from stillwatch.evaluation.report.plots import WIDE, png
+    from stillwatch.evaluation.report.plots import FAINT, INK, WIDE, png
 
     threads = min(report["plan"]["threads"])
     rows, soak = [row for row in report["rows"] if row["threads"] == threads and row["latency_ms"]], report.get("soak")
@@ -134,7 +134,14 @@ def picture(report: Report) -> bytes:
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
             axes.text(0.5, 0.8, "no accuracy is known", color="#767676", ha="center", transform=axes.transAxes)
-        _ticks(axes, ticks)
+        low, high = np.log(axes.get_xlim())
+        at_ms = sorted(ticks, key=lambda row: row["latency_ms"]["p50"])
+        true = [float((np.log(row["latency_ms"]["p50"]) - low) / (high - low)) for row in at_ms]
+        for row, at, moved in zip(at_ms, true, apart(true, 0.022), strict=True):
+            colour, p50 = INK if row["kind"] == "detector" else FAINT, row["latency_ms"]["p50"]
+            axes.plot([at, at, moved], [0, 0.03, 0.07], color=colour, linewidth=1, transform=axes.transAxes)
+            text = axes.text(moved, 0.08, f"{row['name']}  {p50:.3g}", color=colour, transform=axes.transAxes)
+            text.set(rotation=90, ha="center", va="bottom", fontsize=7)
         if soak:
             _soaked(figure.add_subplot(2, 1, 2), soak)
 
@@ -194,19 +201,6 @@ def _points(axes: "Axes", rows: Sequence[Row], room: bool) -> "list[Line2D]":
         ring: dict[str, Any] = {"color": INK, "marker": "o", "markersize": 12, "markerfacecolor": "none"}
         handles.append(Line2D([], [], linestyle="", label="fastest faithful file", **ring))
     return handles
-
-
-def _ticks(axes: "Axes", rows: Sequence[Row]) -> None:
-    from stillwatch.evaluation.report.plots import FAINT, INK
-
-    rows = sorted(rows, key=lambda row: row["latency_ms"]["p50"])
-    low, high = np.log(axes.get_xlim())
-    true = [float((np.log(row["latency_ms"]["p50"]) - low) / (high - low)) for row in rows]
-    for row, at, moved in zip(rows, true, apart(true, 0.022), strict=True):
-        colour, name = INK if row["kind"] == "detector" else FAINT, f"{row['name']}  {row['latency_ms']['p50']:.3g}"
-        axes.plot([at, at, moved], [0, 0.03, 0.07], color=colour, linewidth=1, transform=axes.transAxes)
-        style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7}
-        axes.text(moved, 0.08, name, color=colour, transform=axes.transAxes, **style)
 
 
 def apart(true: Sequence[float], least: float) -> list[float]:

@@ -47,28 +47,20 @@ def hiding(
         middle, reach = regions[rows, :2, :2], REACH * regions[rows, :2, 2:]
         box = np.concatenate([(middle - reach).min(1), (middle + reach).max(1)], 1).clip(0, 1)
         before = predict(x[rows])[:, k]
-        away = [predict(_covered(x[rows], at))[:, k] - before for at in (box, _elsewhere(box, chance))]
+        # Boxes of the same size that do not touch these; else the farthest drawn
+        size = box[:, 2:] - box[:, :2]
+        corner = chance.uniform(size=(TRIES, len(box), 2)) * (1 - size)
+        gap = (np.abs(corner - box[:, :2]) - size).max(2)  # (TRIES,n); above 0: clear
+        corner = corner[np.where((gap > 0).any(0), (gap > 0).argmax(0), gap.argmax(0)), np.arange(len(box))]
+        away, (h, w) = list[NDArray[np.floating]](), x.shape[2:4]
+        for at in (box, np.concatenate([corner, corner + size], 1)):
+            covered, pixels = x[rows], np.round(at * (w, h, w, h)).astype(int)
+            for picture, (left, top, right, bottom) in zip(covered, pixels, strict=True):
+                patch = picture[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+                patch[:] = patch.mean((1, 2), keepdims=True).round()
+            away.append(predict(covered)[:, k] - before)
         who = people[rows]
         by_group = [float((away[0] - away[1])[who == one].mean()) for one in np.unique(who)]
         p, hidden, other = (float(change.mean()) for change in (before, *away))
         found.append(Hidden(label, len(rows), p, hidden, other, len(by_group), sum(cost < 0 for cost in by_group)))
     return found
-
-
-def _elsewhere(box: NDArray[np.floating], chance: np.random.Generator) -> NDArray[np.floating]:
-    """Boxes of the same size, in shares (n,4), that do not touch these; else the farthest drawn."""
-    size = box[:, 2:] - box[:, :2]
-    corner = chance.uniform(size=(TRIES, len(box), 2)) * (1 - size)
-    gap = (np.abs(corner - box[:, :2]) - size).max(2)  # (TRIES,n); above 0: clear
-    pick = np.where((gap > 0).any(0), (gap > 0).argmax(0), gap.argmax(0))
-    corner = corner[pick, np.arange(len(box))]
-    return np.concatenate([corner, corner + size], 1)
-
-
-def _covered(x: NDArray[np.uint8], box: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """x: (n,T,H,W,C), a copy already."""
-    h, w = x.shape[2:4]
-    for picture, (left, top, right, bottom) in zip(x, np.round(box * (w, h, w, h)).astype(int), strict=True):
-        patch = picture[:, top : max(bottom, top + 1), left : max(right, left + 1)]
-        patch[:] = patch.mean((1, 2), keepdims=True).round()
-    return x

@@ -31,7 +31,15 @@ def picture(report: Report) -> bytes:
     def draw(figure: Figure) -> None:
         top, middle, low = figure.subplots(3, 1, sharex=True, height_ratios=heights)
         low.set(xlabel=unit, xlim=(0, seconds / per or 1.0))
-        _curves(top, report, paint, per)
+        for segment in report["truth"] or ():
+            if segment["label"] not in report["safe"]:
+                edges, colour = (segment["start_s"] / per, segment["end_s"] / per), paint.get(segment["label"], FAINT)
+                top.axvspan(*edges, color=colour, alpha=0.16, linewidth=0)
+        for label, colour in paint.items():
+            time, value = _thinned(report["series"]["time_s"], report["series"]["p"][label])
+            top.plot(time / per, 100 * value, color=colour, linewidth=1.4, label=label)
+        top.set(title="Probability of what is unsafe, % (bands: the truth)", ylim=(-2, 104))
+        top.grid(axis="y")
         time, value = _thinned(report["series"]["time_s"], report["series"]["gauge"], report["gauge"] == "awareness")
         middle.fill_between(time / per, 0, 100 * value, color=PALE, linewidth=0)
         middle.plot(time / per, 100 * value, color=INK, linewidth=1.2)
@@ -43,18 +51,6 @@ def picture(report: Report) -> bytes:
             figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 6), handlelength=1.2)
 
     return png((WIDE, sum(heights) + 1.0), draw, 0.05)
-
-
-def _curves(axes: Axes, report: Report, paint: Mapping[str, str], per: float) -> None:
-    for segment in report["truth"] or ():
-        if segment["label"] not in report["safe"]:
-            colour = paint.get(segment["label"], FAINT)
-            axes.axvspan(segment["start_s"] / per, segment["end_s"] / per, color=colour, alpha=0.16, linewidth=0)
-    for label, colour in paint.items():
-        time, value = _thinned(report["series"]["time_s"], report["series"]["p"][label])
-        axes.plot(time / per, 100 * value, color=colour, linewidth=1.4, label=label)
-    axes.set(title="Probability of what is unsafe, % (bands: the truth)", ylim=(-2, 104))
-    axes.grid(axis="y")
 
 
 def _timeline(axes: Axes, report: Report, rows: Sequence[str], paint: Mapping[str, str], per: float) -> None:

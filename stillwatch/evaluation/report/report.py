@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillwatch import metrics
 from stillwatch.atomic import atomic
 from stillwatch.evaluation import compression, pooling, verdict
-from stillwatch.evaluation.pooling import DISTILLATION, Model, ModelKey
+from stillwatch.evaluation.pooling import DISTILLATION, Model
 from stillwatch.evaluation.report.occlusion import Looks
 from stillwatch.evaluation.verdict import Figures
 from stillwatch.recipe import Recipe
@@ -43,11 +43,23 @@ def compare(
     report, models = assess(runs, split)
     more = dict(more or {})
     report |= more | {"warnings": [*more.get("warnings", []), *report["warnings"]]}
-    album = _album([sample["id"] for sample in report["mistakes"]["samples"]], pictures)
+    ids = [sample["id"] for sample in report["mistakes"]["samples"]]
+    found = pictures(ids) if pictures and ids else {}
+    album = {name: _encoded(picture) for name, picture in found.items() if picture is not None}
     if looks:
         report["hiding"] = [{"run": runs[-1].path.name, **row._asdict()} for row in looks.hidden]
         album["attention"] = _encoded(looks.maps)
-    _write(Path(out), report, {model.name: model.key for model in models}, _paint(report, models), album)
+    from stillwatch.evaluation.report.html import page
+
+    painted, keys = _paint(report, models), {model.name: model.key for model in models}
+    for name in (*PAINTED, "widths"):  # what an earlier report left and this one does not have
+        (Path(out) / f"{name}.png").unlink(missing_ok=True)
+    files = {f"{name}.png": wide for name, (wide, _) in painted.items()}
+    files["report.json"] = (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    files["report.html"] = page(report, keys, painted, album).encode()
+    for name, content in files.items():
+        with atomic(Path(out) / name) as draft:
+            draft.write_bytes(content)
     return report
 
 
@@ -173,16 +185,13 @@ def _comparisons(models: Sequence[Model], figures: Figures) -> tuple[dict[str, F
             missing.append(
                 f"{place}the teacher was tested on other folds: retention is of the samples both were tested on"
             )
-        kept = verdict.retention(teacher, student) if teacher and student else None
-        found[family] = Family(_ratio(figures, teacher, student), kept, told)
+        kept = ratio = None
+        if teacher and student:
+            kept = verdict.retention(teacher, student)
+            heavy, light = figures[teacher.name]["params"], figures[student.name]["params"]
+            ratio = heavy / light if heavy and light else None
+        found[family] = Family(ratio, kept, told)
     return dict(sorted(found.items(), key=lambda item: item[1].verdict is None)), missing
-
-
-def _ratio(figures: Figures, teacher: Model | None, student: Model | None) -> float | None:
-    if not teacher or not student:
-        return None
-    heavy, light = figures[teacher.name]["params"], figures[student.name]["params"]
-    return heavy / light if heavy and light else None
 
 
 def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str) -> dict[str, object]:
@@ -281,12 +290,6 @@ def _paint(report: Report, models: Sequence[Model]) -> dict[str, tuple[bytes, by
     return {name: (draw(False), draw(True)) for name, draw in wanted.items()}
 
 
-def _album(ids: Sequence[str], pictures: Album | None) -> dict[str, tuple[str, bytes]]:
-    """id -> (media type, encoded picture)."""
-    found = pictures(ids) if pictures and ids else {}
-    return {name: _encoded(picture) for name, picture in found.items() if picture is not None}
-
-
 def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
     """uint8 (H,W), (H,W,1) or (H,W,3) -> PNG if tiny, else JPEG."""
     from matplotlib.image import imsave
@@ -297,25 +300,6 @@ def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
     buffer = io.BytesIO()
     imsave(buffer, rgb, format="png" if tiny else "jpg", pil_kwargs={} if tiny else {"quality": 85})
     return "image/png" if tiny else "image/jpeg", buffer.getvalue()
-
-
-def _write(
-    out: Path,
-    report: Report,
-    keys: dict[str, ModelKey],
-    painted: dict[str, tuple[bytes, bytes]],
-    album: dict[str, tuple[str, bytes]],
-) -> None:
-    from stillwatch.evaluation.report.html import page
-
-    for name in (*PAINTED, "widths"):  # what an earlier report left and this one does not have
-        (out / f"{name}.png").unlink(missing_ok=True)
-    files = {f"{name}.png": wide for name, (wide, _) in painted.items()}
-    files["report.json"] = (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    files["report.html"] = page(report, keys, painted, album).encode()
-    for name, content in files.items():
-        with atomic(out / name) as draft:
-            draft.write_bytes(content)
 
 
 LAST_FIRST = ("quantised", "pruned", "distilled", "alone", "teacher")  # whose mistakes are shown

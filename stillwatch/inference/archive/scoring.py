@@ -94,7 +94,7 @@ def score(
     (parts / LIST).unlink(missing_ok=True)
     files = sum(file.piece == 0 for shard in found for file in shard)
     seconds = round(time.monotonic() - start, 3)
-    return Done(rows, files, errors, kept, seconds, task.runtime, _inside(made, task))
+    return Done(rows, files, errors, kept, seconds, task.runtime, Path(task.model).relative_to(made.path).as_posix())
 
 
 def score_share(
@@ -265,10 +265,6 @@ def _over(task: Task, todo: Sequence[tuple[File, ...]], count: int, on: str) -> 
         yield from repeat(None, len(todo[number]))
     if failed:
         raise UserError(f"score: {len(failed)} of {len(todo)} shards failed, first {failed[0]}; the same call goes on")
-
-
-def _inside(made: bundles.Bundle, task: Task) -> str:
-    return Path(task.model).relative_to(made.path).as_posix()
 
 
 # ---- the table

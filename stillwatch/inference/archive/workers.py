@@ -55,7 +55,13 @@ def work(task: Task, shards: Sequence[tuple[File, ...]], count: int) -> Iterator
                 yield from repeat(None, worker.news())
                 if worker.pipe not in ready:
                     continue
-                if _done(worker):
+                try:
+                    trouble = worker.pipe.recv()
+                except (EOFError, OSError):
+                    trouble = None  # it died
+                if trouble:
+                    raise UserError(f"score: {trouble}")
+                if trouble is not None:
                     yield from repeat(None, worker.news(over=True))
                     if waiting:
                         worker.give(waiting.pop(), {})
@@ -68,17 +74,6 @@ def work(task: Task, shards: Sequence[tuple[File, ...]], count: int) -> Iterator
     finally:
         for worker in workers:
             worker.end()
-
-
-def _done(worker: Worker) -> bool:
-    """False: its worker died. Raises UserError for other faults."""
-    try:
-        said = worker.pipe.recv()
-    except (EOFError, OSError):
-        return False
-    if said:
-        raise UserError(f"score: {said}")
-    return True
 
 
 def _instead(task: Task, dead: Worker) -> Worker:

@@ -190,7 +190,11 @@ def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints) -> Ints:
     pairs, apart = pairs[apart <= 1 - CORRELATED], apart[apart <= 1 - CORRELATED]
     upright = _apart(thumbs, unique.first[pairs])
     pairs = pairs[upright > np.maximum(1 - CORRELATED, 2 * apart)]  # a symmetric picture mirrors itself
-    flipped = _difference(thumbs, unique.first[pairs], mirrored=True)
+    flipped = np.zeros(len(pairs))  # mean absolute difference, in gray levels
+    for start in range(0, len(pairs), BLOCK):
+        first, second = (thumbs[rows] for rows in unique.first[pairs[start : start + BLOCK]].T)
+        first = first[:, :, ::-1]
+        flipped[start : start + BLOCK] = (np.maximum(first, second) - np.minimum(first, second)).mean(axis=(1, 2))
     best = np.full(len(unique.first), np.inf)  # frames nearly mirror the neighbours of their duplicate, too
     np.minimum.at(best, pairs[:, 0], flipped)
     np.minimum.at(best, pairs[:, 1], flipped)
@@ -224,16 +228,6 @@ def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PR
             closest = rows[near][np.argsort(bits[near], kind="stable")[:KEPT]]
             pairs.append(np.stack([np.full(len(closest), query), closest], axis=1))
     return np.concatenate(pairs)
-
-
-def _difference(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
-    """Mean absolute difference of each pair's thumbnails, in gray levels."""
-    out = np.zeros(len(pairs))
-    for start in range(0, len(pairs), BLOCK):
-        first, second = (thumbs[rows] for rows in pairs[start : start + BLOCK].T)
-        first = first[:, :, ::-1] if mirrored else first
-        out[start : start + BLOCK] = (np.maximum(first, second) - np.minimum(first, second)).mean(axis=(1, 2))
-    return out
 
 
 def _apart(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:

@@ -62,7 +62,15 @@ def gather(recipe: Recipe) -> Found:
     if missing:
         raise UserError(f"labels = {missing[0]!r}: no sample has it{nearest(missing[0], there)}")
     if data.group is not None:
-        _give_groups(found, data.group)
+        if regex := _regex(data.group):
+            found.samples = [replace(sample, group=_group_of(sample, regex)) for sample in found.samples]
+        kept = [sample for sample in found.samples if sample.group]
+        rule = f"data.group = {data.group!r}"
+        if not kept:
+            first = found.samples[0].id
+            raise UserError(f"{rule}: no sample gets a group by it; the first one's name is {first}")
+        found.skipped += [Skipped(sample.id, f"no group by {rule}") for sample in found.samples if not sample.group]
+        found.samples = kept
     if data.negatives is not None:
         more = _negatives(data.negatives, labels)
         if twice := {sample.id for sample in found.samples} & {sample.id for sample in more.samples}:
@@ -109,19 +117,6 @@ def _check_folder(key: str, path: Path) -> None:
         close = hint if "mean" in (hint := nearest(path.name, beside)) else ""  # a list of what lies there is no help
         where = f" in {Path.cwd()}, where a relative path starts; {key}=FOLDER names another"
         raise UserError(f"{key} = '{path}': no such folder{'' if path.is_absolute() else where}{close}")
-
-
-def _give_groups(found: Found, rule: str) -> None:
-    """Skips samples without a group. Searches the file's name, then its path."""
-    if regex := _regex(rule):
-        found.samples = [replace(sample, group=_group_of(sample, regex)) for sample in found.samples]
-    kept = [sample for sample in found.samples if sample.group]
-    if not kept:
-        first = found.samples[0].id
-        raise UserError(f"data.group = {rule!r}: no sample gets a group by it; the first one's name is {first}")
-    reason = f"no group by data.group = {rule!r}"
-    found.skipped += [Skipped(sample.id, reason) for sample in found.samples if not sample.group]
-    found.samples = kept
 
 
 def _regex(rule: str | None) -> re.Pattern[str] | None:

@@ -81,7 +81,10 @@ def from_timm(name: str, options: dict[str, Any], own: Iterable[str] = ()) -> Ba
         raise UserError(f"net.name = {name!r}: its feature is not pooled to (batch, size); choose another net")
     if steps:
         taps = {s: steps.index(f["module"]) for s, f in info.items() if f["module"] in steps}
-        ends = _ends(steps, {f["module"] for f in net.feature_info})
+        modules = {f["module"] for f in net.feature_info}
+        stages = [i for i, name in enumerate(steps) if re.match(r"(blocks|stages|layers)\.|(layer|s)\d+$", name)]
+        plain = [i for i, name in enumerate(steps) if name.startswith("features.") and name in modules]
+        ends = (*stages[:1], *(i + 1 for i in stages or plain))
     else:
         taps = dict.fromkeys(info, 0) if hasattr(net, "forward_intermediates") else {}
         steps, ends = FORWARD[:1], ()
@@ -116,10 +119,3 @@ def _chain(net: nn.Module, x: Tensor, end: Tensor, widths: dict[str, int]) -> tu
         if x.shape == end.shape and torch.equal(x, end):
             return tuple(names)
     return ()
-
-
-def _ends(steps: tuple[str, ...], modules: set[str]) -> tuple[int, ...]:
-    stages = [i for i, name in enumerate(steps) if re.match(r"(blocks|stages|layers)\.|(layer|s)\d+$", name)]
-    if stages:
-        return (stages[0], *(i + 1 for i in stages))
-    return tuple(i + 1 for i, name in enumerate(steps) if name.startswith("features.") and name in modules)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.lab.models import temporal, weights
-from stillwatch.lab.models.backbone import FORWARD, Backbone, ForwardPlan, from_timm, last_index, run_step
+from stillwatch.lab.models.backbone import FORWARD, Backbone, from_timm, last_index, run_step
 from stillwatch.lab.models.zoo import FILES, NETS
 from stillwatch.recipe import Net, Recipe, ticks
 from stillwatch.registry import bind
@@ -54,7 +54,15 @@ class Classifier(nn.Module):
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in body.norm)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
-        self.frozen_steps = _frozen_steps(spec, body.plan)
+        ends, frozen = body.plan.ends, spec.frozen
+        if isinstance(frozen, bool):
+            self.frozen_steps = body.plan.backbone if frozen else 0
+        elif not ends:
+            raise UserError(f"net.frozen = {frozen}: {spec.name} has no stages to count; set true or false")
+        elif not 0 <= frozen < len(ends):
+            raise UserError(f"net.frozen = {frozen}: {spec.name} has {len(ends) - 1} stages after its stem")
+        else:
+            self.frozen_steps = ends[frozen]
         for module in self._frozen():
             module.requires_grad_(False)
         self.train()
@@ -193,16 +201,6 @@ class Classifier(nn.Module):
             if number in wanted:
                 found[wanted[number]] = h
         return h, found
-
-
-def _frozen_steps(spec: Net, plan: ForwardPlan) -> int:
-    if isinstance(spec.frozen, bool):
-        return plan.backbone if spec.frozen else 0
-    if not plan.ends:
-        raise UserError(f"net.frozen = {spec.frozen}: {spec.name} has no stages to count; set true or false")
-    if not 0 <= spec.frozen < len(plan.ends):
-        raise UserError(f"net.frozen = {spec.frozen}: {spec.name} has {len(plan.ends) - 1} stages after its stem")
-    return plan.ends[spec.frozen]
 
 
 def build(

@@ -223,7 +223,10 @@ class Store:
                         with suppress(ValueError, sqlite3.IntegrityError):  # not of ours, or not whole
                             _write_event(db, event, self._sinks)
                     media_files.recover_orphans(db, self.folder, self._before)
-                    _close_interrupted(db, self._sinks)
+                    for row in db.execute("""SELECT * FROM events WHERE "end" IS NULL""").fetchall():
+                        event = Event(**{column.name: row[column.name] for column in fields(Event)})
+                        words = f"{event.words}; cut off"
+                        _write_event(db, replace(event, state="closed", end=event.updated, words=words), self._sinks)
                 (self.folder / database.JOURNAL).unlink(missing_ok=True)
                 self._recovered, self._before = True, []
         except BaseException:
@@ -393,10 +396,3 @@ def _write_event(db: sqlite3.Connection, event: Event, sinks: Sequence[Sink]) ->
     )
     messages = [(event.id, sink.name, change, time.time()) for sink in sinks for change in changes(sink, event)]
     db.executemany("INSERT OR IGNORE INTO outbox (event, sink, change, made) VALUES (?, ?, ?, ?)", messages)
-
-
-def _close_interrupted(db: sqlite3.Connection, sinks: Sequence[Sink]) -> None:
-    for row in db.execute("""SELECT * FROM events WHERE "end" IS NULL""").fetchall():
-        event = Event(**{column.name: row[column.name] for column in fields(Event)})
-        closed = replace(event, state="closed", end=event.updated, words=f"{event.words}; cut off")
-        _write_event(db, closed, sinks)

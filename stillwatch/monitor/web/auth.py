@@ -165,7 +165,14 @@ class AuthMiddleware:
             raise Refusal(421, "this page answers to localhost only; give [web] a token to reach it by another name")
         _same_site(scope, headers)
         if scope["method"] not in ("GET", "HEAD"):
-            _small_json(headers)
+            # another site's form cannot send JSON
+            if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+                raise Refusal(415, "Content-Type must be application/json")
+            length = headers.get("content-length", "")
+            if not length.isdecimal():
+                raise Refusal(411, "Content-Length is missing")
+            if int(length) > LARGEST:
+                raise Refusal(413, f"the body is larger than {LARGEST} bytes")
         if self.keys is None or scope["path"] in OPEN:
             return
         if self.keys.admits(session_cookie(scope, headers), time.time()):
@@ -212,17 +219,6 @@ def _same_site(scope: Scope, headers: Mapping[str, str]) -> None:
         foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
     if foreign:
         raise Refusal(403, "this request comes from another site")
-
-
-def _small_json(headers: Mapping[str, str]) -> None:
-    """Another site's form cannot send JSON."""
-    if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "Content-Type must be application/json")
-    length = headers.get("content-length", "")
-    if not length.isdecimal():
-        raise Refusal(411, "Content-Length is missing")
-    if int(length) > LARGEST:
-        raise Refusal(413, f"the body is larger than {LARGEST} bytes")
 
 
 def _network(address: str) -> str:
