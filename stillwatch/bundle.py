@@ -198,7 +198,7 @@ class Bundle:
         return frames, golden
 
 
-def unlike(p: NDArray[Any], wanted: NDArray[Any], tolerance: float) -> tuple[float, int | None]:
+def unlike(p: NDArray[np.floating], wanted: NDArray[np.floating], tolerance: float) -> tuple[float, int | None]:
     """Probabilities (n,K) -> (largest |Δp| or NaN, first frame with another label or None).
 
     A label may change where the two best are within the tolerance.
@@ -214,7 +214,7 @@ def write(
     manifest: Manifest,
     files: Mapping[str, Path | bytes],
     frames: NDArray[np.uint8],
-    golden: Mapping[str, NDArray[Any]],
+    golden: Mapping[str, NDArray[np.float32]],
 ) -> Bundle:
     """Write the folder, or leave what was there; an older bundle is replaced in one step.
 
@@ -397,7 +397,7 @@ def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:
 
 
 def _check_golden(
-    place: Path, manifest: Manifest, frames: NDArray[Any], golden: Mapping[str, NDArray[np.float32]]
+    place: Path, manifest: Manifest, frames: NDArray[np.generic], golden: Mapping[str, NDArray[np.float32]]
 ) -> None:
     where, shape = place / GOLDEN, manifest.input.shape
     if frames.dtype != np.uint8 or frames.shape[1:] != shape or not len(frames):
@@ -413,7 +413,7 @@ def _check_golden(
             raise UserError(f"{where}: {name!r}: golden probabilities are {wanted}, not {_form(p)}")
 
 
-def _form(array: NDArray[Any]) -> str:
+def _form(array: NDArray[np.generic]) -> str:
     return f"{array.dtype} ({','.join(map(str, array.shape))})"
 
 

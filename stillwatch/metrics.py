@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Names = Sequence[str] | NDArray[np.generic]
 
 BINS = 15  # of the calibration error
 FLOOR = 1e-7  # a probability of 0 costs 16.1 in the loss, not infinity
@@ -137,7 +138,11 @@ def alarm_score(p: ArrayLike, safe: Sequence[int]) -> Floats:
 
 
 def operating_point(
-    y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float, groups: Sequence[str] | NDArray[Any] | None = None
+    y: ArrayLike,
+    p: ArrayLike,
+    safe: Sequence[int],
+    rate: float,
+    groups: Names | None = None,
 ) -> dict[str, float] | None:
     """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
 
@@ -181,9 +186,7 @@ class FalseAlarms(NamedTuple):
     worst: float  # of any group
 
 
-def false_alarms(
-    p: ArrayLike, safe: Sequence[int], threshold: float, groups: Sequence[str] | NDArray[Any]
-) -> FalseAlarms:
+def false_alarms(p: ArrayLike, safe: Sequence[int], threshold: float, groups: Names) -> FalseAlarms:
     """Shares of alarms among safe samples p (N,K), by group.
 
     upper: at least 3/N, what N samples without an alarm can say (Hanley, Lippman-Hand 1983).
@@ -248,7 +251,7 @@ def scores(
     }
 
 
-def clusters(groups: Sequence[str] | NDArray[Any]) -> tuple[Ints, int]:
+def clusters(groups: Names) -> tuple[Ints, int]:
     """(N,) -> (group number (N,), how many). A sample without a group is its own."""
     names = np.asarray(groups, dtype=str)
     known, codes = np.unique(names, return_inverse=True)
@@ -264,7 +267,7 @@ def interval(
     names: Iterable[str],
     y: ArrayLike,
     p: ArrayLike,
-    groups: Sequence[str] | NDArray[Any],
+    groups: Names,
     draws: int = DRAWS,
     seed: int = 0,
     safe: Sequence[int] = (),
@@ -298,7 +301,7 @@ def paired(
     y: ArrayLike,
     p_a: ArrayLike,
     p_b: ArrayLike,
-    groups: Sequence[str] | NDArray[Any],
+    groups: Names,
     metric: str = "macro_f1",
     draws: int = DRAWS,
     seed: int = 0,
@@ -315,7 +318,7 @@ def paired(
     return Paired(float((whole_b - whole_a).mean()), ends, better)
 
 
-def by_sequence(sequence: Sequence[str] | NDArray[Any], y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats, Ints] | None:
+def by_sequence(sequence: Names, y: ArrayLike, p: ArrayLike) -> tuple[Ints, Floats, Ints] | None:
     """Averages each sequence's frames: (y, p, the clip's first sample), a row per clip. p: (N,K) or (S,N,K).
 
     A sample without a sequence is a clip. None where no sequence has two frames, or one has two labels.
@@ -335,17 +338,17 @@ def by_sequence(sequence: Sequence[str] | NDArray[Any], y: ArrayLike, p: ArrayLi
 # ---- one figure from a (…,K,K) pile of confusions
 
 
-def _accuracy(table: NDArray[Any]) -> Floats:
+def _accuracy(table: NDArray[np.generic]) -> Floats:
     return table.trace(axis1=-2, axis2=-1) / table.sum((-2, -1))
 
 
-def _balanced_accuracy(table: NDArray[Any]) -> Floats:
+def _balanced_accuracy(table: NDArray[np.generic]) -> Floats:
     true = table.sum(-1)
     recall = table.diagonal(axis1=-2, axis2=-1) / np.maximum(true, 1)
     return recall.sum(-1) / (true > 0).sum(-1)
 
 
-def _macro_f1(table: NDArray[Any]) -> Floats:
+def _macro_f1(table: NDArray[np.generic]) -> Floats:
     both = table.sum(-1) + table.sum(-2)
     f1 = 2 * table.diagonal(axis1=-2, axis2=-1) / np.maximum(both, 1)
     return f1.sum(-1) / (both > 0).sum(-1)
@@ -426,7 +429,7 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 # ---- the bootstrap
 
 
-def _stack(p: ArrayLike) -> NDArray[Any]:
+def _stack(p: ArrayLike) -> NDArray[np.generic]:
     table = np.asarray(p)
     return table[None] if table.ndim == 2 else table
 
@@ -519,7 +522,6 @@ def _by_fold(figure: Callable[[Ints, Floats, Floats, Sequence[int]], Floats]) ->
 
 
 def _mean(values: Floats, picked: Floats) -> Floats:
-    """(S,D) values, (D,S) shares -> (D,)."""
     return (values * picked.T).sum(0)
 
 
@@ -554,7 +556,7 @@ def _student(free: float) -> float:
     return float(x[np.searchsorted(share, 0.475)])
 
 
-def _known(value: Any) -> float | None:
+def _known(value: float | np.floating) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 

@@ -19,9 +19,9 @@ Predict: TypeAlias = Callable[[NDArray[np.uint8]], ArrayLike]
 class Predictions:
     """id, group, sequence (N,) str, y (N,) int64, p (N,K) float32 as the head gave it."""
 
-    id: NDArray[Any]
-    group: NDArray[Any]
-    sequence: NDArray[Any]
+    id: NDArray[np.str_]
+    group: NDArray[np.str_]
+    sequence: NDArray[np.str_]
     y: NDArray[np.int64]
     p: NDArray[np.float32]
 

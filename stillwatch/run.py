@@ -273,13 +273,13 @@ class Run:
         with atomic(self.path / "metrics.jsonl") as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    def save(self, name: str, write: Callable[[Path], Any]) -> Path:
+    def save(self, name: str, write: Callable[[Path], object]) -> Path:
         """`write` fills a draft, which then replaces the file in one step."""
         with atomic(self.path / name) as draft:
             write(draft)
         return self.path / name
 
-    def save_json(self, name: str, value: Any) -> Path:
+    def save_json(self, name: str, value: object) -> Path:
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
         return self.save(name, lambda draft: draft.write_text(text + "\n", encoding="utf-8"))
 
@@ -287,14 +287,14 @@ class Run:
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def save_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> Path:
+    def save_csv(self, name: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Path:
         def write(draft: Path) -> None:
             with draft.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([list(header), *rows])
 
         return self.save(name, write)
 
-    def save_arrays(self, name: str, **arrays: NDArray[Any]) -> Path:
+    def save_arrays(self, name: str, **arrays: NDArray[np.generic]) -> Path:
         def write(draft: Path) -> None:
             with draft.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -21,7 +21,6 @@ PLAIN = str.maketrans({"−": "-", "–": "-", "…": "...", "×": "x", "→": "
 
 
 def _recipes(start: str) -> list[str]:
-    """For shell completion: shipped names, and files here."""
     names = [str(path.relative_to(SHIPPED).with_suffix("")) for path in SHIPPED.rglob("*.toml")]
     return [name for name in sorted([*names, *map(str, Path().glob("*.toml"))]) if name.startswith(start)]
 

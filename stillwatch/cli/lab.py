@@ -208,7 +208,6 @@ def adapt(
 
 
 def _filmed(camera: str, run: Path, seconds: float) -> tuple[str, str]:
-    """Film a camera as pictures, two a second -> (their folder, the camera's name without secrets)."""
     import os
     import time
 

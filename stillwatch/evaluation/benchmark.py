@@ -183,7 +183,7 @@ def _rows(
     abouts = (e._asdict() | {"figures": dict(e.figures), "threads": threads, "fastest": False} for e in entrants)
     rows = [Row(**{key: about.get(key) for key in Row.__annotations__}) for about in abouts]  # type: ignore[typeddict-item]
 
-    def ready(row: Row, entrant: Contender) -> Callable[[], Any]:
+    def ready(row: Row, entrant: Contender) -> Callable[[], object]:
         predict = entrant.open(threads, 1)
         if entrant.kind == "file":
             p, wanted, tolerance = predict(frames), golden[entrant.name], bundle.model(entrant.name).tolerance
@@ -196,7 +196,7 @@ def _rows(
             row["runs"] = {key: choice[key] for key in ("file", "runtime")}
         return one_look(predict, one)
 
-    def ready_for_many(row: Row, entrant: Contender) -> Callable[[], Any]:
+    def ready_for_many(row: Row, entrant: Contender) -> Callable[[], object]:
         return one_look(entrant.open(threads, plan.batch), many)
 
     progress.say(f"{_words(threads)}: {len(entrants)} take turns, {plan.rounds} timed calls each")
@@ -232,11 +232,11 @@ def _soak(
 def _raced(
     rows: list[Row],
     entrants: Sequence[Contender],
-    ready: Callable[[Row, Contender], Callable[[], Any]],
+    ready: Callable[[Row, Contender], Callable[[], object]],
     rounds: tuple[int, int],
     progress: Progress,
 ) -> Iterator[tuple[Row, NDArray[np.float64]]]:
-    calls: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, Callable[[], object]] = {}
     for number, (row, entrant) in enumerate(zip(rows, entrants, strict=True)):
         if row["why_not"]:
             continue

@@ -84,7 +84,6 @@ def judge_bundle(
 
 
 def _with(fn: Predict, fuse: Fuse, faces: Iterator[Deviation | None]) -> Predict:
-    """Fuses each row with the next face, where there is one."""
     return lambda x: [
         p if face is None else fuse(p, face) for p, face in zip(np.asarray(fn(x)), islice(faces, len(x)), strict=True)
     ]
@@ -107,7 +106,6 @@ def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> 
 
 
 def _opened(bundle: Bundle, model: Model) -> tuple[str, Predict]:
-    """(runtime, function of the data's arrays)."""
     path, shape = bundle.path / model.name, bundle.manifest.input.shape
     names = runtimes.readers(path)
     if not names:

@@ -278,7 +278,6 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
 
 
 def _blocks(keyed: Mapping[ModelKey, Cells], left: list[str]) -> dict[ModelKey, Block]:
-    """Adds what is missing to `left`."""
     blocks: dict[ModelKey, Block] = {}
     students = {key: cells for key, cells in keyed.items() if key.kind in DISTILLATION[1:]}
     for family in dict.fromkeys(key.family for key in students):

@@ -188,7 +188,6 @@ def _compared(
     end: float,
     tolerance: float,
 ) -> Report:
-    """Sets each event's outcome."""
     seen = incidents(truth, safe, any_label)
 
     def touches(event: ReplayEvent, until: str, incident: Incident) -> bool:
@@ -270,7 +269,6 @@ def most(count: int, confidence: float = 0.95) -> float:
 
 
 def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segment], labels: Sequence[str]) -> Report:
-    """Skips frames without an answer or a known label."""
     starts = np.array([segment["start_s"] for segment in truth])
     y, rows = [], []
     for now, answer in zip(times, p, strict=True):
@@ -288,7 +286,6 @@ def _by_frame(times: Sequence[float], p: Sequence[Answer], truth: Sequence[Segme
 def _series(
     times: Sequence[float], p: Sequence[Answer], gauge: Sequence[float], labels: Sequence[str], safe: Sequence[str]
 ) -> Report:
-    """Keeps the most alarming moment of each stretch."""
     table = np.stack([np.full(len(labels), np.nan) if row is None else np.asarray(row, float) for row in p])  # (N,K)
     score = np.nan_to_num(table[:, [k for k, label in enumerate(labels) if label not in safe]]).max(1, initial=0.0)
     chosen = list(range(len(times)))

@@ -253,7 +253,6 @@ def _pairs(made: bundle.Bundle, asked: Sequence[str], file: str | None, maps: bo
 
 
 def _prove(made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, batch: int) -> Contender:
-    """Raises UserError if the golden probabilities are not reproduced."""
     outputs, places = (2, math.prod(model.map)) if model.map else (1, 0)
     predict = runtimes.open(made.path / model.name, runtime, made.manifest.input.shape, threads, batch, outputs)
     frames, golden = made.golden()

@@ -170,7 +170,6 @@ def _only(found: list[Any], what: str, wanted: int = 1) -> Any:
 
 
 def _fitting(found: list[Any], shape: Shape) -> int | None:
-    """Batch of the input (batch,*shape); None: any."""
     sides = [side if isinstance(side, int) and side > 0 else None for side in found]
     if len(sides) != len(shape) + 1 or any(s not in (None, t) for s, t in zip(sides[1:], shape, strict=True)):
         raise UserError(f"the file takes (batch,{','.join(map(str, found[1:]))}), not (n,{','.join(map(str, shape))})")

@@ -71,7 +71,6 @@ def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS)
 
 
 def _read_all(samples: Sequence[Sample]) -> Iterator[tuple[NDArray[np.float32], ...]]:
-    """A FaceTable's rows, in order."""
     read, at = None if all(sample.face for sample in samples) else FaceReader(), 0.0
     nobody = tuple(np.full(shape, np.nan, np.float32) for shape in (len(Signals._fields), 4, (COUNT, 3), 2))
     for _, run in groupby(samples, key=lambda sample: sample.path if sample.frames else sample.id):

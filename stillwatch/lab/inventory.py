@@ -225,7 +225,6 @@ def _of_table(path: Path) -> Inventory:
 
 
 def _by_names(entries: Sequence[Entry]) -> Iterable[Grouping]:
-    """Recordings and people by file names. Frames of films are sure; the rest is a guess."""
     entries = entries[:: max(1, len(entries) // NAMES)]
     film = rf"(?i)^{FILM.pattern.rpartition('(')[0]}\d"
     rules = {film: "recordings by Roboflow's names", NUMBER: "what stands before the last number of the names"}
@@ -255,7 +254,6 @@ def _by_names(entries: Sequence[Entry]) -> Iterable[Grouping]:
 
 
 def _grouping(rule: str, groups: tuple[str, ...], entries: Sequence[Entry], words: str, sure: bool) -> Grouping:
-    """Evidence: how many, their names, and how many are in several classes."""
     pairs = Counter(group for group, _ in set(zip(groups, (entry.label for entry in entries), strict=True)))
     several, names = sum(count > 1 for count in pairs.values()), sorted(pairs)
     shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -92,7 +92,6 @@ def card(made: Bundle) -> str:
 
 
 def _fetch(api: "HfApi", repo: str, commit: str, whole: Path, sizes: dict[str, int]) -> None:
-    """Only what bundle.json lists, at its sizes."""
     draft = whole.with_name(f".{whole.name}.{os.getpid()}")
     try:
         if not 0 < sizes.get(MANIFEST, 0) <= LARGEST:

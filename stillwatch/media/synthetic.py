@@ -298,7 +298,6 @@ def _drive(label: str, person: int, r: np.random.Generator) -> Callable[[float],
 def _cabin(
     pose: Driver, number: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
 ) -> Picture:
-    """chance: the light, grain: the sensor."""
     p = _person(number)
     c = Canvas(size, 1)
     c.image[:] = round(p.back)
@@ -537,7 +536,6 @@ def _block(x: float, y: float, half: float, tall: float) -> list[tuple[float, fl
 def _street(
     pose: Crowd, camera: int, size: tuple[int, int], chance: np.random.Generator, grain: np.random.Generator
 ) -> Picture:
-    """chance: the light, grain: the sensor."""
     c = Canvas(size, 3)
     c.image[:] = _backdrop(camera, *size)
     r = np.random.default_rng([camera, 3])

@@ -67,7 +67,6 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
 
 
 def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector) -> Iterator[Finding]:
-    """Raises UserError where it can never open."""
     made, manifest = detector.bundle, detector.bundle.manifest
     rule = presets.words(rule_of(made, config.rule or watch.rule), manifest.labels, manifest.safe, threshold_of(made))
     config = config.model_copy(update={"source": secret(config.source)})

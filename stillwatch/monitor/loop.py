@@ -142,7 +142,6 @@ class Watch:
             raise
 
     def _hire(self, count: int) -> None:
-        """Cameras take turns; alarms, events and page stay here."""
         found = self.detector.choice["runtime"], self.detector.choice["file"]
         for number in range(count if count > 1 else 0):
             self.workers.append(Worker(f"worker {number + 1}", self.bundle.path, self.config.threads, found, self.log))
@@ -381,7 +380,6 @@ class Watch:
                 slot.camera.finish(event.id, (event.updated if event.end is None else event.end) + keep.post)
 
     def _stop_cameras(self, within: float) -> None:
-        """All at once: each may need its whole time."""
         threads = [threading.Thread(target=slot.camera.stop, args=(within,)) for slot in self.slots]
         for thread in threads:
             thread.start()

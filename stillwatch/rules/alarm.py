@@ -245,7 +245,6 @@ class Alarm:
         self._tell(cases, Observation(now, dt, s, sure, calm, "", now, signs), events)
 
     def _glimpsed(self, reading: Reading, events: list[Event]) -> None:
-        """A picture of which only the face was read."""
         now, dt = reading.seconds, 0.0 if self._read is None else reading.seconds - self._read
         if dt > GAP:
             self._forget(now, events, READ)

@@ -92,7 +92,6 @@ def words(rule: Rule, labels: Sequence[str], safe: Sequence[str] = (), threshold
 
 
 def _named(table: Mapping[str, IndicatorRule], labels: Sequence[str], safe: Sequence[str]) -> dict[str, IndicatorRule]:
-    """Evidence is about all unsafe labels, named after a sole one."""
     unsafe = tuple(label for label in labels if label not in safe)
     own = re.sub(r"[^a-z0-9]+", "-", unsafe[0].lower()).strip("-") if len(unsafe) == 1 else ""
     found = {}
@@ -136,7 +135,6 @@ def _changed(
 
 
 def _value(place: str, key: str, value: Any, labels: Sequence[str]) -> Any:
-    """Lists may lack brackets."""
     listed = tuple(value) if isinstance(value, list | tuple) else (value,)
     if key in ("labels", "levels"):
         known: Sequence[str] = labels if key == "labels" else LEVELS

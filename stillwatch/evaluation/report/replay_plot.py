@@ -96,7 +96,6 @@ def _text(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
 def _thinned(
     time: Sequence[float], value: Sequence[float | None], lowest: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Keeps each stretch's highest value, or its lowest."""
     t, v = np.array(time, float), np.array([np.nan if one is None else one for one in value], float)
     if len(t) <= DRAWN:
         return t, v

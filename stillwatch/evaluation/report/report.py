@@ -162,7 +162,6 @@ class Family:
 
 
 def _comparisons(models: Sequence[Model], figures: Figures) -> tuple[dict[str, Family], list[str]]:
-    """(family -> comparison, why verdicts are missing)."""
     found, missing = {}, []
     for family in dict.fromkeys(model.key.family for model in models if model.kind != "teacher") or [""]:
         kin = {model.kind: model for model in models if model.key.family == family and model.kind != "teacher"}

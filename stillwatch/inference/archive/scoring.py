@@ -240,7 +240,6 @@ def _there(parts: Path) -> set[str]:
 
 
 def _work(task: Task, mine: Sequence[tuple[File, ...]], count: int | None, progress: Progress, on: str = "") -> int:
-    """Returns how many files were done before."""
     there, files = _there(place(task.parts)), sum(map(len, mine))
     todo = [shard for shard in mine if shards.part_of(task, shard) not in there]
     kept = files - sum(map(len, todo))
@@ -296,7 +295,6 @@ class Fused:
 
 
 def _write(out: Path, task: Task, found: Iterable[tuple[File, ...]]) -> tuple[int, list[dict[str, str]]]:
-    """Removes shards that are not of `found`."""
     parts, rows, used = place(task.parts), 0, set[str]()
     errors = list[tuple[str, str]]()
     fused = Fused(bundles.Fusion.model_validate_json(task.fusion)) if task.fusion else None

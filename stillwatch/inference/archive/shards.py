@@ -218,7 +218,6 @@ def _film(
 
 @contextmanager
 def _local(root: str, name: str) -> Iterator[Path | str]:
-    """A URL's file as a local one, or why not."""
     path = place(root) / name
     if isinstance(path, Path):
         yield path

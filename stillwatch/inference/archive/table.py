@@ -13,8 +13,10 @@ from stillwatch.errors import UserError
 
 ENDINGS = (".parquet", ".csv")
 
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 # add(paths, seconds, frame numbers (-1: a picture), p and what follows it (n,K+M); NaN: there is none)
-Add: TypeAlias = Callable[[list[str], NDArray[np.float64], NDArray[np.int64], NDArray[np.float32]], None]
+Add: TypeAlias = Callable[[list[str], Floats, Ints, NDArray[np.float32]], None]
 
 
 def table(path: Path, ending: str, labels: Sequence[str], more: Sequence[str] = ()) -> AbstractContextManager[Add]:
@@ -37,7 +39,7 @@ def _as_csv(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iterator
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels), *more])
 
-        def add(paths: list[str], times: NDArray[Any], shown: NDArray[Any], p: NDArray[np.float32]) -> None:
+        def add(paths: list[str], times: Floats, shown: Ints, p: NDArray[np.float32]) -> None:
             best = [labels[k] for k in p[:, : len(labels)].argmax(1)]
             for row, (path, time, frame) in enumerate(zip(paths, times.round(4).tolist(), shown.tolist(), strict=True)):
                 where = ("", "") if frame < 0 else (time, frame)
@@ -55,7 +57,7 @@ def _as_parquet(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iter
     )
     with pq.ParquetWriter(draft, names, compression="zstd") as table:
 
-        def add(paths: list[str], times: NDArray[Any], shown: NDArray[Any], p: NDArray[np.float32]) -> None:
+        def add(paths: list[str], times: Floats, shown: Ints, p: NDArray[np.float32]) -> None:
             still = shown < 0
             best = [labels[k] for k in p[:, : len(labels)].argmax(1)]
             names_ = [path.encode("utf-8", "backslashreplace").decode() for path in paths]

@@ -331,7 +331,6 @@ def _leaks(report: AuditReport) -> list[str]:
 
 
 def _probes(found: Duplicates) -> list[str]:
-    """Recordings and people in two splits, by pictures alone."""
     out, alike, tests = [], found.look_alikes, found.look_alikes.of
     if found.overlapping.test_in_train > PROBED * tests:
         out.append(
@@ -394,7 +393,6 @@ def _percent(share: float) -> str:
 
 
 def _some(names: Sequence[str], last: str = "and") -> str:
-    """`a, b and c`; a long list is cut short."""
     if len(names) > NAMED:
         return ", ".join(names[:NAMED]) + ", ..."
     return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
@@ -454,7 +452,6 @@ def summary(report: AuditReport) -> str:
 
 
 def _table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """An empty line, then columns in line; cuts a long first column."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
     first = min(first, WIDTH - sum(widths) - 2 * len(widths))

@@ -184,7 +184,6 @@ class Unique:
 
 
 def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints) -> Ints:
-    """Each other's best mirrored partner, and unlike unmirrored."""
     pairs = pairs[unique.content[pairs[:, 0]] != unique.content[pairs[:, 1]]]
     apart = _apart(thumbs, unique.first[pairs], mirrored=True)
     pairs, apart = pairs[apart <= 1 - CORRELATED], apart[apart <= 1 - CORRELATED]
@@ -202,7 +201,6 @@ def _mirrored(unique: Unique, thumbs: Pictures, pairs: Ints) -> Ints:
 
 
 def _search(queries: Codes, base: Codes, split: Ints, progress: Progress) -> Ints:
-    """Rows (P,2) of close hashes, per split, in itself and in the others."""
     pairs = [np.zeros((0, 2), np.int64)]
     for here in np.unique(split):
         own, others = np.flatnonzero(split == here), np.flatnonzero(split != here)
@@ -231,7 +229,6 @@ def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PR
 
 
 def _apart(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
-    """1 - normalised correlation of each pair's thumbnails."""
     out = np.zeros(len(pairs))
     for start in range(0, len(pairs), BLOCK):
         first, second = (thumbs[rows].astype(np.float32) for rows in pairs[start : start + BLOCK].T)
@@ -242,7 +239,6 @@ def _apart(thumbs: Pictures, pairs: Ints, mirrored: bool = False) -> Floats:
 
 
 def _nearest(samples: Sequence[Sample], thumbs: Pictures, rows: Ints) -> LookAlikes:
-    """Each picture's most alike other one, where they correlate by NEIGHBOUR and are not too small."""
     rows = _share(rows)
     pairs = list[tuple[Sample, Sample]]()
     small = [cv2.resize(thumbs[row], (GRID, GRID), interpolation=cv2.INTER_AREA).ravel() for row in rows]
@@ -399,7 +395,6 @@ class Views:
 
 
 def _count(samples: Sequence[Sample], unique: Unique, pairs: Ints) -> tuple[Counts, int, list[list[str]]]:
-    """Counts, samples with a duplicate of another label, and examples of those."""
     a, b = np.concatenate([pairs, pairs[:, ::-1]]).T
     same = unique.split[a] == unique.split[b]
     leak = (unique.split[a] == SPLITS.index("test")) & (unique.split[b] == SPLITS.index("train"))

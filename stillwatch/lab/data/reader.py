@@ -67,8 +67,7 @@ def gather(recipe: Recipe) -> Found:
         kept = [sample for sample in found.samples if sample.group]
         rule = f"data.group = {data.group!r}"
         if not kept:
-            first = found.samples[0].id
-            raise UserError(f"{rule}: no sample gets a group by it; the first one's name is {first}")
+            raise UserError(f"{rule}: no sample gets a group by it; the first one's name is {found.samples[0].id}")
         found.skipped += [Skipped(sample.id, f"no group by {rule}") for sample in found.samples if not sample.group]
         found.samples = kept
     if data.negatives is not None:
@@ -120,7 +119,6 @@ def _check_folder(key: str, path: Path) -> None:
 
 
 def _regex(rule: str | None) -> re.Pattern[str] | None:
-    """None where data.group is another kind of rule."""
     if rule is None or rule == "folder" or rule.startswith("column:"):
         return None
     advice = 'else it is "folder" or "column:NAME"'

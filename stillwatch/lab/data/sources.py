@@ -113,7 +113,6 @@ def frame_of(name: str) -> tuple[str, float]:
 
 
 def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None]:
-    """-> file, label and box; or file, why not, and None."""
     match = ANNOTATION.fullmatch(line)
     if not match:
         lone = line.lower().endswith(PICTURES)  # the name may hold spaces
@@ -437,7 +436,6 @@ def drawn(
 
 
 def _once(rows: Iterable[Sample], skipped: list[Skipped]) -> list[Sample]:
-    """Skips a second naming, and a file with two labels."""
     by_file: dict[str, list[Sample]] = defaultdict(list)
     for row in rows:
         by_file[row.id].append(row)
@@ -457,7 +455,6 @@ def subfolders(root: Path) -> Iterator[Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Stripped; bytes that are no UTF-8 match nothing."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n")
     except OSError as error:

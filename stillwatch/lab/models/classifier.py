@@ -170,7 +170,6 @@ class Classifier(nn.Module):
         return h, found
 
     def _fold(self, h: Tensor, step: int) -> tuple[Tensor, int]:
-        """Moves S into the batch: (h, S)."""
         still = 2 if step > self.plan.flat else 4
         return (h.flatten(0, 1), h.shape[1]) if h.ndim > still else (h, 1)
 

@@ -31,10 +31,10 @@ class Task(NamedTuple):
 
 
 def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, source: str = "") -> Run:
-    """The finished run of one fold, seed and kind in `root`: found, gone on with, or trained.
+    """The finished run of one fold, seed and kind in `root`: found, resumed or trained.
 
-    A distilled one first asks for its teacher, and a teacher for the students that it is made of. Tasks may run in any
-    order and number of processes: who asks for what another works on waits. Raises UserError as teach and distil do.
+    A distilled one first asks for its teacher, a teacher for its students. Tasks run in any order and number of
+    processes; one that another process works on is waited for. Raises UserError as teach and distil do.
     """
     mine = at(recipe, fold, seed, kind)
     if kind == "distilled" and not mine.teacher.init:
@@ -118,7 +118,6 @@ def crossval(
 
 
 def _outcomes(calls: Sequence[Callable[[], Run]], jobs: int) -> Iterator[tuple[int, Run | str]]:
-    """(task's number, its run or why it failed), as they end."""
     if jobs == 1:
         for number, call in enumerate(calls):
             yield number, _tried(call)

@@ -366,7 +366,6 @@ def _kl(log_s: Tensor, log_t: Tensor) -> Tensor:
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    """(N,M), (N,M) -> (N,)."""
     return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
 
 
@@ -408,14 +407,14 @@ def _temperature(place: str, value: Any) -> Callable[[float], float]:
     return lambda progress: start + (end - start) * ways[by](progress)
 
 
-def _number(place: str, value: Any, low: float, high: float = math.inf) -> float:
+def _number(place: str, value: object, low: float, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
         reach = f"from {low} to {high}" if high < math.inf else f"from {low} up"
         raise UserError(f"{place} = {value!r}: a number {reach} is wanted")
     return float(value)
 
 
-def _one_of(place: str, value: Any, known: tuple[str, ...]) -> str:
+def _one_of(place: str, value: object, known: tuple[str, ...]) -> str:
     if value not in known:
         raise UserError(f"{place} = {value!r}: not allowed{nearest(str(value), known)}")
     return str(value)
@@ -428,7 +427,7 @@ def _only_softmax(name: str, task: Task) -> None:
         )
 
 
-def _stages(place: str, value: Any, stages: Any, task: Task) -> tuple[int, ...]:
+def _stages(place: str, value: object, stages: object, task: Task) -> tuple[int, ...]:
     both = sorted(task.student.maps.keys() & (task.teacher or task.student).maps.keys())
     known = ", ".join(map(str, both)) or "none"
     if not isinstance(stages, list | tuple) or not stages or len(set(map(str, stages))) < len(stages):
@@ -439,7 +438,7 @@ def _stages(place: str, value: Any, stages: Any, task: Task) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def _class_weights(task: Task, value: Any) -> Tensor:
+def _class_weights(task: Task, value: object) -> Tensor:
     place = "fit.loss.ce.class_weights"
     if isinstance(value, str):
         if _one_of(place, value, ("none", "balanced")) == "none":

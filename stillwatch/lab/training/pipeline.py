@@ -208,7 +208,6 @@ def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
 
 
 def _tell(run: Run, recipe: Recipe, progress: Progress) -> None:
-    """The run's answers become those of its net and the face together. Raises UserError as face_logs."""
     from stillwatch.lab.export.fusion import face_logs  # and with it a runtime, only where it is asked for
 
     data = load_dataset(recipe, progress)  # the student's samples: a face is read once for both

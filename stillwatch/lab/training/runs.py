@@ -311,7 +311,6 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
 
 
 def _taught(recipe: Recipe) -> tuple[object, ...]:
-    """A teacher's identity: its pixels and net, or its runs."""
     teacher = recipe.teacher
     if isinstance(teacher.init, tuple):
         return teacher.signals, teacher.init, teacher.weights, teacher.average

@@ -239,7 +239,6 @@ def _server(url: str) -> "RDBStorage":
 
 
 def _claim(search: Search, study: "Study", trials: int) -> "tuple[Trial, Recipe, Run] | None":
-    """The next trial with its locked folder; None where there are enough."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 

@@ -276,7 +276,6 @@ class CaptureProcess:
             self.stop.wait(max(0.0, next(waits) - spent))
 
     def _open(self) -> InputContainer:
-        """With the hardware decoder, if it starts."""
         config = self.config
         found = source.hardware(config.decode) if config.decode != "software" else ""
         chosen = None if isinstance(found, str) else found
@@ -374,7 +373,6 @@ class CaptureProcess:
             self.pulse()
 
     def _read_face(self, frame: VideoFrame, within: float) -> None:
-        """within: seconds on the source's own clock."""
         zones = self.config.ignore, self.config.crop
         self.faces.look(lambda: zoned_whole(frame.rgb(), *zones), frame.time, within)
 

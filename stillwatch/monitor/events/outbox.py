@@ -196,7 +196,6 @@ class SinkWorker:
         return "sent"
 
     def _held_back(self, event: Event, earlier: Collection[DeliveryState]) -> bool:
-        """Cooldown and hourly limit count events, not updates."""
         if event.id in self._sent or "sent" in earlier:
             return False
         if "held" in earlier:

@@ -272,7 +272,6 @@ def mark(id: str, marks: Marks, hub: Hub) -> Marked:
 
 
 def _file_negatives(hub: StreamHub, row: database.StoredEvent) -> tuple[int, str | None]:
-    """How many pictures, or why none."""
     if row.kind == "camera":
         return 0, "nothing to learn from: it is about the camera"
     if not hub.board.safe:

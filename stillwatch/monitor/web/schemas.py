@@ -141,6 +141,6 @@ def plain(fields: Mapping[str, Any]) -> tuple[Condition, str]:
     return condition, f"{says}: {words}" if words and state != "live" else says
 
 
-def finite(value: Any) -> float | None:
+def finite(value: float | None) -> float | None:
     """JSON knows no NaN."""
     return float(value) if value is not None and math.isfinite(value) else None
