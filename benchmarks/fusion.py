@@ -77,26 +77,15 @@ def rows_of(folder: Run, kind: str, note: str) -> Iterator[dict[str, Any]]:
         gain = metrics.paired(y, alone, p, group)  # in macro-F1, on the student alone
         low, high = ends["macro_f1"] or (None, None)
         more, most = gain.ci95 or (None, None)
-        bounds = {
-            "macro_f1_low": low,
-            "macro_f1_high": high,
-            "gain": gain.difference,
-            "gain_low": more,
-            "gain_high": most,
-        }
+        bounds = {"macro_f1_low": low, "macro_f1_high": high, "gain": gain.difference, "gain_low": more}
+        bounds |= {"gain_high": most}
         pooled = _figures(y, p, labels) | bounds
         for driver, of in {"pooled": pooled, "mean": mean, **each}.items():
             count = int((group == driver).sum()) if driver in each else len(y)
             about = {"recipe": folder.recipe.name, "student": kind, "answers": what, "normal": normal, "driver": driver}
             counts = {"folds": folder.recipe.data.folds, "seeds": len(p), "samples": count}
-            row = {
-                **about,
-                **counts,
-                **dict.fromkeys(bounds),
-                **of,
-                "commit": (commit() or "").rstrip("+"),
-                "note": note,
-            }
+            row = about | counts | dict.fromkeys(bounds) | of
+            row |= {"commit": (commit() or "").rstrip("+"), "note": note}
             yield {key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from stillwatch.atomic import atomic
 from stillwatch.errors import UserError
 from stillwatch.evaluation.report.report import assess
+from stillwatch.inference.timing import machine
 from stillwatch.run import Run, commit
 
 COLUMNS = (
@@ -67,17 +68,9 @@ def record_row(name: str, row: dict[str, Any], note: str, key: Sequence[str] = (
 
     key: columns that say which row it replaces; none: those of the figures that are words, and the note.
     """
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "unknown",
-    )
     whole = {
         **{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()},
-        "cpu": cpu, "load": f"{os.getloadavg()[0]:.2f}", "commit": (commit() or "").rstrip("+"), "note": note,
+        "cpu": machine().cpu, "load": f"{os.getloadavg()[0]:.2f}", "commit": (commit() or "").rstrip("+"), "note": note,
     }  # fmt: skip
     named = tuple(key) or (*(k for k, v in row.items() if isinstance(v, str)), "note")
     record([whole], Path("results") / name, tuple(whole), named)

@@ -1,6 +1,7 @@
 """The street, measured: `python -m benchmarks.street BUNDLE`: four 640×360 H.264 cameras at 10 fps, and decoding alone.
 
-In: a bundle, and with --against another one, or with --workers a number of processes, which take turns with it. Out:
+In: a bundle, and with --against another one, or with --workers a number of processes, which take turns with it; with
+--film a recording of a driver at 25 fps, one camera, whose face is read and not read in turns. Out:
 capture→decision latencies, CPU of watching beside that of decoding the same streams in the same run, start, memory of
 one camera, recovery after the server was away; a row in results/street.csv with --record. With --against or --workers:
 what four cameras cost as a share of the other side's.
@@ -20,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ import numpy as np
 from stillwatch.media import synthetic
 
 SIZE, FPS, KEYS = (360, 640), 10, 10  # a keyframe each second, as cameras are set for recording
+RULE = '[rule]\nprofile = "driver"\nfaces = "{}"\n'
 HERE = Path(__file__).parent.parent
 
 
@@ -47,6 +50,25 @@ def film(path: Path, seed: int, seconds: float = 20) -> None:
         out.mux(stream.encode())
 
 
+def recoded(path: Path, recording: Path, seconds: float = 20) -> None:
+    """A recording in the same form, each of its pictures shown for 1/FPS s, from its start again when it ends."""
+    with av.open(str(path), "w", format="mpegts") as out:
+        stream = out.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "tune": "zerolatency"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.codec_context.gop_size = KEYS
+        for number, picture in zip(range(round(FPS * seconds)), repeated(recording), strict=False):
+            frame = picture.reformat(*SIZE[::-1], "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+def repeated(recording: Path) -> Iterator[av.VideoFrame]:
+    while True:
+        with av.open(str(recording)) as source:
+            yield from source.decode(video=0)
+
+
 def packets(path: Path) -> list[bytes]:
     """The file in pieces, one a frame: cut where a new picture of the video begins."""
     raw = path.read_bytes()
@@ -58,8 +80,8 @@ def _pid(raw: bytes, at: int) -> int:
     return (raw[at + 1] & 0x1F) << 8 | raw[at + 2]
 
 
-def serve(films: list[Path], port: int) -> None:
-    """A process that sends each film in a loop, one frame every 1/FPS seconds, to whoever asks."""
+def serve(films: list[Path], port: int, fps: float) -> None:
+    """A process that sends each film in a loop, one frame every 1/fps seconds, to whoever asks."""
     pieces = [packets(path) for path in films]
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,7 +94,7 @@ def serve(films: list[Path], port: int) -> None:
             try:
                 while True:
                     for piece in mine:
-                        due += 1 / FPS
+                        due += 1 / fps
                         time.sleep(max(0.0, due - time.monotonic()))
                         self.wfile.write(piece)
             except OSError:
@@ -88,7 +110,7 @@ def serve(films: list[Path], port: int) -> None:
 
 @contextmanager
 def streams(films: list[Path], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    words = [sys.executable, "-m", "benchmarks.street", "--serve", str(port), *map(str, films)]
+    words = [sys.executable, "-m", "benchmarks.street", "--serve", str(port), str(FPS), *map(str, films)]
     with subprocess.Popen(words, cwd=HERE) as process:
         try:
             until(lambda: answered(f"http://127.0.0.1:{port}/0"), 20)
@@ -172,13 +194,13 @@ def decoding(urls: list[str]) -> Iterator[int]:
 
 @contextmanager
 def watching(
-    bundle: Path, urls: list[str], folder: Path, port: int, workers: int = 1
+    bundle: Path, urls: list[str], folder: Path, port: int, workers: int = 1, rule: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`stillwatch watch` with its page and store, every latency written to latencies.json at the end."""
     cameras = "".join(f'[[camera]]\nname = "c{n}"\nsource = "{url}"\n' for n, url in enumerate(urls))
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "watch.toml"
-    head = f'bundle = "{bundle.resolve()}"\nworkers = {workers}\n[web]\nport = {port}\n'
+    head = f'bundle = "{bundle.resolve()}"\nworkers = {workers}\n{rule}[web]\nport = {port}\n'
     plan.write_text(head + cameras, encoding="utf-8")
     words = [sys.executable, "-m", "benchmarks.street", "--watch", str(plan)]
     with subprocess.Popen(words, cwd=HERE, stdout=subprocess.DEVNULL) as process:
@@ -207,12 +229,13 @@ def watch(plan: Path) -> None:
 
 
 def busy(
-    sides: list[tuple[Path, int]], folder: Path, urls: list[str], port: int, seconds: float, rounds: int
+    sides: list[tuple[Path, int, str]], folder: Path, urls: list[str], port: int, seconds: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """Four cameras: CPU of decoding alone and of watching with each side, taking turns; latencies of all rounds."""
+    """CPU of decoding alone and of watching with each side, taking turns; latencies of all rounds."""
     alone: list[float] = []
     spent: list[list[float]] = [[] for _ in sides]
     ages: list[list[float]] = [[] for _ in sides]
+    held: list[list[dict[str, float]]] = [[] for _ in sides]
     for number in range(rounds):
         with decoding(urls) as pid:
             time.sleep(3)
@@ -220,24 +243,25 @@ def busy(
             time.sleep(seconds)
             alone.append((cpu(pid) - before) / seconds)
         turns = list(enumerate(sides))
-        for which, (bundle, workers) in turns[::-1] if number % 2 else turns:
+        for which, (bundle, workers, rule) in turns[::-1] if number % 2 else turns:
             place = folder / f"round{number}-{which}"
-            with watching(bundle, urls, place, port, workers) as process:
+            with watching(bundle, urls, place, port, workers, rule) as process:
                 until(lambda: answered(f"http://127.0.0.1:{port}/readyz"), 60)
                 time.sleep(3)
                 before, start = cpu(process.pid), time.monotonic()
                 time.sleep(seconds)
                 spent[which].append((cpu(process.pid) - before) / seconds)
-            kept = json.loads((place / "latencies.json").read_text())
-            ages[which] += [age for at, age in kept if start <= at <= start + seconds]
+                held[which].append(memory(process.pid))
+            every = json.loads((place / "latencies.json").read_text())
+            ages[which] += [age for at, age in every if start <= at <= start + seconds]
     found = []
-    for times, used in zip(ages, map(statistics.median, spent), strict=True):
+    for times, used, kept in zip(ages, map(statistics.median, spent), held, strict=True):
         p50, p95, p99 = 1e3 * np.percentile(times, [50, 95, 99])
         decode = statistics.median(alone)
         found.append({
             "cameras": len(urls), "frames_per_s": len(times) / seconds / rounds, "p50_ms": p50, "p95_ms": p95,
             "p99_ms": p99, "max_ms": 1e3 * max(times), "cpu_decode": decode, "cpu_watch": used,
-            "cpu_ratio": used / decode,
+            "cpu_ratio": used / decode, **{f"{key}_mb": max(one[key] for one in kept) for key in kept[0]},
         })  # fmt: skip
     return found
 
@@ -286,27 +310,40 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--against", type=Path, metavar="BUNDLE", help="take turns with this one, and say the ratios")
     parser.add_argument("--workers", type=int, help="of watch.toml: take turns with one process, and say the ratios")
+    parser.add_argument("--film", type=Path, help="one camera at 25 fps, with its driver's face read and not, in turns")
     parser.add_argument("--seconds", type=float, default=20, help="of each round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--port", type=int, default=8790)
     parser.add_argument("--record", metavar="NOTE", help="a row into results/street.csv")
     asked = parser.parse_args()
+    if asked.film:
+        globals().update(FPS=25, KEYS=25)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        films = [folder / f"film{n}.ts" for n in range(4)]
+        films = [folder / f"film{n}.ts" for n in range(1 if asked.film else 4)]
         for number, path in enumerate(films):
-            film(path, number)
+            if asked.film:
+                recoded(path, asked.film)
+            else:
+                film(path, number)
         with streams(films, asked.port):
-            urls = [f"http://127.0.0.1:{asked.port}/{n}" for n in range(4)]
-            sides = [(asked.bundle, asked.workers or 1)]
-            if asked.against or asked.workers:
-                sides.append((asked.against or asked.bundle, 1))
+            urls = [f"http://127.0.0.1:{asked.port}/{n}" for n in range(len(films))]
+            sides = [(asked.bundle, asked.workers or 1, RULE.format("yes") if asked.film else "")]
+            if asked.against or asked.workers or asked.film:
+                sides.append((asked.against or asked.bundle, 1, RULE.format("no") if asked.film else ""))
             figures, *others = busy(sides, folder, urls, asked.port + 1, asked.seconds, asked.rounds)
         told(figures)
         for other in others:
-            print(f"against {asked.against or 'one process'}:")
+            print(f"against {asked.against or ('no face read' if asked.film else 'one process')}:")
             told(other)
             told({f"{key} ×": figures[key] / other[key] for key in ("p50_ms", "p95_ms", "cpu_watch")})
+            if asked.film and asked.record is not None:
+                from benchmarks.record import record_row
+
+                unknown = dict.fromkeys(("ready_s", "lost_noticed_s", "recovered_s", "stop_s"))
+                for faces, row in (("face read", figures), ("no face read", other)):
+                    about = {"bundle": f"{asked.bundle.name}, {faces}"}
+                    record_row("street.csv", {**about, **row, **unknown}, asked.record)
             return
         alone = one(asked.bundle, folder, films, asked.port + 2)
         told(alone)
@@ -319,7 +356,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--serve" in sys.argv:
-        serve([Path(word) for word in sys.argv[3:]], int(sys.argv[2]))
+        serve([Path(word) for word in sys.argv[4:]], int(sys.argv[2]), float(sys.argv[3]))
     elif "--decode" in sys.argv:
         threads = [threading.Thread(target=decode, args=(url,), daemon=True) for url in sys.argv[2:]]
         for thread in threads:

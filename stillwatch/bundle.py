@@ -107,8 +107,10 @@ class Temperature(Origin, total=False):
 class Fusion(Strict):
     """rules.fusion's head. figures: on people left out."""
 
-    weight: tuple[tuple[float, ...], ...]  # (K,K+8)
+    weight: tuple[tuple[float, ...], ...]  # (K,K+8), by its temperature
     bias: tuple[float, ...]  # (K,)
+    temperature: Temperature | None = None  # None in both: of 0.1.0's time
+    operating: OperatingPoint | None = None  # where faces are read
     figures: dict[str, float]
 
 

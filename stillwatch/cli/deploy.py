@@ -161,9 +161,9 @@ def replay(
     people = People(**laid(Person, {}, person, "person").model_dump()) if person else None
     detector, name = Detector(bundle), camera_name(video)
     rule = laid(Rule, detector.bundle.manifest.rule, overrides or (), "rule")
-    alarm = alarm_of(detector.bundle, name, rule)
+    alarm = alarm_of(detector.bundle, name, rule, read := wanted(rule, video))
     known = judged.read_truth(truth, detector.labels) if truth else None
-    faces = FaceStream(reader(video) if wanted(rule, video) else None, live=False)
+    faces = FaceStream(reader(video) if read else None, live=False)
     answers = steps(detector, shaped(detector, faces.tapped(source.frames(video)), fit, print), people=people)
     report = judged.replay(answers, alarm, known, detector.labels, detector.safe, readings=faces.take)
     print(judged.words(report))

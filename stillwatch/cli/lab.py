@@ -347,14 +347,16 @@ def _print_bundle(bundle: "Bundle") -> None:
             "fused with the driver's face, mean of people left out: accuracy {accuracy_alone:.1%} -> {accuracy:.1%}, "
             "macro-F1 {macro_f1_alone:.3f} -> {macro_f1:.3f}".format(**head.figures)
         )
-    if point := manifest.operating:
+    for face, point in (("", manifest.operating), ("with the face: ", head.operating if head else None)):
+        if not point:
+            continue
         print(
-            f"threshold {point['threshold']:.4f}: {point['false_alarm_rate']:.2%} of safe frames alarm, "
+            f"{face}threshold {point['threshold']:.4f}: {point['false_alarm_rate']:.2%} of safe frames alarm, "
             f"{point['recall']:.0%} of the others ({point['source']}, {point['people']} people)"
         )
         upper = point["upper"]
         bound = "no telling how many" if upper is None else f"at most {upper:.0%} at 95 %"
-        print(f"false alarms on new people: {bound}" + (" (--calibrate CROSSVAL)" if upper is None else ""))
+        print(f"{face}false alarms on new people: {bound}" + (" (--calibrate CROSSVAL)" if upper is None else ""))
     whole = sum(entry.bytes for entry in manifest.files.values()) + (bundle.path / "bundle.json").stat().st_size
     print(f"bundle: {bundle.path}, {whole / 1e6:.2f} MB")
 

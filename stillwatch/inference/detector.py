@@ -104,12 +104,12 @@ def fitted(about: bundle.Input, picture: NDArray[np.uint8]) -> NDArray[np.uint8]
     return image.fit(picture, (height, width), about.fit, channels)
 
 
-def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None) -> Alarm:
-    """Raises UserError if the rule does not suit the labels."""
+def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None, faces: bool = False) -> Alarm:
+    """faces: whether this camera's are read. Raises UserError if the rule does not suit the labels."""
     manifest = made.manifest
     # Of this start: ids of events must not come again when the process does
     salt = format(int(1000 * time.time()), "x")
-    alarm = Alarm(camera, manifest.labels, manifest.safe, rule_of(made, rule), threshold_of(made), salt=salt)
+    alarm = Alarm(camera, manifest.labels, manifest.safe, rule_of(made, rule), threshold_of(made, faces), salt=salt)
     alarm.fuse = fused_by(manifest.fusion)
     return alarm
 
@@ -123,9 +123,11 @@ def rule_of(made: bundle.Bundle, own: Rule | None = None) -> Rule:
     return own or Rule.model_validate(made.manifest.rule)
 
 
-def threshold_of(made: bundle.Bundle) -> float | None:
-    """Chosen on validation for a stated rate of false alarms."""
-    return (made.manifest.operating or {}).get("threshold")
+def threshold_of(made: bundle.Bundle, faces: bool = False) -> float | None:
+    """Chosen for a stated rate of false alarms: of net and face together where faces are read and there is a head."""
+    head = made.manifest.fusion
+    fused = head.operating if head and faces else None
+    return (fused or made.manifest.operating or {}).get("threshold")
 
 
 def rate(manifest: bundle.Manifest) -> float | None:

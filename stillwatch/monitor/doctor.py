@@ -68,9 +68,9 @@ def examine(loaded: LoadedConfig) -> Iterator[Finding]:
 
 def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector) -> Iterator[Finding]:
     made, manifest = detector.bundle, detector.bundle.manifest
-    rule = presets.words(rule_of(made, config.rule or watch.rule), manifest.labels, manifest.safe, threshold_of(made))
     config = config.model_copy(update={"source": secret(config.source)})
-    faces = reading.wanted(rule_of(made, config.rule or watch.rule), config.source)
+    faces = reading.wanted(own := rule_of(made, config.rule or watch.rule), config.source)
+    rule = presets.words(own, manifest.labels, manifest.safe, threshold_of(made, faces))
     camera = Camera(config, watch.keep, manifest.input, faces)
     if config.person:
         People(config.person.model, threads=watch.threads)

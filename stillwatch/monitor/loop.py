@@ -154,13 +154,13 @@ class Watch:
         frames = manifest.input.shape[:-3]
         rate = detector.rate(manifest) if frames and frames[0] > 1 else None
         rule = config.rule or self.config.rule
-        alarm = detector.alarm_of(self.bundle, config.name, rule)
         if rate and config.fps < rate / detector.MISSED:
             words = f"its net looks back at {rate:g} frames a second"
             raise UserError(f"camera.{config.name}: fps = {config.fps:g}: {words}; set {rate:g} or more")
         changes = {"source": secret(config.source), "fps": min(config.fps, rate or config.fps)}
         config = config.model_copy(update=changes)
         faces = reading.wanted(detector.rule_of(self.bundle, rule), config.source)
+        alarm = detector.alarm_of(self.bundle, config.name, rule, faces)
         camera = Camera(config, self.config.keep, manifest.input, faces)
         shown = redact(config.source)
         zones = {"ignore": config.ignore, "crop": config.crop}

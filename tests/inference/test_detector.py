@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from bundles import BIAS, FRAMES, SHAPE, WEIGHTS, by_hand, made, ncnn_net, onnx_net, pictures
 
-from stillwatch.bundle import Bundle
+from stillwatch.bundle import Bundle, Manifest
 from stillwatch.errors import UserError
 from stillwatch.inference import detector, runtimes, timing
 from stillwatch.inference.detector import Detector, choices
 from stillwatch.inference.timing import machine
 from stillwatch.media import image
+from stillwatch.recipe import Rule
 
 
 def two(folder: Path, **more: Any) -> Bundle:
@@ -55,6 +57,17 @@ def test_the_fastest_file_is_chosen_and_gives_the_answer(tmp_path: Path) -> None
     assert 0 < choice["ms"] == choice["candidates"][0]["ms"] < choice["candidates"][1]["ms"]
     assert max(c["difference"] for c in choice["candidates"]) < 1e-6
     np.testing.assert_allclose(watching.predict(pictures(5)), by_hand(pictures(5)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("faces", "own", "wanted"), [(False, 0.4, 0.7), (True, 0.4, 0.4), (True, None, 0.7)])
+def test_where_faces_are_read_the_threshold_is_that_of_net_and_face(
+    tmp_path: Path, faces: bool, own: float | None, wanted: float
+) -> None:
+    head = {"weight": [[1.0] * 10] * 2, "bias": [0.0] * 2, "figures": {}, "operating": own and {"threshold": own}}
+    it = made(tmp_path, {"m.onnx": onnx_net(tmp_path / "m.onnx")})
+    it = replace(it, manifest=Manifest(**it.manifest.model_dump() | {"fusion": head}))
+    alarm = detector.alarm_of(it, "cab", Rule(profile="cctv"), faces)
+    assert next(one.threshold for one in alarm.indicators if one.how == "evidence") == wanted
 
 
 def test_every_installed_runtime_is_tried(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fits heads that fuse a net's answers with the face: a bundle's, on people left out, and a teacher's."""
+"""Fits heads that fuse a net's answers with the face, on people left out."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from stillwatch import bundle, metrics
+from stillwatch import metrics
 from stillwatch.errors import UserError
 from stillwatch.lab import faces
 from stillwatch.lab.data.dataset import Dataset
@@ -49,6 +49,7 @@ class LeftOut(NamedTuple):
     face: NDArray[np.float64]  # (N,K) log p of the face alone; 0 without a face
     fused: NDArray[np.float64]  # (N,K) p · p(face)^share, its share chosen on the other people; sums to 1
     share: float  # best on all
+    head: LogisticRegression  # of all
 
 
 def left_out(
@@ -71,30 +72,7 @@ def left_out(
     best = np.exp(logs)
     for place, own in enumerate(rows):
         best[own] = fused[int(np.delete(f1, place, axis=1).mean(1).argmax()), own]
-    return LeftOut(said, best / best.sum(1, keepdims=True), SHARES[int(f1.mean(1).argmax())])
-
-
-def fit(
-    y: NDArray[np.int64], p: NDArray[np.floating], group: NDArray[np.str_], told: Sequence[Deviation | None]
-) -> bundle.Fusion | str:
-    """The head, or why there is none: log p + w · log p(face). p: as left_out() takes it.
-
-    Kept where accuracy and macro-F1 of the mean person, never met, both rise.
-    """
-    if isinstance(found := left_out(y, p, group, told), str):
-        return found
-    rows, figures = [group == one for one in np.unique(group)], dict[str, float]()
-    for end, q in (("_alone", p), ("", found.fused)):
-        figures["accuracy" + end] = float(np.mean([metrics.accuracy(y[own], q[own]) for own in rows]))
-        figures["macro_f1" + end] = float(np.mean([metrics.macro_f1(y[own], q[own]) for own in rows]))
-    if figures["accuracy"] <= figures["accuracy_alone"] or figures["macro_f1"] <= figures["macro_f1_alone"]:
-        words = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
-        return f"it does not help people left out: {words}"
-    seen = np.array([one is not None for one in told])
-    head = _head(_features(told)[seen], y[seen])
-    weight = np.hstack([np.eye(p.shape[1]), found.share * head.coef_])
-    bias = tuple((found.share * head.intercept_).tolist())
-    return bundle.Fusion(weight=tuple(map(tuple, weight.tolist())), bias=bias, figures=figures)
+    return LeftOut(said, best / best.sum(1, keepdims=True), SHARES[int(f1.mean(1).argmax())], _head(x[seen], y[seen]))
 
 
 def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,11 +19,13 @@ from stillwatch.inference.standalone import run_legacy
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.calibration import Calibration, on_validation, out_of_fold, reheated
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, facade, temperature_of
-from stillwatch.lab.export.fusion import faces_of, fit
+from stillwatch.lab.export.fusion import faces_of, left_out
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished, require_learnt
 from stillwatch.media import image, synthetic
+from stillwatch.recipe import Recipe
 from stillwatch.registry import bind
+from stillwatch.rules.normal import Deviation
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 # A float file differs between machines by rounding alone. INT8 may differ by far more: a processor without VNNI adds
@@ -67,8 +69,9 @@ class Reference:
         p, golden = (net.probabilities(torch.from_numpy(x / heat["value"])).numpy() for x in (valid, drawn))
         point, fusion = heard.operating(recipe, heat["value"], net.kind), None
         if crossval and recipe.data.faces:
-            p_out = metrics.apply_temperature(heard.p, heat["value"], net.kind)
-            fusion = _fusion(heard, data, p_out, progress)
+            warm = metrics.apply_temperature(heard.p, heat["value"], net.kind)
+            faces = dict(zip((sample.id for sample in data.samples), faces_of(data, progress), strict=True))
+            fusion = fit(replace(heard, p=warm.astype(np.float32)), recipe, faces)
         if not net.marks:
             return cls(data, p, frames, golden, heat, point, fusion)
         whole = facade(net, data.shape, heat["value"])
@@ -185,13 +188,33 @@ def export(
         return _write(out, run, int8, reference, proofs, left)
 
 
-def _fusion(
-    heard: Calibration, data: Dataset, p: NDArray[np.floating], progress: Progress = NO_PROGRESS
-) -> bundle.Fusion | str:
-    told = faces_of(data, progress)
-    row = {sample.id: place for place, sample in enumerate(data.samples)}
-    rows = [row[str(id)] for id in heard.id]
-    return fit(heard.y, p, heard.group.astype(str), [told[place] for place in rows])
+def fit(heard: Calibration, recipe: Recipe, faces: Mapping[str, Deviation | None]) -> bundle.Fusion | str:
+    """The head (log p + share · log p(face)) / temperature, or why there is none. faces: by sample's id.
+
+    Kept where accuracy and macro-F1 of the mean person, never met, both rise; temperature and threshold are of
+    those fused answers.
+    """
+    told, group, figures = [faces[str(id)] for id in heard.id], heard.group.astype(str), dict[str, float]()
+    if isinstance(found := left_out(heard.y, heard.p, group, told), str):
+        return found
+    rows = [group == one for one in np.unique(group)]
+    for end, q in (("_alone", heard.p), ("", found.fused)):
+        figures["accuracy" + end] = float(np.mean([metrics.accuracy(heard.y[own], q[own]) for own in rows]))
+        figures["macro_f1" + end] = float(np.mean([metrics.macro_f1(heard.y[own], q[own]) for own in rows]))
+    if figures["accuracy"] <= figures["accuracy_alone"] or figures["macro_f1"] <= figures["macro_f1_alone"]:
+        words = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        return f"it does not help people left out: {words}"
+    seen, fused = np.array([face is not None for face in told]), found.fused.astype(np.float32)
+    heat = replace(heard, y=heard.y[seen], p=fused[seen]).temperature("softmax")
+    fused[seen] = metrics.apply_temperature(fused[seen], heat["value"])
+    weight = np.hstack([np.eye(heard.p.shape[1]), found.share * found.head.coef_]) / heat["value"]
+    return bundle.Fusion(
+        weight=tuple(map(tuple, weight.tolist())),
+        bias=tuple((found.share * found.head.intercept_ / heat["value"]).tolist()),
+        temperature=heat,
+        operating=replace(heard, p=fused).operating(recipe, 1.0, "softmax"),
+        figures=figures,
+    )
 
 
 def _write(
@@ -202,32 +225,23 @@ def _write(
         precision: Literal["fp32", "int8"] = "int8" if file.path.name == bundle.INT8 else "fp32"
         names = (file.path.name, *([file.beside] if file.beside else []))
         files |= {name: file.path.with_name(name) for name in names}
-        models.append(
-            bundle.Model(
-                name=file.path.name,
-                files=names,
-                precision=precision,
-                batch=file.batch,
-                tolerance=TOLERANCE[precision],
-                figures=proof.figures,
-                map=reference.map_size if file.map else None,
-            )
-        )
+        models.append(bundle.Model(
+            name=file.path.name, files=names, precision=precision, batch=file.batch, tolerance=TOLERANCE[precision],
+            figures=proof.figures, map=reference.map_size if file.map else None,
+        ))  # fmt: skip
     left = [*left, *([{"name": "fusion", "why": reference.fusion}] if isinstance(reference.fusion, str) else [])]
     resolved = _without_folders(recipe.model_dump(mode="json"))
     del resolved["data"]["root"]
     keys = ("id", "kind", "commit", "fingerprint", "parent", "teacher", "cost", "seed", "versions")
+    takes = bundle.Input(
+        shape=reference.data.shape, fit=recipe.data.fit, aspect=run.info.aspect, shrink=recipe.data.shrink,
+        look=recipe.data.moments if recipe.data.look and len(reference.data.shape) == 4 else None,
+    )  # fmt: skip
     manifest = bundle.Manifest(
         name=recipe.name,
         labels=recipe.labels,
         safe=recipe.safe,
-        input=bundle.Input(
-            shape=reference.data.shape,
-            fit=recipe.data.fit,
-            aspect=run.info.aspect,
-            shrink=recipe.data.shrink,
-            look=recipe.data.moments if recipe.data.look and len(reference.data.shape) == 4 else None,
-        ),
+        input=takes,
         rule=recipe.rule.model_dump(mode="json"),
         temperature=reference.temperature,
         operating=reference.operating,
@@ -252,13 +266,10 @@ def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Ru
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined,
         autoescape=select_autoescape(),  # on for HTML; Markdown stays as it is
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
     tested, sizes = None, {file.name: file.stat().st_size for file in files}
     if predictions.has(run, "test"):
         test = predictions.read(run, "test")

@@ -1,5 +1,6 @@
 """The fused head: kept where a face tells what the net does not, refused where it tells nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,15 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillwatch import bundle
+from stillwatch import bundle, metrics
 from stillwatch.errors import UserError
 from stillwatch.lab.data.sources import Sample
-from stillwatch.lab.export import fusion, packaging
+from stillwatch.lab.export import fusion
 from stillwatch.lab.export.calibration import Calibration
-from stillwatch.lab.export.fusion import deviations, face_logs, fit
+from stillwatch.lab.export.fusion import deviations, face_logs
+from stillwatch.lab.export.packaging import fit
 from stillwatch.lab.faces import FaceTable
 from stillwatch.rules.fusion import fuse
 from stillwatch.rules.normal import Deviation
+
+RECIPE: Any = SimpleNamespace(labels=("a", "b", "c"), safe=("a",), export=SimpleNamespace(false_alarms=0.05))
+
+
+def heard(y: np.ndarray, p: np.ndarray, group: np.ndarray) -> Calibration:
+    return Calibration("out of fold", "new", "cv", np.arange(len(y)), group, y, p)
+
+
+def named(faces: list[Deviation | None]) -> dict[str, Deviation | None]:
+    return {str(number): face for number, face in enumerate(faces)}
 
 
 def answers(
@@ -35,7 +47,7 @@ def answers(
 
 def test_a_face_that_tells_what_the_net_does_not_is_kept_and_answers_as_it_was_judged() -> None:
     y, p, group, faces = answers(300, told=True)
-    head = fit(y, p, group, faces)
+    head = fit(heard(y, p, group), RECIPE, named(faces))
     assert isinstance(head, bundle.Fusion)
     assert head.figures["accuracy"] > 0.95 > 0.8 > head.figures["accuracy_alone"]
     assert head.figures["macro_f1"] > head.figures["macro_f1_alone"]
@@ -43,19 +55,37 @@ def test_a_face_that_tells_what_the_net_does_not_is_kept_and_answers_as_it_was_j
     assert fused.sum(1) == pytest.approx(1) and np.mean(fused.argmax(1) == y) > 0.95
 
 
+def test_temperature_and_threshold_are_of_the_fused_answers_of_people_left_out() -> None:
+    y, p, group, faces = answers(600, told=True)
+    lost = np.random.default_rng(2).random(600) < 0.2
+    p[lost] = p[np.random.default_rng(3).permutation(600)][lost]
+    p = p**5 / (p**5).sum(1, keepdims=True)  # far too sure
+    faces[0] = None
+    head = fit(heard(y, p, group), RECIPE, named(faces))
+    assert isinstance(head, bundle.Fusion) and head.temperature and head.operating
+    assert head.temperature["value"] > 1.5 and head.temperature["ece_after"] < head.temperature["ece_before"]
+    weight = np.array(head.weight)
+    assert weight[:, :3] == pytest.approx(np.eye(3) / head.temperature["value"])
+    q = np.array([x if face is None else fuse(x, face, weight, head.bias) for x, face in zip(p, faces, strict=True)])
+    alarms = metrics.alarm_score(q, [0]) >= head.operating["threshold"]  # the head has now met them: about the same
+    assert head.operating["false_alarm_rate"] <= 0.05 and alarms[y == 0].mean() == pytest.approx(0.05, abs=0.03)
+    assert alarms[y != 0].mean() == pytest.approx(head.operating["recall"], abs=0.1)
+    assert (head.operating["groups"], head.operating["people"]) == (5, "new")
+
+
 def test_one_that_is_noise_is_refused_with_its_figures() -> None:
     y, p, group, faces = answers(300, told=False)
     p = np.where(np.eye(3, dtype=bool)[y], 0.9, 0.05).astype(np.float32)  # and the net knows all
-    why = fit(y, p, group, faces)
+    why = fit(heard(y, p, group), RECIPE, named(faces))
     assert isinstance(why, str) and why.startswith("it does not help people left out: accuracy_alone 1.000")
 
 
 def test_too_few_people_or_a_class_that_one_of_them_holds_alone_is_said() -> None:
     y, p, group, faces = answers(60, told=True, people=2)
-    assert fit(y, p, group, faces) == "faces of 2 people: at least 3 are needed"
+    assert fit(heard(y, p, group), RECIPE, named(faces)) == "faces of 2 people: at least 3 are needed"
     y, p, group, faces = answers(90, told=True)
     group[y == 2] = "d0"
-    assert fit(y, p, group, faces) == "without d0 there is no face of class 2"
+    assert fit(heard(y, p, group), RECIPE, named(faces)) == "without d0 there is no face of class 2"
 
 
 class Toy:
@@ -107,13 +137,8 @@ def test_each_group_has_a_normal_of_its_own_that_goes_with_its_recordings() -> N
     assert first.shut > 0.5 > 0.1 > last.shut, "small eyes are not shut once they are known"
 
 
-def test_answers_of_a_crossval_meet_the_faces_of_their_own_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_of_a_crossval_meet_the_faces_of_their_own_samples() -> None:
     y, p, group, faces = answers(300, told=True)
-    samples = [Sample(f"s{n:03d}", Path(), "a", str(group[n])) for n in range(300)]
-    data: Any = SimpleNamespace(samples=samples, store=SimpleNamespace(key="k"))
-    monkeypatch.setattr(packaging, "faces_of", lambda data, progress: faces)
     order = np.random.default_rng(1).permutation(300)
-    ids = np.array([f"s{n:03d}" for n in order])
-    heard = Calibration("out of fold", "new", "cv", ids, group[order], y[order], p[order])
-    head = packaging._fusion(heard, data, p[order])
+    head = fit(replace(heard(y[order], p[order], group[order]), id=order), RECIPE, named(faces))
     assert isinstance(head, bundle.Fusion) and head.figures["accuracy"] > 0.95
