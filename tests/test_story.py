@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from stillwatch.cli import main
 from stillwatch.run import Run
 
 pytestmark = pytest.mark.torch
@@ -23,16 +25,24 @@ SMALL = (
 )  # fmt: skip
 
 
-def stillwatch(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "stillwatch", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def stillwatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A command in this process, which imports torch once: what it prints. Fails unless it ends well."""
+
+    def command(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["stillwatch", *words])
+        with pytest.raises(SystemExit) as stop:
+            main.main()
+        said = capsys.readouterr()
+        assert not stop.value.code, said.out + said.err
+        return said.out
+
+    return command
 
 
 def killed_after_an_epoch(run: Path, *words: str) -> None:
     process = subprocess.Popen([sys.executable, "-m", "stillwatch", *words], stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while time.monotonic() < until and not (run / "last.pt").is_file():
+    while process.poll() is None and not (run / "last.pt").is_file():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -42,7 +52,7 @@ def rows(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in Run.open(run).history()]
 
 
-def test_the_whole_of_it(here: Path) -> None:
+def test_the_whole_of_it(here: Path, stillwatch: Callable[..., str]) -> None:
     # ---- the data are looked at
     said = stillwatch("audit", "toy", *SMALL)
     assert "toy-audit-001" in said
