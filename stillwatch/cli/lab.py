@@ -141,12 +141,7 @@ def crossval(
 
 @app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
 def judge(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN|BUNDLE", help="a run folder, or a bundle: its folder, or hf://user/name", parser=bundle_folder
-        ),
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="a run or bundle folder", parser=bundle_folder)],
     overrides: Annotated[list[str] | None, keys("data.root=FOLDER, where the data were moved")] = None,
     split: Split = "test",
     runs: RunsFolder = Path("runs"),
