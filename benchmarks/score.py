@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--record", metavar="NOTE", help="rows into results/score.csv")
     asked = parser.parse_args()
     rows = measure(asked.bundle, asked.seconds, asked.rounds)
-    print(machine()["cpu"])
+    print(machine().cpu)
     for line in [list(rows[0]), *(row.values() for row in rows)]:
         print("  ".join(f"{cell!s:>11}" for cell in line))
     if asked.record is not None:

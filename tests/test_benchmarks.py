@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bundles import made, onnx_net, pictures
 from fabricated import LABELS, fabricate
 
-from benchmarks import distil, door, fusion, thresholds
+from benchmarks import distil, door, fusion, score, thresholds
 from benchmarks.fusion import complete
 from benchmarks.naive import Files, Naive, Spent
 from stillwatch import metrics, predictions, recipe
@@ -208,3 +209,16 @@ def test_thresholds_of_a_net_come_from_its_own_validation_or_from_the_other_fold
     assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("false_alarms", "recall", "ece_after"))
     with pytest.raises(UserError, match="no seed of distilled"):
         next(thresholds.rows_of(folder, "distilled", 0.1, ""))
+
+
+def test_score_is_measured_beside_decoding_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (16, 24, 3)
+    it = made(tmp_path, {"m.onnx": onnx_net(tmp_path / "m.onnx", shape)}, frames=pictures(4, shape))
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    words = ["score", str(it.path), "--seconds", "0.3", "--rounds", "1", "--record", "a toy"]
+    monkeypatch.setattr("sys.argv", words)
+    score.main()
+    rows = list(csv.DictReader(Path("results/score.csv").read_text().splitlines()))
+    assert [row["kind"] for row in rows] == ["jpeg q80", "jpeg q95", "h264"]
+    assert all(float(row["shrunk_to_decode"]) > 0 < float(row["score_ms"]) for row in rows)

@@ -19,7 +19,13 @@ from stillwatch.media import synthetic
 from stillwatch.rules import profiles
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/train.md", "docs/compress.md", "docs/deploy.md")  # in the order in which one reads them
+PAGES = (
+    "README.md",
+    "docs/train.md",
+    "docs/compress.md",
+    "docs/deploy.md",
+    "docs/scale.md",
+)  # in the order in which one reads them
 RECIPES = ROOT / "stillwatch" / "recipes"
 
 # A recipe so small that a page's commands take seconds: a file of a shipped recipe's name is read before that one
