@@ -15,6 +15,7 @@ from toys import jpeg
 from stillwatch.errors import UserError
 from stillwatch.inference import engines
 from stillwatch.inference.archive import listing, scoring, shards
+from stillwatch.recipe import check
 
 TOML = """
 name = "toy"
@@ -68,7 +69,7 @@ def test_scores_and_runs_are_those_of_this_machine_though_a_worker_dies(
     shape = (24, 32, 3)
     it = made(tmp_path, {"m.onnx": onnx_net(tmp_path / "m.onnx", shape)}, frames=pictures(8, shape))
     scoring.score(it.path, tmp_path / "a", tmp_path / "here.csv", 2)
-    recipe = crossval.check(tomllib.loads(TOML), "here")
+    recipe = check(tomllib.loads(TOML), "here")
     trained = [partial(crossval.task, recipe, 0, 0, "alone", tmp_path / name) for name in ("here", "ray")]
     trained[0]()
 
