@@ -23,7 +23,7 @@ State = Literal["starting", "live", "lost", "ended", "failed"]
 PULSE = ("dropped", "reconnects", "bytes", "damaged", "readings", "reading_ms")  # counted by the child
 COUNTERS = ("frames", "stalls", "respawns", *PULSE)
 GRACE = 4.0  # seconds beyond twice the stall in which a child must say that it is alive
-YOUNG = 20.0  # seconds in which a child must have come up
+YOUNG = 20.0  # seconds in which a child must have come up; twice as long after each that did not, to 160
 SETTLED = 10.0  # seconds after which a child that died is not held to be one that cannot live
 
 
@@ -74,6 +74,7 @@ class Camera:
         self._position = (0, 0.0)  # frames seen of a file, and their last second: where another child reads on
         self._backoff = source.backoff(*config.backoff)
         self._born = self._heard = self._seen = 0.0  # time.monotonic()
+        self._mute = 0  # children in a row that said nothing
         self._respawn: float | None = None  # when the next child is due
         self._stopping = False
 
@@ -99,8 +100,11 @@ class Camera:
         if self.live and self.state == "live" and now - self._seen >= self.config.stall + 1 / self.config.fps:
             self.counters["stalls"] += 1
             self._set("lost", f"no picture for {self.config.stall:g} s")
-        patience = 2 * self.config.stall + GRACE if self._heard > self._born else YOUNG
+        spoke = self._heard > self._born
+        self._mute = 0 if spoke else self._mute
+        patience = 2 * self.config.stall + GRACE if spoke else YOUNG * 2 ** min(self._mute, 3)
         if now - self._heard > patience:
+            self._mute += not spoke
             self._end_child(f"its process gave no sign of life for {patience:g} s")
 
     def preview(self, fps: float, points: bool = False, where: bool = False) -> None:

@@ -339,6 +339,29 @@ def test_a_hung_child_is_killed_and_replaced(watched: Any, monkeypatch: pytest.M
         assert cab.camera.counters["respawns"] == 1 and cab.camera._child.pid != child
 
 
+def test_a_child_that_never_speaks_gets_twice_as_long_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow board may need more than a fixed time to start one, and would never see a picture."""
+
+    with ExitStack() as ends:
+        pairs = [socket.socketpair() for _ in range(5)]
+        for pair in pairs:
+            ends.enter_context(pair[0])
+            ends.enter_context(pair[1])
+        left = iter(pair[0] for pair in pairs)
+        monkeypatch.setattr(
+            f"{Camera.__module__}.spawn", lambda module: (subprocess.Popen(["sleep", "60"]), next(left))
+        )
+        camera = Camera(config.CameraConfig(name="cab", source="toy://driver"), config.Keep(), Input(shape=SHAPE))
+        camera.start()
+        for patience in (20, 40, 80, 160, 160):
+            camera.tick(camera._born + patience - 1)
+            assert camera._child is not None
+            camera.tick(camera._born + patience + 1)
+            assert camera.words == f"its process gave no sign of life for {patience} s"
+            if camera._mute < 5:
+                camera.tick(camera._respawn or 0.0)
+
+
 def test_a_stop_is_quick_and_closes_clips_even_while_a_connection_hangs(watched: Any, tmp_path: Path) -> None:
     with streams.Server("ts") as server:
         cab = watched(server.url, stall=20.0)
