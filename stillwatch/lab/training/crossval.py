@@ -15,7 +15,7 @@ from stillwatch.errors import UserError, nearest, one_line
 from stillwatch.inference import engines
 from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.training import pipeline, runs
-from stillwatch.lab.training.runs import TOGETHER, WITHOUT_LABELS, RunOptions, at, finished
+from stillwatch.lab.training.runs import TOGETHER, WITHOUT_LABELS, RunOptions, finished_run, recipe_for
 from stillwatch.recipe import Recipe
 from stillwatch.run import Run
 from stillwatch.run import runs as runs_in
@@ -36,13 +36,13 @@ def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, 
     A distilled one first asks for its teacher, a teacher for its students. Tasks run in any order and number of
     processes; one that another process works on is waited for. Raises UserError as teach and distil do.
     """
-    mine = at(recipe, fold, seed, kind)
+    mine = recipe_for(recipe, fold, seed, kind)
     if kind == "distilled" and not mine.teacher.init:
         task(recipe, fold, seed, "teacher", root, source)
     for other in range(seed, seed + (mine.teacher.students if kind == "teacher" else 0)):
         task(recipe, fold, other, "alone", root, source)
     with locked(Path(root) / f".fold{fold}-seed{seed}-{kind}"):
-        if run := finished(mine, kind, root):
+        if run := finished_run(mine, kind, root):
             return run
         if kind == "teacher":
             return pipeline.teach(mine, root, source)

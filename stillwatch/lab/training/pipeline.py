@@ -26,15 +26,15 @@ from stillwatch.lab.training.losses import needs_teacher
 from stillwatch.lab.training.runs import (
     TRAINED,
     RunOptions,
-    at,
     check_teacher,
     check_weights,
     create_or_resume,
-    finished,
+    finished_run,
     load_net,
     load_teacher,
     newest_teacher,
     predictor,
+    recipe_for,
     recording_failure,
     require_finished,
     save_split_predictions,
@@ -72,9 +72,12 @@ def teach(
     options, init = RunOptions(root, source, fresh, progress), recipe.teacher.init
     if recipe.teacher.students:
         first = recipe.fit_of("student").seed
-        each = [at(recipe, recipe.data.fold, seed, "alone") for seed in range(first, first + recipe.teacher.students)]
+        each = [
+            recipe_for(recipe, recipe.data.fold, seed, "alone")
+            for seed in range(first, first + recipe.teacher.students)
+        ]
         data = load_dataset(recipe, progress).store.fingerprint
-        found = (None if fresh else finished(one, "alone", root, data) for one in each)
+        found = (None if fresh else finished_run(one, "alone", root, data) for one in each)
         made = [run or _train_run(one, "alone", None, options) for run, one in zip(found, each, strict=True)]
         return _combine(recipe, [run.path for run in made], options)
     if recipe.teacher.signals and not isinstance(init, tuple):  # beside the net's own run, which may be there

@@ -248,7 +248,7 @@ def recording_failure(run: Run, accelerator: Accelerator) -> Iterator[None]:
         raise
 
 
-def at(recipe: Recipe, fold: int, seed: int, kind: str) -> Recipe:
+def recipe_for(recipe: Recipe, fold: int, seed: int, kind: str) -> Recipe:
     """The recipe with this fold, and this seed for both sides; data.unlabelled is for distilled ones alone."""
     raw = recipe.model_dump(mode="json")
     if kind == "alone":
@@ -263,11 +263,11 @@ def at(recipe: Recipe, fold: int, seed: int, kind: str) -> Recipe:
     return check(raw, recipe.name)
 
 
-def finished(recipe: Recipe, kind: str, root: Path | str, fingerprint: str = "") -> Run | None:
+def finished_run(recipe: Recipe, kind: str, root: Path | str, fingerprint: str = "") -> Run | None:
     """The newest one that learnt the same in the same way; of a student alone whatever its recipe says of a teacher."""
 
     def learning(recipe: Recipe, seed: int) -> Recipe:
-        whole = at(recipe, recipe.data.fold, seed, kind)
+        whole = recipe_for(recipe, recipe.data.fold, seed, kind)
         fit, unread = whole.fit.model_copy(update={"track": ()}), LATER if kind != "alone" else (*LATER, "teacher")
         return whole.model_copy(update={"fit": fit} | dict.fromkeys(unread))
 

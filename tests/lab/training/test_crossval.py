@@ -14,7 +14,7 @@ from stillwatch.errors import UserError
 from stillwatch.evaluation.report import report
 from stillwatch.lab.training import crossval, pipeline
 from stillwatch.lab.training.crossval import Task, task, tasks
-from stillwatch.lab.training.runs import RunOptions, finished
+from stillwatch.lab.training.runs import RunOptions, finished_run
 from stillwatch.recipe import Recipe, check
 from stillwatch.run import Progress, Run
 from stillwatch.run import runs as runs_in
@@ -144,7 +144,7 @@ def test_two_processes_share_the_tasks(tmp_path: Path) -> None:
 
     options = RunOptions(tmp_path, TOML, False, Progress(bar))
     folder, made = crossval.crossval(recipe(), tasks(recipe(), 1, folds=2, only=["alone"]), options, jobs=2)
-    assert len(made) == 2 and all(finished(run.recipe, run.info.kind, folder.path) for run in made)
+    assert len(made) == 2 and all(finished_run(run.recipe, run.info.kind, folder.path) for run in made)
     assert [each for each in bars if each[1].startswith("crossval")] == [(2, "crossval toy")]
     assert made[0].text == TOML
 
