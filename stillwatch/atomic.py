@@ -11,7 +11,7 @@ from stillwatch.errors import UserError, one_line
 
 
 def place(name: str) -> Path:
-    """A path, or for a URL (s3://, gs://, memory://) fsspec's, with a Path's methods. Raises UserError."""
+    """A path, or for a URL (s3://, gs://, memory://) fsspec's. Raises UserError."""
     if "://" not in name:
         return Path(name)
     try:

@@ -221,7 +221,7 @@ def write(
     """Write the folder, or leave what was there; an older bundle is replaced in one step.
 
     manifest: `files` empty. files: all but bundle.json and golden.npz. frames: uint8 (n,*shape). golden: model name ->
-    float32 (n,K). Raises UserError where `path` is anything else or the bundle would not load.
+    float32 (n,K). Raises UserError.
     """
     frames, golden = np.asarray(frames), {name: np.asarray(p, np.float32) for name, p in golden.items()}
     _check_golden(path, manifest, frames, golden)
@@ -252,10 +252,7 @@ def write(
 
 
 def load(path: Path | str) -> Bundle:
-    """Check every file's size and sha256.
-
-    Raises UserError: no bundle; a broken or newer manifest; a wrong key; a missing, changed, outside or unlisted file.
-    """
+    """Check every file's size and sha256. Raises UserError for what is no bundle, a newer one, or a changed one."""
     path = Path(path)
     return Bundle(path, _read(path, path))
 
@@ -278,7 +275,7 @@ def _read(folder: Path, place: Path) -> Manifest:
 
 
 def _external(place: Path, path: Path) -> set[str]:
-    """The files that hold an ONNX file's tensors. Raises UserError where it cannot be read."""
+    """The files that hold an ONNX file's tensors."""
     if not (whole := path.stat().st_size):
         return set()
     found, todo = set[str](), [("model", 0, whole)]
@@ -310,7 +307,7 @@ def _external(place: Path, path: Path) -> set[str]:
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    """(value, next position). Raises ValueError for more than 64 bits."""
+    """(value, next position)."""
     value = 0
     for shift in range(0, 70, 7):
         value |= (data[at + shift // 7] & 127) << shift

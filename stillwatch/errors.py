@@ -96,7 +96,6 @@ def in_plain_words(message: str) -> str:
 
 
 def _places(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The path of every key in a table."""
     for name, field in model.model_fields.items():
         if above:
             yield (*above, name)

@@ -70,7 +70,7 @@ def loss(y: ArrayLike, p: ArrayLike) -> float:
 
 
 def ece(y: ArrayLike, p: ArrayLike) -> float:
-    """Expected calibration error, 15 equal bins (Guo et al., On Calibration of Modern Neural Networks, eq. 3)."""
+    """Expected calibration error, 15 equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
     truth, table = checked(y, p)
     return float(np.abs(_gaps(truth, table).sum(0)).sum() / len(truth))
 
@@ -110,22 +110,18 @@ def recall_at_false_alarms(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate
 def apply_temperature(p: ArrayLike, temperature: float, head: str = "softmax") -> Floats:
     """p (N,K) with logits divided by `temperature`. head: "softmax" or "sigmoid".
 
-    float32 limits: a softmax keeps logits up to 87 below the highest; a sigmoid's p is 1 from logit 17.
+    From float32 a softmax keeps logits up to 87 below the highest; a sigmoid's p is 1 from logit 17.
     """
     return _headed(_logits(p, head) / temperature, head)
 
 
 def temperature(y: ArrayLike, p: ArrayLike, head: str = "softmax") -> float:
-    """In [1/4, 20], of lowest negative log likelihood (Guo et al. 2017, arXiv 1706.04599, §4.2).
-
-    Bisection on 1/temperature, where it is convex with slope sum (p_k - y_k) · logit_k (a sigmoid's: per class). If
-    every sample is right the slope has no zero, hence the lower bound.
-    """
+    """In [1/4, 20], of lowest negative log likelihood (Guo et al. 2017, arXiv 1706.04599, §4.2)."""
     truth, _ = checked(y, p)
     logits = _logits(p, head)
     target = np.eye(logits.shape[1])[truth]
     low, high = np.log(COLDEST), np.log(HOTTEST)
-    for _ in range(40):
+    for _ in range(40):  # the loss is convex in 1/temperature; where every sample is right its slope has no zero
         middle = (low + high) / 2
         slope = ((_headed(logits / np.exp(middle), head) - target) * logits).sum()
         low, high = (middle, high) if slope > 0 else (low, middle)
@@ -146,9 +142,9 @@ def operating_point(
 ) -> dict[str, float] | None:
     """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
 
-    groups: (N,): and for four groups in five at most twice `rate` of their own. Samples at it alarm. Returns
-    {"threshold", "false_alarm_rate", "recall"}; None where all or no classes are safe, or y lacks one kind. Above every
-    score if a safe sample's is highest. Raises ValueError unless 0 <= rate < 1.
+    groups: (N,): and for four groups in five at most twice `rate` of their own. Samples at it alarm. Above every score
+    if a safe sample's is highest. None where all or no classes are safe, or y lacks one kind. Raises ValueError unless
+    0 <= rate < 1.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate {rate} must lie from 0 to below 1")
@@ -276,9 +272,8 @@ def interval(
     """95 % intervals by bootstrap over whole groups: {metric: [low, high]}; None where undefined.
 
     names: of METRICS. p: (N,K), or (S,N,K) from S trainings, averaged and drawn too. groups: (N,), "" (unknown) is
-    drawn alone. folds: (N,), of different nets: what ranks samples is averaged over folds (Forman, Scholz 2010,
-    Apples-to-Apples in Cross-Validation Studies). The ends are _ends': the expanded percentile interval (Hesterberg
-    2015, arXiv 1411.5279, §4.6).
+    drawn alone. folds: (N,), of different nets: what ranks samples is averaged over folds (Forman, Scholz 2010). The
+    ends are the expanded percentile interval's (Hesterberg 2015, arXiv 1411.5279, §4.6).
     """
     weights, codes, picked = bootstrap_weights(groups, len(_stack(p)), draws, seed)
     found = {}
@@ -435,14 +430,11 @@ def _stack(p: ArrayLike) -> NDArray[np.generic]:
 
 
 def bootstrap_weights(groups: Any, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
-    """(D,G) draws of groups, (N,) group of each sample, (D,S) shares of trainings.
-
-    Shares are normal about 1/S, so that a mean spreads as that of S trainings; drawing two or three with replacement
-    would spread by half or two thirds of it.
-    """
+    """(D,G) draws of groups, (N,) group of each sample, (D,S) shares of trainings."""
     codes, number = clusters(groups)
     rng, draws = np.random.default_rng(seed), min(draws, max(10_000_000 // max(number, 1), 1000))
     weights = rng.multinomial(number, np.full(number, 1 / number), size=draws).astype(np.float64)
+    # Normal about 1/S: drawing two or three with replacement would spread by half or two thirds of the true deviation
     noise = rng.normal(size=(draws, trainings))
     noise -= noise.mean(1, keepdims=True)
     picked = 1 / trainings + noise / math.sqrt(trainings * max(trainings - 1, 1))
@@ -460,7 +452,7 @@ def _drawn(
     safe: Sequence[int] = (),
     folds: ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
-    """(S,D) by draw, (S,) as it is. Sums per group are made once, so most draws are one matrix product."""
+    """(S,D) by draw, (S,) as it is."""
     if name not in METRICS:
         raise ValueError(f"{name!r} is no metric; known: {', '.join(METRICS)}")
     parts = np.zeros(len(codes), np.int64) if folds is None else np.asarray(folds)
@@ -503,7 +495,7 @@ def _from_rows(rows: Callable[[Ints, Floats], Floats]) -> Callable[..., Floats]:
 
 
 def _by_fold(figure: Callable[[Ints, Floats, Floats, Sequence[int]], Floats]) -> Callable[..., Floats]:
-    """Mean over folds, weighted by drawn groups, of the first draws only; skips a class that a fold lacks."""
+    """Mean over folds, weighted by drawn groups, of the first draws; skips a class that a fold lacks."""
 
     def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
         few, back = np.unique(weights[: ROUGH_DRAWS if weights.shape[1] < 100 else FEWEST], axis=0, return_inverse=True)
@@ -526,12 +518,7 @@ def _mean(values: Floats, picked: Floats) -> Floats:
 
 
 def _ends(values: Floats, whole: Floats, picked: Floats, groups: int) -> list[float] | None:
-    """Expanded percentile interval of the mean of (S,D) draws; None where most are undefined.
-
-    A percentile interval is too narrow by sqrt(G / (G-1)), and uses the normal's quantile for Student's t. So the ends
-    are the quantiles at which a normal with the draws' variance is as wide as t times the true deviation: of one
-    training Phi(-sqrt(G / (G-1)) * t_{0.975,G-1}); of several with Satterthwaite's (1946) degrees of freedom.
-    """
+    """Expanded percentile interval of the mean of (S,D) draws; None where most are undefined."""
     known = np.isfinite(values.sum(0))
     trainings = len(values)
     if known[:FEWEST].mean() < 0.5 or not np.isfinite(whole).all():
@@ -542,6 +529,8 @@ def _ends(values: Floats, whole: Floats, picked: Floats, groups: int) -> list[fl
     true, drawn = by_group + by_training, means.var()
     if not drawn or not true:
         return [float(means.min()), float(means.max())]
+    # Percentiles are too narrow by sqrt(G / (G-1)), and take the normal for Student's t: so the ends are the quantiles
+    # at which a normal with the draws' variance is as wide as t times the true deviation (Satterthwaite 1946)
     free = true**2 / (by_group**2 / (groups - 1) + by_training**2 / max(trainings - 1, 1))
     tail = NormalDist().cdf(-_student(free) * math.sqrt(true / drawn))
     low, high = np.quantile(means, [tail, 1 - tail])

@@ -74,8 +74,7 @@ def save_predictions(
     """Saves fn's answers as the run's predictions/<split>.npz.
 
     x: uint8 (N,H,W,C) or (N,T,H,W,C), read by `batch`, so a memory map stays on disk. ids, groups, sequences, y: N
-    each. Raises UserError for an empty split, unequal lengths, a repeated id, a y outside the labels, or bad
-    probabilities (see `predict`).
+    each. Raises UserError for an empty split, a repeated id, what does not fit together, or as `predict`.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     place, k = f"{run.path.name}, split {split}", len(run.recipe.labels)

@@ -317,7 +317,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def check(raw: dict[str, Any], place: str) -> Recipe:
-    """Raises UserError with place, key, value and nearest right word."""
+    """Raises UserError."""
     try:
         recipe = Recipe.model_validate(raw)
         plans: dict[str, Callable[[Any], Fit]] = dict.fromkeys(("teacher", "student"), recipe.fit_of)

@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def find(table: Table, spec: Spec, place: str = "name") -> Callable[..., Any]:
-    """Checks no options. Raises UserError for an unknown name."""
+    """Checks no options. Raises UserError."""
     name = spec if isinstance(spec, str) else str(spec.get("name", ""))
     if name in table:
         return table[name]
@@ -48,8 +48,7 @@ def resolve(
 
     given: leading parameters that the caller fills. place: the spec's key, in errors. prefix: of option keys,
     `place.name` by default. extra: name -> type of options for the caller. Ranges: `beta: Annotated[float, Field(ge=0)]
-    = 1.0`. Types are strict, but an int does for a float; lists are `list` or `Sequence`. Raises UserError for an
-    unknown name, an unknown or missing option, a wrong type or range.
+    = 1.0`. Types are strict, but an int does for a float; lists are `list` or `Sequence`. Raises UserError.
     """
     entry, own = find(table, spec, place), dict(extra or {})
     options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}

@@ -85,7 +85,7 @@ def bench(
 ) -> Report:
     """Time each file in each runtime, and the others -> what bench.json holds.
 
-    others: the detector and rivals. Raises UserError for an impossible plan or a repeated name.
+    others: the detector and rivals. Raises UserError.
     """
     here = machine()
     counts = tuple(sorted(set(plan.threads or (1, here.cores))))

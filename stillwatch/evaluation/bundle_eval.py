@@ -38,11 +38,9 @@ def judge_bundle(
 ) -> dict[str, Any]:
     """Run each file on a split and report on it beside the run it was exported from.
 
-    run: with predictions of the split; pooling.comparison_set lies beside it. paper: from eval_arrays: pixels uint8
-    (N,T,H,W,C), ids, groups, sequences, y. faces: N, to judge a fusion head too, as <file>+face. Predictions go to
-    out/<file>/predictions/<split>.npz. Returns report.json's content, with "bundle": each file's agreement with the
-    run. Raises UserError if bundle, run and samples do not match, or no file runs here; one that fails is in
-    "warnings".
+    paper: of eval_arrays: pixels uint8 (N,T,H,W,C), ids, groups, sequences, y. faces: (N,), to judge a fusion head too,
+    as <file>+face. Writes out/<file>/predictions/<split>.npz. Returns report.json's content with "bundle": each file's
+    agreement with the run. Raises UserError if bundle, run and samples do not match, or no file runs here.
     """
     out, (x, ids, groups, sequences, y) = Path(out), paper
     said = _belonging(bundle, run, paper, split)

@@ -186,7 +186,7 @@ def variant(run: Run, given: Mapping[str, Run]) -> str:
 
 
 def comparison_set(run: Run, split: str) -> list[Run]:
-    """The runs to read it beside, itself last, if they took the same test.
+    """The runs to read it beside, itself last: those that took the same test.
 
     Of a compressed run: its ancestors and the narrower student that pruning must beat.
     """
@@ -211,7 +211,7 @@ def comparable(run: Run) -> bool:
 def enter(runs: Sequence[Run], split: str) -> list[Entry]:
     """Open finished runs' predictions of one split.
 
-    Raises UserError for no runs, an audit, an unfinished run, missing predictions or different splits.
+    Raises UserError for no runs, an unfinished one, missing predictions or different splits.
     """
     entries: list[Entry] = []
     for run in {run.path.resolve(): run for run in runs}.values():
@@ -242,9 +242,8 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
 def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
     """(teacher, alone, distilled and descendants, by family; lines on what was left out).
 
-    Alone and distilled are cut to common (fold, seed) pairs, each model to a full block: the most folds that one seed
-    covers, then all seeds that cover these. Raises UserError if two runs claim the same fold and seed, folds overlap,
-    or runs of one fold were tested on different samples.
+    Alone and distilled are cut to common (fold, seed) pairs, each model to a full block of them. Raises UserError if
+    two runs claim the same fold and seed, folds overlap, or runs of one fold were tested on different samples.
     """
     keyed = _keyed(entries)
     left: list[str] = []

@@ -35,7 +35,7 @@ class Board(NamedTuple):
 
     @classmethod
     def of(cls, address: str) -> "Board":
-        """ssh://user@host[:port]. Raises UserError for another address."""
+        """ssh://user@host[:port]. Raises UserError."""
         wrong = f"--on {re.sub('//[^@/]*@', '//…@', address)}: is written ssh://user@board or ssh://user@board:port"
         try:
             parts = urlsplit(address)

@@ -51,8 +51,7 @@ class Incident(Segment, total=False):
 def read_truth(path: Path, labels: Sequence[str] = ()) -> list[Segment]:
     """Segments by time, from JSON {"segments": [{"start_s", "end_s", "label"}, …]}.
 
-    Gaps are safe. labels: the bundle's; empty: any word is valid. Raises UserError with place, key, value and nearest
-    word.
+    Gaps are safe. labels: the bundle's; empty: any word is valid. Raises UserError.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -126,11 +125,12 @@ def replay(
     """Play the steps to the alarm and compare its events with the truth.
 
     steps: (seconds, probabilities (K,) or None, status), by time; "empty": a person filter skipped it. readings: the
-    face's new ones up to a second. truth: None leaves its figures None. An event is judged from its start to when it
-    opened. Widened by `tolerance` (s), it is false if it touches no unsafe truth, and right if it touches an incident
-    of its label (any, if it names none or the rule gathers evidence). The first right event that lasts into an incident
-    and opened at most `tolerance` after its end detects it, after max(0, opened - start) seconds. Camera events
-    (blocked, frozen) do not count. Raises UserError for a film without a frame.
+    face's new ones up to a second. truth: None leaves its figures None. Camera events do not count. Raises UserError.
+
+    An event lasts from its start to when it opened, widened by `tolerance` (s). It is false if it touches no unsafe
+    truth, and right if it touches an incident of its label (any, if it names none or the rule gathers evidence). The
+    first right event that lasts into an incident and opened at most `tolerance` after its end detects it, after max(0,
+    opened - start) seconds.
     """
     events: dict[str, ReplayEvent] = {}
     times, answers, gauge, faces = list[float](), list[Answer](), list[float](), list[bool]()
@@ -302,8 +302,6 @@ def _series(
 
 
 def save(report: Report, folder: Path, progress: Progress = NO_PROGRESS) -> list[Path]:
-    """Returns the paths written; without matplotlib no replay.png."""
-
     def picture() -> bytes:
         from stillwatch.evaluation.report import replay_plot
 

@@ -105,7 +105,7 @@ def fitted(about: bundle.Input, picture: NDArray[np.uint8]) -> NDArray[np.uint8]
 
 
 def alarm_of(made: bundle.Bundle, camera: str, rule: Rule | None = None, faces: bool = False) -> Alarm:
-    """faces: whether this camera's are read. Raises UserError if the rule does not suit the labels."""
+    """faces: whether this camera's are read. Raises UserError."""
     manifest = made.manifest
     # Of this start: ids of events must not come again when the process does
     salt = format(int(1000 * time.time()), "x")
@@ -124,7 +124,7 @@ def rule_of(made: bundle.Bundle, own: Rule | None = None) -> Rule:
 
 
 def threshold_of(made: bundle.Bundle, faces: bool = False) -> float | None:
-    """Chosen for a stated rate of false alarms: of net and face together where faces are read and there is a head."""
+    """Of net and face together where faces are read and there is a head."""
     head = made.manifest.fusion
     fused = head.operating if head and faces else None
     return (fused or made.manifest.operating or {}).get("threshold")

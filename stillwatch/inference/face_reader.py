@@ -39,7 +39,7 @@ class FaceReader:
     """Follows one camera's driver; for one thread. detect: the face detector."""
 
     def __init__(self, threads: int = 1, runtime: str | None = None):
-        """Raises UserError where weights are missing, or no runtime here is faithful."""
+        """Raises UserError."""
         self.detect = YuNet(SIDE)
         self.choice, self._net = fastest(weights.find(weights.POINTS), threads, runtime)
         self._last: Face | None = None

@@ -20,7 +20,7 @@ class People:
     def __init__(self, model: Path, every: int = 5, confidence: float = 0.3, threads: int = 1):
         """model: ONNX; one picture of fixed size, pixels 0..255: (1,3,H,W) BGR as YOLOX, or (1,H,W,3) RGB -> YOLOX's
         (1,boxes,5+classes), person as class 0, or a person's probability: (1,1), or the second of (1,2). Raises
-        UserError for another.
+        UserError.
         """
         self.every, self.confidence = every, confidence
         self.checked = self.skipped = 0  # pictures asked; pictures without a person

@@ -51,8 +51,8 @@ def open(
 
     runtime: of RUNTIMES, perhaps with a device: "openvino:GPU", "onnxruntime:CUDAExecutionProvider". shape: (H,W,C) or
     (T,H,W,C). batch: tunes a file of free batch; others split and pad. outputs: 2 appends a bundle's map, or another
-    ONNX file's second output, to the K. scale: of pixels, where an ONNX file takes floats. Raises UserError for an
-    unknown or missing runtime, an unreadable or misshapen file; the function ValueError for other pictures.
+    ONNX file's second output, to the K. scale: of pixels, where an ONNX file takes floats. Raises UserError for a
+    runtime or file that cannot be used; the function ValueError for other pictures.
     """
     entry, device = named(runtime)
     if path.suffix not in entry.formats:
@@ -67,7 +67,7 @@ def open(
 
 
 def named(runtime: str) -> tuple[Runtime, list[str]]:
-    """(runtime, its device if named). Raises UserError for one that is unknown or not here."""
+    """(runtime, its device if named). Raises UserError."""
     name, colon, device = runtime.partition(":")
     if name not in RUNTIMES:
         raise UserError(f"runtime = {runtime!r}: unknown{nearest(name, RUNTIMES)}")
@@ -87,7 +87,7 @@ def named(runtime: str) -> tuple[Runtime, list[str]]:
 def foreign(path: Path, threads: int = 1) -> tuple[Shape, Callable[[NDArray[np.uint8]], NDArray[Any]]]:
     """Somebody else's ONNX file: one sample's shape (names where free), uint8 -> its output.
 
-    Raises UserError for an unreadable file, or several inputs or outputs.
+    Raises UserError.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -320,7 +320,6 @@ def _openvino_stream(core: Any, model: Any, ports: Ports, threads: int, batch: i
 
 
 def _ncnn(path: Path, ports: Ports, threads: int, batch: int) -> Session:
-    """pnnx's two files: float pixels 0..255 (H,W,C) -> K probabilities, one picture a call."""
     import ncnn
 
     net = ncnn.Net()

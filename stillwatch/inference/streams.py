@@ -79,7 +79,6 @@ class Memory:
         self.clear()
 
     def clear(self) -> None:
-        """After a gap."""
         self.seen, self.last = 0, np.inf
         self.states = self._predict.start(1) if isinstance(self._predict, Stream) else []
         self.frames: deque[NDArray[np.uint8]] = deque(maxlen=self.ticks[0] + 1)

@@ -35,8 +35,8 @@ def race(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
-    Rounds are shuffled (seeded), so that other load meets all alike. An untimed call before each warms the cache and
-    lets other threads sleep. After limit_s it ends early, after 3 rounds at least.
+    An untimed call before each warms the cache and lets other threads sleep. After limit_s it ends early, after 3
+    rounds at least.
     """
     order, shuffle = list(entrants), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -49,7 +49,7 @@ def race(
     begun = reported = time.monotonic()
     try:
         for number in range(1, rounds + 1):
-            shuffle(order)
+            shuffle(order)  # so that other load meets all alike
             for name in order:
                 call = entrants[name]
                 call()
@@ -70,10 +70,7 @@ def race(
 
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """Keep this process's threads, new ones too, on so many cores, if the system can.
-
-    First logical cores come first, then high numbers: boards number large cores last.
-    """
+    """Keep this process's threads, new ones too, on so many cores, if the system can."""
     if not can_pin():
         yield
         return
@@ -81,6 +78,7 @@ def pinned(threads: int) -> Iterator[None]:
     for task in _tasks():
         with suppress(OSError):  # a thread may have ended
             before[task] = os.sched_getaffinity(task)
+    # First logical cores first, then high numbers: boards number large cores last
     chosen = sorted(allowed, key=lambda core: (_sibling(core), -core))[:threads]
     try:
         for task in before:

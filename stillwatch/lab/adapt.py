@@ -27,8 +27,8 @@ PRIOR = 0.5  # weight of the statistics that a batch norm had (a prior, as in Sc
 def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
     """A run of kind "adapted": the student after recipe.adapt on each film's beginning, judged on its end.
 
-    to: a folder, film or csv, or a group of the run's test split, whose labels judge. name: what `to` is called. Raises
-    UserError where it collapses, forgets too much, or has no teacher.
+    to: a folder, film or csv, or a group of the run's test split. name: what `to` is called. Raises UserError where it
+    collapses, forgets too much, or has no teacher.
     """
     # Where labels are known, the answers go into predictions/before.npz and adapted.npz, never into a test's: the
     # person is no longer new

@@ -75,7 +75,7 @@ def look(seen: Glance) -> list[float]:
 
 
 def split(found: Inventory, chosen: Grouping | None) -> list[str]:
-    """The lines of data.split. Raises UserError for too few samples."""
+    """The lines of data.split. Raises UserError."""
     most = max(found.labels.values())
     official = {"train", "test"} <= {e.split for e in found.entries} and all(e.split for e in found.entries)
     step = -(-len(found.entries) // len(chosen.groups)) if chosen else 1  # names were looked at evenly spread

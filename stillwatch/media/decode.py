@@ -162,12 +162,10 @@ def frames(container: InputContainer, damaged: Callable[[str], None]) -> Iterato
 
 
 class WholeFrames:
-    """One stream's packets -> their frames, without corrupt ones and those up to the next keyframe, which may refer to
-    them.
-    """
+    """One stream's packets -> their frames, without corrupt ones and those up to the next keyframe."""
 
     def __init__(self, damaged: Callable[[str], None]):
-        """damaged: called for each packet or frame that is left out."""
+        """damaged: called for each that is left out."""
         self._damaged, self._broken = damaged, False
 
     def __call__(self, packet: Packet) -> list[VideoFrame]:
@@ -267,8 +265,8 @@ def clips(
 ) -> Iterator[tuple[Window, list[Picture] | str]]:
     """T frames per window, or why not. Each window comes as soon as it is whole: memory stays flat.
 
-    fit: gets uint8 (H,W,3) RGB. threads: 0: FFmpeg's choice. times: of times_of(); decoding then starts at the keyframe
-    before the first window.
+    fit: gets uint8 (H,W,3) RGB. threads: 0: FFmpeg's choice. times: of times_of(); decoding then starts near the first
+    window.
     """
     waiting = sorted(wanted, reverse=True)  # the next one last
     numbers = {number for window in wanted for number in window}

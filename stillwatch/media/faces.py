@@ -26,7 +26,7 @@ class YuNet:
     """Wu, Peng, Yu: YuNet, a tiny millisecond-level face detector (2023), as OpenCV runs it."""
 
     def __init__(self, side: int = SIDE) -> None:
-        """side: of the longer side to search in, in pixels. Raises UserError where the weights are missing."""
+        """side: of the longer side to search in, in pixels. Raises UserError."""
         self._size, self._side = (0, 0), side
         self._net = cv2.FaceDetectorYN.create(str(weights.find(weights.YUNET)), "", (320, 320), SURE)
 

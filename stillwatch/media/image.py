@@ -76,7 +76,7 @@ def shares(
 ) -> NDArray[np.floating]:
     """Where fit() moves pixels (x, y) (...,2) of a picture of width and height `native` (...,2).
 
-    Returns shares of the new picture's sides, 0..1 inside it. size: (height, width).
+    size: (height, width). Returns shares of the new picture's sides.
     """
     target = np.array(size[::-1], np.float64)
     scale = target / native

@@ -32,7 +32,7 @@ SUBPIXEL = 4  # binary digits behind the point of the coordinates handed to cv2
 def still(scene: str, label: str, person: int, number: int, size: tuple[int, int] = (96, 128)) -> Picture:
     """uint8 (*size,3) RGB; the cabin's channels are equal, as in infrared.
 
-    person: driver or camera. size: (height, width). Raises UserError for an unknown scene or label.
+    person: driver or camera. size: (height, width). Raises UserError.
     """
     act, draw = _scene(scene)
     if label not in LABELS[scene]:
@@ -45,7 +45,7 @@ def still(scene: str, label: str, person: int, number: int, size: tuple[int, int
 def look(
     scene: str, label: str, person: int, number: int, back: Sequence[float], size: tuple[int, int] = (96, 128)
 ) -> Picture:
-    """uint8 (T,*size,3) RGB: one act at each of `back` seconds before a moment. Raises UserError as still()."""
+    """uint8 (T,*size,3) RGB: one act at each of `back` seconds before a moment."""
     act, draw = _scene(scene)
     if label not in LABELS[scene]:
         raise UserError(f"toy label = {label!r}: unknown{nearest(label, LABELS[scene])}")
@@ -71,7 +71,7 @@ def clip(
 ) -> Iterator[tuple[float, Picture, str]]:
     """Yields (seconds, uint8 (*size,3) RGB, label) at fps.
 
-    seed: person or camera, and order of labels. Raises UserError for an unknown scene.
+    seed: person or camera, and order of labels. Raises UserError.
     """
     _, draw = _scene(scene)
     posed = _poses(scene, seconds, seed)

@@ -41,7 +41,7 @@ def local(name: str) -> Path | None:
 
 
 def wanted(rule: Rule) -> bool:
-    """Whether a rule reads faces here. Raises UserError where it must and weights are missing."""
+    """Whether a rule reads faces here. Raises UserError."""
     if rule.faces == "no" or (rule.faces == "auto" and rule.profile != "driver"):
         return False
     if rule.faces == "auto":

@@ -21,7 +21,7 @@ FLUSH = 0.3  # seconds for the last events to reach the outbox
 def serve(loaded: LoadedConfig, log: Callable[[str], None], seconds: float | None = None) -> None:
     """Until SIGTERM, SIGINT, SIGHUP, `seconds`, or the end of every file; then closes within 3 s.
 
-    Raises UserError where it cannot start, and where no camera gave a frame before a signal.
+    Raises UserError where it cannot start, and where no camera gave a frame.
     """
     config = loaded.config
     for words in (*loaded.bad_cameras.values(), *loaded.bad_sinks.values()):

@@ -27,10 +27,7 @@ WAIT = 60.0  # seconds at most before the next try, where one that replaces anot
 
 
 class Worker:
-    """Not thread-safe. One that dies once loaded is replaced; its cameras' memories begin anew.
-
-    Where the new one cannot load, it is tried again and again; its cameras are not looked at meanwhile.
-    """
+    """Not thread-safe. One that dies once loaded is replaced, again and again; its cameras' memories begin anew."""
 
     channel: Channel | None = None  # None: none runs
 

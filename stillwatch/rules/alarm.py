@@ -98,7 +98,7 @@ class Alarm:
         salt: str = "",
     ):
         """labels: K. safe: labels that accuse nobody. salt: makes this start's ids unique. threshold: the bundle's, for
-        evidence, after rule.threshold; default 0.5. Raises UserError for a rule that does not suit the labels.
+        evidence, after rule.threshold; default 0.5. Raises UserError.
         """
         self.camera, self.labels, self.salt = camera, tuple(labels), salt
         self.indicators, preset = indicators(rule, labels, safe, threshold), profile(rule)
@@ -152,10 +152,10 @@ class Alarm:
         """Takes one frame, or word that there is none. Returns what to send.
 
         now: seconds on a forward clock, at least one frame a second. p: float (K,), or None without an answer (best
-        sent every second); ignored unless status is "ok"; NaN is none. After 2 s without an answer, or "empty",
-        accusations end and the past is wiped; "empty" is no camera trouble. readings: of the face since the last step.
-        A step not later than the last is skipped; after 2 s of them the clock was set back and all starts anew. Raises
-        ValueError for another shape of p or an unknown status.
+        sent every second); ignored unless status is "ok"; NaN is none. readings: of the face since the last step. After
+        2 s without an answer, or "empty", accusations end and the past is wiped. A step not later than the last is
+        skipped; after 2 s of them the clock was set back and all starts anew. Raises ValueError for another shape of p
+        or an unknown status.
         """
         x = self._checked(p) if p is not None else None
         if status not in ("ok", "empty", *TROUBLES):

@@ -49,7 +49,7 @@ class Hysteresis:
 
     Shares of the newest interval. held: both ends show them, less half for each unsure end. gone: neither does. share:
     as held, but half where one end does, else windows count short spells too short. seen: the net was sure. sign: a
-    face's, beside or instead of the labels by the rule's `wins`.
+    face's, beside or instead of the labels.
     """
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
@@ -176,12 +176,7 @@ def _level(steps: Sequence[float], value: float) -> int:
 
 
 class Awareness(Indicator):
-    """A driver's attention, 1 when full. It empties in after[-1] s of looking away and fills faster.
-
-    openpilot: per step, awareness += ((R - r)(1 - awareness) + r) · dt/T while attentive, -= dt/T
-    while distracted; R = 5, r = 1.25, T = 11 s. The first is solved for any dt, so the frame rate does not matter: with
-    A = R/(R - r), A - awareness shrinks by exp(-(R - r)·dt/T).
-    """
+    """A driver's attention, as openpilot has it: 1 when full. Looking away for after[-1] s empties it."""
 
     def measure(self, sight: Observation) -> IndicatorState:
         switch, whole, (most, least) = self.switch, self.rule.after[-1], self.rule.recover
@@ -192,6 +187,7 @@ class Awareness(Indicator):
         if switch.held:
             self.left = max(0.0, self.left - switch.held * sight.dt / whole)
         elif switch.gone and sight.calm:
+            # openpilot adds ((most - least)(1 - left) + most) · dt / whole at each step: solved here for any dt
             slope = most - least
             top = most / slope
             self.left = min(1.0, top - (top - self.left) * math.exp(-slope * sight.dt / whole))

@@ -50,11 +50,7 @@ class Deviation(NamedTuple):
 
 
 class Normal:
-    """Running quartiles of the last KEPT samples, which ten bad frames move little.
-
-    The centre is the median; of the eyes the upper quartile less half a spread: lids shut half of the time must not
-    become usual.
-    """
+    """Running quartiles of the last KEPT samples, which ten bad frames move little."""
 
     def __init__(self, prior: Ranges | None = None):
         self._prior = prior or Ranges()
@@ -108,6 +104,7 @@ class Normal:
                 continue
             low, middle, high = np.percentile(x, (25, 50, 75))
             self._spread[place] = min(max(high - low, least), most)
+            # Of the eyes above the median: lids shut half of the time must not become usual
             self._centre[place] = middle if place else high - self._spread[0] / 2
         lids = own[~np.isnan(own[:, 0]), 0]
         rarest = np.percentile(lids, RAREST) if len(lids) else math.inf

@@ -37,8 +37,7 @@ def indicators(
 ) -> list[IndicatorRule]:
     """Without rule.off and indicators whose labels the bundle lacks.
 
-    threshold: the bundle's, after the rule's own; default 0.5. Raises UserError for an unknown indicator, key or label,
-    a bad value, a threshold nothing uses, or no indicator left.
+    threshold: the bundle's, after the rule's own; default 0.5. Raises UserError.
     """
     table = _named(profile(rule).indicators, labels, safe)
     if rule.threshold is not None and not any(one.how == "evidence" for one in table.values()):

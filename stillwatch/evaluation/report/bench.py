@@ -105,8 +105,8 @@ def _f1(row: Row) -> float | None:
 def picture(report: Report) -> bytes:
     """PNG of latency (p50 to p95, fewest threads) against macro-F1 on validation.
 
-    Colour: file. Marker: runtime. Ring: fastest faithful file. Hollow: unfaithful. Tick on the time axis: no accuracy.
-    Below: latency and temperature without a pause, if measured.
+    Ring: fastest faithful file. Hollow: unfaithful. Tick on the time axis: no accuracy. Below: latency and temperature
+    without a pause, if measured.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

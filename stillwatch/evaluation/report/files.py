@@ -16,7 +16,7 @@ def save(
 ) -> list[Path]:
     """Write both (file name, content) and return their paths. Without matplotlib: no picture, but a hint.
 
-    Raises UserError if the folder is not writable.
+    Raises UserError.
     """
     files = {report[0]: report[1].encode()}
     try:

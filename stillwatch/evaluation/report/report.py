@@ -37,8 +37,7 @@ def compare(
 
     Folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the confident mistakes. more:
     further keys; its "warnings" come first. looks: of the last run, where faces are known. A part that cannot be
-    computed is null, with a warning. Raises UserError if runs are unfinished, differ in test split, or claim the same
-    fold and seed.
+    computed is null, with a warning. Raises UserError as pooling.enter and pooling.models do.
     """
     report, models = assess(runs, split)
     more = dict(more or {})
@@ -101,7 +100,6 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[Report, list[Model
 
 
 def judged(model: Model) -> dict[str, Any]:
-    """Mean over seeds, spread, 95 % intervals."""
     recipe, said = model.entries[0].recipe, model.said
     cost = model.entries[0].run.info.cost
     found = _means(said.y, model.p, said.group, model.fold, recipe)
@@ -290,7 +288,6 @@ def _paint(report: Report, models: Sequence[Model]) -> dict[str, tuple[bytes, by
 
 
 def _encoded(picture: NDArray[np.uint8]) -> tuple[str, bytes]:
-    """uint8 (H,W), (H,W,1) or (H,W,3) -> PNG if tiny, else JPEG."""
     from matplotlib.image import imsave
 
     rgb = picture[..., None] if picture.ndim == 2 else picture

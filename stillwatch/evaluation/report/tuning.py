@@ -25,8 +25,7 @@ FEW = 6  # different values of a key, up to which each has a tick of its own
 def picture(path: Path, metric: str, stacked: bool = False) -> bytes:
     """Dots: trials. Line: best so far. Broken line: the recipe as it stood.
 
-    path: trials.csv: number, state, value, the keys, seconds, note. metric: lower "loss" is better. Raises UserError if
-    the file is missing or no trial has a value.
+    path: trials.csv: number, state, value, the keys, seconds, note. Raises UserError.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:

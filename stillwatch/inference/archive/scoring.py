@@ -75,13 +75,11 @@ def score(
     Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. A net of
     clips gives a row per window of T frames, time_s its start. Where faces are read (a fusion head, or faces = "yes"),
     the newest frame's follows: face_left_eye, … With a head, p_<label> is net and face fused, as on a camera, and
-    net_<label> the net alone; a driver's normal goes through a film, or a folder's pictures by name at five a second.
-    rate: frames a second; None: a net of clips' training rate, else all. workers: single-threaded processes; None: one
-    a core. on: "ray" or "ray://HOST:PORT"; "": this machine.
+    net_<label> the net alone. rate: frames a second; None: a net of clips' training rate, else all. workers:
+    single-threaded processes; None: one a core. on: "ray" or "ray://HOST:PORT"; "": this machine.
 
     Unreadable files go to `<out>.errors.csv`. A rerun resumes from `<out>.parts`, and scores what is new, changed, or
-    for another bundle or rate. Raises UserError for a wrong bundle, folder or ending, and while another score writes
-    `out`.
+    for another bundle or rate. Raises UserError, also while another score writes `out`.
     """
     start = time.monotonic()
     made = _checked(bundle, folder, out, rate, workers)
@@ -108,8 +106,7 @@ def score_share(
 ) -> int:
     """Do one job's share of the shards, for merge(). Returns how many files it holds.
 
-    The first job lists the archive and chooses the file and runtime for all. Raises UserError, also where these do not
-    run here.
+    The first job lists the archive and chooses the file and runtime for all. Raises UserError.
     """
     made = _checked(bundle, folder, out, rate, workers)
     table.parquet()
@@ -187,7 +184,7 @@ def _cut(made: bundles.Bundle, folder: Path) -> list[tuple[File, ...]]:
 def _task(
     made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress, shared: bool = False
 ) -> Task:
-    """Keeps the earlier file and runtime for the same bundle and rate. shared: others may be at work there."""
+    """Keeps the earlier file and runtime for the same bundle and rate."""
     about, head, asked = made.manifest.input, made.manifest.fusion, rule_of(made)
     faces = (head is not None or asked.faces == "yes") and weights.wanted(asked)
     if head and not faces:

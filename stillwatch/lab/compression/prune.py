@@ -28,10 +28,9 @@ Layer: TypeAlias = nn.Conv2d | nn.Linear
 def prune(parent: Run, options: RunOptions, anyway: bool = False) -> Run:
     """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the finished run.
 
-    Ranks channels by their weights' norm (Fang et al. 2023, DepGraph, arXiv 2301.12900) among isomorphic layers (Fang
-    et al. 2024, Isomorphic Pruning, arXiv 2407.04616), in recipe.prune.steps equal steps, each fine-tuned. Resumes an
-    interrupted run. Raises UserError, before a run is made, for an unfinished student, one that learnt nothing (unless
-    `anyway`), changed data, or an unreachable prune.keep.
+    Ranks channels by their weights' norm (DepGraph, arXiv 2301.12900) among isomorphic layers (Isomorphic Pruning,
+    arXiv 2407.04616), in recipe.prune.steps equal steps, each fine-tuned. Resumes an interrupted run. Raises UserError,
+    before a run is made, for changed data and a student that cannot be pruned, or learnt nothing (unless `anyway`).
     """
     runs.require_finished(parent, STUDENTS, f"student: {', '.join(STUDENTS)}")
     runs.require_learnt(parent, "not pruned", anyway, options.progress)
@@ -151,7 +150,7 @@ def _layers(net: nn.Module) -> dict[str, Layer]:
 
 
 def narrow(net: Classifier, data: Dataset, macs: float, params: float, round_to: int) -> None:
-    """Remove the least important channels until the net is within these MACs and parameters. Raises UserError."""
+    """Remove the least important channels until the net is within these MACs and parameters."""
     hw, channels = data.recipe.data.hw, data.recipe.data.channels
     places = dict.fromkeys(_layers(net.cpu()).values(), 0)  # in one picture: 1 where the layer gives a vector
 

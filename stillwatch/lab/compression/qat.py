@@ -36,8 +36,8 @@ def learn(
 ) -> None:
     """Fine-tune net under fake quantisation, in place, with batch norms folded first.
 
-    teacher: float; None leaves out the losses that need one. run: keeps the state for resuming. Jacob et al. 2018,
-    Quantization and Training of Neural Networks, §3 (arXiv 1712.05877), with scales per channel.
+    teacher: float; None leaves out the losses that need one. run: keeps the state for resuming. Jacob et al. 2018
+    (arXiv 1712.05877), §3, with scales per channel.
     """
     torch.manual_seed(plan.seed)
     fold(net, data.picture(data.rows["train"][:2]))

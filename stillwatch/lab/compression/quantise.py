@@ -1,6 +1,6 @@
 """Quantise: a run's net in INT8, by the cheapest stage that keeps its accuracy and is faster here.
 
-Stages: post-training, accuracy-aware, quantisation-aware training. Validation decides; test is read last.
+Validation decides; test is read last.
 """
 
 import importlib.util

@@ -84,8 +84,6 @@ class Faces(Record):
 
 
 class Unlabelled(Record):
-    """Of samples without a label, beside the test split."""
-
     samples: int
     skipped: int
     people: list[str]  # groups of the test split among them, by name
@@ -124,8 +122,7 @@ def audit(
 ) -> AuditReport:
     """Look for leaks, duplicates, imbalance and bad files.
 
-    samples: N, with their splits. clips: uint8 (N,T,H,W,C). split: the recipe's data.split. Raises ValueError where
-    they differ in number.
+    samples: N, with their splits. clips: uint8 (N,T,H,W,C). split: the recipe's data.split.
     """
     if len(samples) != len(clips):
         raise ValueError(f"{len(samples)} samples but {len(clips)} pictures")

@@ -222,7 +222,7 @@ def mixup(alpha: Annotated[float, Field(gt=0)] = 0.2) -> float:
 
 
 def plan(specs: Sequence[Spec], seed: int) -> Augment:
-    """The recipe's `fit.augment`. Raises UserError for an unknown op or option."""
+    """The recipe's `fit.augment`. Raises UserError."""
     steps, alpha = [], 0.0
     table = AUGMENTS | {"mixup": mixup}
     for place, spec in enumerate(specs):

@@ -51,8 +51,7 @@ def pictures(
 ) -> Store:
     """Decode every sample once, keyed by the files' content, in little memory.
 
-    place: where they lie, if not in data.root. Raises UserError where more than data.max_bad of the samples cannot be
-    used.
+    place: where they lie, if not in data.root. Raises UserError where more than data.max_bad cannot be used.
     """
     workers = workers or min(8, len(os.sched_getaffinity(0)))
     paths = sorted({path for sample in found.samples for path in (sample.path, *sample.older)})
@@ -133,9 +132,7 @@ def outputs(
     batch: int = 64,
 ) -> dict[str, NDArray[np.floating]]:
     """compute(rows, view) -> tensors (B,...) by name, once: name -> (V,N,...), memory-mapped fp16, beyond its range
-    fp32.
-
-    key: all that the values depend on.
+    fp32. key: all that the values depend on.
     """
     folder = home() / what / short([str(FORMAT), str(count), str(views), *key])
     if not folder.is_dir():

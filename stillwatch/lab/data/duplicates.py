@@ -65,9 +65,9 @@ class Conflicts(Record):
 
 
 class LookAlikes(Record):
-    """Test samples whose most alike picture is a training sample: the same person, camera or recording in both.
+    """Test samples whose most alike picture is a training sample: of the same person, camera or recording.
 
-    Such pairs were of one group in 99.9 %; a grouped split has none.
+    A grouped split has none.
     """
 
     test_in_train: int
@@ -271,11 +271,7 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def _altered(
     samples: Sequence[Sample], clips: Pictures, unique: Unique, rows: Ints, known: Ints, progress: Progress
 ) -> tuple[Ints, Ints]:
-    """(copies, overlapping pictures) as new pairs (P,2) of unique pictures.
-
-    Bounded: an even share of MOST pictures, and PAIRS pairs: test in train first, then other splits, each picture's
-    most alike before its second. Nothing below SMALLEST pixels.
-    """
+    """(copies, overlapping pictures) as new pairs (P,2) of unique pictures."""
     if min(clips.shape[2:4]) < SMALLEST:
         return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
     rows, views = _share(rows), Views(clips, unique.first)
@@ -293,6 +289,7 @@ def _altered(
                 splits = {int(unique.split[a]), int(unique.split[b])}
                 urgent = 2 if splits == LEAK else len(splits) - 1
                 found[a, b, mirrored] = max(found.get((a, b, mirrored), (0, -9, 0.0)), (urgent, -rank, likeness))
+    # Test in train first, then other splits; each picture's most alike before its second
     best = sorted(found, key=lambda pair: found[pair], reverse=True)[:PAIRS]
     copies, overlapping = [np.zeros((0, 2), np.int64)], [np.zeros((0, 2), np.int64)]
     for a, b, mirrored in progress.bar(best, len(best), "looking for altered copies"):
@@ -309,8 +306,7 @@ def _look_alikes(
 ) -> Iterator[tuple[int, int, int, float]]:
     """(query, partner, rank, correlation): each picture's most alike in the other splits, and in its own.
 
-    small: (N,3,M), with and without margins, so that a crop meets its source. Pictures of one named recording (names)
-    are not paired.
+    small: (N,3,M). names: pictures of one recording are not paired.
     """
     side = small.reshape(len(small), 3, GRID, GRID)[..., ::-1].reshape(small.shape) if mirrored else small
     for here in np.unique(split):
@@ -318,7 +314,7 @@ def _look_alikes(
         for among, most in ((own, 2), (np.flatnonzero(split != here), 4)):
             for start in range(0, len(own) if len(among) else 0, 512):
                 block = own[start : start + 512]
-                like = side[block, 0] @ small[among, 0].T
+                like = side[block, 0] @ small[among, 0].T  # 1, 2: without margins, as a crop's source
                 for cut in (1, 2):
                     np.maximum(like, side[block, 0] @ small[among, cut].T, out=like)
                     np.maximum(like, side[block, cut] @ small[among, 0].T, out=like)

@@ -35,7 +35,7 @@ __all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather", "unlabel
 def gather(recipe: Recipe) -> Found:
     """All samples of the recipe's data with their groups, and what was skipped.
 
-    Raises UserError for a missing root, an unknown source, option or group, other labels, and nothing found.
+    Raises UserError.
     """
     data, labels = recipe.data, recipe.labels
     options = data.source if isinstance(data.source, dict) else {}
@@ -80,7 +80,7 @@ def gather(recipe: Recipe) -> Found:
 
 
 def unlabelled(data: Data) -> Found:
-    """data.unlabelled: a folder of pictures and films, a film, or a CSV. Raises UserError for nothing."""
+    """data.unlabelled: a folder of pictures and films, a film, or a CSV. Raises UserError."""
     # Of a film two frames or looks a second are taken, or more where data says so; samples without a group may stay so
     assert data.unlabelled is not None
     place = data.unlabelled

@@ -75,7 +75,7 @@ class Found:
 def driver_inattention(data: Data, labels: tuple[str, ...]) -> Found:
     """The public export: flat train/ valid/ test/, `_classes.txt`, `_annotations.txt` (FILE x1,y1,x2,y2,ID).
 
-    Files are RECORDING-FRAME_jpg...; the frame is the time. Raises UserError where a table is missing.
+    Files are RECORDING-FRAME_jpg...; the frame is the time. Raises UserError.
     """
     found = Found()
     folders = [folder for folder in subfolders(data.root) if folder.name in SPLIT_NAMES]
@@ -129,7 +129,7 @@ def _annotation(line: str, classes: Sequence[str]) -> tuple[str, str, Box | None
 
 
 def folders(data: Data, labels: tuple[str, ...]) -> Found:
-    """root/CLASS/[GROUP/]*.jpg, or root/{train,valid|val,test}/CLASS/...: one folder a class.
+    """root/CLASS/[GROUP/]*.jpg, or root/{train,valid|val,test}/CLASS/...
 
     Names that differ only in a final number are one recording, unless one comes twice; Roboflow's as in frame_of.
     """
@@ -215,7 +215,7 @@ def cut(row: Sample, data: Data, found: Found, limit: int = 0, rate: float | Non
 def idx(data: Data, labels: tuple[str, ...]) -> Found:
     """The IDX pairs of MNIST (`train-images-idx3-ubyte[.gz]`, `t10k-...` or `test-...`), LeCun et al. 1998.
 
-    The label is the number as text. Raises UserError for a bad file, and partners that differ in number.
+    The label is the number as text. Raises UserError.
     """
     found, pairs = Found(), 0
     names = sorted(path.name for path in data.root.iterdir() if path.is_file())
@@ -253,7 +253,7 @@ def _rows(samples: Sequence[Sample]) -> Iterator[tuple[Sample, NDArray[np.uint8]
 
 @lru_cache(maxsize=2)  # a file is asked for once by the source and once by each decoding worker
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """A ubyte IDX file, plain or gzipped. Raises UserError for anything else."""
+    """A ubyte IDX file, plain or gzipped. Raises UserError."""
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -309,7 +309,7 @@ def _look_back(found: Found, look: Sequence[float]) -> None:
 
 
 def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: list[Skipped]) -> list[Sample]:
-    """Rows whose column `key` names a file. Raises UserError for a CSV that is none, or mostly wrong."""
+    """Rows whose column `key` names a file."""
     lines, columns = read_table(path)
     by_column = (data.group or "").startswith("column:")
     column = (data.group or "").removeprefix("column:") if by_column else "group"
@@ -336,7 +336,7 @@ def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: l
 
 
 def read_table(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """Rows with stripped cells, and columns. Raises UserError for a file that is no CSV."""
+    """Rows with stripped cells, and columns. Raises UserError."""
     try:
         raw = path.read_bytes()
         # Spreadsheets write UTF-16 with its mark, and whatever parts lists in the country's own numbers

@@ -20,8 +20,7 @@ def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
     """Give each sample its split, in any order; negatives are always train.
 
     official: the source's; without a valid, it is taken from train. grouped: test is fold `fold` of
-    StratifiedGroupKFold; valid is the next fold, or a share of train. ratio: the same without groups. Raises UserError
-    for an impossible split.
+    StratifiedGroupKFold; valid is the next fold, or a share of train. ratio: the same without groups. Raises UserError.
     """
     ordered = sorted((sample for sample in samples if not sample.negative), key=lambda sample: sample.id)
     splits = [sample.split for sample in ordered]
@@ -104,7 +103,7 @@ def _folded(samples: Sequence[Sample], data: Data) -> list[str]:
 def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, seed: int, blocks: bool) -> list[str]:
     """Move about `share` of each label's training samples, sorted by id, to valid.
 
-    blocks: a long recording gives one block of time, at the same relative place for each label; others go whole.
+    blocks: a long recording gives one block of time, at the same place for each label; others go whole.
     """
     chance = np.random.default_rng(seed)
     out = list(splits)

@@ -37,7 +37,7 @@ class Calibration:
         return {"value": value, "ece_before": before, "ece_after": after, **self._about()}
 
     def operating(self, recipe: Recipe, temperature: float, head: str) -> bundle.OperatingPoint | None:
-        """The threshold for export.false_alarms. From new people it also keeps four in five within twice that rate."""
+        """The threshold for export.false_alarms. New people: four in five stay within twice that rate."""
         safe, wanted = [recipe.labels.index(label) for label in recipe.safe], recipe.export.false_alarms
         p = metrics.apply_temperature(self.p, temperature, head)
         known, group = self.people == "known", self.group if self.people == "new" else None
@@ -55,7 +55,7 @@ class Calibration:
 
 
 def on_validation(run: Run, data: Dataset) -> Calibration:
-    """Raises UserError where the run kept no answers on its validation split."""
+    """Raises UserError where the run kept no answers on it."""
     said = predictions.read(run, "valid")
     groups = {split: {data.samples[row].group for row in data.rows[split]} for split in ("train", "valid")}
     apart = "" not in groups["valid"] and not groups["train"] & groups["valid"]
@@ -65,8 +65,8 @@ def on_validation(run: Run, data: Dataset) -> Calibration:
 def out_of_fold(folder: Run, run: Run) -> Calibration:
     """What the nets of a crossval answer on the people that each has left out: all folds, all seeds.
 
-    The nets are of the run's kind, or of the student that it came of. Raises UserError for a crossval of other labels,
-    data or student, or without a fold.
+    The nets are of the run's kind, or of the student that it came of. Raises UserError for another crossval than the
+    run's.
     """
     place, recipe = folder.path, run.recipe
     if folder.info.kind != "crossval":

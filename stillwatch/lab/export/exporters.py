@@ -139,7 +139,7 @@ def temperature_of(run: Run) -> float:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
-    """Write without unused constants. Raises UserError for invalid ONNX."""
+    """Write without unused constants. Raises UserError."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -165,8 +165,7 @@ def to_onnx(
     """Write "frames" dtype (batch,*shape) -> "probabilities" float32 (batch,K).
 
     shape: (H,W,C) or (T,H,W,C). batch: None for a free dimension. A streamed net takes one frame (H,W,C) a call, and
-    its states as further inputs NAME and outputs next_NAME. Raises UserError where torch cannot export at this opset or
-    the result is invalid ONNX.
+    its states as further inputs NAME and outputs next_NAME. Raises UserError where torch cannot export this.
     """
     # Laid out so that NCHW is contiguous, as the weights are: torch writes the pooling of channels_last maps as a
     # gather over as_strided

@@ -50,8 +50,8 @@ def last_index(net: Any, stride: int) -> int:
 
 
 def from_timm(name: str, options: dict[str, Any], own: Iterable[str] = ()) -> Backbone:
-    """Split into steps where it is a plain chain of children. Raises UserError for an unknown name, a wrong option, or
-    a net without a pooled feature.
+    """Split into steps where it is a plain chain of children. Raises UserError, also for a net without a pooled
+    feature.
     """
     if not timm.is_model(name):
         close = hint if "did you" in (hint := nearest(name, [*own, *timm.list_models()])) else ""

@@ -208,8 +208,8 @@ def build(
     """A recipe's Net with its weights. Random parts come from torch's global generator.
 
     data_hw: (height, width) in pixels. channels: 1 or 3. moments: of the T frames, as Data.moments. net.options: of the
-    NETS entry or timm.create_model; `size` (side, or [height, width]) resizes the input. Raises UserError for an
-    unknown name, option, stage or weights, and a front that does not suit the moments.
+    NETS entry or timm.create_model; `size` (side, or [height, width]) resizes the input. Raises UserError for what
+    cannot be built or does not suit the moments.
     """
     options = dict(net.options)
     size = options.pop("size", None)

@@ -80,7 +80,7 @@ class Shift:
 def add_shift(net: nn.Module, steps: int, both: bool, name: str) -> list[Shift]:
     """Before each residual block's first convolution, inside its branch. State keys stay.
 
-    Raises UserError for a net without residual blocks of convolutions.
+    Raises UserError where there is none.
     """
     shifts = []
     for block in net.modules():

@@ -18,7 +18,7 @@ def imagenet(net: nn.Module, name: str, files: tuple[str, ...] | None = None, fr
     """Load ImageNet weights from STILLWATCH_WEIGHTS, else timm's cache or the hub; fp16 becomes float.
 
     files: possible names for an own net, timm's last; () if it has no weights. fresh: prefixes of tensors that the file
-    lacks. Raises UserError for a file that does not fit, a net without weights, or an unreachable hub.
+    lacks. Raises UserError where they are not found or do not fit.
     """
     if files is None:
         files = (name, name.split(".")[0])
@@ -36,7 +36,7 @@ def imagenet(net: nn.Module, name: str, files: tuple[str, ...] | None = None, fr
 def from_path(net: nn.Module, head: nn.Linear, place: str) -> None:
     """Load a run's folder, a .safetensors file or a torch state dict, of a Classifier or a bare net.
 
-    The head loads only if it fits. Raises UserError for a missing, unreadable or unfitting file.
+    The head loads only if it fits. Raises UserError where they are not found or do not fit.
     """
     path = Path(place)
     if path.is_dir():
@@ -103,7 +103,7 @@ def _headless(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _lay(net: nn.Module, state: dict[str, Tensor], source: str, fresh: tuple[str, ...] = ()) -> None:
-    """Copy every tensor, fp16 as float. Raises UserError for wrong names or shapes."""
+    """Copy every tensor, fp16 as float. Raises UserError."""
     own = net.state_dict()
     wanted = {k for k in own if not k.startswith(fresh)} if fresh else set(own)
     counters = {k for k in wanted if k.endswith("num_batches_tracked")}

@@ -33,8 +33,8 @@ class Task(NamedTuple):
 def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, source: str = "") -> Run:
     """The finished run of one fold, seed and kind in `root`: found, resumed or trained.
 
-    A distilled one first asks for its teacher, a teacher for its students. Tasks run in any order and number of
-    processes; one that another process works on is waited for. Raises UserError as teach and distil do.
+    A distilled one first asks for its teacher, a teacher for its students; one that another process works on is waited
+    for. Raises UserError as teach and distil do.
     """
     mine = recipe_for(recipe, fold, seed, kind)
     if kind == "distilled" and not mine.teacher.init:

@@ -90,7 +90,7 @@ def fit(
     """Train step.net for plan.epochs, or from where `run` stopped. Returns the kept epoch's figures.
 
     judge: net -> validation figures, including plan.metric. after: gets each epoch's; True ends the training. Writes
-    best.pt, last.pt and metrics.jsonl. Raises UserError for a part of the loss that is no longer a number.
+    best.pt, last.pt and metrics.jsonl. Raises UserError where the loss is not a number.
     """
     # A resumed run gives an unbroken one's numbers: rates, orders and chance depend only on (seed, epoch, step)
     # ---- what is trained, and by what
@@ -182,7 +182,7 @@ class Meter:
         self.count += 1
 
     def means(self, accelerator: Accelerator, epoch: int) -> dict[str, Any]:
-        """Over all processes. Raises UserError for the first part that was not a number."""
+        """Over all processes. Raises UserError where one is not a number."""
         assert self.total is not None and self.first_bad is not None
         total = accelerator.reduce(self.total / self.count, "mean").tolist()
         first_bad = accelerator.gather(self.first_bad[None]).amin(0).tolist()

@@ -37,10 +37,7 @@ class Task:
 
 
 def parts(specs: Iterable[Spec], task: Task) -> dict[str, tuple[float, nn.Module]]:
-    """The recipe's fit.loss: name -> (weight, module). A repeated name becomes `kd-2`.
-
-    Raises UserError for an unknown part or option, a value out of range, or an unfit part.
-    """
+    """The recipe's fit.loss: name -> (weight, module). A repeated name becomes `kd-2`. Raises UserError."""
     made: dict[str, tuple[float, nn.Module]] = {}
     for spec in specs:
         factory = find(LOSSES, spec, "fit.loss")
@@ -116,9 +113,8 @@ class Distillation(nn.Module):
     """Hinton, Vinyals, Dean 2015 (arXiv 1503.02531): the teacher's softened output, times T².
 
     form: "kl", KL(teacher‖student), or "ce", cross-entropy with the teacher's output (same gradient at constant T).
-    temperature: a number, or {from, to, by = constant | linear | cosine}. standardise: z-score the logits first (Sun et
-    al. 2024, arXiv 2403.01427). A sigmoid head distils each class as a yes or no, summed; head = "softmax" compares
-    softmaxes instead.
+    temperature: a number, or {from, to, by}. standardise: z-score the logits first (Sun et al. 2024, arXiv 2403.01427).
+    A sigmoid head distils each class as a yes or no, summed; head = "softmax" compares softmaxes instead.
     """
 
     needs_teacher = True

@@ -283,7 +283,7 @@ def train(
 ) -> dict[str, Any]:
     """Fit any net and load the kept epoch's weights. Returns that epoch's figures.
 
-    run: gets best.pt, last.pt and metrics.jsonl; an interrupted run resumes. after: as in fit.
+    run: gets best.pt, last.pt and metrics.jsonl; an interrupted one resumes. after: as in fit.
     """
     step.to(accelerator.device)
     parts = (data, *(data.unlabelled if teacher_net and plan.unlabelled else ()))

@@ -282,8 +282,7 @@ def finished_run(recipe: Recipe, kind: str, root: Path | str, fingerprint: str =
 
 def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
     """teacher.init, or the newest finished teacher with the same name, labels, data, split and net, its seed's best.
-
-    Raises UserError where there is none.
+    Raises UserError.
     """
     if isinstance(recipe.teacher.init, Path):
         run = Run.open(recipe.teacher.init)
@@ -346,7 +345,6 @@ def check_weights(net: Net, data: "Dataset") -> None:
 
 
 def _unseen(run: Run, data: "Dataset", what: str) -> None:
-    """Raises UserError where the run learnt from pictures of valid or test, or from people of a grouped test."""
     learnt, mine, theirs = trained_on(run), data.recipe.data, run.recipe.data
     held = {data.samples[row].id for split in ("valid", "test") for row in data.rows[split]}
     way = "take one of the same data.split, data.fold and data.seed"

@@ -72,7 +72,7 @@ def side_of(recipe: Recipe) -> tuple[Net, Fit]:
 
 
 def keys_of(recipe: Recipe) -> list[Key]:
-    """recipe.tune.keys, checked without data. Raises UserError with the nearest valid word."""
+    """recipe.tune.keys, checked without data. Raises UserError."""
     if not recipe.tune.keys:
         raise UserError('tune.keys: empty; name what may change, such as {"fit.lr" = {from=1e-4, to=1e-2, log=true}}')
     keys = []

@@ -50,10 +50,10 @@ def tune(
 ) -> Path:
     """Search recipe.tune.keys for the best validation figure, up to `trials` in all; returns best.toml.
 
-    Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, Algorithms for Hyper-Parameter
-    Optimization, §4); the median rule stops them (Golovin et al. 2017, Google Vizier, §3.2.2). Resumes, unless `fresh`.
-    storage: a file for Optuna's journal or a shared database's URL; None: a file in the run. Raises UserError, before
-    training, for a key that cannot be tuned, and where no trial completed.
+    Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, §4); the median rule stops them
+    (Golovin et al. 2017, §3.2.2). Resumes, unless `fresh`. storage: a file for Optuna's journal or a shared database's
+    URL; None: a file in the run. Raises UserError, before training, for a key that cannot be tuned, and where no trial
+    completed.
     """
     # ---- every key is checked before the data are read
     if trials < 1:

@@ -18,7 +18,7 @@ class Blur:
     """Takes one camera's pictures, in order."""
 
     def __init__(self, how: Literal["none", "faces", "all"], find: Callable[[Picture], list[Box]] | None = None):
-        """find: the face detector; None: YuNet. Raises UserError where its weights are missing."""
+        """find: the face detector; None: YuNet. Raises UserError."""
         self.how = how
         self._find = (find or boxes(YuNet())) if how == "faces" else None
         self._held: list[tuple[float, Box]] = []

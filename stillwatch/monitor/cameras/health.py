@@ -15,10 +15,7 @@ DARK, EVEN = 40, 3  # of 255: nearly the brightest of a black picture; standard 
 
 
 class PictureHealth:
-    """Frozen: for FROZEN seconds and two keyframes each picture equals one of the last few, as no noisy sensor's does.
-
-    Encoders vary a still picture within a group, and may leave a quiet scene alone between keyframes.
-    """
+    """Frozen: for FROZEN seconds each picture equals one of the last few, as no noisy sensor's does."""
 
     def __init__(self, live: bool):
         self._live = live
@@ -44,6 +41,7 @@ class PictureHealth:
             self._still = (frame.time, keyframes)
         since, counted = self._still
         black = self._dark is not None and frame.time - self._dark >= BLACK
+        # Two keyframes: encoders vary a still picture within a group, and may leave a quiet scene alone between groups
         frozen = self._live and frame.time - since >= FROZEN and keyframes - counted >= 2
         self._status = "black" if black else "frozen" if frozen else "ok"
         return self._status

@@ -19,7 +19,7 @@ KEPT = 256  # readings that wait for a frame to travel with
 
 
 def wanted(rule: Rule, source: str) -> bool:
-    """Whether a camera's faces are read; drawn drivers need no weights. Raises UserError as weights.wanted."""
+    """Whether a camera's faces are read; drawn drivers need no weights. Raises UserError."""
     if not source.startswith("toy://"):
         return weights.wanted(rule)
     asked = rule.faces == "yes" or (rule.faces == "auto" and rule.profile == "driver")
@@ -27,7 +27,7 @@ def wanted(rule: Rule, source: str) -> bool:
 
 
 def reader(source: str) -> Reader:
-    """A drawn driver's is drawn too. Raises UserError where weights are missing."""
+    """A drawn driver's is drawn too. Raises UserError."""
     if kind(source) == "toy":
         toy = Toy.parse(source)
         return synthetic.reader(toy.seconds or ROUND, toy.seed, toy.size)

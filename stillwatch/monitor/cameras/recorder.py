@@ -31,16 +31,12 @@ ENCODER = "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 class BufferedPacket(NamedTuple):
-    """clock: seconds of the Alarm; dts, pts: seconds of this buffer, dts rising. header: codec, size and extradata as a
-    NUT file of one packet, which outlives its stream; one object a clip.
-    """
-
     data: bytes
     keyframe: bool
-    clock: float
-    dts: float
+    clock: float  # seconds of the Alarm
+    dts: float  # seconds of this buffer, rising
     pts: float
-    header: bytes
+    header: bytes  # codec, size and extradata as a NUT file of one packet, which outlives its stream
 
 
 class Clip:

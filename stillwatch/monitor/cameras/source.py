@@ -106,7 +106,7 @@ def open_error(error: BaseException, source: str) -> str:
 
 
 def kind(source: str) -> Kind:
-    """Raises UserError for a missing file, an unknown scheme, or an invalid toy."""
+    """Raises UserError."""
     if source.isdigit() or source.startswith("/dev/video"):
         return "device"
     place = f"source = {redact(source)}"
@@ -152,7 +152,7 @@ class Toy(NamedTuple):
 
     @classmethod
     def parse(cls, source: str) -> "Toy":
-        """Raises UserError that names the wrong part."""
+        """Raises UserError."""
         place = f"source = {redact(source)}"
         name, _, query = source.removeprefix("toy://").partition("?")
         if (name := name.rstrip("/")) not in TOYS:
@@ -369,7 +369,7 @@ def frames(source: str, fps: float | None = None, live: float = 0.0) -> Iterator
     """What a watch on a file, folder or toy sees: (seconds, RGB uint8 (H,W,3)).
 
     fps: at most, of a film or toy; a folder's pace (10 if None). An endless toy gives 60 s. live: seconds of a device
-    or stream. Raises UserError for one without them, and for what cannot be read.
+    or stream. Raises UserError for what cannot be read.
     """
     what = kind(source)
     limiter = RateLimiter(None if what == "folder" else fps)

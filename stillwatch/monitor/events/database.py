@@ -156,10 +156,7 @@ def events(
     before_id: str | None = None,
     limit: int = 100,
 ) -> list[StoredEvent]:
-    """Newest first. since, until: epoch seconds of `opened`. level: the lowest.
-
-    Raises UserError for a folder without a database and for an unknown level.
-    """
+    """Newest first. since, until: epoch seconds of `opened`. level: the lowest. Raises UserError."""
     if level is not None and level not in LEVELS:
         raise UserError(f"level = {level!r}: unknown{nearest(level, LEVELS)}")
     conditions = {

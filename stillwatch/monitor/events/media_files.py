@@ -128,7 +128,7 @@ def make_room(folder: Path) -> list[str]:
 def file_negatives(folder: Path, event: "StoredEvent", label: str) -> int:
     """File an event's frames (one a second of its clip, or its thumbnail) as pictures of `label`; returns how many.
 
-    Raises UserError for a label that is no folder's name.
+    Raises UserError.
     """
     if not label or label.startswith(".") or "/" in label or "\\" in label or not label.isprintable():
         raise UserError(f"label = {label!r}: cannot be a folder's name; give one of the bundle's labels")

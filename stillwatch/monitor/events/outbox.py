@@ -233,7 +233,7 @@ class Dispatcher:
         say: Callable[[str], None] = lambda line: None,
         cameras: Sequence[str] = (),
     ):
-        """say: takes a log line when a sink fails or recovers. cameras: for sinks that announce them (MQTT)."""
+        """say: takes a log line when a sink fails or recovers. cameras: for sinks that announce them."""
         self._store, self._stop = store, threading.Event()
         self.workers = [SinkWorker(sink, store, self._stop, say, cameras) for sink in plan]
 

@@ -43,7 +43,7 @@ class Postgres:
     files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, url: str, board: str | None = None):
-        """url: postgresql://user:password@host/database, or libpq's words. Raises UserError for another."""
+        """url: postgresql://user:password@host/database, or libpq's words. Raises UserError."""
         try:
             import psycopg
         except ModuleNotFoundError:

@@ -80,7 +80,7 @@ def name_of(sink: Sink) -> str:
 
 
 def open_sink(sink: Sink) -> Sender:
-    """Raises UserError for a wrong name, option or secret."""
+    """Raises UserError."""
     try:
         return registry.build(SINKS, secret(sink.to), place="to", prefix="")
     except Exception as error:  # also what a library says of an option

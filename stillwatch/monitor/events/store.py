@@ -57,10 +57,7 @@ class Store:
     """One folder's. put(), attach() and mark() return at once and raise nothing."""
 
     def __init__(self, keep: Keep, sinks: Sequence[Sink] = ()):
-        """Waits for a full disk or a locked database; sets a broken one aside.
-
-        Raises UserError for a folder that cannot be made, is in use, or is a newer version's.
-        """
+        """Waits for a full disk or a locked database; sets a broken one aside. Raises UserError."""
         self.folder, self._keep, self._sinks = keep.folder, keep, tuple(sinks)
         self.trouble: str | None = None  # one line: what is wrong with the disk now, or what was lost since the start
         self.stuck = False  # nothing can be written now

@@ -55,7 +55,7 @@ def loopback(host: str) -> bool:
 
 
 def token_of(web: Web) -> str | None:
-    """Raises UserError where it is missing or too short."""
+    """Raises UserError."""
     if web.token is None:
         if not loopback(web.host):
             raise UserError(

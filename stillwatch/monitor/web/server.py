@@ -76,7 +76,7 @@ class AbortingServer(uvicorn.Server):
 
 class Server:
     def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0):
-        """Raises UserError for an address that others can reach without a token."""
+        """Raises UserError."""
         if not auth.loopback(host) and app.state.hub.keys is None:
             raise UserError(f'web.host = "{host}": anybody on the network could look; give [web] a token')
         self._app, self._host, self._port = app, host.strip("[]"), port
