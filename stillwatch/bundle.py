@@ -107,7 +107,7 @@ class Temperature(Origin, total=False):
 class Fusion(Strict):
     """rules.fusion's head. figures: on people left out."""
 
-    weight: tuple[tuple[float, ...], ...]  # (K,K+8), by its temperature
+    weight: tuple[tuple[float, ...], ...]  # (K,K+16), by its temperature; (K,K+8) knows a face as it is now alone
     bias: tuple[float, ...]  # (K,)
     temperature: Temperature | None = None  # None in both: of 0.1.0's time
     operating: OperatingPoint | None = None  # where faces are read

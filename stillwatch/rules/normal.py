@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stillwatch.media.points import Signals
 
@@ -36,6 +37,8 @@ FRONTAL = 20.0  # degrees of yaw from the usual within which an opening is learn
 # How far the lids of an open eye can fall: to the rarest opening seen (a blink shows it), within these limits. Ours
 TRAVEL = (0.08, 0.18)
 RAREST = 1.0  # per cent
+FAR = 4.0  # spreads from the usual beyond which a signal says no more
+PAST = 2.0  # s: time constant of the running mean that says what the face did until now
 
 
 class Deviation(NamedTuple):
@@ -47,6 +50,13 @@ class Deviation(NamedTuple):
     pitch: float
     roll: float
     z: tuple[float, ...]  # each signal less its centre, over its spread: eyes, mouth, yaw, pitch, roll
+    past: tuple[float, ...] = ()  # running mean of traits; (): nothing but now is known
+
+    @property
+    def traits(self) -> NDArray[np.float64]:
+        """(8,): z clipped to FAR, shut, how far the head turned and nodded."""
+        z = np.clip(self.z, -FAR, FAR)
+        return np.concatenate([z, [self.shut], np.abs(z[2:4])])
 
 
 class Normal:
@@ -61,6 +71,7 @@ class Normal:
         self._count = 0
         self._next = -math.inf
         self._seen = math.inf
+        self._past: NDArray[np.float64] | None = None  # (8,)
         self._update()
 
     @property
@@ -81,7 +92,8 @@ class Normal:
         if now - self._seen > GONE or now < self._seen < math.inf:
             self._count = 0
             self._next = -math.inf
-        self._seen = now
+            self._past = None
+        gone, self._seen = max(now - self._seen, 0.0), now
         if now >= self._next - 1e-6:
             self._next = max(self._next, now - EVERY) + EVERY if self._next > -math.inf else now + EVERY
             frontal = abs(signals.yaw - self._centre[2]) <= FRONTAL
@@ -92,7 +104,10 @@ class Normal:
         less = np.array(x) - self._centre
         shut = min(max(-less[0] / self._travel, 0.0), 1.0)
         _, mouth, yaw, pitch, roll = less.tolist()
-        return Deviation(float(shut), mouth, yaw, pitch, roll, tuple((less / self._spread).tolist()))
+        here = Deviation(float(shut), mouth, yaw, pitch, roll, tuple((less / self._spread).tolist()))
+        traits = here.traits
+        self._past = traits if self._past is None else traits + math.exp(-gone / PAST) * (self._past - traits)
+        return here._replace(past=tuple(self._past.tolist()))
 
     def _update(self) -> None:
         guess = np.repeat(self._guess, round(PRIOR * (1 - self.learnt) / len(self._guess)), axis=0)

@@ -18,10 +18,14 @@ def test_a_head_of_ones_keeps_the_answer_and_a_weight_moves_it() -> None:
     p = np.array([0.7, 0.3])
     assert fuse(p, USUAL, WEIGHT, np.zeros(2)) == pytest.approx(p)
     shut = USUAL._replace(shut=1.0, z=(-9.0, 0.0, 2.0, -1.0, 0.0))
-    assert features(p, shut)[2:] == pytest.approx([-4, 0, 2, -1, 0, 1, 2, 1]), "clipped, and how far it turned"
+    now = [-4, 0, 2, -1, 0, 1, 2, 1]  # clipped, and how far it turned
+    assert features(p, shut)[2:] == pytest.approx([*now, *now]), "without a past it was always so"
+    assert features(p, shut._replace(past=(0.5,) * 8))[2:] == pytest.approx([*now, *[0.5] * 8])
     moved = WEIGHT.copy()
     moved[1, 2 + 5] = 3.0
     assert fuse(p, shut, moved, np.zeros(2))[1] > 0.8 and fuse(p, USUAL, moved, np.zeros(2)) == pytest.approx(p)
+    older = moved[:, : 2 + 8]  # of a bundle whose head knows no past
+    assert fuse(p, shut, older, np.zeros(2)) == pytest.approx(fuse(p, shut, moved, np.zeros(2)))
 
 
 def test_an_alarm_fuses_with_a_fresh_face_and_keeps_the_nets_answer_without_one() -> None:

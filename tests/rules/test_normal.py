@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillwatch.media.points import Signals
-from stillwatch.rules.normal import EVERY, GONE, KEPT, LEARNT, TRAVEL, Normal, Ranges
+from stillwatch.rules.normal import EVERY, GONE, KEPT, LEARNT, PAST, TRAVEL, Normal, Ranges
 
 SETTLED = LEARNT * EVERY  # s
 Shift = tuple[float, float, float, float]
@@ -115,3 +115,15 @@ def test_at_first_the_prior_speaks_and_a_blink_is_shut() -> None:
     deviation = Normal().step(0.0, Signals(0.11, 0.11, 0.05, 0.0, 0.0, 0.0, 0.9))
     assert deviation is not None and deviation.shut == 1.0
     assert TRAVEL[0] < TRAVEL[1]
+
+
+@pytest.mark.parametrize("fps", [5, 25])
+def test_the_past_fades_with_its_time_constant_at_any_rate(fps: int) -> None:
+    normal, usual = Normal(), Signals(0.27, 0.27, 0.06, -5.0, -9.0, 0.0, 0.9)
+    shut = usual._replace(left_eye=0.08, right_eye=0.08)
+    now = learn(normal, itertools.repeat(usual, 30 * fps), fps)
+    seen = [normal.step(now + (1 + n) / fps, shut) for n in range(round(PAST * fps))]
+    later = normal.step(now + PAST + GONE + 1, usual)
+    assert seen[0] is not None and seen[-1] is not None and later is not None
+    assert seen[-1].shut == 1 and seen[-1].past[5] == pytest.approx(1 - np.exp(-1), abs=0.02)
+    assert later.past == tuple(later.traits), "whoever comes next brings no past"

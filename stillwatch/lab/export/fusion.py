@@ -16,11 +16,12 @@ from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.faces import FaceTable
 from stillwatch.media.points import Signals
 from stillwatch.rules.fusion import FACE, FLOOR, features
-from stillwatch.rules.normal import EVERY, Deviation, Normal
+from stillwatch.rules.normal import EVERY, PAST, Deviation, Normal
 from stillwatch.run import NO_PROGRESS, Progress
 
 STRENGTH = 0.1  # scikit-learn's C
 SHARES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the face's log probabilities beside the net's
+BETWEEN = 5 * PAST  # s from one recording to the next: the normal stays, what the face just did does not
 FEW = 3  # people below which nothing can be said
 
 
@@ -31,10 +32,12 @@ def deviations(table: FaceTable, samples: Sequence[Sample]) -> list[Deviation | 
         order[samples[row].group or samples[row].sequence].append(row)
     found: list[Deviation | None] = [None] * len(samples)
     for rows in order.values():
-        normal = Normal()
-        for number, row in enumerate(rows):
+        normal, now, recording = Normal(), 0.0, ""
+        for row in rows:
+            now += EVERY if samples[row].sequence == recording else BETWEEN
+            recording = samples[row].sequence
             if not np.isnan(float(table.signals[row][0])):
-                found[row] = normal.step(number * EVERY, Signals(*map(float, table.signals[row])))
+                found[row] = normal.step(now, Signals(*map(float, table.signals[row])))
     return found
 
 

@@ -137,6 +137,19 @@ def test_each_group_has_a_normal_of_its_own_that_goes_with_its_recordings() -> N
     assert first.shut > 0.5 > 0.1 > last.shut, "small eyes are not shut once they are known"
 
 
+def test_what_a_face_just_did_stays_within_its_recording() -> None:
+    signals = np.tile([0.08, 0.08, 0.05, -5.0, -9.0, 0.0, 0.9], (51, 1))  # lids shut, and open at last
+    signals[50, :2] = 0.27
+    table = FaceTable(signals, np.zeros((51, 4)), np.zeros((51, 468, 3)), np.ones((51, 2)))
+    told = []
+    for last in ("s", "t"):
+        samples = [Sample(f"{n}", Path(), "a", "g", "", "s" if n < 50 else last, float(n)) for n in range(51)]
+        found = deviations(table, samples)[50]
+        assert found is not None and found.shut == 0
+        told.append(found.past[5])
+    assert told[0] > 0.8 and told[1] < 0.05
+
+
 def test_answers_of_a_crossval_meet_the_faces_of_their_own_samples() -> None:
     y, p, group, faces = answers(300, told=True)
     order = np.random.default_rng(1).permutation(300)
