@@ -55,7 +55,10 @@ def explain(
     place: key path (names, list indices) -> words such as "watch.toml: line 7".
     """
     by_key: dict[str, str] = {}
+    wrong = {one["loc"][:depth] for one in error.errors() for depth in range(len(one["loc"]))}
     for one in error.errors():  # where a key may be of two types, pydantic complains once for each
+        if one["type"] == "too_short" and one["loc"] in wrong:
+            continue  # it does not count an item that is wrong itself
         where = place(tuple(one["loc"]))
         line = _line(where, one, model, prefix, show or (lambda key, value: repr(value)))
         key = re.split(r" = |: ", line.removeprefix(f"{where}: "))[0]

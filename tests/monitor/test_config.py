@@ -174,7 +174,8 @@ def test_one_zone_or_span_is_a_list_of_one_and_a_wrong_one_is_named(tmp_path: Pa
         'armed = "at night"': "line 5: camera.armed", "ignore = [[0, 0], [1, 1], [0, 640]]": "line 5: camera.ignore",
         "ignore = 3": "line 5: camera.ignore", "ignore = [[]]": "line 5: camera.ignore",
     }.items():  # fmt: skip
-        assert place in refused(tmp_path, f"{GOOD}{text}\n")
+        said = refused(tmp_path, f"{GOOD}{text}\n")
+        assert place in said and "\n" not in said  # a wrong point is not said to be missing as well
     assert "line 1: timezone" in refused(tmp_path, f'timezone = "Mars"\n{GOOD}')
 
 
