@@ -1,17 +1,20 @@
 """Engines that run our calls on other machines: Ray. Calls save their own results."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from logging import ERROR
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from stillwatch.errors import UserError, nearest, one_line
 
 T = TypeVar("T")
 RETRIES = 3  # of a call whose process or machine died
 AHEAD = 1000  # calls that wait in the engine at once
+PATIENCE = 10  # s to reach a cluster; Ray itself tries for a quarter of an hour
 QUIET = {"RAY_usage_stats_enabled": "0", "RAY_usage_stats_prompt_enabled": "0", "RAY_DEDUP_LOGS": "0"}
 
 
@@ -25,13 +28,16 @@ def over(
     """
     if on != "ray" and not on.startswith("ray://"):
         raise UserError(f"--on {on}: is ray, or ray://HOST:PORT{nearest(on, ['ray'])}")
+    address = None if on == "ray" else on
     os.environ.update(QUIET)  # before its import: nothing is sent home
     try:
         import ray
     except ImportError:
         raise UserError(f"--on {on}: Ray is not installed; pip install 'stillwatch[ray]' brings it") from None
-    address = None if on == "ray" else on
-    here = address is None and "RAY_ADDRESS" not in os.environ
+    here = address is None and not os.environ.get("RAY_ADDRESS")
+    if not here:
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one try, 40 s: what answers may be no Ray
+        _reach(*(("--on ", on) if address else ("RAY_ADDRESS = ", os.environ["RAY_ADDRESS"])))
     try:
         ray.init("local" if here else address, num_cpus=workers if here else None,
                  include_dashboard=False if here else None, log_to_driver=False, logging_level=ERROR)  # fmt: skip
@@ -55,6 +61,24 @@ def over(
                 yield number, one_line(getattr(error, "cause", None) or error)
     finally:
         ray.shutdown()
+
+
+def _reach(place: str, address: str) -> None:
+    scheme, _, rest = address.rpartition("://")
+    if address in ("auto", "local") or scheme not in ("", "ray"):  # Ray finds these by itself
+        return
+    try:
+        parts = urlsplit(f"//{rest}")
+        if not parts.hostname or not parts.port:
+            raise ValueError
+    except ValueError:
+        form = f"{'ray://' * bool(scheme)}HOST:PORT"
+        raise UserError(f"{place}{address}: is written {form}, as `ray start` prints it") from None
+    try:
+        socket.create_connection((parts.hostname, parts.port), PATIENCE).close()
+    except OSError as error:
+        why = one_line(error)
+        raise UserError(f"{place}{address}: does not answer: {why}; `ray status` there says more") from None
 
 
 def _call(call: Callable[[], T], folder: str) -> T:

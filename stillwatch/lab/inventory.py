@@ -145,11 +145,10 @@ def _of_tree(root: Path, names: Iterable[str]) -> Inventory:
     splits = len({SPLIT_NAMES.get(top.name, top.name) for top in tops}) > 1 and all(t.name in SPLIT_NAMES for t in tops)
     classes = [(SPLIT_NAMES[t.name], c) for t in tops for c in subfolders(t)] if splits else [("", t) for t in tops]
     kinds: dict[str, list[Entry]] = {"folders": [], "videos": []}
-    notes, most = [], max(100, MOST // max(1, len(classes)))
+    cut, notes, most = set[str](), list[str](), max(100, MOST // max(1, len(classes)))
     for split, folder in classes:
         inner, whole = listing(folder, most)
-        if not whole:
-            notes.append(f"{folder.name}: only its first {most:,} files were looked at")
+        cut |= set() if whole else {folder.name}
         for name in inner:
             kind = "folders" if name.lower().endswith(PICTURES) else "videos"
             id, group = f"{folder.relative_to(root).as_posix()}/{name}", name.split("/")[0] if "/" in name else ""
@@ -168,7 +167,8 @@ def _of_tree(root: Path, names: Iterable[str]) -> Inventory:
             f"{len(kinds[other])} {words[0]} beside {len(entries)} {words[1]}: this recipe reads no {words[0]}"
         )
     empty = {folder.name for _, folder in classes} - {entry.label for entry in entries}
-    notes += [f"{name}: a folder without {'films' if source == 'videos' else 'pictures'}" for name in sorted(empty)]
+    notes += [f"{_some(cut)}: the first {most:,} files were looked at"] if cut else []
+    notes += [f"{_some(empty)}: without {'films' if source == 'videos' else 'pictures'}, no label"] if empty else []
     groupings = list(_by_names(entries))
     if all(entry.group for entry in entries):
         groups = tuple(entry.group for entry in entries)
@@ -255,10 +255,14 @@ def _by_names(entries: Sequence[Entry]) -> Iterable[Grouping]:
 
 def _grouping(rule: str, groups: tuple[str, ...], entries: Sequence[Entry], words: str, sure: bool) -> Grouping:
     pairs = Counter(group for group, _ in set(zip(groups, (entry.label for entry in entries), strict=True)))
-    several, names = sum(count > 1 for count in pairs.values()), sorted(pairs)
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    evidence = f"{len(names)} {words}: {shown}; {several or 'none'} in several classes"
+    several = sum(count > 1 for count in pairs.values())
+    evidence = f"{len(pairs)} {words}: {_some(pairs)}; {several or 'none'} in several classes"
     return Grouping(rule, groups, evidence, sure)
+
+
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)[:5]
+    return ", ".join(first[:4]) + ", …" * (len(first) > 4)
 
 
 def glance(found: Inventory, most: int = 12) -> Glance:

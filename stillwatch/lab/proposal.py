@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from stillwatch.errors import UserError, nearest
 from stillwatch.inference.timing import cores, machine
+from stillwatch.lab.data.sources import SPLITS
 from stillwatch.lab.inventory import Glance, Grouping, Inventory
 from stillwatch.recipe import SCHEMAS
 
@@ -136,7 +137,7 @@ def words(found: Inventory, seen: Glance) -> list[str]:
     labels = ", ".join(f"{label} {count:,}" for label, count in found.labels.items())
     splits = Counter(entry.split for entry in found.entries if entry.split)
     lines = [f"{found.root}: read by source {found.source!r}", f"labels: {labels}"]
-    lines += [f"splits: {', '.join(f'{name} {count:,}' for name, count in splits.items())}"] if splits else []
+    lines += [f"splits: {', '.join(f'{name} {splits[name]:,}' for name in SPLITS if splits[name])}"] if splits else []
     lines += [f"group:  {group.evidence}" for group in found.groupings]
     return [plain(line) for line in [*lines, f"size:   {size(seen, False)[1]}", *found.notes]]
 

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -43,6 +44,18 @@ def test_it_is_told_to_be_quiet_before_it_is_imported(tmp_path: Path, monkeypatc
     assert (tmp_path / "seen").read_text() == "0"
     with pytest.raises(UserError, match=r"--on rya: is ray, or ray://HOST:PORT; did you mean 'ray'"):
         list(engines.over([], "rya"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "ray://nowhere", "ray://:1", "a:b"])
+def test_a_cluster_that_is_not_there_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))  # it is not asked: it would try for minutes
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "1")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for on in ["ray", address] if "://" in address else ["ray"]:
+        with pytest.raises(UserError) as said:
+            list(engines.over([], on))
+        assert ("--on " if on == address else "RAY_ADDRESS = ") + address in str(said.value)
+        assert ("not answer" in str(said.value)) == address.endswith("127.0.0.1:1") and "\n" not in str(said.value)
 
 
 def dies_once(call: Any, mark: Path) -> Any:

@@ -216,6 +216,14 @@ def test_names_are_listed_up_to_a_bound(tmp_path: Path) -> None:
     assert len(inventory.listing(tmp_path, 30)[0]) == 30
 
 
+def test_what_many_folders_lack_is_one_note(here: Path) -> None:
+    tree("{label}/{shot}-{person}.jpg")(here / "p")
+    for number in range(30):
+        (here / "p" / f"empty-{number:02d}").mkdir()
+    found = inventory.take(here / "p")
+    assert len(found.notes) == 1 and "empty-00, empty-01" in found.notes[0] and len(found.notes[0]) < 100
+
+
 def test_looking_at_a_folder_imports_no_torch(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree("{label}/{person}_{shot}.jpg")(here / "pictures")
     code = (
