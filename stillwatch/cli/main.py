@@ -75,7 +75,8 @@ def main() -> None:
         if debug and not show:
             raise
         if show:
-            error.message = bounded(str(getattr(error, "message", "")))  # type: ignore[attr-defined]
+            said = str(getattr(error, "message", "")).removeprefix("Value error, ")  # pydantic's, in some typers
+            error.message = bounded(said)  # type: ignore[attr-defined]
             show()
         else:
             print(f"error: {_explained(error)}", file=sys.stderr)
