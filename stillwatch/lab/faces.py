@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stillwatch.inference.face_reader import AGAIN, FaceReader
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.sources import Sample
+from stillwatch.lab.data.sources import Box, Sample
 from stillwatch.media import decode, image, weights
 from stillwatch.media.decode import Picture
 from stillwatch.media.image import to_channels
@@ -20,6 +20,7 @@ from stillwatch.run import NO_PROGRESS, Progress
 
 DRAWN = (*LEFT_EYE, *RIGHT_EYE, *MOUTH)  # the points that are shown: on a small face all 468 would be a blot
 SPREAD, LIPS, NARROWEST = 0.3, 0.1, 0.35  # of the eyes' distance; of it, at the mouth; of the box, its least
+MARGIN = 1.2  # of the points' box: they end at brow and chin
 
 
 class FaceTable(NamedTuple):
@@ -51,6 +52,25 @@ class FaceTable(NamedTuple):
         spreads[:, 2, 0] = np.linalg.norm(lips[:, 2] - lips[:, 0], axis=1) / 2 + LIPS * d
         low, high = (image.shares(at, size, data.hw, data.fit) for at in (middles, middles + spreads))
         return np.concatenate([low, high - low], 2).astype(np.float32)
+
+    def boxes(self, region: Literal["face", "eyes"]) -> list[Box | None]:
+        """Of the face with a margin, or of both eyes three times as wide as high; None without a face."""
+        found: list[Box | None] = []
+        for (x, y, w, h), points, (width, height) in zip(self.box, self.points, self.size, strict=True):
+            at = np.asarray(points[:, :2], np.float64) * (w, h) + (x, y)
+            if region == "face":
+                middle, half = np.array([x + w / 2, y + h / 2]), MARGIN / 2 * np.array([w, h])
+            else:
+                left, right = (at[list(eye)].mean(0) for eye in (LEFT_EYE, RIGHT_EYE))
+                d = max(float(np.linalg.norm(right - left)), NARROWEST * float(w))
+                middle, half = (left + right) / 2, d * np.array([1.0, 1 / 3])
+            if np.isnan(middle).any():
+                found.append(None)
+                continue
+            low = np.clip(middle - half, 0, (width - 8, height - 8)).astype(int)
+            high = np.clip(middle + half, low + 8, (width, height)).astype(int)
+            found.append((int(low[0]), int(low[1]), int(high[0]), int(high[1])))
+        return found
 
 
 def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS) -> FaceTable:

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from toys import jpeg, video
 
+from stillwatch import recipe
+from stillwatch.errors import UserError
 from stillwatch.lab import faces
 from stillwatch.lab.data import sources
 from stillwatch.lab.data.audit import count_faces
+from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.data.sources import Sample
 from stillwatch.media import image
 from stillwatch.media.decode import Picture
@@ -71,6 +74,35 @@ def test_regions_lie_on_the_drawn_eyes_and_mouth_however_the_picture_is_fitted()
                 apart = np.linalg.norm(np.subtract(*(points[list(eye)].mean(0) for eye in (LEFT_EYE, RIGHT_EYE))))
                 assert spread == pytest.approx(0.3 * max(apart, 0.35 * np.ptp(points[:, 0])) * scale, rel=0.15)
             assert at[2, 2] > at[2, 3] and at[0, 2] == at[1, 2]
+
+
+@pytest.mark.parametrize("region", ["face", "eyes"])
+def test_a_teacher_s_region_is_cut_out_of_the_drawing_at_native_size(region: str) -> None:
+    source = {"name": "toy", "people": 6, "pictures": 12, "height": 180, "width": 240}
+    data = {"source": source, "group": "folder", "size": (90, 120)}
+    raw = {"name": "toy", "labels": ["SafeDriving", "Yawn"], "data": data, "student": {"net": "mnist-cnn"}}
+    raw["teacher"] = {"net": "mnist-cnn", "data": {"region": region, "size": (60, 60)}}
+    whole = load_dataset(recipe.check(raw, "toy"))
+    theirs, rows = whole.for_teacher(whole.rows["test"])
+    for row in rows[:4]:
+        sample = theirs.samples[row]
+        points = sample.face().points  # type: ignore[misc]
+        eyes = [points[list(eye), :2].mean(0) for eye in (LEFT_EYE, RIGHT_EYE)]
+        left, top, right, bottom = sample.box or (0, 0, 0, 0)
+        inside = points if region == "face" else np.array(eyes)
+        assert (inside[:, :2] >= (left, top)).all() and (inside[:, :2] <= (right, bottom)).all()
+        assert region == "face" or (right - left) / (bottom - top) == pytest.approx(3, rel=0.15)
+        drawn = next(picture for _, picture in sample.read([sample]))  # type: ignore[misc]
+        assert np.array_equal(theirs.store.pixels[row, 0], image.fit(drawn[top:bottom, left:right], (60, 60)))
+    assert whole.store.fingerprint == theirs.store.fingerprint, "the same samples"
+    for wrong in ({"data": data | {"region": "face"}}, {"student": {"net": "mnist-cnn", "data": {"region": "face"}}}):
+        with pytest.raises(UserError, match=r"teacher\.data"):
+            recipe.check(raw | wrong, "toy")
+
+
+def test_without_a_face_the_whole_picture_is_seen(samples: list[Sample]) -> None:
+    found = faces.faces(samples, "key").boxes("face")
+    assert [box is None for box in found] == [False, False, True, False, False, True]
 
 
 def test_the_audit_counts_faces_by_class_and_group(samples: list[Sample]) -> None:

@@ -54,15 +54,10 @@ def pictures(
     place: where they lie, if not in data.root. Raises UserError where more than data.max_bad cannot be used.
     """
     workers = workers or min(8, len(os.sched_getaffinity(0)))
-    paths = sorted({path for sample in found.samples for path in (sample.path, *sample.older)})
-    with ThreadPoolExecutor(workers) as pool:
-        digests = dict(zip(paths, pool.map(_file_digest, paths), strict=True))
-    content = [
-        "\t".join((s.id, digests[s.path], str(s.frames), *(digests[path] for path in s.older))) for s in found.samples
-    ]
-    key = short(
-        [f"{FORMAT} {data.hw} {data.channels} {data.steps} {data.fit} {data.rate} {data.source}{data.shrink}", *content]
-    )
+    content = contents(found.samples, workers)
+    about = f"{FORMAT} {data.hw} {data.channels} {data.steps} {data.fit} {data.rate} {data.source}{data.shrink}"
+    boxes = [f"{sample.box}" for sample in found.samples] if data.region else []
+    key = short([about, *content, *boxes])
     fingerprint = short([f"{line}\t{s.label}\t{s.group}" for line, s in zip(content, found.samples, strict=True)])
     folder = home() / "pictures" / key
     shape = (data.steps, *data.hw, data.channels)
@@ -82,6 +77,14 @@ def pictures(
         )
     pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(samples), *shape))
     return Store(samples, skipped, pixels, fingerprint, key, index.get("aspect"))
+
+
+def contents(samples: Sequence[Sample], workers: int) -> list[str]:
+    """A line for each: its id, its files' digests and its frames."""
+    paths = sorted({path for sample in samples for path in (sample.path, *sample.older)})
+    with ThreadPoolExecutor(workers) as pool:
+        digests = dict(zip(paths, pool.map(_file_digest, paths), strict=True))
+    return ["\t".join((s.id, digests[s.path], str(s.frames), *(digests[path] for path in s.older))) for s in samples]
 
 
 def _decode_all(samples: list[Sample], data: Data, size: int, draft: Path, workers: int, progress: Progress) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment, cache, reader
-from stillwatch.lab.data.reader import Sample, gather
+from stillwatch.lab.data.reader import Found, Sample, gather
 from stillwatch.lab.data.sources import SPLITS
 from stillwatch.lab.data.splits import assign, unlabelled
-from stillwatch.recipe import Recipe
+from stillwatch.recipe import Data, Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -82,7 +82,7 @@ class Dataset:
 
 def load_dataset(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
     """Raises UserError where nothing is left."""
-    store = cache.pictures(gather(recipe), recipe.data, progress=progress)
+    store = decoded(gather(recipe), recipe.data, progress)
     samples = assign(store.samples, recipe.data)
     place = {label: number for number, label in enumerate(recipe.labels)}
     y = np.array([place[sample.label] for sample in samples], np.int64)
@@ -100,9 +100,20 @@ def load_dataset(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
     return replace(data, unlabelled=tuple(more))
 
 
+def decoded(found: Found, data: Data, progress: Progress = NO_PROGRESS, place: str = "") -> cache.Store:
+    """cache.pictures, of data.region alone where one is asked for."""
+    if data.region in ("face", "eyes"):
+        from stillwatch.lab.faces import faces  # and with it a runtime, only where it is asked for
+
+        key = cache.short(cache.contents(found.samples, 8))
+        boxes = faces(found.samples, key, progress).boxes(data.region)
+        found = replace(found, samples=[replace(one, box=box) for one, box in zip(found.samples, boxes, strict=True)])
+    return cache.pictures(found, data, progress=progress, place=place)
+
+
 def _aside(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
     place = f"data.unlabelled = {recipe.data.unlabelled}"
-    store = cache.pictures(reader.unlabelled(recipe.data), recipe.data, progress=progress, place=place)
+    store = decoded(reader.unlabelled(recipe.data), recipe.data, progress, place)
     every, numbers = np.arange(len(store.samples)), [augment.number(sample.id) for sample in store.samples]
     y, drawn = np.full(len(every), -1), np.array(numbers, np.uint64)
     return Dataset(recipe, store, store.samples, y, drawn, {"train": every}, aside=True)

@@ -14,6 +14,7 @@ from stillwatch.lab.data.sources import (
     NO_LABEL,
     SOURCES,
     SPARSE,
+    Box,
     Found,
     Sample,
     Skipped,
@@ -161,10 +162,15 @@ def decode(
 ) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
     """Pixels of samples that share one file: uint8 (T,h,w,C) of data.hw and data.channels, or why not.
 
+    data.region: only what lies in the sample's box, where it has one.
+
     Opens the file once. aspects: gets each picture's original width / height.
     """
 
-    def fit(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def fit(picture: NDArray[np.uint8], box: Box | None = None) -> NDArray[np.uint8]:
+        if data.region and box:
+            left, top, right, bottom = box
+            picture = picture[top:bottom, left:right]
         if aspects is not None:
             aspects.append(picture.shape[1] / picture.shape[0])
         return image.fit(picture, data.hw, data.fit, data.channels)
@@ -176,19 +182,22 @@ def decode(
         for sample, picture in first.read(samples):
             if not isinstance(picture, str):
                 looks = picture if picture.ndim == 4 else picture[None]
-                yield sample, np.stack([fit(frame) for frame in looks])
+                yield sample, np.stack([fit(frame, sample.box) for frame in looks])
             else:
                 yield sample, picture
     elif first.frames:
         by_window: dict[Window, list[Sample]] = defaultdict(list)
         for sample in samples:
             by_window[sample.frames].append(sample)
-        for window, pictures in clips(first.path, list(by_window), fit):
+        for window, pictures in clips(first.path, list(by_window), (lambda whole: whole) if data.region else fit):
             for sample in by_window[window]:
-                yield sample, pictures if isinstance(pictures, str) else np.stack(pictures)
+                if isinstance(pictures, str):
+                    yield sample, pictures
+                else:
+                    yield sample, np.stack([fit(one, sample.box) for one in pictures] if data.region else pictures)
     else:
         least = data.hw if data.shrink else None
         for sample in samples:
             files = [read_picture(path, least) for path in (*sample.older, sample.path)]
             bad = next((picture for picture in files if isinstance(picture, str)), None)
-            yield sample, bad or np.stack([fit(picture) for picture in files if not isinstance(picture, str)])
+            yield sample, bad or np.stack([fit(one, sample.box) for one in files if not isinstance(one, str)])

@@ -57,6 +57,9 @@ class Reference:
         cls, run: Run, net: Classifier, data: Dataset, crossval: Run | None, progress: Progress = NO_PROGRESS
     ) -> "Reference":
         recipe = run.recipe.seen_by(run.side)
+        if region := data.recipe.data.region:
+            why = f'it sees region = "{region}" alone, and a camera gives whole pictures'
+            raise UserError(f"{run.path}: not exported: {why}")
         frames = golden_frames(data.shape, recipe.data.fit)
 
         def logits(x: NDArray[np.uint8]) -> NDArray[np.float32]:

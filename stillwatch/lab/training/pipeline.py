@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from stillwatch import metrics
 from stillwatch.errors import UserError
-from stillwatch.lab.data import augment, cache
-from stillwatch.lab.data.dataset import Dataset, LazyRows, load_dataset
+from stillwatch.lab.data import augment
+from stillwatch.lab.data.dataset import Dataset, LazyRows, decoded, load_dataset
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
@@ -236,7 +236,7 @@ def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress
     if not any(override.startswith("data.group") for override in overrides):
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"group": None})})
     seen = recipe.seen_by(run.side)
-    net, store = load_net(run), cache.pictures(gather(seen), seen.data, progress=progress)
+    net, store = load_net(run), decoded(gather(seen), seen.data, progress)
     if store.fingerprint == run.info.fingerprint:
         raise UserError(f"--on: data.root = '{recipe.data.root}': what {run.path} was trained on; name other data")
     path, about = out or run.path / f"on-{recipe.data.root.name or 'other'}", {"recipe": recipe.model_dump(mode="json")}
@@ -266,6 +266,12 @@ def build_step(net: Classifier, data: Dataset, teacher_net: Teacher | None, spec
     """Raises UserError for an impossible loss or map."""
     step = TrainStep(net, losses.parts(specs, task_of(data, net, teacher_net)))
     net.check(step.maps)
+    region = data.recipe.data.region or data.recipe.teacher.data.get("region")
+    if region and (step.maps or step.regions):
+        raise UserError(
+            f'fit.loss: feature and attention compare places in the picture, and the teacher sees region = "{region}" '
+            "alone; use kd, dkd, dist or embedding"
+        )
     if step.regions and not data.recipe.data.faces:
         raise UserError("fit.loss.attention.regions: it needs to know where faces are; set data.faces = true")
     return step
