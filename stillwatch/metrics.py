@@ -53,11 +53,6 @@ def accuracy(y: ArrayLike, p: ArrayLike) -> float:
     return float(_accuracy(confusion(y, p)))
 
 
-def balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
-    """Mean recall over the classes in y."""
-    return float(_balanced_accuracy(confusion(y, p)))
-
-
 def macro_f1(y: ArrayLike, p: ArrayLike) -> float:
     """Mean F1 over the classes that are in y or predicted."""
     return float(_macro_f1(confusion(y, p)))
@@ -88,23 +83,6 @@ def reliability(y: ArrayLike, p: ArrayLike) -> list[dict[str, float]]:
         }
         for b in np.unique(at)
     ]
-
-
-def auroc(y: ArrayLike, p: ArrayLike) -> float | None:
-    """ROC area of class 1 for K = 2, else the mean of one against the rest; ties count half. None where y lacks a
-    class.
-    """
-    return _whole("auroc", y, p)
-
-
-def recall_at_false_alarms(y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float = 0.01) -> float | None:
-    """Share of unsafe samples that alarm when at most `rate` of the safe ones may.
-
-    safe: classes without alarm. Samples at alarm_score's threshold alarm; the class does not matter. None where all or
-    no classes are safe, or y lacks one kind.
-    """
-    truth, table = checked(y, p)
-    return _known(_alarm_recall(truth, table, np.ones((1, len(truth))), safe, rate)[0, 0])
 
 
 def apply_temperature(p: ArrayLike, temperature: float, head: str = "softmax") -> Floats:
@@ -233,15 +211,12 @@ def scores(
         }
         for k, label in enumerate(labels)
     }
+    number, codes = np.unique(np.zeros(len(np.asarray(y))) if folds is None else folds, return_inverse=True)
+    undrawn = np.zeros((0, len(number)))
+    figures = {name: _drawn(name, y, p, codes.reshape(-1), undrawn, harmless, folds)[1][0] for name in METRICS}
     return {
-        "accuracy": float(_accuracy(table)),
-        "balanced_accuracy": float(_balanced_accuracy(table)),
-        "macro_f1": float(_macro_f1(table)),
-        "loss": loss(y, p),
-        "ece": ece(y, p),
-        "auroc": _whole("auroc", y, p, folds),
-        "recall_at_1pct_fa": _whole("recall_at_1pct_fa", y, p, folds, harmless),
-        "n": int(np.asarray(y).size),
+        **{name: float(value) if np.isfinite(value) else None for name, value in figures.items()},
+        "n": len(codes),
         "per_class": per_class,
         "confusion": table.tolist(),
     }
@@ -285,7 +260,7 @@ def interval(
 
 @dataclass(frozen=True)
 class Paired:
-    """b - a; p_better: share of draws in which b is larger, ties half. The last two are None for a single group."""
+    """b - a; p_better: share of draws in which b is larger, ties half. None for a single group."""
 
     difference: float
     ci95: list[float] | None
@@ -400,14 +375,14 @@ def _auroc(y: Ints, p: Floats, w: Floats, safe: Sequence[int] = ()) -> Floats:
     return np.stack(areas, axis=1)
 
 
-def _alarm_recall(y: Ints, p: Floats, w: Floats, safe: Sequence[int], rate: float = 0.01) -> Floats:
+def _alarm_recall(y: Ints, p: Floats, w: Floats, safe: Sequence[int]) -> Floats:
     harmless = np.isin(y, list(safe))
     if not harmless.any() or harmless.all() or len(set(safe)) == p.shape[1]:
         return np.full((len(w), 1), np.nan)
     order, first = _ties(-(1 - p[:, list(safe)].sum(1)))  # most alarming first
     quiet = np.cumsum(np.add.reduceat(w[:, order] * harmless[order], first, axis=1), axis=1)
     wanted = np.cumsum(np.add.reduceat(w[:, order] * ~harmless[order], first, axis=1), axis=1)
-    allowed = quiet <= rate * quiet[:, -1:] + 1e-9
+    allowed = quiet <= 0.01 * quiet[:, -1:] + 1e-9
     caught = np.where(allowed, wanted, 0).max(1)
     return _ratio(np.where(quiet[:, -1] > 0, caught, 0), np.where(quiet[:, -1] > 0, wanted[:, -1], 0))[:, None]
 
@@ -465,13 +440,6 @@ def _drawn(
     return np.stack(rows)[:, 1:], np.stack(rows)[:, 0]
 
 
-def _whole(
-    name: str, y: ArrayLike, p: ArrayLike, folds: ArrayLike | None = None, safe: Sequence[int] = ()
-) -> float | None:
-    number, codes = np.unique(np.zeros(len(np.asarray(y))) if folds is None else folds, return_inverse=True)
-    return _known(_drawn(name, y, p, codes.reshape(-1), np.zeros((0, len(number))), safe, folds)[1][0])
-
-
 def _from_confusion(figure: Callable[[Floats], Floats]) -> Callable[..., Floats]:
     def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
         k = p.shape[1]
@@ -495,7 +463,7 @@ def _from_rows(rows: Callable[[Ints, Floats], Floats]) -> Callable[..., Floats]:
 
 
 def _by_fold(figure: Callable[[Ints, Floats, Floats, Sequence[int]], Floats]) -> Callable[..., Floats]:
-    """Mean over folds, weighted by drawn groups, of the first draws; skips a class that a fold lacks."""
+    """Mean over folds, weighted by drawn groups; skips a class that a fold lacks."""
 
     def drawn(y: Ints, p: Floats, codes: Ints, weights: Floats, safe: Sequence[int], folds: Ints) -> Floats:
         few, back = np.unique(weights[: ROUGH_DRAWS if weights.shape[1] < 100 else FEWEST], axis=0, return_inverse=True)
@@ -545,16 +513,12 @@ def _student(free: float) -> float:
     return float(x[np.searchsorted(share, 0.475)])
 
 
-def _known(value: float | np.floating) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 METRICS: dict[str, Callable[..., Floats]] = {  # (y, p, codes, weights (D,G), safe) -> the figure in each draw (D,)
     "accuracy": _from_confusion(_accuracy),
     "balanced_accuracy": _from_confusion(_balanced_accuracy),
     "macro_f1": _from_confusion(_macro_f1),
     "loss": _from_rows(nll),
     "ece": _from_rows(_gaps),
-    "auroc": _by_fold(_auroc),
-    "recall_at_1pct_fa": _by_fold(_alarm_recall),
+    "auroc": _by_fold(_auroc),  # of class 1 for K = 2, else the mean of one against the rest; ties count half
+    "recall_at_1pct_fa": _by_fold(_alarm_recall),  # of what is unsafe, where at most 1 % of what is safe alarms
 }

@@ -25,8 +25,8 @@ PATIENCE = 300.0  # seconds that a fresh process has for its first answer
 def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, Any]:
     """Open a model in a fresh process and answer once, for x uint8 (1,*shape).
 
-    -> memory_mb (peak, 10⁶ bytes), bare_mb (peak before importing `opens`; None: unknown), load_s (from there to the
-    answer), import_s (its share of imports). On failure only why_not.
+    -> memory_mb (peak, 10⁶ bytes), bare_mb (peak before importing `opens`), load_s (from there to the answer), import_s
+    (its share of imports). On failure only why_not.
     """
     try:
         packed = pickle.dumps(opens)
@@ -49,11 +49,10 @@ def first_answer(opens: Open, threads: int, x: NDArray[np.uint8]) -> dict[str, A
 
 
 def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8]) -> None:
-    """Unpickles late: that may import all of torch."""
     bare, spent = _peak_mb(), _clock_imports()
     start = time.perf_counter()
     try:
-        pickle.loads(packed)(threads, 1)(x)
+        pickle.loads(packed)(threads, 1)(x)  # may import all of torch
     except Exception as error:
         sender.send({"why_not": f"in a fresh process: {one_line(error)}"})
         return
@@ -63,8 +62,7 @@ def _live(sender: Connection, packed: bytes, threads: int, x: NDArray[np.uint8])
 
 
 def _peak_mb() -> float | None:
-    """VmHWM starts anew at exec; getrusage(2)'s maximum does not."""
-    with suppress(OSError):
+    with suppress(OSError):  # VmHWM starts anew at exec; getrusage(2)'s maximum does not
         if match := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
             return round(int(match[1]) * 1024 / 1e6, 1)
     return None

@@ -343,7 +343,7 @@ def _net(entry: Entry) -> tuple[str, str]:
 
 
 def _block(cells: Iterable[FoldSeed], wanted: Iterable[int] = ()) -> Block:
-    """The most wanted folds that one seed covers, then every such seed."""
+    """The most wanted folds that one seed covers, then all seeds that cover them."""
     by_seed: dict[int, set[int]] = {}
     for fold, seed in cells:
         by_seed.setdefault(seed, set()).add(fold)

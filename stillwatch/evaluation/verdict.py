@@ -176,7 +176,7 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def who(model: Model) -> str:
-    """The test set: "5 new drivers", "360 test samples"."""
+    """ "5 new drivers", "360 test samples"."""
     groups = metrics.clusters(model.said.group)[1]
     if not (model.said.group != "").any():
         return f"{groups:,} test samples"

@@ -55,7 +55,7 @@ def _effect(detector: "Detector", wider: float) -> str:
 def shaped(
     detector: "Detector", film: Iterable[tuple[float, NDArray[np.uint8]]], how: Fit | None, say: Callable[[str], None]
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """The film (seconds, uint8 (H,W,3)) in the training pictures' shape; says once where it is unlike."""
+    """(seconds, uint8 (H,W,3)) in the training pictures' shape; says once where it is unlike."""
     aspect = detector.bundle.manifest.input.aspect
     for number, (seconds, picture) in enumerate(film):
         if not number and (words := warning(detector, picture.shape[0], picture.shape[1], how)):

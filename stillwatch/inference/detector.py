@@ -43,8 +43,7 @@ class Detector:
     """A proved net of a bundle. One thread at a time.
 
     labels: in the order of the probabilities. choice: {"file", "runtime", "ms" (median call of `batch`), "cached",
-    "candidates"}. map: (h,w) of the evidence: its h·w values follow the K in each row of predict(); None: not asked
-    for.
+    "candidates"}. map: (h,w) of the evidence, whose values follow the K in each row of predict(); None: not asked for.
     """
 
     def __init__(

@@ -35,8 +35,8 @@ def race(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
-    An untimed call before each warms the cache and lets other threads sleep. After limit_s it ends early, after 3
-    rounds at least.
+    An untimed call before each warms the cache and lets other threads sleep. limit_s ends it early, after 3 rounds at
+    least.
     """
     order, shuffle = list(entrants), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -130,10 +130,9 @@ def _sibling(core: int) -> int:
 
 
 def _cpu() -> str:
-    """ARM boards name it in the device tree, x86 in cpuinfo."""
-    with suppress(OSError, UnicodeDecodeError):
+    with suppress(OSError, UnicodeDecodeError):  # ARM boards
         return Path("/proc/device-tree/model").read_text().strip("\0\n ")
-    with suppress(OSError, UnicodeDecodeError):
+    with suppress(OSError, UnicodeDecodeError):  # x86
         if match := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return match[1].strip()
     return platform.processor() or platform.machine() or "unknown"

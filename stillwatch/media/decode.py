@@ -315,7 +315,7 @@ def _forward(container: InputContainer, first: int, times: Sequence[float]) -> i
 
 
 def _all_frames(container: InputContainer) -> Iterator[VideoFrame | None]:
-    """None for damaged ones and those that refer to them. Raises av.FFmpegError where none can be counted."""
+    """None for damaged ones and those that refer to them."""
     broken, intra = False, container.streams.video[0].codec_context.name == "mjpeg"
     for packet in container.demux(video=0):
         try:

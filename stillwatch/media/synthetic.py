@@ -34,9 +34,7 @@ def still(scene: str, label: str, person: int, number: int, size: tuple[int, int
 
     person: driver or camera. size: (height, width). Raises UserError.
     """
-    act, draw = _scene(scene)
-    if label not in LABELS[scene]:
-        raise UserError(f"toy label = {label!r}: unknown{nearest(label, LABELS[scene])}")
+    act, draw = _scene(scene, label)
     chance = np.random.default_rng([LABELS[scene].index(label), person, number])
     pose = act(label, person, chance)(float(chance.uniform(0, 20)))
     return draw(pose, person, size, chance, chance)
@@ -46,9 +44,7 @@ def look(
     scene: str, label: str, person: int, number: int, back: Sequence[float], size: tuple[int, int] = (96, 128)
 ) -> Picture:
     """uint8 (T,*size,3) RGB: one act at each of `back` seconds before a moment."""
-    act, draw = _scene(scene)
-    if label not in LABELS[scene]:
-        raise UserError(f"toy label = {label!r}: unknown{nearest(label, LABELS[scene])}")
+    act, draw = _scene(scene, label)
     key = [LABELS[scene].index(label), person, number]
     chance = np.random.default_rng([*key, 11])
     pose, now = act(label, person, chance), float(chance.uniform(5, 25))
@@ -108,10 +104,7 @@ def _poses(scene: str, seconds: float, seed: int) -> Callable[[float], tuple[Any
 
 
 def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
-    """clip()'s labels: [{"start_s", "end_s", "label"}], without gaps.
-
-    The harmless one comes first and between the others, in a seeded order.
-    """
+    """clip()'s labels: [{"start_s", "end_s", "label"}], without gaps."""
     _scene(scene)
     safe = "SafeDriving" if scene == "cabin" else "NonViolence"
     chance = np.random.default_rng([seed, 99])
@@ -128,9 +121,11 @@ def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
     return segments
 
 
-def _scene(scene: str) -> tuple[Callable[..., Any], Callable[..., Picture]]:
+def _scene(scene: str, label: str | None = None) -> tuple[Callable[..., Any], Callable[..., Picture]]:
     if scene not in SCENES:
         raise UserError(f"toy scene = {scene!r}: unknown{nearest(scene, SCENES)}")
+    if label is not None and label not in LABELS[scene]:
+        raise UserError(f"toy label = {label!r}: unknown{nearest(label, LABELS[scene])}")
     return SCENES[scene]
 
 
@@ -154,20 +149,12 @@ class Canvas:
         return round(x * unit) + (self.width << SUBPIXEL) // 2, round(y * unit) + (self.height << SUBPIXEL) // 2
 
     def ellipse(
-        self, x: float, y: float, rx: float, ry: float, shade: Any, turn: float = 0.0, arc: tuple[int, int] = (0, 360)
+        self, x: float, y: float, rx: float, ry: float, shade: Any, arc: tuple[int, int] = (0, 360), thick: float = 0.0
     ) -> None:
-        """turn, arc: degrees."""
+        """arc: degrees. thick: of its outline; 0: filled."""
         unit = self.height * (1 << SUBPIXEL)
         axes = (max(round(rx * unit), 8), max(round(ry * unit), 8))
-        cv2.ellipse(self.image, self.at(x, y), axes, turn, *arc, shade, -1, cv2.LINE_AA, SUBPIXEL)
-
-    def curve(
-        self, x: float, y: float, rx: float, ry: float, shade: Any, thick: float, arc: tuple[int, int] = (0, 360)
-    ) -> None:
-        """arc: degrees."""
-        unit = self.height * (1 << SUBPIXEL)
-        axes = (max(round(rx * unit), 8), max(round(ry * unit), 8))
-        width = max(1, round(thick * self.height))
+        width = max(1, round(thick * self.height)) if thick else -1
         cv2.ellipse(self.image, self.at(x, y), axes, 0, *arc, shade, width, cv2.LINE_AA, SUBPIXEL)
 
     def line(self, points: Sequence[tuple[float, float]], shade: Any, thick: float) -> None:
@@ -338,7 +325,7 @@ def _cabin(
         c.line([neck, foot], 220, 0.095 * z)
         c.line([_towards(mouth, hand, 0.55), _towards(mouth, hand, 0.8)], 120, 0.095 * z)
         c.ellipse(*hand, 0.055 * z, 0.045 * z, p.skin * 0.93)
-    c.curve(seat - 0.05, 0.62, 0.36 * z, 0.2 * z, 18, 0.03 * z, (180, 360))
+    c.ellipse(seat - 0.05, 0.62, 0.36 * z, 0.2 * z, 18, (180, 360), 0.03 * z)
     gain, across, down = p.light
     light = (gain * chance.uniform(0.8, 1.2), across + chance.uniform(-0.12, 0.12), down + chance.uniform(-0.1, 0.1))
     return c.done(grain, light, blur=float(chance.uniform(0.3, 0.9)), noise=float(chance.uniform(4, 11)))
@@ -374,10 +361,10 @@ def _head(c: Canvas, p: Person, pose: Driver, x: float, y: float, z: float) -> N
             c.ellipse(ex + turn * 0.012 * z, ey + nod * 0.004, rx * 0.45, 0.021 * z * pose.eyes * p.eye, 10)
         else:
             c.ellipse(ex, ey, rx, 0.022 * z, p.skin * 0.82)
-            c.curve(ex, ey, rx, 0.015 * z, 25, 0.011 * z, (10, 170))
+            c.ellipse(ex, ey, rx, 0.015 * z, 25, (10, 170), 0.011 * z)
         c.line([(ex - rx, ey - 0.042 * z), (ex + rx, ey - 0.045 * z)], min(p.hair, p.skin * 0.5), 0.013 * z)
         if p.glasses:
-            c.curve(ex, ey, 0.05 * z * near, 0.042 * z, 30, 0.01 * z)
+            c.ellipse(ex, ey, 0.05 * z * near, 0.042 * z, 30, thick=0.01 * z)
     nose = (x + shift * 1.35, y + 0.045 * z + drop * 1.2)
     c.line([(x + shift, y - 0.02 * z + drop), nose], p.skin * 0.8, 0.018 * z)
     c.ellipse(*nose, 0.022 * z, 0.014 * z, p.skin * 0.72)
@@ -559,7 +546,6 @@ def _figure(c: Canvas, x: float, floor: float, tall: float, act: tuple[float, ..
     leg, trunk, limb = 0.46 * tall, 0.34 * tall, 0.2 * tall
 
     def reach(start: tuple[float, float], angle: float, length: float) -> tuple[float, float]:
-        """angle: from straight down, + to where the figure looks, turned as it falls."""
         return _polar(start, face * angle + fallen, length)
 
     def rise(start: tuple[float, float], length: float) -> tuple[float, float]:

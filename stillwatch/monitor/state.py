@@ -46,9 +46,8 @@ class Board:
         self._count = 0
 
     def update(self, camera: str, **fields: Any) -> None:
-        """Set a camera's fields: state, words, p (K floats), gauge (0..1), status, fps, age_ms, counters …
-
-        since (epoch seconds) is set when state or status changes.
+        """Set a camera's fields: state, words, p (K floats), gauge (0..1), status, fps, age_ms, counters …; since
+        (epoch seconds) is set when state or status changes.
         """
         with self._lock:
             known = self._cameras[camera]

@@ -281,25 +281,28 @@ class Count(Indicator):
                 self.last = sight.now
         elif not self.held:
             self.start = sight.now
-        while self._times and self._times[0] <= sight.now - rule.window:
-            self._times.popleft()
-        level, over = _level(rule.at, len(self._times)), len(self._times) < rule.at[0]
-        start = self._times[0] if self._times else sight.now
-        return IndicatorState(level, level >= 0 and sight.sure, over, start, self.last, switch.q)
+        return self.counted(sight, sight.sure)
+
+    def counted(self, sight: Observation, sure: bool) -> IndicatorState:
+        times, at = self._times, self.rule.at
+        while times and times[0] <= sight.now - self.rule.window:
+            times.popleft()
+        level, start = _level(at, len(times)), times[0] if times else sight.now
+        return IndicatorState(level, level >= 0 and sure, len(times) < at[0], start, self.last, self.switch.q)
 
     def words(self, level: int) -> str:
         return f"{self.rule.kind}: {len(self._times)} times {self.names} within {self.rule.window:g} s"
 
 
-class Spells(Indicator):
+class Spells(Count):
     """A face's signs that last from `least` to `most` s, counted in a window when they end.
 
     A spell reaches from the middle between two readings to another: known to half a reading.
     """
 
-    def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
-        super().__init__(rule, labels, safe)
-        self._times: deque[float] = deque(maxlen=256)  # when each began
+    @property
+    def names(self) -> str:
+        return WORDS[self.rule.sign]
 
     def measure(self, sight: Observation) -> IndicatorState:
         switch, rule, half = self.switch, self.rule, sight.dt / 2
@@ -308,19 +311,11 @@ class Spells(Indicator):
         elif switch.on and math.isnan(self.start):
             self.start = sight.now - half
         elif not switch.on and not math.isnan(self.start):
-            lasted = sight.now - half - self.start + half + EPS
-            if rule.least <= lasted < rule.most:
+            if rule.least <= sight.now - self.start + EPS < rule.most:
                 self._times.append(self.start)
                 self.last = sight.now - half
             self.start = math.nan
-        while self._times and self._times[0] <= sight.now - rule.window:
-            self._times.popleft()
-        level = _level(rule.at, len(self._times))
-        start = self._times[0] if self._times else sight.now
-        return IndicatorState(level, level >= 0, len(self._times) < rule.at[0], start, self.last, switch.q)
-
-    def words(self, level: int) -> str:
-        return f"{self.rule.kind}: {len(self._times)} times {WORDS[self.rule.sign]} within {self.rule.window:g} s"
+        return self.counted(sight, True)
 
 
 class Evidence(Indicator):

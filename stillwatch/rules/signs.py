@@ -27,13 +27,13 @@ class Reading(NamedTuple):
 
 
 class FaceState(TypedDict):
-    """For people. Openings and degrees; usual: of this driver; null: no face."""
+    """For people. Openings and degrees; null: no face."""
 
     eyes: float | None
     mouth: float | None
     yaw: float | None
     pitch: float | None
-    usual: dict[str, float]
+    usual: dict[str, float]  # of this driver
     shut: float | None  # share of the lids' travel
     learnt: float  # of the driver's normal, 0..1
 

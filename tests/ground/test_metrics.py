@@ -48,7 +48,6 @@ def test_by_hand() -> None:
     }
     # alarm scores: safe 0.2, 0.8; the rest 0.9, 0.7, 0.5. No false alarm allowed: only 0.9 lies above 0.8
     assert found["recall_at_1pct_fa"] == pytest.approx(1 / 3)
-    assert metrics.recall_at_false_alarms(y, p, [0], rate=0.5) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
@@ -74,13 +73,13 @@ def test_a_class_nobody_saw_or_said_is_left_out_of_macro_f1() -> None:
     y = np.array([0, 1, 1])
     p = np.eye(4)[[0, 1, 0]]
     assert metrics.macro_f1(y, p) == pytest.approx(sk.f1_score(y, p.argmax(1), average="macro"))
-    assert metrics.auroc(y, p) is None
+    assert metrics.scores(y, p, "abcd")["auroc"] is None
 
 
 def test_auroc_counts_ties_half() -> None:
     y, p = draw(3, k=2)
     coarse = np.round(p, 1)
-    assert metrics.auroc(y, coarse) == pytest.approx(sk.roc_auc_score(y, coarse[:, 1]))
+    assert metrics.scores(y, coarse, "ab")["auroc"] == pytest.approx(sk.roc_auc_score(y, coarse[:, 1]))
 
 
 def test_sigmoid_rows_are_divided_by_their_sum() -> None:
@@ -102,27 +101,25 @@ def test_reliability_sums_up_to_the_error() -> None:
     assert gap == pytest.approx(metrics.ece(y, p))
 
 
-def test_recall_at_false_alarms_against_every_threshold() -> None:
+def test_recall_at_one_percent_false_alarms_against_every_threshold() -> None:
     for seed in range(20):
-        y, p = draw(seed, n=150, k=3)
+        y, p = draw(seed, n=750, k=3)
         p = np.round(p, 2) + 0.001  # ties
         score, safe = 1 - metrics.normalised(p)[:, 0], y == 0
-        allowed = [t for t in [*score, np.inf] if (score[safe] >= t).mean() <= 0.05]
+        allowed = [t for t in [*score, np.inf] if (score[safe] >= t).mean() <= 0.01]
         expected = (score[~safe] >= min(allowed)).mean()
         # the smallest threshold lies just above the first safe score that is one too many, so it may catch more than
         # the smallest score that is itself a threshold
-        too_many = max(t for t in score[safe] if (score[safe] >= t).mean() > 0.05)
-        found = metrics.recall_at_false_alarms(y, p, [0], rate=0.05)
+        too_many = max(t for t in score[safe] if (score[safe] >= t).mean() > 0.01)
+        found = metrics.scores(y, p, LABELS, ["safe"])["recall_at_1pct_fa"]
         assert found == pytest.approx((score[~safe] > too_many).mean())
         assert found >= expected - 1e-12
 
 
-def test_recall_at_false_alarms_is_none_where_it_means_nothing() -> None:
+def test_recall_at_one_percent_false_alarms_is_none_where_it_means_nothing() -> None:
     y, p = draw(0)
-    assert metrics.recall_at_false_alarms(y, p, []) is None
-    assert metrics.recall_at_false_alarms(y, p, [0, 1, 2]) is None
-    assert metrics.recall_at_false_alarms(np.ones_like(y), p, [0]) is None
-    assert metrics.recall_at_false_alarms(np.zeros_like(y), p, [0]) is None
+    for truth, safe in ((y, []), (y, LABELS), (np.ones_like(y), ["safe"]), (np.zeros_like(y), ["safe"])):
+        assert metrics.scores(truth, p, LABELS, safe)["recall_at_1pct_fa"] is None
 
 
 @pytest.mark.parametrize(
@@ -467,7 +464,7 @@ def test_the_operating_point_catches_what_the_metric_says() -> None:
     y, p = draw(9, n=500, k=4)
     point = metrics.operating_point(y, p, [0, 1], 0.01)
     assert point is not None
-    assert point["recall"] == metrics.recall_at_false_alarms(y, p, [0, 1], 0.01)
+    assert point["recall"] == metrics.scores(y, p, "abcd", "ab")["recall_at_1pct_fa"]
     assert point["false_alarm_rate"] <= 0.01
     with pytest.raises(ValueError, match="rate 1"):
         metrics.operating_point(y, p, [0], 1)

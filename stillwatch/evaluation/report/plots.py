@@ -157,7 +157,7 @@ def confusions(models: Models, labels: Sequence[str], stacked: bool = False) -> 
 
 
 def curves(histories: Histories, stacked: bool = False) -> bytes:
-    """Loss on train and validation, accuracy and macro-F1. Thick: mean over the epochs of all runs."""
+    """Loss on train and validation, accuracy and macro-F1. Thick: mean over all runs."""
     paint = colours(list(histories))
 
     def panel(split: str, figure: str, title: str, scale: float, axes: Axes) -> None:

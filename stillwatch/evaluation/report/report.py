@@ -120,7 +120,7 @@ def judged(model: Model) -> dict[str, Any]:
 
 
 def _means(y: Any, p: Any, group: Any, fold: Any, recipe: Recipe) -> dict[str, Any]:
-    """metrics.scores of p (S,N,K): mean and "spread" (standard deviation) over S, and "ci95"."""
+    """metrics.scores of p (S,N,K): mean, "spread" over S, and "ci95"."""
     labels, safe = recipe.labels, recipe.safe
     each = [metrics.scores(y, one, labels, safe, fold) for one in p]
     found: dict[str, Any] = {name: _mean([one[name] for one in each]) for name in metrics.METRICS}

@@ -1,4 +1,4 @@
-"""Score an archive: here, on Ray, or as one job of many; finished shards survive a kill. Pixels as in the lab."""
+"""Score an archive: here, on Ray, or as one job of many; finished shards survive a kill."""
 
 import csv
 import hashlib
@@ -184,7 +184,7 @@ def _cut(made: bundles.Bundle, folder: Path) -> list[tuple[File, ...]]:
 def _task(
     made: bundles.Bundle, folder: Path, parts: Path, rate: float | None, progress: Progress, shared: bool = False
 ) -> Task:
-    """Keeps the earlier file and runtime for the same bundle and rate."""
+    """Keeps the earlier file and runtime for the same bundle."""
     about, head, asked = made.manifest.input, made.manifest.fusion, rule_of(made)
     faces = (head is not None or asked.faces == "yes") and weights.wanted(asked)
     if head and not faces:

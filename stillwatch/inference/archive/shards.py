@@ -26,6 +26,8 @@ from stillwatch.media.points import Signals
 BATCH = 16  # pictures through the net at once
 NOBODY = (np.nan,) * len(Signals._fields)
 
+opened = lru_cache(maxsize=1)(runtimes.open)  # a worker does one shard after another by the same net
+
 
 class Task(NamedTuple):
     """`key` covers all that decides the numbers."""
@@ -61,7 +63,9 @@ def do(
     """Score the shard and save it. Returns "", or what went wrong."""
     cv2.setNumThreads(1)
     try:
-        arrays = score_shard(task, shard, _opened(task.model, task.runtime, task.shape), avoid, far, parent)
+        arrays = score_shard(
+            task, shard, opened(Path(task.model), task.runtime, task.shape, 1, BATCH), avoid, far, parent
+        )
         with atomic(place(task.parts) / part_of(task, shard)) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except UserError as mistake:
@@ -69,11 +73,6 @@ def do(
     except Exception as error:  # a runtime may fail in any way of its own; a disk may be full
         return f"{type(error).__name__}: {one_line(error)}"
     return ""
-
-
-@lru_cache(1)
-def _opened(model: str, runtime: str, shape: tuple[int, ...]) -> runtimes.Predict:
-    return runtimes.open(Path(model), runtime, shape, 1, BATCH)
 
 
 def score_shard(

@@ -30,6 +30,8 @@ HALF = 65504  # the largest float16
 RANKING = 100  # validation frames by which layers are ranked
 BACK = 12  # layers that go back to float at most: a net with more of them is no faster than one all in float
 
+opened = lru_cache(maxsize=2)(runtimes.open)
+
 
 class QuantConfig(NamedTuple):
     name: str
@@ -102,14 +104,9 @@ def quantise_file(
     return _save(halved(unsigned(made)), target)
 
 
-@lru_cache(maxsize=2)
-def _opened(source: Path, shape: tuple[int, ...]) -> runtimes.Predict:
-    return runtimes.open(source, "onnxruntime", shape)
-
-
 def fed(source: Path, x: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
     """The float file's inputs by name for x (1,*shape); a streamed net's newest frame and the states before it."""
-    predict = _opened(source, x.shape[1:]) if x.ndim == 5 else None
+    predict = opened(source, "onnxruntime", x.shape[1:]) if x.ndim == 5 else None
     if not isinstance(predict, Stream):
         return {"frames": x}
     states = predict.start(1)
@@ -137,7 +134,7 @@ def ignored(model: onnx.ModelProto, config: QuantConfig) -> list[str]:
 
 
 def squeezes(model: onnx.ModelProto) -> list[str]:
-    """Nodes of squeeze-and-excitation blocks (Hu et al. 2018): products of a map with what follows from its pool."""
+    """Nodes of squeeze-and-excitation blocks (Hu et al. 2018)."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found: list[str] = []
     for node in model.graph.node:

@@ -232,7 +232,7 @@ def _majority(samples: Sequence[Sample], labels: Sequence[str]) -> Majority | No
 
 
 def no_pixels(samples: Sequence[Sample], labels: Sequence[str]) -> NoPixels | str:
-    """The score on test of the nearest training frame's label, else the majority's; or why there is none."""
+    """Or why there is none."""
     majority = _majority(samples, labels)
     if majority is None:
         return "train or test is empty"

@@ -199,7 +199,7 @@ def _file_digest(path: Path) -> str:
 
 @contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
-    """Yields a draft that becomes `folder`. Removes drafts of dead processes."""
+    """Yields a draft that becomes `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob(f".{folder.name}.*"):
         if not alive(int(old.name.rpartition(".")[2])):

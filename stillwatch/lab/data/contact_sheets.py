@@ -63,7 +63,7 @@ def contact_sheets(
 def sheet(
     samples: Sequence[Sample], clips: NDArray[np.uint8], title: str, points: NDArray[np.floating] | None = None
 ) -> NDArray[np.uint8]:
-    """Tiles of the middle frames, of the newest where there are points: uint8 (H,W,3) BGR."""
+    """Middle frames, or the newest where there are points: uint8 (H,W,3) BGR."""
     _, frames, height, width, _ = clips.shape
     tile = max(1, round(TILE * height / width))
     columns, lines = min(COLUMNS, len(samples)), -(-len(samples) // COLUMNS)

@@ -87,9 +87,9 @@ class Duplicates(Record):
 
 
 def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Duplicates, int]:
-    """Search samples (N, with splits) for duplicates; near and mirrored ones on the middle frame.
+    """Duplicates among samples (N, with splits), and the number of distinct pictures, mirrored copies counted once.
 
-    clips: uint8 (N,T,H,W,C). Returns them and the number of distinct pictures, mirrored copies counted once.
+    clips: uint8 (N,T,H,W,C).
     """
     content, thumbs, contrast = fingerprints(clips, progress)
     split = np.array([SPLITS.index(sample.split) for sample in samples], np.int64)

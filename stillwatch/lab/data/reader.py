@@ -160,11 +160,9 @@ def _negatives(root: Path, labels: tuple[str, ...]) -> Found:
 def decode(
     samples: Sequence[Sample], data: Data, aspects: list[float] | None = None
 ) -> Iterator[tuple[Sample, NDArray[np.uint8] | str]]:
-    """Pixels of samples that share one file: uint8 (T,h,w,C) of data.hw and data.channels, or why not.
+    """Pixels of samples that share one file, opened once: uint8 (T,h,w,C), or why not.
 
-    data.region: only what lies in the sample's box, where it has one.
-
-    Opens the file once. aspects: gets each picture's original width / height.
+    data.region: only what lies in the sample's box. aspects: gets each picture's original width / height.
     """
 
     def fit(picture: NDArray[np.uint8], box: Box | None = None) -> NDArray[np.uint8]:

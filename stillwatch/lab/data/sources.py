@@ -288,7 +288,7 @@ def table(data: Data, labels: tuple[str, ...], file: str = "samples.csv") -> Fou
 
 
 def _look_back(found: Found, look: Sequence[float]) -> None:
-    """Pictures of a recording -> looks that end at each; skips those without old enough pictures."""
+    """Pictures of a recording -> looks that end at each, where there are old enough ones."""
     sequences: dict[str, list[Sample]] = defaultdict(list)
     for row in found.samples:
         sequences[row.sequence].append(row)
@@ -309,7 +309,6 @@ def _look_back(found: Found, look: Sequence[float]) -> None:
 
 
 def _table(data: Data, labels: tuple[str, ...], path: Path, key: str, skipped: list[Skipped]) -> list[Sample]:
-    """Rows whose column `key` names a file."""
     lines, columns = read_table(path)
     by_column = (data.group or "").startswith("column:")
     column = (data.group or "").removeprefix("column:") if by_column else "group"

@@ -101,7 +101,7 @@ def _folded(samples: Sequence[Sample], data: Data) -> list[str]:
 
 
 def _with_share(samples: Sequence[Sample], splits: Sequence[str], share: float, seed: int, blocks: bool) -> list[str]:
-    """Move about `share` of each label's training samples, sorted by id, to valid.
+    """Move about `share` of each label's training samples to valid.
 
     blocks: a long recording gives one block of time, at the same place for each label; others go whole.
     """

@@ -11,7 +11,7 @@ class ActivationMap(nn.Module):
     """The last map (B,C,h,w) of the newest picture and p (B,K) -> (B,h·w), from 0 up.
 
     Class activation (Zhou et al. 2016, arXiv 1512.04150): evidence for `marks`, weighed by p, less that for others. For
-    a head that is not linear in the pooled map: its energy above that of its calmest place.
+    a head that is not linear in it: its energy above that of its calmest place.
     """
 
     def __init__(self, net: Classifier, shape: tuple[int, ...]):

@@ -42,7 +42,7 @@ class Exported(NamedTuple):
 
 
 class Facade(nn.Module):
-    """Pixels (B,H,W,C) or (B,T,H,W,C) -> probabilities (B,K), and a map (B,h·w) where the net has marks."""
+    """(B,H,W,C) or (B,T,H,W,C) -> probabilities (B,K), and a map (B,h·w) where the net has marks."""
 
     def __init__(self, net: Classifier, shape: tuple[int, ...]):
         super().__init__()

@@ -263,7 +263,7 @@ def resize(net: Classifier, state: Mapping[str, Tensor], hw: tuple[int, int], ch
 
 @torch.no_grad()
 def settle_norms(net: Classifier, hw: tuple[int, int], channels: int) -> None:
-    """Update a narrowed net's stored widths: layers, feature, maps."""
+    """After narrowing, update the stored widths: layers, feature, maps."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             depthwise = 1 < module.groups == module.in_channels

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,15 +34,16 @@ class BatchSource:
 
 
 class TrainStep(nn.Module):
-    """One module, so that a loss's own weights (a projector) are trained and shared too."""
+    """One module: a loss's own weights (a projector) are trained and shared too."""
 
     def __init__(self, net: Classifier, parts: dict[str, tuple[float, nn.Module]]):
         super().__init__()
         self.net = net
         self.weights = {name: weight for name, (weight, _) in parts.items()}
         self.parts = nn.ModuleDict({name: part for name, (_, part) in parts.items()})
-        self.maps = wanted_maps(self.parts.values())
-        self.regions = any(getattr(part, "regions", None) for part in self.parts.values())
+        losses: Sequence[Any] = [part for _, part in parts.values()]
+        self.maps = tuple(sorted({stride for part in losses for stride in part.maps}))
+        self.regions = any(getattr(part, "regions", None) for part in losses)
 
     def forward(
         self, h: Tensor, y: Tensor, teacher: ModelOutput | None, progress: float, regions: Tensor | None = None
@@ -64,10 +65,6 @@ class TrainStep(nn.Module):
 def first(out: ModelOutput, count: int) -> ModelOutput:
     regions = None if out.regions is None else out.regions[:count]
     return ModelOutput(out.logits[:count], out.feature[:count], {s: m[:count] for s, m in out.maps.items()}, regions)
-
-
-def wanted_maps(parts: Any) -> tuple[int, ...]:
-    return tuple(sorted({stride for part in parts for stride in part.maps}))
 
 
 @dataclass
@@ -107,7 +104,8 @@ def fit(
     for epoch in range(state.epoch + 1, plan.epochs + 1):
         # ---- one epoch
         started = time.perf_counter()
-        torch.manual_seed(_seed(plan.seed, epoch, accelerator.process_index))
+        chance = np.random.SeedSequence((plan.seed, epoch, accelerator.process_index))
+        torch.manual_seed(int(chance.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         prepared.train()
         meter = Meter(list(step.parts))
         order = _order(lesson, plan, epoch)
@@ -132,7 +130,8 @@ def fit(
         with swapped_ema(step.net, average):
             figures = judge(step.net)
             enough = after is not None and after(epoch, figures)
-            better = plan.select == "last" or _better(figures, state.best, plan.metric)
+            name, sign = plan.metric, -1 if plan.metric == "loss" else 1
+            better = plan.select == "last" or not state.best or sign * figures[name] > sign * state.best[name]
             state.stale = 0 if better else state.stale + 1
             row: dict[str, Any] = {
                 "epoch": epoch,
@@ -213,13 +212,12 @@ def rate(plan: Fit, step: int, steps: int) -> float:
 
 
 def _order(lesson: BatchSource, plan: Fit, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Drops the short last batch: batch norm needs more samples."""
     # plan.unlabelled of each batch, its last rows, have no label; an epoch has as many batches as without them
     rows = np.random.default_rng((plan.seed, epoch)).permutation(lesson.count)
     size, chance = min(plan.batch, lesson.count), np.random.default_rng((plan.seed, epoch, 1))
     few = min(round(plan.unlabelled * size), size - 1) if len(lesson.unlabelled) else 0
     others = np.empty(0, np.int64)
-    for start in range(0, lesson.count - size + 1, size):
+    for start in range(0, lesson.count - size + 1, size):  # no short last batch: batch norm needs more samples
         while len(others) < few:  # each comes once before any comes again
             others = np.concatenate([others, chance.permutation(lesson.unlabelled)])
         yield np.concatenate([rows[start : start + size - few], others[:few]])
@@ -239,10 +237,6 @@ def _optimizer(step: TrainStep, plan: Fit) -> torch.optim.Optimizer:
     return kind(groups, lr=plan.lr, fused=True)
 
 
-def _seed(seed: int, epoch: int, process: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def _resume(run: Run, step: TrainStep, optimizer: Any, average: dict[str, Tensor] | None) -> TrainState:
     path = run.path / "last.pt"
     if not path.is_file():
@@ -257,8 +251,7 @@ def _resume(run: Run, step: TrainStep, optimizer: Any, average: dict[str, Tensor
 
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
-    """Young averages follow faster, to forget the start."""
-    decay = min(decay, (1 + step) / (10 + step))
+    decay = min(decay, (1 + step) / (10 + step))  # a young average follows faster, to forget the start
     for name, value in net.state_dict().items():
         if value.is_floating_point():
             average[name].lerp_(value, 1 - decay)
@@ -278,12 +271,6 @@ class swapped_ema:
     def __exit__(self, *_: object) -> None:
         if self.average is not None:
             self.net.load_state_dict(self.own)
-
-
-def _better(figures: dict[str, float], best: dict[str, Any], metric: str) -> bool:
-    if not best:
-        return True
-    return figures[metric] < best[metric] if metric == "loss" else figures[metric] > best[metric]
 
 
 def _line(row: dict[str, Any], epochs: int, kept: bool) -> str:

@@ -168,7 +168,7 @@ def _train_run(
 
 
 def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
-    """A teacher made of finished runs that see the same pixels. Nothing is trained."""
+    """A teacher made of finished runs that see the same pixels."""
     seen, members = recipe.seen_by("teacher"), [Run.open(path) for path in paths]
     given = recipe.teacher.weights
     if isinstance(given, tuple) and (len(given) != len(paths) or min(given) < 0 or not 0 < sum(given) < math.inf):

@@ -154,7 +154,7 @@ def create_or_resume(
 ) -> Run:
     """A new run, or the newest interrupted one of the same recipe and parent that no process holds.
 
-    fields: further entries of run.json, which must match too.
+    fields: further entries of run.json, which must match.
     """
     names: list[str | None] = [None]
     run = None
@@ -180,7 +180,6 @@ def create_or_resume(
 def cached_audit(
     store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str, progress: Progress = NO_PROGRESS
 ) -> AuditReport:
-    """Once for the same pictures, splits, groups and labels."""
     key = [store.key, split, *labels]
     key += [f"{s.id}\t{s.label}\t{s.group}\t{s.split}\t{s.sequence}\t{s.time}\t{s.negative}" for s in samples]
     key += [f"{bad.file}\t{bad.reason}" for bad in store.skipped]
@@ -224,7 +223,6 @@ def write_audit(run: Run, data: "Dataset") -> list[str]:
 
 
 def _audit_beside(data: "Dataset", part: "Dataset") -> Unlabelled:
-    """Once for the same test split and unlabelled pictures, by their middle frames."""
     rows, middle = data.rows["test"], data.recipe.data.steps // 2
     tested, skipped = [data.samples[row] for row in rows], len(part.store.skipped)
 
@@ -331,7 +329,7 @@ def check_teacher(teacher: Run, data: "Dataset") -> None:
 
 
 def check_weights(net: Net, data: "Dataset") -> None:
-    """Raises UserError where net.weights, or their own start, learnt from people or pictures held back here."""
+    """Raises UserError where net.weights, or their own start, learnt from what is held back here."""
     place = Path(net.weights)
     home = place if place.is_dir() else place.parent
     for _ in range(9):  # a chain is short; a ring would have no end

@@ -218,7 +218,7 @@ def _opened(search: Search) -> Iterator["Study"]:
 
 
 def _server(url: str) -> "RDBStorage":
-    """Raises UserError, without the password, where it does not answer or is SQLite."""
+    """Raises UserError, without the password."""
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
 

@@ -121,7 +121,7 @@ class Camera:
         self._send("snap", event)
 
     def record(self, event: str, path: Path, since: float, until: float | None) -> None:
-        """Write a clip from `since` (as far as buffered) to `until` or finish(), on Frame.time's clock."""
+        """Write a clip from `since` (if buffered) to `until` or finish(), on Frame.time's clock."""
         self._clips[event] = path
         self._send("record", event, str(path), since, until)
 

@@ -420,7 +420,7 @@ def shrunk(image: Picture, side: int) -> Picture:
 
 
 def jpeg(image: Picture, side: int, quality: int) -> bytes:
-    """uint8 (H,W,3) RGB -> JPEG, its longer side at most `side` pixels."""
+    """uint8 (H,W,3) RGB -> JPEG, at most `side` pixels a side."""
     bgr = cv2.cvtColor(shrunk(image, side), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 

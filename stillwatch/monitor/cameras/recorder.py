@@ -275,13 +275,10 @@ class Timeline:
 
 
 def parameter_sets(data: bytes, codec: str) -> bytes:
-    """Before a keyframe of an H.264 or HEVC byte stream (Annex B), else b"".
-
-    H.264: NAL types 7 and 8 (ITU-T H.264, table 7-1); HEVC: 32, 33, 34 (ITU-T H.265, table 7-1).
-    """
+    """Before a keyframe of an H.264 or HEVC byte stream (Annex B), else b""."""
     if codec not in ("h264", "hevc") or not data.startswith((b"\0\0\1", b"\0\0\0\1")):
         return b""
-    sets = b""
+    sets = b""  # NAL types by ITU-T H.264 and H.265, table 7-1 of each
     for unit in filter(None, data[:4096].split(b"\0\0\1")[1:]):
         number = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
         if number in ((7, 8) if codec == "h264" else (32, 33, 34)):
@@ -292,7 +289,6 @@ def parameter_sets(data: bytes, codec: str) -> bytes:
 
 
 def _nut(data: bytes, add_stream: Callable[[OutputContainer], VideoStream]) -> bytes:
-    """With one packet: a NUT file cannot be read without."""
     file = io.BytesIO()
     with av.open(file, "w", format="nut") as container:
         stream = add_stream(container)
@@ -300,5 +296,5 @@ def _nut(data: bytes, add_stream: Callable[[OutputContainer], VideoStream]) -> b
         packet = av.Packet(data)
         packet.stream, packet.time_base = stream, Fraction(1, TICKS)
         packet.pts, packet.dts, packet.is_keyframe = 0, 0, True
-        container.mux(packet)
+        container.mux(packet)  # a NUT file cannot be read without one
     return file.getvalue()

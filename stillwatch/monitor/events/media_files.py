@@ -53,7 +53,7 @@ def write_thumbnail(db: sqlite3.Connection, folder: Path, id: str, jpeg: bytes) 
 
 
 def recover_orphans(db: sqlite3.Connection, folder: Path, before: Sequence[str]) -> None:
-    """After a kill: add files that no row mentions, forget missing ones, remove drafts from before this watch."""
+    """After a kill: add files that no row mentions, forget missing ones, remove old drafts."""
     rows = {row["id"]: row for row in db.execute("SELECT id, clip, thumbnail FROM events")}
     mentioned = {name for row in rows.values() for name in (row["clip"], row["thumbnail"]) if name}
     for name in before:
@@ -126,9 +126,8 @@ def make_room(folder: Path) -> list[str]:
 
 
 def file_negatives(folder: Path, event: "StoredEvent", label: str) -> int:
-    """File an event's frames (one a second of its clip, or its thumbnail) as pictures of `label`; returns how many.
-
-    Raises UserError.
+    """File an event's frames, one a second, or its thumbnail as pictures of `label`; returns how many. Raises
+    UserError.
     """
     if not label or label.startswith(".") or "/" in label or "\\" in label or not label.isprintable():
         raise UserError(f"label = {label!r}: cannot be a folder's name; give one of the bundle's labels")

@@ -222,8 +222,7 @@ def _same_site(scope: Scope, headers: Mapping[str, str]) -> None:
 
 
 def _network(address: str) -> str:
-    """An IPv6 guesser has a whole /64."""
-    try:
+    try:  # an IPv6 guesser has a whole /64
         ip = ipaddress.ip_address(address)
     except ValueError:
         return address
