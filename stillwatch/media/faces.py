@@ -23,7 +23,7 @@ class Found(NamedTuple):
 
 
 class YuNet:
-    """Wu, Peng, Yu: YuNet, a tiny millisecond-level face detector (2023), as OpenCV runs it."""
+    """Wu, Peng, Yu 2023, as OpenCV runs it."""
 
     def __init__(self, side: int = SIDE) -> None:
         """side: of the longer side to search in, in pixels. Raises UserError."""

@@ -105,7 +105,7 @@ def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
 
 
 def bars(models: Models, stacked: bool = False) -> bytes:
-    """As in the violence paper. models: {key: {"accuracy", "loss", "params" | None, "ci95"}}."""
+    """models: {key: {"accuracy", "loss", "params" | None, "ci95"}}."""
     paint = colours(list(models))
     crowded = len(models) > 4 or max(len(word) for key in models for word in key.title.split()) > 11
 

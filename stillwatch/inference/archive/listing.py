@@ -1,4 +1,4 @@
-"""What lies in an archive, by path, cut into shards: one folder in memory at a time. Decodes nothing."""
+"""What lies in an archive, by path, cut into shards: one folder in memory at a time."""
 
 import os
 import stat

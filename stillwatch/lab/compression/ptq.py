@@ -54,7 +54,7 @@ def quantise_file(
     """Quantise weights (symmetric, per output channel) and activations (affine) of source into target.
 
     rows, frame: the calibration frames. Depthwise convolutions get activation scales per channel unless config.plain.
-    Biases absorb each layer's mean error (Nagel et al. 2019, Data-Free Quantization, §4.2).
+    Biases absorb each layer's mean error (Nagel et al. 2019, §4.2).
     """
     model = onnx.load(source)
     for tensor in _large(model):  # rounded as it will be stored, so that what is calibrated and checked is written

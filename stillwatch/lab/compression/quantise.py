@@ -165,7 +165,7 @@ def quantise(run: Run, root: Path | str = "runs", progress: Progress = NO_PROGRE
     """Bring a finished run's net to INT8 as the recipe's [quantise] says; returns the finished run.
 
     Always writes the best file; info.kept and info.why say whether export may use it. Raises UserError for changed data
-    and a run that is unfinished, has no net or learnt nothing (unless `anyway`).
+    and a run that cannot be quantised, or learnt nothing (unless `anyway`).
     """
     runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
     runs.require_learnt(run, "not quantised", anyway, progress)

@@ -1,4 +1,4 @@
-"""Augmentation on the batch, a pure function of (seed, sample, view). Uses no global generator."""
+"""Augmentation on the batch, a pure function of (seed, sample, view)."""
 
 import math
 import zlib

@@ -49,7 +49,7 @@ class Dataset:
     def for_teacher(self, rows: Rows, progress: Progress = NO_PROGRESS) -> tuple["Dataset", Rows]:
         """The teacher's pixels of these samples, [teacher.data], by row of the data set returned.
 
-        Looks match by recording and nearest time. Raises UserError where the teacher's data lack a sample.
+        Looks match by recording and nearest time. Raises UserError where one is missing.
         """
         if not self.recipe.teacher.data:
             return self, rows

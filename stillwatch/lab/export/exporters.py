@@ -132,7 +132,7 @@ def fold_gray(net: Classifier) -> None:
 
 
 def temperature_of(run: Run) -> float:
-    """Of a run's files, from its validation predictions. Raises UserError without them."""
+    """From the run's validation predictions. Raises UserError without them."""
     recipe, valid = run.recipe, predictions.read(run, "valid")
     side = recipe.teacher if run.info.kind == "teacher" else recipe.student
     return metrics.temperature(valid.y, valid.p, side.net.head)

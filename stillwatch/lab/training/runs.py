@@ -322,7 +322,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
 
 
 def check_teacher(teacher: Run, data: "Dataset") -> None:
-    """Raises UserError for a teacher that learnt nothing or has seen the student's test samples."""
+    """Raises UserError for one that learnt nothing or has seen the student's test samples."""
     if nothing := teacher.info.learnt_nothing:
         raise UserError(f"{teacher.path}: refused as a teacher: {nothing}. Teach it longer, or with another fit.lr")
     _unseen(teacher, data, f"{teacher.path}: refused as a teacher: it was")

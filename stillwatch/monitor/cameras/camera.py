@@ -129,7 +129,7 @@ class Camera:
         self._send("finish", event, until)
 
     def stop(self, within: float) -> None:
-        """End the child and its clips; kill it after `within` seconds. take() gives its last messages."""
+        """End the child and its clips within so many seconds. take() gives its last messages."""
         self._stopping = True
         end = time.monotonic() + within
         self._send("stop")
