@@ -12,13 +12,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 # What may not be exceeded, and what the design wants. A limit only ever goes down, or up with a reason in its commit.
 LIMITS = {
-    "lines": (25_900, 16_000),
-    "functions": (1_562, 1_100),
+    "lines": (25_844, 16_000),
+    "functions": (1_553, 1_100),
     "of them used once, %": (45, 45),
-    "Any": (272, 300),
-    "dict[str, Any]": (77, 80),
-    'info["…"]': (2, 10),
-    "docstring words": (15_396, 15_000),
+    "Any": (270, 300),
+    "dict[str, Any]": (76, 80),
+    'info["…"]': (1, 10),
+    "docstring words": (15_000, 15_000),
     "functions over 60 lines": (2, 2),
     "files in the fullest folder": (9, 9),
     "import chain": (8, 8),

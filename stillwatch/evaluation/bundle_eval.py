@@ -40,7 +40,7 @@ def judge_bundle(
 
     paper: of eval_arrays: pixels uint8 (N,T,H,W,C), ids, groups, sequences, y. faces: (N,), to judge a fusion head too,
     as <file>+face. Writes out/<file>/predictions/<split>.npz. Returns report.json's content with "bundle": each file's
-    agreement with the run. Raises UserError if bundle, run and samples do not match, or no file runs here.
+    agreement with the run. Raises UserError where these do not match, or no file runs here.
     """
     out, (x, ids, groups, sequences, y) = Path(out), paper
     said = _belonging(bundle, run, paper, split)

@@ -60,8 +60,8 @@ class Detector:
 
         threads: None: the process's cores, at most 4 (more slow small nets). batch: pictures that usually come
         together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. fresh: ignore a
-        remembered choice. maps: only files that show where the evidence is. Raises UserError if the bundle was changed,
-        or nothing reproduces its golden frames.
+        remembered choice. maps: only files that show where the evidence is. Raises UserError where nothing reproduces
+        them.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
         manifest = self.bundle.manifest

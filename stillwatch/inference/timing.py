@@ -122,7 +122,7 @@ def _pin(task: int, cores: set[int]) -> None:
 
 
 def _sibling(core: int) -> int:
-    """0: first logical core of a physical one; 1: its hyper-thread."""
+    """0: first logical core of a physical one."""
     with suppress(OSError, ValueError):
         text = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
         return [int(number) for number in re.findall(r"\d+", text)].index(core)

@@ -85,7 +85,7 @@ class Glance(NamedTuple):
 
 
 def take(place: Path) -> Inventory:
-    """Raises UserError where no source reads a labelled data set there."""
+    """Raises UserError where no source reads a labelled data set."""
     try:
         if place.is_file() and place.suffix.lower() == ".csv":
             return _of_table(place)

@@ -265,7 +265,7 @@ def clips(
 ) -> Iterator[tuple[Window, list[Picture] | str]]:
     """T frames per window, or why not. Each window comes as soon as it is whole: memory stays flat.
 
-    fit: gets uint8 (H,W,3) RGB. threads: 0: FFmpeg's choice. times: of times_of(); decoding then starts near the first
+    fit: gets uint8 (H,W,3) RGB. threads: as in open_film. times: of times_of(); decoding then starts near the first
     window.
     """
     waiting = sorted(wanted, reverse=True)  # the next one last

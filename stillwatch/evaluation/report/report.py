@@ -36,8 +36,8 @@ def compare(
     """Compare runs, write the report into `out` and return report.json's content.
 
     Folds are pooled, seeds averaged. pictures: ids -> {id: uint8 (H,W,C) or None}, for the confident mistakes. more:
-    further keys; its "warnings" come first. looks: of the last run, where faces are known. A part that cannot be
-    computed is null, with a warning. Raises UserError as pooling.enter and pooling.models do.
+    further keys; its "warnings" come first. A part that cannot be computed is null, with a warning. Raises UserError as
+    pooling.enter and pooling.models do.
     """
     report, models = assess(runs, split)
     more = dict(more or {})

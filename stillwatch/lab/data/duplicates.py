@@ -134,8 +134,8 @@ def find(samples: Sequence[Sample], clips: Pictures, progress: Progress = NO_PRO
 
 
 def fingerprints(clips: Pictures, progress: Progress = NO_PROGRESS) -> tuple[Ints, Pictures, Floats]:
-    """Each picture's number for its bytes (N,), its middle frame's gray thumbnail (N,32,32) in a temporary file, and
-    contrast (N,), the mean absolute deviation.
+    """Each picture's number for its bytes (N,), its middle frame's gray thumbnail (N,32,32), and contrast (N,), the
+    mean absolute deviation.
     """
     count = len(clips)
     known: dict[bytes, int] = {}
@@ -213,7 +213,7 @@ def _search(queries: Codes, base: Codes, split: Ints, progress: Progress) -> Int
 def close(queries: Codes, base: Codes, exclude: Ints, progress: Progress = NO_PROGRESS) -> Ints:
     """For each query (Q,2) its closest in the base (B,2), at most KEPT within RADIUS: rows (P,2).
 
-    exclude: (Q,) the base row that a query is not paired with, or -1. Memory O(Q + B).
+    exclude: (Q,) the base row that a query is not paired with, or -1.
     """
     high, low = np.ascontiguousarray(base.T)
     pairs = [np.zeros((0, 2), np.int64)]

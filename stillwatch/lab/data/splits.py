@@ -17,7 +17,7 @@ LONG = 8  # a recording whose share is at least so many samples gives a block of
 
 
 def assign(samples: Sequence[Sample], data: Data) -> list[Sample]:
-    """Give each sample its split, in any order; negatives are always train.
+    """Give each sample its split; negatives are always train.
 
     official: the source's; without a valid, it is taken from train. grouped: test is fold `fold` of
     StratifiedGroupKFold; valid is the next fold, or a share of train. ratio: the same without groups. Raises UserError.

@@ -143,7 +143,7 @@ def export(
     int8: its quantised run. formats: besides "onnx" and the recipe's. crossval: its out-of-fold answers set temperature
     and threshold. Unfaithful files stay out, with a reason in the manifest: float beyond export.max_difference of
     PyTorch, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where that file is model.onnx, the
-    run learnt nothing (unless `anyway`), or int8 or the data are others.
+    run learnt nothing (unless `anyway`), or int8 or the data do not fit.
     """
     require_finished(run, TRAINED, "run with a net")
     require_learnt(run, "not exported", anyway, progress)

@@ -104,7 +104,7 @@ STAGES = ("blocks", "stages", "layers", "features")  # what nets call the chain 
 
 
 def _chain(net: nn.Module, x: Tensor, end: Tensor, widths: dict[str, int]) -> tuple[str, ...]:
-    """The shortest chain of children that turns x into `end`, or (). widths: expected channels."""
+    """The shortest chain of children that turns x into `end`, or ()."""
     names: list[str] = []
     for child, module in net.named_children():
         inner = child in STAGES and isinstance(module, nn.Sequential)

@@ -86,8 +86,8 @@ def mnist_small(hw: tuple[int, int], channels: int, width: int = 8) -> Backbone:
 
 
 def yolo_cls_n(hw: tuple[int, int], channels: int) -> Backbone:
-    """A rival, sized as published for YOLOv8n-cls: five strided Conv-BN-SiLU of 16 to 256 maps, a C2f block after all
-    but the first, a 1×1 convolution to 1280, pooling. 2,719,288 parameters with 1000 classes.
+    """A rival, sized as published for YOLOv8n-cls: strided Conv-BN-SiLU of 16 to 256 maps, C2f blocks, a 1×1
+    convolution to 1280, pooling. 2,719,288 parameters with 1000 classes.
     """
     features: list[nn.Module] = [_unit(channels, 16, 3, 2)]
     maps = {2: 16}

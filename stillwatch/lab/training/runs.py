@@ -262,7 +262,7 @@ def recipe_for(recipe: Recipe, fold: int, seed: int, kind: str) -> Recipe:
 
 
 def finished_run(recipe: Recipe, kind: str, root: Path | str, fingerprint: str = "") -> Run | None:
-    """The newest one that learnt the same in the same way; of a student alone whatever its recipe says of a teacher."""
+    """The newest one that learnt the same; of a student alone whatever its recipe says of a teacher."""
 
     def learning(recipe: Recipe, seed: int) -> Recipe:
         whole = recipe_for(recipe, recipe.data.fold, seed, kind)

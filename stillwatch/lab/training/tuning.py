@@ -52,8 +52,7 @@ def tune(
 
     Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, §4); the median rule stops them
     (Golovin et al. 2017, §3.2.2). Resumes, unless `fresh`. storage: a file for Optuna's journal or a shared database's
-    URL; None: a file in the run. Raises UserError, before training, for a key that cannot be tuned, and where no trial
-    completed.
+    URL; None: a file in the run. Raises UserError, also where no trial completed.
     """
     # ---- every key is checked before the data are read
     if trials < 1:

@@ -353,7 +353,7 @@ class Store:
         self.trouble = "; ".join(part for part in (failure, lost, *self._faults) if part) or None
 
     def _sweep(self, db: sqlite3.Connection) -> bool:
-        """Whether there may be more to remove. Age counts once the wall clock is even."""
+        """Whether there may be more to remove."""
         now, offset = time.monotonic(), time.time() - time.monotonic()
         if abs(offset - self._offset) > 3600:
             self._offset, self._trusted = offset, now + JUMP
