@@ -20,7 +20,7 @@ from stillwatch.run import NO_PROGRESS, Progress
 
 DRAWN = (*LEFT_EYE, *RIGHT_EYE, *MOUTH)  # the points that are shown: on a small face all 468 would be a blot
 SPREAD, LIPS, NARROWEST = 0.3, 0.1, 0.35  # of the eyes' distance; of it, at the mouth; of the box, its least
-MARGIN = 1.2  # of the points' box: they end at brow and chin
+MARGIN = 1.6  # of the points' box, which ends at brow and chin: hair, hands and what they hold lie beside it
 
 
 class FaceTable(NamedTuple):
@@ -54,12 +54,12 @@ class FaceTable(NamedTuple):
         return np.concatenate([low, high - low], 2).astype(np.float32)
 
     def boxes(self, region: Literal["face", "eyes"]) -> list[Box | None]:
-        """Of the face with a margin, or of both eyes three times as wide as high; None without a face."""
+        """A square of the face with a margin, or of both eyes three times as wide as high; None without a face."""
         found: list[Box | None] = []
         for (x, y, w, h), points, (width, height) in zip(self.box, self.points, self.size, strict=True):
             at = np.asarray(points[:, :2], np.float64) * (w, h) + (x, y)
             if region == "face":
-                middle, half = np.array([x + w / 2, y + h / 2]), MARGIN / 2 * np.array([w, h])
+                middle, half = np.array([x + w / 2, y + h / 2]), MARGIN / 2 * np.full(2, max(w, h))
             else:
                 left, right = (at[list(eye)].mean(0) for eye in (LEFT_EYE, RIGHT_EYE))
                 d = max(float(np.linalg.norm(right - left)), NARROWEST * float(w))
