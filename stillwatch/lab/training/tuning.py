@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -220,6 +220,7 @@ def _server(url: str) -> "RDBStorage":
     """Raises UserError, without the password."""
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     secrets = [url]
     try:
@@ -228,6 +229,8 @@ def _server(url: str) -> "RDBStorage":
         shown = known.render_as_string()  # *** for the password
         if known.get_backend_name() == "sqlite":
             raise UserError(f"--storage {shown}: SQLite loses locks on network disks; name a file for Optuna's journal")
+        with suppress(IntegrityError, ProgrammingError):  # another machine makes the tables in the same second
+            return RDBStorage(url)
         return RDBStorage(url)
     except ImportError as error:
         raise UserError(f"--storage {shown}: its driver is missing: {one_line(error)}") from None

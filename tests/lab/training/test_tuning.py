@@ -14,6 +14,7 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
+from sqlalchemy.exc import IntegrityError
 
 from stillwatch.errors import UserError
 from stillwatch.evaluation.report import tuning as tuning_picture
@@ -391,6 +392,20 @@ def test_a_server_that_does_not_answer_keeps_its_password(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=why) as told:
             tuning._server(url)
         assert "s3cret" not in str(told.value)
+
+
+def test_two_machines_may_make_a_servers_tables_in_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [IntegrityError("CREATE TYPE", None, Exception("exists")), "the second time", OSError("s3cret is away")]
+
+    def opened(_: str) -> object:
+        if isinstance(outcome := outcomes.pop(0), Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("optuna.storages.RDBStorage", opened)
+    assert tuning._server("postgresql://me:s3cret@host/db") == "the second time"
+    with pytest.raises(UserError, match=r"\*\*\* is away"):
+        tuning._server("postgresql://me:s3cret@host/db")
 
 
 def test_processes_share_the_trials_and_one_that_is_killed_takes_none_with_it(tmp_path: Path) -> None:
