@@ -108,7 +108,7 @@ def engines(count: int) -> Iterator[dict[str, object]]:
             else:
                 workers, on = (2, "ray") if name == "ray" else (int(name[0]), "")
                 scoring.score(it.path, archive, folder / f"{name}.csv", workers, on=on)
-            yield {"step": f"films, {name}", "files": str(count), "jobs": "2" if name != "loop" else "1",
+            yield {"step": f"films, {name}", "files": str(count), "jobs": "1" if "1" in name or name == "loop" else "2",
                    "wall_s": time.monotonic() - start}  # fmt: skip
 
 

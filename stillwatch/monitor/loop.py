@@ -170,6 +170,8 @@ class Watch:
         times = schedule(config.armed or self.config.armed, self.config.timezone)
         slot = CameraSlot(camera, alarm, times, people)
         self.board.update(config.name, armed=slot.armed, where=config.where)
+        if not slot.armed:
+            self.log(f"{config.name}: disarmed")
         return slot
 
     def __enter__(self) -> "Watch":

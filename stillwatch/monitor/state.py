@@ -17,7 +17,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds. Fine where the promise stands (p95 of 100 ms), coarse where it is broken anyway
 BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 COUNTERS = {
-    "frames": "Frames that were looked at",
+    "frames": "Frames that were decided on, those of a disarmed camera without a look",
     "dropped": "Frames that a newer one overtook before they were looked at",
     "stalls": "Times a camera fell silent",
     "reconnects": "Times a camera's stream was opened again",

@@ -423,7 +423,9 @@ def test_a_disarmed_camera_opens_no_event_and_is_still_called_lost(tmp_path: Pat
         slot.schedule = Schedule()
         film(watch, camera, DANGER, base + 40, base + 46)
         assert "camera" not in {event.kind for event in slot.alarm.open} and len(slot.alarm.open) == 1
-    assert said == ["c0: disarmed", "c0: armed"]
+    later = f"{minute // 60 % 24:02d}:00-{minute // 60 % 24:02d}:59"
+    with loop.Watch(watch_config(tmp_path, "rtsp://x/", armed=(later,)), log=said.append):
+        assert said == ["c0: disarmed", "c0: armed", "c0: disarmed"], "said at the start too"
 
 
 def workers_turn(watch: loop.Watch) -> int:

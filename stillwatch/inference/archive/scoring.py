@@ -115,7 +115,8 @@ def score_share(
         with locked(parts / ".first"):
             task = _task(made, folder, parts, rate, progress, shared=True)
             if not (parts / LIST).is_file():
-                progress.say(f"{parts}: {listing.save(parts / LIST, _cut(made, folder)):,} shards listed")
+                listed = listing.save(parts / LIST, _cut(made, folder))
+                progress.say(f"{parts}: {listed:,} shard{'s' * (listed != 1)} listed")
         mine = list(listing.load(parts / LIST, *share))
         _work(task, mine, workers, progress)
     return sum(map(len, mine))

@@ -95,7 +95,7 @@ def crossval(
     where one failed; the same call does what is left.
     """
     folder, say = home(recipe, options), options.progress.say
-    say(f"{folder.path}: {len(wanted)} tasks, {f'on {on}' if on else f'{jobs} at a time'}")
+    say(f"{folder.path}: {len(wanted)} task{'s' * (len(wanted) != 1)}, {f'on {on}' if on else f'{jobs} at a time'}")
     done, failed = list[Run](), list[str]()
     calls = [partial(task, recipe, *each, folder.path, options.source) for each in wanted]
     if on:

@@ -199,7 +199,11 @@ def _opened(search: Search) -> Iterator["Study"]:
             elif "://" in search.storage:
                 storage = _server(search.storage)
             else:
-                storage = JournalStorage(JournalFileBackend(search.storage))
+                try:
+                    storage = JournalStorage(JournalFileBackend(search.storage))
+                    storage.get_all_studies()  # it is read
+                except (OSError, ValueError) as error:  # no such folder; a file that is none of its journals
+                    raise UserError(f"--storage {search.storage}: cannot be opened: {one_line(error)}") from None
             study = optuna.create_study(
                 study_name=search.study_name(),
                 storage=storage,

@@ -381,6 +381,8 @@ def test_machines_with_folders_of_their_own_share_a_study(tmp_path: Path) -> Non
     assert {row["state"] for row in rows} == {"complete"} and len(rows) == len(trials[0] | trials[1])
     with pytest.raises(UserError, match=r"--fresh: x\.journal may hold this study"):
         tune(recipe(), 5, tmp_path, fresh=True, storage="x.journal")
+    with pytest.raises(UserError, match=r"^--storage \S+/nowhere/x: cannot be opened: No such file"):
+        tune(recipe(), 5, tmp_path, storage=str(tmp_path / "nowhere" / "x"))
 
 
 def test_a_server_that_does_not_answer_keeps_its_password(tmp_path: Path) -> None:
