@@ -53,6 +53,11 @@ def accuracy(y: ArrayLike, p: ArrayLike) -> float:
     return float(_accuracy(confusion(y, p)))
 
 
+def balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
+    """Mean recall over the classes in y."""
+    return float(_balanced_accuracy(confusion(y, p)))
+
+
 def macro_f1(y: ArrayLike, p: ArrayLike) -> float:
     """Mean F1 over the classes that are in y or predicted."""
     return float(_macro_f1(confusion(y, p)))

@@ -12,8 +12,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 # What may not be exceeded, and what the design wants. A limit only ever goes down, or up with a reason in its commit.
 LIMITS = {
-    "lines": (25_853, 16_000),
-    "functions": (1_553, 1_100),
+    "lines": (25_858, 16_000),
+    "functions": (1_554, 1_100),
     "of them used once, %": (45, 45),
     "Any": (270, 300),
     "dict[str, Any]": (76, 80),
