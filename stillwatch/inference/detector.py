@@ -212,7 +212,7 @@ def diagnosis() -> list[str]:
     lines = [f"{about.cpu}, {about.cores} cores{memory}"]
     lines += [f"  {name:12} {version}" for name, version in about.runtimes.items()]
     lines.append(f"  {'faces':12} {face_reader.found()}")
-    known = choices()
+    known = [one for one in choices() if Path(one["bundle"]).exists()]
     lines.append("" if known else "no bundle was run here yet: stillwatch doctor BUNDLE measures one")
     for one in known:
         lines.append(

@@ -214,6 +214,16 @@ def test_choices_are_listed_newest_first_and_broken_ones_passed_over(tmp_path: P
     assert [one["made"] for one in choices()] == ["2026-02-01", "2026-01-01"]
 
 
+def test_of_a_bundle_that_is_gone_nothing_is_shown(tmp_path: Path) -> None:
+    folder = Path(os.environ["STILLWATCH_CACHE"]) / "choices"
+    folder.mkdir(parents=True)
+    one = {"file": "m.onnx", "runtime": "ncnn", "ms": 1.0, "threads": 1, "batch": 1, "made": "2026-01-01"}
+    for number, place in enumerate((tmp_path, tmp_path / "gone")):
+        (folder / f"{number}.json").write_text(json.dumps(one | {"bundle": str(place)}))
+    shown = [line for line in detector.diagnosis() if "m.onnx" in line]
+    assert len(shown) == 1 and shown[0].startswith(f"{tmp_path}: ")
+
+
 def test_pictures_of_any_size_are_fitted_and_go_through_together(tmp_path: Path) -> None:
     watching = Detector(made(tmp_path, {"m.onnx": onnx_net(tmp_path / "m.onnx")}), batch=3)
     views = [pictures(1, shape)[0] for shape in ((6, 8, 3), (60, 40, 3), (9, 30, 1), (12, 16, 3))]
