@@ -117,11 +117,7 @@ def alarm_score(p: ArrayLike, safe: Sequence[int]) -> Floats:
 
 
 def operating_point(
-    y: ArrayLike,
-    p: ArrayLike,
-    safe: Sequence[int],
-    rate: float,
-    groups: Names | None = None,
+    y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float, groups: Names | None = None
 ) -> dict[str, float] | None:
     """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
 

@@ -181,12 +181,7 @@ def replay(
 
 
 def _compared(
-    events: list[ReplayEvent],
-    truth: list[Segment],
-    safe: Sequence[str],
-    any_label: bool,
-    end: float,
-    tolerance: float,
+    events: list[ReplayEvent], truth: list[Segment], safe: Sequence[str], any_label: bool, end: float, tolerance: float
 ) -> Report:
     seen = incidents(truth, safe, any_label)
 

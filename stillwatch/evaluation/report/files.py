@@ -9,10 +9,7 @@ from stillwatch.run import NO_PROGRESS, Progress
 
 
 def save(
-    folder: Path,
-    report: tuple[str, str],
-    picture: tuple[str, Callable[[], bytes]],
-    progress: Progress = NO_PROGRESS,
+    folder: Path, report: tuple[str, str], picture: tuple[str, Callable[[], bytes]], progress: Progress = NO_PROGRESS
 ) -> list[Path]:
     """Write both (file name, content) and return their paths. Without matplotlib: no picture, but a hint.
 

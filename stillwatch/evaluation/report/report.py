@@ -84,12 +84,7 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[Report, list[Model
         "compression": [asdict(row) for row in compression.compression(models, figures)],
         "stages": compression.stages(models),
         "steps": compression.steps(models),
-        "warnings": [
-            *missing,
-            *left,
-            *compression.warnings(models, figures),
-            *verdict.warnings(models, figures),
-        ],
+        "warnings": [*missing, *left, *compression.warnings(models, figures), *verdict.warnings(models, figures)],
         "mistakes": {"model": shown.name, "samples": [asdict(one) for one in confident_mistakes(shown)]},
         "runs": [_run(entry) for entry in entries],
     }

@@ -95,9 +95,7 @@ def quantise_file(
                 drop_type=nncf.DropType.ABSOLUTE,
                 advanced_quantization_parameters=advanced,
                 advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                    max_num_iterations=BACK,
-                    ranking_subset_size=min(RANKING, len(control.rows)),
-                    num_ranking_workers=1,
+                    max_num_iterations=BACK, ranking_subset_size=min(RANKING, len(control.rows)), num_ranking_workers=1
                 ),
                 **settings,
             )

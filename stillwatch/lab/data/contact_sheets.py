@@ -48,8 +48,7 @@ def contact_sheets(
             places[samples[row].group, samples[row].split].append(row)
         turns = [row for row in chain.from_iterable(zip_longest(*places.values())) if row is not None]
         rows = sorted(
-            turns[:per_class],
-            key=lambda i: (natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id),
+            turns[:per_class], key=lambda i: (natural(samples[i].group), SPLITS.index(samples[i].split), samples[i].id)
         )
         title, dots = f"{label}: {len(rows)} of {len(members):,}", None if points is None else points[rows]
         picture = sheet([samples[row] for row in rows], clips[rows], title, dots)

@@ -79,11 +79,7 @@ class CrossEntropy(nn.Module):
     maps: tuple[int, ...] = ()
 
     def __init__(
-        self,
-        task: Task,
-        class_weights: str | list[float] = "none",
-        smoothing: float = 0.0,
-        focal: float = 0.0,
+        self, task: Task, class_weights: str | list[float] = "none", smoothing: float = 0.0, focal: float = 0.0
     ):
         super().__init__()
         self.smoothing = _number("fit.loss.ce.smoothing", smoothing, 0, 1)

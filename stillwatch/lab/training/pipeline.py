@@ -59,11 +59,7 @@ def inspect(
 
 
 def teach(
-    recipe: Recipe,
-    root: Path | str = "runs",
-    source: str = "",
-    fresh: bool = False,
-    progress: Progress = NO_PROGRESS,
+    recipe: Recipe, root: Path | str = "runs", source: str = "", fresh: bool = False, progress: Progress = NO_PROGRESS
 ) -> Run:
     """Train the recipe's teacher, or combine the runs of teacher.init, or teacher.students found or trained here.
 

@@ -16,14 +16,7 @@ from numpy.typing import NDArray
 from stillwatch import predictions
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.audit import (
-    AuditReport,
-    Unlabelled,
-    audit,
-    check_unlabelled,
-    count_faces,
-    unlabelled_leaks,
-)
+from stillwatch.lab.data.audit import AuditReport, Unlabelled, audit, check_unlabelled, count_faces, unlabelled_leaks
 from stillwatch.lab.data.sources import NO_LABEL, Sample
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier

@@ -204,16 +204,7 @@ def events(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Events:
     """What was, newest first."""
-    rows = database.events(
-        hub.folder,
-        since=since,
-        until=until,
-        camera=camera,
-        kind=kind,
-        level=level,
-        before_id=before_id,
-        limit=limit + 1,
-    )
+    rows = database.events(hub.folder, since, until, camera, kind, level, before_id, limit + 1)
     return Events(events=[hub.event(row) for row in rows[:limit]], more=len(rows) > limit)
 
 
