@@ -202,12 +202,12 @@ def scores(
     """METRICS, "n", "per_class", "confusion". safe: labels without alarm. folds: as in interval."""
     harmless = [list(labels).index(name) for name in safe]
     table = confusion(y, p)
-    hit, true, said = table.diagonal(), table.sum(1), table.sum(0)
+    hit, true, predicted = table.diagonal(), table.sum(1), table.sum(0)
     per_class = {  # a quotient of nothing by nothing is 0
         label: {
-            "precision": float(hit[k] / max(said[k], 1)),
+            "precision": float(hit[k] / max(predicted[k], 1)),
             "recall": float(hit[k] / max(true[k], 1)),
-            "f1": float(2 * hit[k] / max(true[k] + said[k], 1)),
+            "f1": float(2 * hit[k] / max(true[k] + predicted[k], 1)),
             "support": int(true[k]),
         }
         for k, label in enumerate(labels)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,16 @@ from stillwatch.errors import UserError, one_line
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 Predict: TypeAlias = Callable[[NDArray[np.uint8]], ArrayLike]
+
+
+class EvalArrays(NamedTuple):
+    """A split's pixels and columns, N each. A memory map stays on disk: x is read in batches."""
+
+    x: Any  # uint8 (N,H,W,C) or (N,T,H,W,C): what has a length and slices
+    ids: Sequence[str]
+    groups: Sequence[str]
+    sequences: Sequence[str]
+    y: ArrayLike
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +73,19 @@ def save_predictions(
     run: Run | Path | str,
     split: str,
     fn: Predict,
-    x: Any,
-    ids: Sequence[str],
-    groups: Sequence[str],
-    sequences: Sequence[str],
-    y: ArrayLike,
+    arrays: EvalArrays,
     batch: int = 64,
     progress: Progress = NO_PROGRESS,
 ) -> Predictions:
     """Saves fn's answers as the run's predictions/<split>.npz.
 
-    x: uint8 (N,H,W,C) or (N,T,H,W,C), read by `batch`, so a memory map stays on disk. ids, groups, sequences, y: N
-    each. Raises UserError for an empty split, a repeated id, what does not fit together, or as `predict`.
+    Raises UserError for an empty split, a repeated id, what does not fit together, or as `predict`.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     place, k = f"{run.path.name}, split {split}", len(run.recipe.labels)
+    x, ids, groups, sequences, y = arrays
     truth = np.asarray(y)
-    lengths = {"x": len(x), "ids": len(ids), "groups": len(groups), "sequences": len(sequences), "y": len(truth)}
+    lengths = dict(zip(arrays._fields, map(len, (x, ids, groups, sequences, truth)), strict=True))
     if len(set(lengths.values())) > 1:
         raise UserError(f"{place}: not one row a sample: " + ", ".join(f"{n} {name}" for name, n in lengths.items()))
     if not len(truth):

@@ -7,13 +7,14 @@ import ast
 import re
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 # What may not be exceeded, and what the design wants. A limit only ever goes down, or up with a reason in its commit.
 LIMITS = {
-    "lines": (25_858, 16_000),
-    "functions": (1_554, 1_100),
+    "lines": (25_820, 16_000),
+    "functions": (1_555, 1_100),
     "of them used once, %": (45, 45),
     "Any": (270, 300),
     "dict[str, Any]": (76, 80),
@@ -26,13 +27,18 @@ LIMITS = {
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def import_graph(paths: list[Path], package: Path = PACKAGE) -> dict[str, set[str]]:
     """Each module's name -> the modules of ours that it imports at its top level."""
     names = {path: ".".join(["stillwatch", *path.relative_to(package).with_suffix("").parts]) for path in paths}
     known, graph = set(names.values()), {}
     for path, name in names.items():
         found = set()
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -57,7 +63,7 @@ def chain(graph: dict[str, set[str]]) -> int:
 def measure(paths: list[Path]) -> dict[str, float]:
     """What the house's table says of these files."""
     texts = {path: path.read_text() for path in paths}
-    trees = {path: ast.parse(text) for path, text in texts.items()}
+    trees = {path: parsed(path) for path in paths}
     functions = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, FUNCTION)]
     documented = [
         n for t in trees.values() for n in ast.walk(t) if isinstance(n, (*FUNCTION, ast.ClassDef, ast.Module))

@@ -75,7 +75,7 @@ def test_modules_are_found() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_what_its_floor_may(path: Path) -> None:
     floors, libraries = MAY[floor(path)]
-    for name in imports(ast.parse(path.read_text())):
+    for name in imports(house.parsed(path)):
         top, _, rest = name.partition(".")
         if top == "stillwatch" and rest:
             target = PACKAGE / rest.split(".")[0]
@@ -90,7 +90,7 @@ def test_a_module_imports_only_what_its_floor_may(path: Path) -> None:
 def test_the_cli_imports_floors_only_inside_functions() -> None:
     floors = tuple(f"stillwatch.{name}" for name in ("lab", "evaluation", "monitor"))
     for path in (PACKAGE / "cli").glob("*.py"):
-        body = ast.parse(path.read_text()).body
+        body = house.parsed(path).body
         top = ast.Module([node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         assert not [name for name in imports(top) if name.startswith(floors)], path
 
@@ -110,7 +110,7 @@ def test_every_module_opens_with_a_door_card() -> None:
         if path.name == "__init__.py" and path.parent != PACKAGE:
             assert not path.read_text().strip()
             continue
-        card = ast.get_docstring(ast.parse(path.read_text()))
+        card = ast.get_docstring(house.parsed(path))
         assert card, f"{path}: no card on the door"
         assert len(card.splitlines()) <= 6, f"{path}: the card is longer than 6 lines"
 

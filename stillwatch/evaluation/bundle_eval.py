@@ -17,7 +17,7 @@ from stillwatch.evaluation import pooling
 from stillwatch.evaluation.pooling import comparison_set
 from stillwatch.inference import runtimes
 from stillwatch.inference.detector import fused_by
-from stillwatch.predictions import Predict, Predictions, read, save_predictions
+from stillwatch.predictions import EvalArrays, Predict, Predictions, read, save_predictions
 from stillwatch.rules.alarm import Fuse
 from stillwatch.rules.normal import Deviation
 from stillwatch.run import NO_PROGRESS, Progress, Run, RunInfo
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def judge_bundle(
     bundle: Bundle,
     run: Run,
-    paper: tuple[Any, ...],
+    arrays: EvalArrays,
     out: Path | str,
     split: str = "test",
     pictures: "Album | None" = None,
@@ -38,12 +38,11 @@ def judge_bundle(
 ) -> dict[str, Any]:
     """Run each file on a split and report on it beside the run it was exported from.
 
-    paper: of eval_arrays: pixels uint8 (N,T,H,W,C), ids, groups, sequences, y. faces: (N,), to judge a fusion head too,
-    as <file>+face. Writes out/<file>/predictions/<split>.npz. Returns report.json's content with "bundle": each file's
-    agreement with the run. Raises UserError where these do not match, or no file runs here.
+    arrays: of the split. faces: (N,), to judge a fusion head too, as <file>+face. Writes
+    out/<file>/predictions/<split>.npz. Returns report.json's content with "bundle": each file's agreement with the run.
+    Raises UserError where these do not match, or no file runs here.
     """
-    out, (x, ids, groups, sequences, y) = Path(out), paper
-    said = _belonging(bundle, run, paper, split)
+    out, predictions = Path(out), _belonging(bundle, run, arrays, split)
     files: list[tuple[Model, Run]] = []
     problems, fused = list[str](), list[Run]()
     for model in bundle.manifest.models:
@@ -52,14 +51,14 @@ def judge_bundle(
         except UserError as mistake:
             problems.append(f"{model.name} is not judged: {mistake}")
             continue
-        progress.say(f"{model.name} through {runtime}: {len(said):,} {split} samples")
+        progress.say(f"{model.name} through {runtime}: {len(predictions):,} {split} samples")
         file = _folder(bundle, model, run, runtime, out)
-        save_predictions(file, split, fn, x, ids, groups, sequences, y, progress=progress)
+        save_predictions(file, split, fn, arrays, progress=progress)
         file.finish()
         files.append((model, file))
         if (fuse := fused_by(bundle.manifest.fusion)) and faces is not None:
             both = _folder(bundle, model, run, runtime, out, "+face")
-            save_predictions(both, split, _with(fn, fuse, iter(faces)), x, ids, groups, sequences, y, progress=progress)
+            save_predictions(both, split, _with(fn, fuse, iter(faces)), arrays, progress=progress)
             both.finish()
             fused.append(both)
     if not files:
@@ -70,7 +69,7 @@ def judge_bundle(
         "threshold": (bundle.manifest.operating or {}).get("threshold"),
         "temperature": bundle.manifest.temperature,
         "left_out": [{key: one.get(key) for key in ("name", "why")} for one in bundle.manifest.left_out],
-        "files": [_agreement(bundle, model, file, said, split) for model, file in files],
+        "files": [_agreement(bundle, model, file, predictions, split) for model, file in files],
     }
     from stillwatch.evaluation.report.report import compare  # it paints, and is imported where that is done
 
@@ -87,7 +86,7 @@ def _with(fn: Predict, fuse: Fuse, faces: Iterator[Deviation | None]) -> Predict
     ]
 
 
-def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> Predictions:
+def _belonging(bundle: Bundle, run: Run, arrays: EvalArrays, split: str) -> Predictions:
     origin, labels = bundle.manifest.run.get("id"), run.recipe.labels
     if origin != run.path.name:
         raise UserError(f"{bundle.path}: was exported from {origin}, not from {run.path.name}")
@@ -95,12 +94,12 @@ def _belonging(bundle: Bundle, run: Run, paper: tuple[Any, ...], split: str) -> 
         raise UserError(
             f"{bundle.path}: its labels are {', '.join(bundle.manifest.labels)}, the run's {', '.join(labels)}"
         )
-    said = read(run, split)
-    if set(said.id.tolist()) != set(paper[1]):
+    predictions = read(run, split)
+    if set(predictions.id.tolist()) != set(arrays.ids):
         raise UserError(
             f"{run.path}: its {split} split holds other samples than the data do now; it cannot be compared"
         )
-    return said
+    return predictions
 
 
 def _opened(bundle: Bundle, model: Model) -> tuple[str, Predict]:
@@ -150,11 +149,11 @@ def _bytes(bundle: Bundle, model: Model) -> int:
     return sum(bundle.manifest.files[name].bytes for name in model.files)
 
 
-def _agreement(bundle: Bundle, model: Model, file: Run, said: Predictions, split: str) -> dict[str, Any]:
+def _agreement(bundle: Bundle, model: Model, file: Run, predictions: Predictions, split: str) -> dict[str, Any]:
     """At the bundle's temperature."""
     manifest, heard = bundle.manifest, read(file, split)
-    rows = {name: row for row, name in enumerate(said.id.tolist())}
-    p: NDArray[Any] = said.p[[rows[name] for name in heard.id.tolist()]]
+    rows = {name: row for row, name in enumerate(predictions.id.tolist())}
+    p: NDArray[Any] = predictions.p[[rows[name] for name in heard.id.tolist()]]
     if manifest.temperature:
         recipe = file.recipe
         p = metrics.apply_temperature(p, manifest.temperature["value"], getattr(recipe, pooling.side(file)).net.head)

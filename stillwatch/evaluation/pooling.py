@@ -64,7 +64,7 @@ class Entry:
     run: Run
     recipe: Recipe
     cell: FoldSeed
-    said: Predictions
+    predictions: Predictions
 
     @property
     def kind(self) -> str:
@@ -94,7 +94,7 @@ class Model:
     entries: list[Entry]  # the runs it is made of
     folds: list[int]
     seeds: list[int]
-    said: Predictions  # of the first seed, sorted by id; its p is that seed's
+    predictions: Predictions  # of the first seed, sorted by id; its p is that seed's
     p: NDArray[np.float32]  # (S,N,K), in the order of seeds
     fold: NDArray[np.int64]  # (N,) in which each sample was tested
 
@@ -234,7 +234,7 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
                     f"{first.run.path} and {entry.run.path} cannot be compared: {key} is {value!r} in the first and "
                     f"{theirs[key]!r} in the second"
                 )
-        if (given := entry.said.p.shape[1]) != (wanted := len(entry.recipe.labels)):
+        if (given := entry.predictions.p.shape[1]) != (wanted := len(entry.recipe.labels)):
             raise UserError(f"{entry.run.path}: {given} probabilities but {wanted} labels; judge it again")
     return entries
 
@@ -267,11 +267,11 @@ def models(entries: Sequence[Entry]) -> tuple[list[Model], list[str]]:
         if partner and blocks[key] == blocks[partner.key]:
             _check_aligned(found[key], partner)
             for one, other in zip(found[key].entries, partner.entries, strict=True):
-                if np.array_equal(one.said.p, other.said.p):
+                if np.array_equal(one.predictions.p, other.predictions.p):
                     raise UserError(
-                        f"{one.run.path} and {other.run.path} are the same: they agree on all {len(one.said)} samples "
-                        "to the last digit, so nothing came from a teacher; distil again with a loss that has one, "
-                        "such as kd"
+                        f"{one.run.path} and {other.run.path} are the same: they agree on all {len(one.predictions)} "
+                        "samples to the last digit, so nothing came from a teacher; distil again with a loss that has "
+                        "one, such as kd"
                     )
     return list(found.values()), left
 
@@ -359,21 +359,24 @@ def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
     for seed in seeds:
         owner, tested = dict[str, Entry](), [cells[FoldSeed(fold, seed)] for fold in folds]
         for entry in tested:
-            for name in entry.said.id.tolist():
+            for name in entry.predictions.id.tolist():
                 if owner.setdefault(name, entry) is not entry:
                     raise UserError(
                         f"{owner[name].run.path} and {entry.run.path} both tested {name!r}: folds may not overlap, so "
                         "they cannot be put together"
                     )
-        whole = Predictions(*(np.concatenate([getattr(e.said, column) for e in tested]) for column in columns))
+        whole = Predictions(*(np.concatenate([getattr(e.predictions, column) for e in tested]) for column in columns))
         trainings.append(whole.take(np.argsort(whole.id, kind="stable")))
-    for seed, said in zip(seeds, trainings, strict=True):
-        if not _same_samples(trainings[0], said):
+    for seed, predictions in zip(seeds, trainings, strict=True):
+        if not _same_samples(trainings[0], predictions):
             first, other = (cells[FoldSeed(folds[0], s)].run.path for s in (seeds[0], seed))
             raise UserError(f"{first} and {other}: these seeds were tested on different samples; judge them again")
     entries = [cells[FoldSeed(fold, seed)] for seed in seeds for fold in folds]
-    of = {name: entry.cell.fold for entry in entries for name in entry.said.id.tolist()}
-    fold, p = np.array([of[name] for name in trainings[0].id.tolist()]), np.stack([said.p for said in trainings])
+    of = {name: entry.cell.fold for entry in entries for name in entry.predictions.id.tolist()}
+    fold, p = (
+        np.array([of[name] for name in trainings[0].id.tolist()]),
+        np.stack([predictions.p for predictions in trainings]),
+    )
     return Model(key, entries, list(folds), list(seeds), trainings[0], p, fold)
 
 
@@ -382,7 +385,7 @@ def _same_samples(one: Predictions, other: Predictions) -> bool:
 
 
 def _check_aligned(one: Model, other: Model) -> None:
-    if not _same_samples(one.said, other.said):
+    if not _same_samples(one.predictions, other.predictions):
         first, second = one.entries[0].run.path, other.entries[0].run.path
         raise UserError(f"{first} and {second} were tested on different samples; judge them again")
 

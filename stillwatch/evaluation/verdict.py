@@ -12,10 +12,10 @@ from stillwatch.evaluation.pooling import DISTILLATION, Entry, Model, parent
 from stillwatch.predictions import has, read
 
 METRIC = "macro_f1"  # the one the verdict is about
-COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")
+COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")  # functions of metrics
 DECIDE = 6  # with fewer groups all of them agree by chance more often than once in twenty (five: 2/2^5 = 1/16)
 SMALL = 100  # samples below which a test says little
-GAP = 0.05  # of accuracy between people seen in training and new ones, above which it is said
+GAP = 0.05  # of accuracy between people seen in training and new ones, above which a warning says so
 Figures: TypeAlias = Mapping[str, Mapping[str, Any]]  # model name -> as in report.json
 Outcome: TypeAlias = Literal["better", "worse", "unclear", "same"]
 HELPED: dict[Outcome, Literal["yes", "no"]] = {"better": "yes", "worse": "no"}  # else "unclear"
@@ -112,16 +112,16 @@ def verdict(alone: Model, distilled: Model) -> Verdict | None:
     found = paired_difference(alone, distilled)
     if found is None:
         return None
-    right = [(model.p.argmax(-1) == model.said.y).mean(0) for model in (alone, distilled)]
+    right = [(model.p.argmax(-1) == model.predictions.y).mean(0) for model in (alone, distilled)]
     by_group, by_pair = list[GroupRow](), list[PairRow]()
-    for group in np.unique(alone.said.group[alone.said.group != ""]):
-        mine = alone.said.group == group
+    for group in np.unique(alone.predictions.group[alone.predictions.group != ""]):
+        mine = alone.predictions.group == group
         one, two = (float(r[mine].mean()) for r in right)
         by_group.append(GroupRow(str(group), int(mine.sum()), one, two, two - one))
     for first, second in zip(alone.entries, distilled.entries, strict=True):
         figures = []
         for name in ("accuracy", METRIC):
-            a, b = (getattr(metrics, name)(entry.said.y, entry.said.p) for entry in (first, second))
+            a, b = (getattr(metrics, name)(entry.predictions.y, entry.predictions.p) for entry in (first, second))
             figures.append({"alone": a, "distilled": b, "difference": b - a})
         by_pair.append(PairRow(first.cell.fold, first.cell.seed, [first.name, second.name], *figures))
     return Verdict(
@@ -138,7 +138,7 @@ def paired_difference(one: Model, other: Model) -> Comparison | None:
     """How much better `other` is; None if folds or seeds differ."""
     if (one.folds, one.seeds) != (other.folds, other.seeds):
         return None
-    y, group = one.said.y, one.said.group
+    y, group = one.predictions.y, one.predictions.group
     differences = {}
     for name in COMPARED:
         figures = [[getattr(metrics, name)(y, p) for p in model.p] for model in (one, other)]
@@ -177,8 +177,8 @@ def points(value: float, sign: bool = False) -> str:
 
 def who(model: Model) -> str:
     """ "5 new drivers", "360 test samples"."""
-    groups = metrics.clusters(model.said.group)[1]
-    if not (model.said.group != "").any():
+    groups = metrics.clusters(model.predictions.group)[1]
+    if not (model.predictions.group != "").any():
         return f"{groups:,} test samples"
     data = model.entries[0].recipe.data
     source = data.source if isinstance(data.source, str) else str(data.source.get("name"))
@@ -187,12 +187,12 @@ def who(model: Model) -> str:
 
 
 def _clips(alone: Model, distilled: Model) -> Clips | None:
-    said = alone.said
-    one, two = (metrics.by_sequence(said.sequence, said.y, model.p) for model in (alone, distilled))
+    predictions = alone.predictions
+    one, two = (metrics.by_sequence(predictions.sequence, predictions.y, model.p) for model in (alone, distilled))
     if one is None or two is None:
         return None
     y, _, first = one
-    group = said.group[first]
+    group = predictions.group[first]
     found = metrics.paired(y, one[1], two[1], group, METRIC)
     told = HELPED.get(outcome_of(found, metrics.clusters(group)[1], len(alone.seeds) > 1), "unclear")
     return Clips(**vars(found), n=len(y), helped=told)
@@ -200,11 +200,11 @@ def _clips(alone: Model, distilled: Model) -> Clips | None:
 
 def retention(teacher: Model, student: Model) -> float | None:
     """Student's accuracy over the teacher's, on common samples (violence paper, Table I)."""
-    _, mine, theirs = np.intersect1d(teacher.said.id, student.said.id, return_indices=True)
+    _, mine, theirs = np.intersect1d(teacher.predictions.id, student.predictions.id, return_indices=True)
     if not len(mine):
         return None
-    good = (teacher.p.argmax(-1) == teacher.said.y)[:, mine].mean()
-    return float((student.p.argmax(-1) == student.said.y)[:, theirs].mean() / good) if good else None
+    good = (teacher.p.argmax(-1) == teacher.predictions.y)[:, mine].mean()
+    return float((student.p.argmax(-1) == student.predictions.y)[:, theirs].mean() / good) if good else None
 
 
 def known_vs_new(model: Model) -> dict[str, float] | None:
@@ -221,9 +221,9 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
         return None
     known = []
     for entry in model.entries:
-        said = read(entry.run, "valid")
-        known.append(metrics.accuracy(said.y, said.p))
-    new = [metrics.accuracy(entry.said.y, entry.said.p) for entry in model.entries]
+        predictions = read(entry.run, "valid")
+        known.append(metrics.accuracy(predictions.y, predictions.p))
+    new = [metrics.accuracy(entry.predictions.y, entry.predictions.p) for entry in model.entries]
     return {"known": float(np.mean(known)), "new": float(np.mean(new))}
 
 
@@ -232,7 +232,7 @@ def known_vs_new(model: Model) -> dict[str, float] | None:
 
 def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
     trained = [model for model in models if model.kind not in ("teacher", "quantised") and not model.exported]
-    found, group, n = list[str](), models[0].said.group, len(models[0].said)
+    found, group, n = list[str](), models[0].predictions.group, len(models[0].predictions)
     number, named = metrics.clusters(group)[1], bool((group != "").any())
     if n < SMALL:
         found.append(f"only {n} test samples: every figure here is rough")
@@ -248,10 +248,10 @@ def warnings(models: Sequence[Model], figures: Figures) -> list[str]:
     found += [*_training(models), *_teachers(models, figures)]
     for model in models:
         for info in (entry.run.info for entry in model.entries):
-            said = (info.learnt_nothing and f"{info.id} {info.learnt_nothing}", info.above_teacher)
-            found += [f"{model.key.title}: {words}" for words in said if words]
+            faults = (info.learnt_nothing and f"{info.id} {info.learnt_nothing}", info.above_teacher)
+            found += [f"{model.key.title}: {words}" for words in faults if words]
     for model in models:
-        right, most = figures[model.name]["accuracy"], np.bincount(model.said.y).max() / len(model.said)
+        right, most = figures[model.name]["accuracy"], np.bincount(model.predictions.y).max() / len(model.predictions)
         if right <= most:
             words = f"right in {100 * right:.1f} % of these samples, one constant answer in {100 * most:.1f} %"
             found.append(f"{model.key.title}: {words}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from stillwatch import metrics
 from stillwatch.errors import UserError, nearest
-from stillwatch.lab.data.dataset import Dataset, LazyRows, Rows, dataset_of, load_dataset
+from stillwatch.lab.data.dataset import Dataset, LazyRows, Rows, dataset_of, eval_arrays, load_dataset
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.losses import needs_teacher
@@ -157,9 +157,9 @@ def _judged(
     alike = {key: float((names[key] == names["teacher"]).mean()) for key in answers if "teacher" in answers}
     if not later.aside:
         samples, y = [later.samples[row] for row in rows], whole.y[rows]
-        ids, groups, films = ([getattr(sample, key) for sample in samples] for key in ("id", "group", "sequence"))
+        arrays = eval_arrays(samples, np.arange(len(y)), y)
         for key in ("before", "adapted"):
-            save_predictions(made, key, answers[key].__getitem__, np.arange(len(y)), ids, groups, films, y)
+            save_predictions(made, key, answers[key].__getitem__, arrays)
             figures[key] = {
                 "accuracy": metrics.accuracy(y, answers[key]),
                 "macro_f1": metrics.macro_f1(y, answers[key]),

@@ -15,7 +15,7 @@ from stillwatch import bundle, metrics
 from stillwatch.errors import UserError
 from stillwatch.evaluation.bundle_eval import judge_bundle
 from stillwatch.inference import runtimes
-from stillwatch.predictions import Predictions, read
+from stillwatch.predictions import EvalArrays, Predictions, read
 from stillwatch.rules.fusion import FACE
 from stillwatch.rules.normal import Deviation
 from stillwatch.run import Progress, Run
@@ -50,13 +50,13 @@ def packed(path: Path, run: Run, names: Sequence[str] = ("model.onnx", "model-in
     return bundle.write(path, bundle.Manifest(**about | fields), files, frames, dict.fromkeys(names, golden))
 
 
-def pictures(said: Predictions) -> tuple[Any, ...]:
-    """What eval_arrays gives, in another order than the predictions', each picture holding its row's number."""
+def pictures(said: Predictions) -> EvalArrays:
+    """Its samples in another order than the predictions', each picture holding its row's number."""
     order = np.random.default_rng(1).permutation(len(said))
     x = np.zeros((len(said), 1, *SHAPE), np.uint8)
     x[:, 0, 0, 0, 0], x[:, 0, 0, 1, 0] = order // 256, order % 256
     mine = said.take(order)
-    return x, mine.id.tolist(), mine.group.tolist(), mine.sequence.tolist(), mine.y
+    return EvalArrays(x, mine.id.tolist(), mine.group.tolist(), mine.sequence.tolist(), mine.y)
 
 
 def answering(
@@ -254,27 +254,27 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, run: Run, monk
     said = read(run)
     answering(monkeypatch, said)
     other = fabricate(tmp_path / "runs", "distilled", skill=1.5, groups=6)
-    mine, paper = packed(tmp_path / "b", run), pictures(said)
+    mine, arrays = packed(tmp_path / "b", run), pictures(said)
 
     def refused(match: str, *asked: Any) -> None:
         with pytest.raises(UserError, match=match) as error:
             judge_bundle(*asked, tmp_path / "report")
         assert "\n" not in str(error.value) and not (tmp_path / "report").exists()
 
-    refused("was exported from toy-distilled-001, not from toy-distilled-002", mine, other, paper)
-    refused("other samples", mine, run, (paper[0][1:], *(column[1:] for column in paper[1:])))
+    refused("was exported from toy-distilled-001, not from toy-distilled-002", mine, other, arrays)
+    refused("other samples", mine, run, EvalArrays(*(column[1:] for column in arrays)))
     strange = packed(tmp_path / "c", run, labels=("Safe", "Phone", "Sleep"))
-    refused("its labels are Safe, Phone, Sleep", strange, run, paper)
+    refused("its labels are Safe, Phone, Sleep", strange, run, arrays)
     (run.path / "predictions" / "test.npz").unlink()
-    refused("no predictions of the test split", mine, run, paper)
+    refused("no predictions of the test split", mine, run, arrays)
 
 
 def test_pictures_of_another_size_are_refused(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = read(run)
     answering(monkeypatch, said)
-    x, *columns = pictures(said)
+    arrays = pictures(said)
     with pytest.raises(UserError, match=r"takes \(4, 4, 1\), and the data give \(1, 2, 4, 1\)"):
-        judge_bundle(packed(tmp_path / "b", run), run, (x[:, :, :2], *columns), tmp_path / "report")
+        judge_bundle(packed(tmp_path / "b", run), run, arrays._replace(x=arrays.x[:, :, :2]), tmp_path / "report")
 
 
 def test_an_earlier_report_does_not_stay(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

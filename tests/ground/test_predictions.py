@@ -25,9 +25,9 @@ def bright(x: np.ndarray) -> np.ndarray:
     return np.stack([1 - mean, mean / 2, mean / 2], axis=1)
 
 
-def columns(n: int) -> dict[str, Any]:
-    names = [f"f{i}" for i in range(n)]
-    return {"ids": names, "groups": ["g"] * n, "sequences": [""] * n, "y": np.arange(n) % 3}
+def arrays(x: np.ndarray) -> predictions.EvalArrays:
+    n = len(x)
+    return predictions.EvalArrays(x, [f"f{i}" for i in range(n)], ["g"] * n, [""] * n, np.arange(n) % 3)
 
 
 def test_mark_keeps_what_read_gives_back(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_mark_keeps_what_read_gives_back(tmp_path: Path) -> None:
         told.append(count)
         yield from things
 
-    kept = predictions.save_predictions(run, "test", fn, x, **columns(10), batch=4, progress=Progress(bar))
+    kept = predictions.save_predictions(run, "test", fn, arrays(x), batch=4, progress=Progress(bar))
     assert seen == [4, 4, 2]
     assert told == [3]
     again = predictions.read(run.path, "test")
@@ -61,7 +61,7 @@ def test_mark_keeps_what_read_gives_back(tmp_path: Path) -> None:
 def test_a_memory_map_is_read_in_batches(tmp_path: Path) -> None:
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (7, 8, 8, 1))
     x[:] = np.arange(7).reshape(7, 1, 1, 1) * 30
-    p = predictions.save_predictions(new_run(tmp_path), "valid", bright, x, **columns(7), batch=3).p
+    p = predictions.save_predictions(new_run(tmp_path), "valid", bright, arrays(x), batch=3).p
     assert p[:, 0] == pytest.approx(1 - np.arange(7) * 30 / 255)
 
 
@@ -78,7 +78,7 @@ def test_a_memory_map_is_read_in_batches(tmp_path: Path) -> None:
 def test_what_are_no_probabilities_is_refused(tmp_path: Path, fn: predictions.Predict, said: str) -> None:
     run = new_run(tmp_path)
     with pytest.raises(UserError, match=said) as error:
-        predictions.save_predictions(run, "test", fn, np.full((5, 8, 8, 3), 90, np.uint8), **columns(5))
+        predictions.save_predictions(run, "test", fn, arrays(np.full((5, 8, 8, 3), 90, np.uint8)))
     assert run.path.name in str(error.value) and "\n" not in str(error.value)
     assert not predictions.has(run, "test")
 
@@ -100,14 +100,13 @@ def test_the_number_of_classes_may_not_change_midway() -> None:
 )
 def test_columns_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        predictions.save_predictions(
-            new_run(tmp_path), "test", bright, np.zeros((3, 8, 8, 3), np.uint8), **(columns(3) | change)
-        )
+        mine = arrays(np.zeros((3, 8, 8, 3), np.uint8))._replace(**change)
+        predictions.save_predictions(new_run(tmp_path), "test", bright, mine)
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sample"):
-        predictions.save_predictions(new_run(tmp_path), "test", bright, np.zeros((0, 8, 8, 3), np.uint8), **columns(0))
+        predictions.save_predictions(new_run(tmp_path), "test", bright, arrays(np.zeros((0, 8, 8, 3), np.uint8)))
 
 
 def test_read_says_what_to_do(tmp_path: Path) -> None:

@@ -95,10 +95,10 @@ def assess(runs: Sequence[Run], split: str = "test") -> tuple[Report, list[Model
 
 
 def judged(model: Model) -> dict[str, Any]:
-    recipe, said = model.entries[0].recipe, model.said
+    recipe, predictions = model.entries[0].recipe, model.predictions
     cost = model.entries[0].run.info.cost
-    found = _means(said.y, model.p, said.group, model.fold, recipe)
-    clips = metrics.by_sequence(said.sequence, said.y, model.p)
+    found = _means(predictions.y, model.p, predictions.group, model.fold, recipe)
+    clips = metrics.by_sequence(predictions.sequence, predictions.y, model.p)
     return {
         **found,
         **{key: cost.get(key) for key in ("params", "macs", "bytes")},
@@ -108,9 +108,11 @@ def judged(model: Model) -> dict[str, Any]:
         "folds": model.folds,
         "epochs": [_epochs(entry) for entry in model.entries],
         "runs": [entry.name for entry in model.entries],
-        "reliability": metrics.reliability(np.tile(said.y, len(model.p)), model.p.reshape(-1, model.p.shape[-1])),
+        "reliability": metrics.reliability(
+            np.tile(predictions.y, len(model.p)), model.p.reshape(-1, model.p.shape[-1])
+        ),
         "seen": verdict.known_vs_new(model),
-        "clips": _means(*clips[:2], said.group[clips[2]], model.fold[clips[2]], recipe) if clips else None,
+        "clips": _means(*clips[:2], predictions.group[clips[2]], model.fold[clips[2]], recipe) if clips else None,
     }
 
 
@@ -188,8 +190,8 @@ def _comparisons(models: Sequence[Model], figures: Figures) -> tuple[dict[str, F
 
 def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str) -> dict[str, object]:
     shown = next((model for model in reversed(models) if model.kind in DISTILLATION), models[-1])
-    data, said = entries[0].recipe.data, shown.said
-    most = int(np.bincount(said.y).argmax())
+    data, predictions = entries[0].recipe.data, shown.predictions
+    most = int(np.bincount(predictions.y).argmax())
     return {
         "name": split,
         "how": data.split,
@@ -197,9 +199,9 @@ def _split(entries: Sequence[pooling.Entry], models: Sequence[Model], split: str
         "tested": shown.folds,
         "seed": data.seed,
         "fingerprint": entries[0].run.info.fingerprint,
-        "n": len(said),
-        "groups": metrics.clusters(said.group)[1] if (said.group != "").any() else None,
-        "majority": {"label": entries[0].recipe.labels[most], "accuracy": float((said.y == most).mean())},
+        "n": len(predictions),
+        "groups": metrics.clusters(predictions.group)[1] if (predictions.group != "").any() else None,
+        "majority": {"label": entries[0].recipe.labels[most], "accuracy": float((predictions.y == most).mean())},
     }
 
 
@@ -232,18 +234,18 @@ class Mistake:
 
 def confident_mistakes(model: Model, number: int = MISTAKES) -> list[Mistake]:
     """The wrong answers of highest mean probability, at most two of one recording with the same confusion."""
-    labels, said = model.entries[0].recipe.labels, model.said
+    labels, predictions = model.entries[0].recipe.labels, model.predictions
     p = metrics.normalised(model.p).mean(0)
     guess, sure = p.argmax(1), p.max(1)
     found = list[Mistake]()
     told: dict[tuple[str, int, int], int] = {}
     for row in np.argsort(-sure, kind="stable"):
-        story = (str(said.sequence[row]) or str(said.id[row]), int(said.y[row]), int(guess[row]))
-        if guess[row] == said.y[row] or told.get(story, 0) >= 2:
+        story = (str(predictions.sequence[row]) or str(predictions.id[row]), int(predictions.y[row]), int(guess[row]))
+        if guess[row] == predictions.y[row] or told.get(story, 0) >= 2:
             continue
         told[story] = told.get(story, 0) + 1
-        true, predicted = labels[said.y[row]], labels[guess[row]]
-        found.append(Mistake(str(said.id[row]), true, predicted, float(sure[row])))
+        true, predicted = labels[predictions.y[row]], labels[guess[row]]
+        found.append(Mistake(str(predictions.id[row]), true, predicted, float(sure[row])))
         if len(found) == number:
             break
     return found

@@ -4,11 +4,11 @@ import csv
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from stillwatch.errors import UserError
@@ -16,6 +16,7 @@ from stillwatch.lab.data import augment, cache, reader
 from stillwatch.lab.data.reader import Found, Sample, gather
 from stillwatch.lab.data.sources import SPLITS
 from stillwatch.lab.data.splits import assign, unlabelled
+from stillwatch.predictions import EvalArrays
 from stillwatch.recipe import Data, Recipe
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
@@ -67,17 +68,9 @@ class Dataset:
             found.append(named.get(sample.id, near))
         return theirs, np.array(found, np.int64)
 
-    def eval_arrays(self, split: str) -> tuple["LazyRows", list[str], list[str], list[str], NDArray[np.int64]]:
-        """A split for save_predictions: pixels, ids, groups, sequences, y."""
+    def eval_arrays(self, split: str) -> EvalArrays:
         rows = self.rows[split]
-        samples = [self.samples[row] for row in rows]
-        return (
-            LazyRows(self.store.pixels, rows),
-            [sample.id for sample in samples],
-            [sample.group for sample in samples],
-            [sample.sequence for sample in samples],
-            self.y[rows],
-        )
+        return eval_arrays([self.samples[row] for row in rows], LazyRows(self.store.pixels, rows), self.y[rows])
 
 
 def load_dataset(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
@@ -147,6 +140,10 @@ class LazyRows:
 
     def __getitem__(self, part: slice) -> NDArray[np.uint8]:
         return self.array[self.rows[part]]
+
+
+def eval_arrays(samples: Sequence[Sample], x: Any, y: ArrayLike) -> EvalArrays:
+    return EvalArrays(x, [s.id for s in samples], [s.group for s in samples], [s.sequence for s in samples], y)
 
 
 def image_lookup(run: Run) -> Callable[[Sequence[str]], dict[str, NDArray[np.uint8]]]:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from stillwatch import metrics
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment
-from stillwatch.lab.data.dataset import Dataset, LazyRows, decoded, load_dataset
+from stillwatch.lab.data.dataset import Dataset, LazyRows, decoded, eval_arrays, load_dataset
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
@@ -40,7 +40,7 @@ from stillwatch.lab.training.runs import (
     save_split_predictions,
     write_audit,
 )
-from stillwatch.predictions import read, save_predictions
+from stillwatch.predictions import EvalArrays, read, save_predictions
 from stillwatch.recipe import Fit, Recipe
 from stillwatch.registry import Spec
 from stillwatch.run import NO_PROGRESS, Progress, Run
@@ -215,8 +215,8 @@ def _tell(run: Run, recipe: Recipe, progress: Progress) -> None:
         said = read(run, split)
         logs = np.stack([told[place[id]] if id in place else np.zeros(said.p.shape[1]) for id in said.id.tolist()])
         p, rows = metrics.normalised(said.p * np.exp(recipe.teacher.signals * logs)), np.arange(len(said))
-        ids, groups, sequences = (column.tolist() for column in (said.id, said.group, said.sequence))
-        save_predictions(run, split, p.__getitem__, rows, ids, groups, sequences, said.y)
+        arrays = EvalArrays(rows, said.id.tolist(), said.group.tolist(), said.sequence.tolist(), said.y)
+        save_predictions(run, split, p.__getitem__, arrays)
         if split == "valid":
             alone, both = metrics.macro_f1(said.y, said.p), metrics.macro_f1(said.y, p)
             progress.say(f"{run.path}: macro-F1 on validation {both:.3f} with the face's signals, {alone:.3f} without")
@@ -239,9 +239,8 @@ def on_other_data(run: Run, overrides: Sequence[str], out: Path | None, progress
     other = Run(path, run.info.changed(id=path.name, parent=run.path.name, fingerprint=store.fingerprint, **about))
     other.note()
     y = [recipe.labels.index(sample.label) for sample in store.samples]
-    ids, groups, sequences = ([getattr(s, key) for s in store.samples] for key in ("id", "group", "sequence"))
-    x = LazyRows(store.pixels, np.arange(len(y)))
-    save_predictions(other, "test", predictor(net), x, ids, groups, sequences, y, progress=progress)
+    arrays = eval_arrays(store.samples, LazyRows(store.pixels, np.arange(len(y))), y)
+    save_predictions(other, "test", predictor(net), arrays, progress=progress)
     return other
 
 

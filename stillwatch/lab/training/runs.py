@@ -102,7 +102,7 @@ def save_split_predictions(
     splits: Sequence[str] = ("valid", "test"),
 ) -> None:
     for split in splits:
-        predictions.save_predictions(run, split, predict, *data.eval_arrays(split), progress=progress)
+        predictions.save_predictions(run, split, predict, data.eval_arrays(split), progress=progress)
 
 
 def require_finished(run: Run, kinds: Sequence[str], what: str) -> None:

@@ -344,7 +344,7 @@ def test_the_surest_mistakes_come_first_and_tell_different_stories(tmp_path: Pat
     samples = found["mistakes"]["samples"]
     sure = [sample["probability"] for sample in samples]
     assert len(samples) > 5 and sure == sorted(sure, reverse=True)
-    said = models[0].said
+    said = models[0].predictions
     place = {name: row for row, name in enumerate(said.id.tolist())}
     stories = [(said.sequence[place[s["id"]]], s["true"], s["predicted"]) for s in samples]
     assert max(stories.count(story) for story in stories) == 2
