@@ -1,7 +1,8 @@
 """Student, face and both on people never met: `python -m benchmarks.fusion CROSSVAL --kind distilled --record NOTE`.
 
-In: a crossval with all folds of a seed, or more. Out: student alone, signals alone, student + signals, the driver's
-normal as it goes and over the whole recording; head and share fitted without the driver. Rows into results/eyes.csv.
+In: a crossval with all folds of a seed, or more; --face: one of nets that see the face alone. Out: student alone,
+signals alone, student + signals, student + face net + signals, the driver's normal as it goes and over the whole
+recording; head and shares fitted without the driver. Rows into results/eyes.csv.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from stillwatch import metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.lab import faces
 from stillwatch.lab.data.dataset import dataset_of
-from stillwatch.lab.export.fusion import deviations, left_out
+from stillwatch.lab.export.fusion import deviations, face_net, left_out
 from stillwatch.run import Run, commit, runs
 
 KEY = ("recipe", "student", "answers", "normal", "driver")
@@ -37,7 +38,9 @@ def complete(folder: Run, kind: str) -> dict[int, list[Run]]:
     return whole
 
 
-def answers(folder: Run, kind: str) -> Iterator[tuple[str, str, NDArray[Any], NDArray[Any], NDArray[Any]]]:
+def answers(
+    folder: Run, kind: str, beside: Run | None = None
+) -> Iterator[tuple[str, str, NDArray[Any], NDArray[Any], NDArray[Any]]]:
     """(answers, normal, group (N,), y (N,), p (S,N,K)). Raises UserError."""
     seeds = complete(folder, kind)
     data = dataset_of(next(iter(seeds.values()))[0])
@@ -54,21 +57,25 @@ def answers(folder: Run, kind: str) -> Iterator[tuple[str, str, NDArray[Any], ND
         order = np.argsort(id)
         id, group, y, p = id[order], group[order].astype(str), y[order], p[order]
         said.setdefault(("student alone", ""), []).append(p)
+        net = face_net(beside, seeds[number][0])[1] if beside else {}
         for normal, of in told.items():
-            found = left_out(y, p, group, [of[row[one]] for one in id])
-            if isinstance(found, str):
-                raise UserError(f"{folder.path}: {found}")
+            seen = [of[row[one]] for one in id]
+            heard = [face and face._replace(said=net.get(one, ())) for face, one in zip(seen, id.tolist(), strict=True)]
+            for what, faced in (("student", seen), ("student + face net", heard))[: 1 + bool(beside)]:
+                found = left_out(y, p, group, faced)
+                if isinstance(found, str):
+                    raise UserError(f"{folder.path}: {found}")
+                said.setdefault((f"{what} + signals", normal), []).append(found.fused)
             face = np.exp(found.face)
             said.setdefault(("signals alone", normal), []).append(face / face.sum(1, keepdims=True))
-            said.setdefault(("student + signals", normal), []).append(found.fused)
     for (what, normal), stack in said.items():
         yield what, normal, group, y, np.stack(stack)
 
 
-def rows_of(folder: Run, kind: str, note: str) -> Iterator[dict[str, Any]]:
+def rows_of(folder: Run, kind: str, note: str, beside: Run | None = None) -> Iterator[dict[str, Any]]:
     """One row for all drivers pooled, their mean, and each."""
     labels, alone = folder.recipe.labels, np.empty(0)
-    for what, normal, group, y, p in answers(folder, kind):
+    for what, normal, group, y, p in answers(folder, kind, beside):
         alone = p if what == "student alone" else alone
         people = np.unique(group)
         each = {one: _figures(y[group == one], p[:, group == one], labels) for one in people}
@@ -106,9 +113,11 @@ def main() -> None:
     parser.add_argument("crossval", type=Path)
     parser.add_argument("--kind", default="alone", help="alone, distilled, distilled+ (unlabelled frames) or teacher")
     parser.add_argument("--record", metavar="NOTE", help="rows into results/eyes.csv")
+    parser.add_argument("--face", type=Path, metavar="CROSSVAL", help="of data.region=face")
     asked = parser.parse_args()
     try:
-        rows = list(rows_of(Run.open(asked.crossval), asked.kind, asked.record or ""))
+        beside = Run.open(asked.face) if asked.face else None
+        rows = list(rows_of(Run.open(asked.crossval), asked.kind, asked.record or "", beside))
     except UserError as mistake:
         raise SystemExit(f"error: {mistake}") from None
     shown = (*KEY[2:], "accuracy", "macro_f1", "macro_f1_low", "macro_f1_high", "gain", "f1_SleepyDriving")

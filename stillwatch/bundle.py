@@ -28,7 +28,7 @@ from stillwatch.errors import UserError, in_plain_words, nearest, one_line
 from stillwatch.recipe import Rule, Strict
 
 FORMAT = 1
-MANIFEST, GOLDEN, INT8 = "bundle.json", "golden.npz", "model-int8.onnx"
+MANIFEST, GOLDEN, INT8, FACE = "bundle.json", "golden.npz", "model-int8.onnx", "face.onnx"
 LARGEST = 8 << 20  # bytes of a bundle.json that is still read
 LARGEST_GOLDEN = 256 << 20  # bytes of all arrays of a golden.npz, as their headers declare them
 # The parts of an ONNX file that may hold tensors, by their field numbers in onnx.proto; 13 of a tensor: external data
@@ -104,11 +104,24 @@ class Temperature(Origin, total=False):
     ece_after: float
 
 
+class FaceNet(Model):
+    """Sees the face alone, cut out at the picture's own pixels; its probabilities are Signals.said."""
+
+    input: Input
+
+    @model_validator(mode="after")
+    def _still(self) -> "FaceNet":
+        if len(self.input.shape) != 3:
+            raise ValueError(f"the net for the face takes {self.input.shape}, not a picture (H,W,C)")
+        return self
+
+
 class Fusion(Strict):
     """rules.fusion's head. figures: on people left out."""
 
     weight: tuple[tuple[float, ...], ...]  # (K,K+16), by its temperature; (K,K+8) knows a face as it is now alone
     bias: tuple[float, ...]  # (K,)
+    net: FaceNet | None = None  # weight is then (K,K+16+K)
     temperature: Temperature | None = None  # None in both: of 0.1.0's time
     operating: OperatingPoint | None = None  # where faces are read
     figures: dict[str, float]
@@ -145,10 +158,10 @@ class Manifest(Strict):
             raise ValueError("labels has one name twice")
         if strange := [label for label in self.safe if label not in self.labels]:
             raise ValueError(f"safe names {strange[0]!r}, which is not among the labels")
-        names = [model.name for model in self.models]
+        names = [model.name for model in self.nets]
         if len(set(names)) < len(names):
             raise ValueError("two models have one name")
-        for model in self.models:
+        for model in self.nets:
             if model.files[0] != model.name:
                 raise ValueError(f"the model {model.name!r} does not list itself as its first file")
             beside = BESIDE.get(Path(model.name).suffix)
@@ -156,13 +169,22 @@ class Manifest(Strict):
                 raise ValueError(f"the model {model.name!r} does not list the {beside} file that is read with it")
         if self.fusion and {len(self.labels)} != {len(self.fusion.bias), len(self.fusion.weight)}:
             raise ValueError("fusion is of another number of labels")
-        for name in (*self.files, *(name for model in self.models for name in model.files)):
+        for name in (*self.files, *(name for model in self.nets for name in model.files)):
             _plain(name)
         try:
             Rule.model_validate(self.rule)
         except ValidationError as error:
             raise ValueError(f"rule.{_fault(error)}") from None
         return self
+
+    @property
+    def face_net(self) -> FaceNet | None:
+        return self.fusion.net if self.fusion else None
+
+    @property
+    def nets(self) -> tuple[Model, ...]:
+        """Models, and the net for the face."""
+        return (*self.models, *([self.face_net] if self.face_net else []))
 
 
 def _plain(name: str) -> None:
@@ -186,17 +208,17 @@ class Bundle:
             raise UserError(f"{self.path}: {name!r}: no such model in the bundle{nearest(name, known)}")
         return known[name]
 
-    def golden(self) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
-        """(frames uint8 (n,*shape), model name -> probabilities float32 (n,K))."""
+    def golden(self, face: bool = False) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
+        """(frames uint8 (n,*shape), model name -> probabilities float32 (n,K)). face: of the net for the face."""
         try:
             # np.load forgets to close what it opens itself where the zip is broken
             with (self.path / GOLDEN).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 _check_declared(arrays.zip)
-                frames = arrays["frames"]
-                golden = {model.name: arrays[f"p {model.name}"] for model in self.manifest.models}
+                frames = arrays["faces" if face else "frames"]
+                golden = {model.name: arrays[f"p {model.name}"] for model in _proved(self.manifest, face)}
         except Exception as error:  # a broken zip can raise almost anything: NotImplementedError, MemoryError, zlib's…
             raise UserError(f"{self.path / GOLDEN}: cannot be read: {one_line(error)}") from error
-        _check_golden(self.path, self.manifest, frames, golden)
+        _check_golden(self.path, self.manifest, frames, golden, face)
         return frames, golden
 
 
@@ -217,16 +239,21 @@ def write(
     files: Mapping[str, Path | bytes],
     frames: NDArray[np.uint8],
     golden: Mapping[str, NDArray[np.float32]],
+    face: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None,
 ) -> Bundle:
     """Write the folder, or leave what was there; an older bundle is replaced in one step.
 
     manifest: `files` empty. files: all but bundle.json and golden.npz. frames: uint8 (n,*shape). golden: model name ->
-    float32 (n,K). Raises UserError.
+    float32 (n,K). face: both of the net for the face. Raises UserError.
     """
     frames, golden = np.asarray(frames), {name: np.asarray(p, np.float32) for name, p in golden.items()}
     _check_golden(path, manifest, frames, golden)
+    told = {"frames": frames} | {f"p {name}": p for name, p in golden.items()}
+    if manifest.face_net and face:
+        _check_golden(path, manifest, face[0], {manifest.face_net.name: face[1]}, face=True)
+        told |= {"faces": face[0], f"p {manifest.face_net.name}": face[1]}
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, frames=frames, **{f"p {name}": p for name, p in golden.items()})  # type: ignore[arg-type]
+    np.savez_compressed(arrays, **told)  # type: ignore[arg-type]
     if reserved := {MANIFEST, GOLDEN} & set(files):
         raise UserError(f"{path}: {min(reserved)!r}: a bundle writes this file itself; give yours another name")
     with _folder(path) as draft:
@@ -259,14 +286,14 @@ def load(path: Path | str) -> Bundle:
 
 def _read(folder: Path, place: Path) -> Manifest:
     manifest = _manifest(folder, place)
-    used = [name for model in manifest.models for name in model.files]
+    used = [name for model in manifest.nets for name in model.files]
     for name in (*used, GOLDEN):
         if name not in manifest.files:
             raise UserError(f"{place / MANIFEST}: {name!r}: is used but has no sha256; export the bundle again")
     root = folder.resolve()
     for name, entry in manifest.files.items():
         _check_file(root, place, name, entry)
-    for model in manifest.models:
+    for model in manifest.nets:
         for other in _external(place / model.name, root / model.name) if model.name.endswith(".onnx") else ():
             beside = os.path.normpath(Path(model.name).parent / other)
             if beside not in model.files:
@@ -395,13 +422,22 @@ def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:
         raise UserError(f"{where}: was changed (sha256 {found[:12]}…, not {entry.sha256[:12]}…); copy the bundle again")
 
 
+def _proved(manifest: Manifest, face: bool) -> tuple[Model, ...]:
+    return manifest.nets[len(manifest.models) :] if face else manifest.models
+
+
 def _check_golden(
-    place: Path, manifest: Manifest, frames: NDArray[np.generic], golden: Mapping[str, NDArray[np.float32]]
+    place: Path,
+    manifest: Manifest,
+    frames: NDArray[np.generic],
+    golden: Mapping[str, NDArray[np.float32]],
+    face: bool = False,
 ) -> None:
-    where, shape = place / GOLDEN, manifest.input.shape
+    where, net = place / GOLDEN, manifest.face_net if face else None
+    shape = (net or manifest).input.shape
     if frames.dtype != np.uint8 or frames.shape[1:] != shape or not len(frames):
         raise UserError(f"{where}: golden frames are uint8 (n,{','.join(map(str, shape))}), not {_form(frames)}")
-    names = {model.name for model in manifest.models}
+    names = {model.name for model in _proved(manifest, face)}
     if unknown := set(golden) ^ names:
         raise UserError(
             f"{where}: {min(unknown)!r}: each model of the bundle has golden probabilities, and nothing else"

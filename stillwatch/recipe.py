@@ -47,7 +47,7 @@ class Data(Strict):
     look: tuple[float, ...] | None = None  # seconds back of a sample's T frames, such as [0.0, 0.2, 0.6]
     windows: int = Field(4, ge=1)  # looks a clip, evenly spread
     max_bad: float = Field(0.05, ge=0, le=1)  # above this share of bad files the command stops
-    region: Literal["", "box", "face", "eyes"] = ""  # [teacher.data]: cut out at native size; else all is seen
+    region: Literal["", "box", "face", "eyes"] = ""  # [teacher.data], and face in [data]: cut out at native size
     faces: bool = False  # read every sample's face once, at native size; the audit counts them
     unlabelled: Path | None = None  # a folder, film or csv (path) without labels: the student hears its teacher on them
     labelled: int | None = Field(None, ge=1)  # training groups that keep their labels, drawn by seed; None: all
@@ -242,8 +242,11 @@ class Recipe(Strict):
         for label in self.safe:
             if label not in self.labels:
                 raise ValueError(f"safe = {label!r} is not among the labels{nearest(label, self.labels)}")
-        if self.data.region:
-            raise ValueError("data.region: a camera gives its student whole pictures; set it in [teacher.data]")
+        if self.data.region not in ("", "face"):
+            raise ValueError(
+                f'data.region = "{self.data.region}": a camera gives its student whole pictures, or the face that it '
+                "reads; set it in [teacher.data]"
+            )
         if self.student.data:
             raise ValueError("student.data: the student sees [data] itself; [teacher.data] is what differs")
         for key in ("init", "students", "weights", "average", "signals"):

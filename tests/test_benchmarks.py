@@ -192,6 +192,17 @@ def test_fusion_is_measured_on_drivers_left_out_over_whole_seeds_alone(
     with pytest.raises(UserError, match="no seed of distilled has all its 3 folds"):
         list(fusion.rows_of(folder, "distilled", ""))
 
+    # Beside it a net that sees faces alone, of one seed, which knows more than the student
+    change = {"data": {"folds": 3, "region": "face"}}
+    beside = fabricate(tmp_path, "crossval", change=change)
+    for fold in range(3):
+        fabricate(beside.path, "alone", fold, 0, 2.5, change, per_group=60)
+    more = list(fusion.rows_of(folder, "alone", "toy", beside))
+    found = {(row["answers"], row["normal"]): row for row in more if row["driver"] == "pooled"}
+    both = found.pop(("student + face net + signals", "as it goes"))
+    assert float(both["macro_f1"]) > float(fused["macro_f1"]) + 0.05 and len(found) == len(pooled) + 1
+    assert found["student + signals", "as it goes"] == fused
+
 
 def test_thresholds_of_a_net_come_from_its_own_validation_or_from_the_other_folds(tmp_path: Path) -> None:
     folder = fabricate(tmp_path, "crossval", change={"data": {"folds": 3}})

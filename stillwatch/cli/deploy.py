@@ -99,9 +99,10 @@ def doctor(
             good &= finding.good
             print(finding, flush=True)
         raise typer.Exit(0 if good else 1)
-    if what:
-        detector.Detector(what)
+    net = detector.face_net(detector.Detector(what).bundle) if what else None
     print("\n".join(detector.diagnosis()))
+    if net:
+        print(f"{net.path} in {net.runtime}: where a driver's face is read, it is looked at alone")
 
 
 @app.command(epilog="Example: stillwatch watch bundle --source rtsp://camera/stream, or: stillwatch watch watch.toml")
@@ -151,7 +152,7 @@ def replay(
     """Run a film through detector and rule: events and, against a truth, misses, false alarms, seconds to detect."""
     from stillwatch.evaluation import replay as judged
     from stillwatch.inference.aspect import shaped
-    from stillwatch.inference.detector import Detector, alarm_of, steps
+    from stillwatch.inference.detector import Detector, alarm_of, face_net, steps
     from stillwatch.inference.people import People
     from stillwatch.monitor.cameras import source
     from stillwatch.monitor.cameras.reading import FaceStream, reader, wanted
@@ -163,7 +164,7 @@ def replay(
     rule = laid(Rule, detector.bundle.manifest.rule, overrides or (), "rule")
     alarm = alarm_of(detector.bundle, name, rule, read := wanted(rule, video))
     known = judged.read_truth(truth, detector.labels) if truth else None
-    faces = FaceStream(reader(video) if read else None, live=False)
+    faces = FaceStream(reader(video, face_net(detector.bundle)) if read else None, live=False)
     answers = steps(detector, shaped(detector, faces.tapped(source.frames(video)), fit, print), people=people)
     report = judged.replay(answers, alarm, known, detector.labels, detector.safe, readings=faces.take)
     print(judged.words(report))

@@ -175,9 +175,10 @@ def judge(
     data = load_dataset(origin.recipe.seen_by(origin.side), progress())
     arrays, folder, faces = data.eval_arrays(split), out or Path(f"{run}-report"), None
     if opened.manifest.fusion:
+        from stillwatch.inference.detector import face_net
         from stillwatch.lab.export.fusion import faces_of
 
-        told = faces_of(data, progress())
+        told = faces_of(data, progress(), face_net(opened))
         faces = [told[row] for row in data.rows[split]]
     _print_report(judge_bundle(opened, origin, arrays, folder, split, _album(origin), progress(), faces), folder)
 
@@ -279,6 +280,10 @@ def export(
         Path | None,
         typer.Option("--calibrate", metavar="CROSSVAL", help="temperature and threshold from the people it left out"),
     ] = None,
+    face: Annotated[
+        Path | None,
+        typer.Option("--face", metavar="CROSSVAL", help="of data.region=face: its net goes along where it helps"),
+    ] = None,
     map: Annotated[bool, typer.Option("--map", help="files also say where in the picture the evidence is")] = False,
 ) -> None:
     """Make the bundle, the only folder that leaves the lab: files that answer as the trained net does, or an error."""
@@ -286,8 +291,8 @@ def export(
 
     overrides = [*(overrides or ()), *["export.map=true"] * map]
     origin = Run.open(run).amended(overrides, ("export", "rule"))
-    others = [Run.open(path) if path else None for path in (int8, calibrate)]
-    _print_bundle(work(origin, others[0], out, form or (), progress(), anyway, others[1]))
+    quantised, *others = [Run.open(path) if path else None for path in (int8, calibrate, face)]
+    _print_bundle(work(origin, quantised, out, form or (), progress(), anyway, *others))
 
 
 @app.command(epilog="Example: stillwatch tune driving --trials 40; again, or in a second terminal, it goes on.")
@@ -342,6 +347,9 @@ def _print_bundle(bundle: "Bundle") -> None:
             "fused with the driver's face, mean of people left out: accuracy {accuracy_alone:.1%} -> {accuracy:.1%}, "
             "macro-F1 {macro_f1_alone:.3f} -> {macro_f1:.3f}".format(**head.figures)
         )
+        if head.net and "accuracy_signals" in head.figures:
+            words = "of that without {0}: accuracy {accuracy_signals:.1%}, macro-F1 {macro_f1_signals:.3f}"
+            print(words.format(head.net.name, **head.figures))
     for face, point in (("", manifest.operating), ("with the face: ", head.operating if head else None)):
         if not point:
             continue

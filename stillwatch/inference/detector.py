@@ -118,6 +118,20 @@ def fused_by(head: bundle.Fusion | None) -> Fuse | None:
     return partial(fuse, weight=np.array(head.weight), bias=np.array(head.bias)) if head else None
 
 
+def face_net(made: bundle.Bundle) -> face_reader.NetFile | None:
+    """The net for the face in the first runtime here that reproduces its golden frames. Raises UserError."""
+    if (net := made.manifest.face_net) is None:
+        return None
+    reasons = list[str]()
+    for runtime in runtimes.readers(path := made.path / net.name):
+        try:
+            _prove(made, net, runtime, 1, 1)
+            return face_reader.NetFile(str(path), runtime, net.input)
+        except UserError as mistake:
+            reasons.append(str(mistake))
+    raise UserError(f"{path}: no runtime here reproduces its golden frames: {'; '.join(reasons) or 'none reads it'}")
+
+
 def rule_of(made: bundle.Bundle, own: Rule | None = None) -> Rule:
     return own or Rule.model_validate(made.manifest.rule)
 
@@ -194,7 +208,8 @@ class Pair:
 
     def __init__(self, source: Path, threads: int = 1, batch: int = 1):
         """Raises UserError where the reader's weights are missing."""
-        self._detector, self._read = Detector(source, threads, batch), face_reader.drawn(threads)
+        self._detector = Detector(source, threads, batch)
+        self._read = face_reader.drawn(threads, face_net(self._detector.bundle))
         self.choice, self._fuse = self._detector.choice, fused_by(self._detector.bundle.manifest.fusion)
         self._normal = Normal()
 
@@ -255,8 +270,9 @@ def _pairs(made: bundle.Bundle, asked: Sequence[str], file: str | None, maps: bo
 
 def _prove(made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, batch: int) -> Contender:
     outputs, places = (2, math.prod(model.map)) if model.map else (1, 0)
-    predict = runtimes.open(made.path / model.name, runtime, made.manifest.input.shape, threads, batch, outputs)
-    frames, golden = made.golden()
+    takes = model.input if isinstance(model, bundle.FaceNet) else made.manifest.input
+    predict = runtimes.open(made.path / model.name, runtime, takes.shape, threads, batch, outputs)
+    frames, golden = made.golden(face=takes is not made.manifest.input)
     row, wanted = predict(frames), golden[model.name]
     p = row[:, : row.shape[1] - places]
     if p.shape != wanted.shape:

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from stillwatch.bundle import Input
 from stillwatch.errors import UserError
 from stillwatch.inference import runtimes
 from stillwatch.inference.timing import race
+from stillwatch.media import image as pixels
 from stillwatch.media import weights
 from stillwatch.media.decode import Picture
 from stillwatch.media.faces import CROP, Square, YuNet, square_of, square_round
@@ -28,6 +30,7 @@ GOLDEN = np.array([
     [97.06, 131.80, -9.73], [97.07, 139.26, -7.15], [98.89, 168.85, 4.35],
 ])  # fmt: skip
 TOLERANCE = 0.05  # pixels
+Reader: TypeAlias = Callable[[Picture, float], Face | None]  # (uint8 (H,W,3) RGB, s)
 
 
 class Choice(NamedTuple):
@@ -68,6 +71,31 @@ class FaceReader:
         return face(square.back(out[:-1].reshape(COUNT, 3)), confidence) if confidence >= SURE else None
 
 
+class NetFile(NamedTuple):
+    """A bundle's net for the face, and the runtime that was proved to run it."""
+
+    path: str
+    runtime: str
+    takes: Input
+
+
+def beside(read: Reader, net: NetFile | None) -> Reader:
+    """The reader, with what the net says of each face at the picture's own pixels as Signals.said. Raises UserError."""
+    if net is None:
+        return read
+    predict, (height, width, channels) = runtimes.open(Path(net.path), net.runtime, net.takes.shape), net.takes.shape
+
+    def both(image: Picture, seconds: float) -> Face | None:
+        face = read(image, seconds)
+        if face is None:
+            return None
+        left, top, right, bottom = face.box.around().inside((image.shape[1], image.shape[0]))
+        x = pixels.fit(image[top:bottom, left:right], (height, width), net.takes.fit, channels)
+        return face._replace(signals=face.signals._replace(said=tuple(map(float, predict(x[None])[0]))))
+
+    return both
+
+
 def fastest(path: Path, threads: int = 1, runtime: str | None = None) -> tuple[Choice, runtimes.Predict]:
     """The fastest runtime here that gives the golden points. Raises UserError."""
     nets, reasons = dict[str, runtimes.Predict](), list[str]()
@@ -99,11 +127,12 @@ def probe() -> Picture:
     return np.repeat(head[:, :, None], 3, 2).astype(np.uint8)
 
 
-def drawn(threads: int = 1) -> Callable[[], tuple[float, Signals | None]]:
+def drawn(threads: int = 1, net: NetFile | None = None) -> Callable[[], tuple[float, Signals | None]]:
     """For a bench: each call reads a drawn 640×360 driver at 25 fps -> (s, signals)."""
-    image, read, times = np.full((360, 640, 3), 90, np.uint8), FaceReader(threads), count()
+    image, reader, times = np.full((360, 640, 3), 90, np.uint8), FaceReader(threads), count()
     image[84 : 84 + CROP, 224 : 224 + CROP] = probe()
-    read.begin(image, Square(320, 180, CROP, 0.0))
+    reader.begin(image, Square(320, 180, CROP, 0.0))
+    read = beside(reader, net)
 
     def next_one() -> tuple[float, Signals | None]:
         seconds = next(times) / 25

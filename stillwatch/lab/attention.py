@@ -32,8 +32,9 @@ class Seen(NamedTuple):
 
 
 def seen(run: Run, split: str = "test") -> Seen | None:
-    """None for a run without faces, or without one net. Raises UserError where data or weights are gone."""
-    if not run.recipe.seen_by(run.side).data.faces or run.info.kind not in TRAINED or run.info.members:
+    """None without faces in whole pictures, or without one net. Raises UserError where data or weights are gone."""
+    looks = run.recipe.seen_by(run.side).data
+    if not looks.faces or looks.region or run.info.kind not in TRAINED or run.info.members:
         return None
     data, net = load_dataset(run.recipe.seen_by(run.side)), load_net(run)
     rows = data.rows[split]

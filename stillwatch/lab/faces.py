@@ -12,21 +12,21 @@ from stillwatch.inference.face_reader import AGAIN, FaceReader
 from stillwatch.lab.data import cache
 from stillwatch.lab.data.sources import Box, Sample
 from stillwatch.media import decode, image, weights
+from stillwatch.media import points as mesh
 from stillwatch.media.decode import Picture
 from stillwatch.media.image import to_channels
-from stillwatch.media.points import COUNT, LEFT_EYE, MOUTH, RIGHT_EYE, Signals
+from stillwatch.media.points import COUNT, LEFT_EYE, MOUTH, NAMES, RIGHT_EYE
 from stillwatch.recipe import Data
 from stillwatch.run import NO_PROGRESS, Progress
 
 DRAWN = (*LEFT_EYE, *RIGHT_EYE, *MOUTH)  # the points that are shown: on a small face all 468 would be a blot
 SPREAD, LIPS, NARROWEST = 0.3, 0.1, 0.35  # of the eyes' distance; of it, at the mouth; of the box, its least
-MARGIN = 1.6  # of the points' box, which ends at brow and chin: hair, hands and what they hold lie beside it
 
 
 class FaceTable(NamedTuple):
     """By sample; NaN where there is no face. Half floats: points are shares of the box."""
 
-    signals: NDArray[np.floating]  # (N,7): Signals
+    signals: NDArray[np.floating]  # (N,7): of points.NAMES
     box: NDArray[np.floating]  # (N,4): left, top, width, height in the picture's pixels
     points: NDArray[np.floating]  # (N,468,3)
     size: NDArray[np.floating]  # (N,2): width, height of the picture that was read
@@ -57,19 +57,17 @@ class FaceTable(NamedTuple):
         """A square of the face with a margin, or of both eyes three times as wide as high; None without a face."""
         found: list[Box | None] = []
         for (x, y, w, h), points, (width, height) in zip(self.box, self.points, self.size, strict=True):
-            at = np.asarray(points[:, :2], np.float64) * (w, h) + (x, y)
-            if region == "face":
-                middle, half = np.array([x + w / 2, y + h / 2]), MARGIN / 2 * np.full(2, max(w, h))
-            else:
-                left, right = (at[list(eye)].mean(0) for eye in (LEFT_EYE, RIGHT_EYE))
-                d = max(float(np.linalg.norm(right - left)), NARROWEST * float(w))
-                middle, half = (left + right) / 2, d * np.array([1.0, 1 / 3])
-            if np.isnan(middle).any():
+            if np.isnan(x):
                 found.append(None)
                 continue
-            low = np.clip(middle - half, 0, (width - 8, height - 8)).astype(int)
-            high = np.clip(middle + half, low + 8, (width, height)).astype(int)
-            found.append((int(low[0]), int(low[1]), int(high[0]), int(high[1])))
+            place = mesh.Box(float(x), float(y), float(w), float(h)).around()
+            if region == "eyes":
+                at = np.asarray(points[:, :2], np.float64) * (w, h) + (x, y)
+                left, right = (at[list(eye)].mean(0) for eye in (LEFT_EYE, RIGHT_EYE))
+                d = max(float(np.linalg.norm(right - left)), NARROWEST * float(w))
+                corner = (left + right) / 2 - (d, d / 3)
+                place = mesh.Box(*corner.tolist(), 2 * d, 2 * d / 3)
+            found.append(place.inside((float(width), float(height))))
         return found
 
 
@@ -92,7 +90,7 @@ def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS)
 
 def _read_all(samples: Sequence[Sample]) -> Iterator[tuple[NDArray[np.float32], ...]]:
     read, at = None if all(sample.face for sample in samples) else FaceReader(), 0.0
-    nobody = tuple(np.full(shape, np.nan, np.float32) for shape in (len(Signals._fields), 4, (COUNT, 3), 2))
+    nobody = tuple(np.full(shape, np.nan, np.float32) for shape in (len(NAMES), 4, (COUNT, 3), 2))
     for _, run in groupby(samples, key=lambda sample: sample.path if sample.frames else sample.id):
         group = list(run)
         for sample, picture in zip(group, _native(group), strict=True):
@@ -104,7 +102,7 @@ def _read_all(samples: Sequence[Sample]) -> Iterator[tuple[NDArray[np.float32], 
                 continue
             x, y, w, h = face.box
             points, size = (face.points - (x, y, 0)) / (w, h, w), picture.shape[1::-1]
-            yield tuple(np.array(value, np.float32) for value in (face.signals, face.box, points, size))
+            yield tuple(np.array(value, np.float32) for value in (face.signals.flat(), face.box, points, size))
 
 
 def _native(samples: list[Sample]) -> Iterator[Picture | None]:

@@ -1,6 +1,7 @@
 """468 face points -> eyelids, mouth and the head's angles. Pure numpy; imports nothing of ours."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 Points = NDArray[np.float32]
 
 COUNT = 468
+MARGIN = 1.6  # of the points' box, which ends at brow and chin: hair, hands and what they hold lie beside it
 # Numbers of MediaPipe's face mesh (Kartynnik et al. 2019); left and right are the picture's
 LEFT_EYE = (33, 160, 158, 133, 153, 144)  # corner, two of the upper lid, corner, two of the lower lid
 RIGHT_EYE = (362, 385, 387, 263, 373, 380)
@@ -24,6 +26,17 @@ class Box(NamedTuple):
     w: float
     h: float
 
+    def around(self) -> "Box":
+        """A square with a margin: what a net that sees the face alone is shown."""
+        side = MARGIN * max(self.w, self.h)
+        return Box(self.x + (self.w - side) / 2, self.y + (self.h - side) / 2, side, side)
+
+    def inside(self, size: tuple[float, float]) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom, at least 8 apart, within a picture of (width, height)."""
+        low = np.clip((self.x, self.y), 0, np.subtract(size, 8)).astype(int)
+        left, top, right, bottom = *low.tolist(), *np.clip((self.x + self.w, self.y + self.h), low + 8, size).tolist()
+        return left, top, int(right), int(bottom)
+
 
 class Signals(NamedTuple):
     """Openings are height over width; angles are degrees as the picture shows them."""
@@ -35,10 +48,23 @@ class Signals(NamedTuple):
     pitch: float  # > 0: down
     roll: float  # > 0: clockwise
     confidence: float  # 0..1: that this is a face, and seen well
+    said: tuple[float, ...] = ()  # (K,) probabilities by a net that sees the face alone
 
     @property
     def eyes(self) -> float:
         return (self.left_eye + self.right_eye) / 2
+
+    def flat(self) -> tuple[float, ...]:
+        return (*self[:-1], *self.said)
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Signals":
+        """What flat() gave."""
+        numbers = tuple(map(float, values))
+        return cls(*numbers[: len(NAMES)], numbers[len(NAMES) :])
+
+
+NAMES = Signals._fields[:-1]  # of the numbers that points give
 
 
 class Face(NamedTuple):

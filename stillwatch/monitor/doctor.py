@@ -9,7 +9,7 @@ from typing import NamedTuple
 from stillwatch import bundle
 from stillwatch.errors import UserError
 from stillwatch.inference import aspect
-from stillwatch.inference.detector import Detector, rule_of, threshold_of
+from stillwatch.inference.detector import Detector, face_net, rule_of, threshold_of
 from stillwatch.inference.people import People
 from stillwatch.monitor.cameras import reading
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
@@ -71,7 +71,8 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector
     config = config.model_copy(update={"source": secret(config.source)})
     faces = reading.wanted(own := rule_of(made, config.rule or watch.rule), config.source)
     rule = presets.words(own, manifest.labels, manifest.safe, threshold_of(made, faces))
-    camera = Camera(config, watch.keep, manifest.input, faces)
+    net = face_net(made) if faces else None
+    camera = Camera(config, watch.keep, manifest.input, net or faces)
     if config.person:
         People(config.person.model, threads=watch.threads)
         yield Finding(True, config.name, f"people are sought by {config.person.model}")
@@ -100,7 +101,8 @@ def _examine_camera(config: CameraConfig, watch: WatchConfig, detector: Detector
         yield Finding(frame.status == "ok", config.name, f"first frame after {took:.1f} s{status}")
     if unlike:
         yield Finding(False, config.name, unlike)
-    yield Finding(True, config.name, f"the driver's face is {'read' if faces else 'not read'}")
+    beside = f", {manifest.face_net.name} beside it in {net.runtime}" if manifest.face_net and net else ""
+    yield Finding(True, config.name, f"the driver's face is {'read' if faces else 'not read'}{beside}")
     for words in rule:
         yield Finding(True, config.name, words)
 

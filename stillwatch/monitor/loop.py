@@ -161,7 +161,8 @@ class Watch:
         config = config.model_copy(update=changes)
         faces = reading.wanted(detector.rule_of(self.bundle, rule), config.source)
         alarm = detector.alarm_of(self.bundle, config.name, rule, faces)
-        camera = Camera(config, self.config.keep, manifest.input, faces)
+        net = detector.face_net(self.bundle) if faces else None
+        camera = Camera(config, self.config.keep, manifest.input, net or faces)
         shown = redact(config.source)
         zones = {"ignore": config.ignore, "crop": config.crop}
         self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name, **zones)

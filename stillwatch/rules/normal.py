@@ -51,6 +51,7 @@ class Deviation(NamedTuple):
     roll: float
     z: tuple[float, ...]  # each signal less its centre, over its spread: eyes, mouth, yaw, pitch, roll
     past: tuple[float, ...] = ()  # running mean of traits; (): nothing but now is known
+    said: tuple[float, ...] = ()  # as Signals has it
 
     @property
     def traits(self) -> NDArray[np.float64]:
@@ -86,7 +87,7 @@ class Normal:
 
     def step(self, now: float, signals: Signals | None) -> Deviation | None:
         """now: s, rising. None: no face."""
-        if signals is None or not all(map(math.isfinite, signals)):
+        if signals is None or not all(map(math.isfinite, signals.flat())):
             return None
         x = (signals.eyes, signals.mouth, signals.yaw, signals.pitch, signals.roll)
         if now - self._seen > GONE or now < self._seen < math.inf:
@@ -107,7 +108,7 @@ class Normal:
         here = Deviation(float(shut), mouth, yaw, pitch, roll, tuple((less / self._spread).tolist()))
         traits = here.traits
         self._past = traits if self._past is None else traits + math.exp(-gone / PAST) * (self._past - traits)
-        return here._replace(past=tuple(self._past.tolist()))
+        return here._replace(past=tuple(self._past.tolist()), said=signals.said)
 
     def _update(self) -> None:
         guess = np.repeat(self._guess, round(PRIOR * (1 - self.learnt) / len(self._guess)), axis=0)

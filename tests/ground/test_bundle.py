@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stillwatch import bundle
-from stillwatch.bundle import FORMAT, Bundle, Input, Manifest, Model
+from stillwatch.bundle import FORMAT, Bundle, FaceNet, Fusion, Input, Manifest, Model
 from stillwatch.errors import UserError
 
 SHAPE = (6, 8, 1)
@@ -474,3 +474,22 @@ def test_a_golden_file_s_size_is_checked_before_it_is_read(tmp_path: Path, lie: 
     refused(path, r"golden.npz: cannot be read: its arrays would take 1,831 MiB; at most 256 are read")
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+def test_the_face_s_own_net_is_hashed_and_proved_like_the_others(tmp_path: Path) -> None:
+    takes, plain, small = Input(shape=(3, 4, 3)), manifest(), np.zeros((2, 3, 4, 3), np.uint8)
+    net = FaceNet(name="face.onnx", files=("face.onnx",), precision="fp32", tolerance=1e-3, input=takes)
+    head = Fusion(weight=((0.0,) * 20,) * 2, bias=(0.0, 0.0), net=net, figures={})
+    whole, files = plain.model_copy(update={"fusion": head}), FILES | {"face.onnx": b"another"}
+    golden = {"model.onnx": GOLDEN}
+    made = bundle.write(tmp_path / "b", whole, files, FRAMES, golden, (small, GOLDEN[:2]))
+    frames, p = bundle.load(made.path).golden(face=True)
+    assert np.array_equal(frames, small) and np.array_equal(p["face.onnx"], GOLDEN[:2])
+    assert made.golden()[1].keys() == {"model.onnx"} and made.manifest.face_net == net
+    with pytest.raises(UserError, match=r"golden frames are uint8 \(n,3,4,3\), not uint8 \(8,6,8,1\)"):
+        bundle.write(tmp_path / "b", whole, files, FRAMES, golden, (FRAMES, GOLDEN))
+    with pytest.raises(UserError, match=r"'face\.onnx': is used but has no sha256"):
+        bundle.write(tmp_path / "b", whole, FILES, FRAMES, golden, (small, GOLDEN[:2]))
+    edit(made.path, lambda raw: raw["fusion"]["net"]["input"].update(shape=[2, 3, 4, 3]))
+    refused(made.path, "the net for the face takes")
+    assert written(tmp_path / "plain").manifest.face_net is None

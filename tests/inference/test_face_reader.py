@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from bundles import by_hand, onnx_net
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from stillwatch.bundle import Input
 from stillwatch.errors import UserError
 from stillwatch.inference import face_reader, runtimes
-from stillwatch.inference.face_reader import FaceReader
-from stillwatch.media import weights
+from stillwatch.inference.face_reader import FaceReader, NetFile, beside
+from stillwatch.media import image, synthetic, weights
 from stillwatch.media.faces import CROP, Found
 from stillwatch.media.points import COUNT, Box
 
@@ -107,3 +109,21 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     net_file(tmp_path / weights.POINTS)
     assert face_reader.found().startswith(f"read by {tmp_path / weights.POINTS} in ")
     assert onnx.load(tmp_path / weights.POINTS).graph.output[0].name == "landmarks"
+
+
+def test_a_net_beside_the_reader_is_shown_the_face_at_the_picture_s_own_pixels(tmp_path: Path) -> None:
+    """The toy's drawn reader, whose faces are known."""
+    net = NetFile(str(onnx_net(tmp_path / "face.onnx")), "onnxruntime", Input(shape=(6, 8, 3), fit="letterbox"))
+    drawn = synthetic.reader(10, 0, (180, 240))
+    read, pictures = beside(drawn, net), synthetic.clip("cabin", 1, 5, 0, (180, 240))
+    assert beside(drawn, None) is drawn
+    for number, (_, picture, _) in enumerate(pictures):
+        face, plain = read(picture, number / 5), drawn(picture, number / 5)
+        assert face is not None and plain is not None and face.signals._replace(said=()) == plain.signals
+        x, y, w, h = plain.box
+        half = 0.8 * max(w, h)
+        left, right = max(0, int(x + w / 2 - half)), min(240, int(x + w / 2 + half))
+        top, bottom = max(0, int(y + h / 2 - half)), min(180, int(y + h / 2 + half))
+        cut = image.fit(picture[top:bottom, left:right], (6, 8), "letterbox")
+        assert face.signals.said == pytest.approx(by_hand(cut[None])[0], abs=1e-4)
+    assert beside(lambda image, seconds: None, net)(picture, 0.0) is None

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from stillwatch import bundle as bundles
 from stillwatch.atomic import atomic, locked, place
@@ -23,7 +24,7 @@ from stillwatch.inference import engines
 from stillwatch.inference.archive import listing, shards, table, workers
 from stillwatch.inference.archive.listing import File
 from stillwatch.inference.archive.shards import BATCH, Task
-from stillwatch.inference.detector import Detector, fused_by, look_ticks, rule_of
+from stillwatch.inference.detector import Detector, face_net, fused_by, look_ticks, rule_of
 from stillwatch.inference.detector import rate as trained_rate
 from stillwatch.inference.timing import cores
 from stillwatch.media import weights
@@ -217,17 +218,18 @@ def _task(
     task = Task(
         str(folder), str(parts), str(made.path / choice["file"]), choice["runtime"], about.shape, about.fit, rate, key,
         look_ticks(about), faces, made.manifest.labels, bool(about.shrink),
-        head.model_dump_json() if head and faces else "",
+        head.model_dump_json() if head and faces else "", face_net(made) if faces else None,
     )  # fmt: skip
     with atomic(parts / "index.json") as draft:
-        draft.write_text(json.dumps(task._asdict() | {"file": choice["file"]}) + "\n", "utf-8")
+        told = json.dumps(task._asdict() | {"file": choice["file"]}, default=bundles.Input.model_dump)
+        draft.write_text(told + "\n", "utf-8")
     return task
 
 
 def _read(parts: Path) -> tuple[Task, str]:
     raw = json.loads((parts / "index.json").read_text(encoding="utf-8"))
-    lists = {name: tuple(raw[name]) for name in ("shape", "ticks", "labels")}
-    return Task(**{name: raw[name] for name in Task._fields} | lists | {"parts": str(parts)}), raw["file"]
+    fields = {name: raw[name] for name in Task._fields if name in raw} | {"parts": str(parts)}
+    return TypeAdapter(Task).validate_python(fields), raw["file"]
 
 
 def _there(parts: Path) -> set[str]:
@@ -286,7 +288,7 @@ class Fused:
             if recording != self._of:
                 self._of, self._at, self._normal = recording, 0.0, Normal()
             self._at = float(second) if frame >= 0 else self._at + EVERY
-            face = self._normal.step(self._at, Signals(*map(float, part["face"][row])))
+            face = self._normal.step(self._at, Signals.of(part["face"][row]))
             if face is not None and self._fuse:
                 p[row] = self._fuse(p[row], face)
         return p
@@ -297,7 +299,7 @@ def _write(out: Path, task: Task, found: Iterable[tuple[File, ...]]) -> tuple[in
     errors = list[tuple[str, str]]()
     fused = Fused(bundles.Fusion.model_validate_json(task.fusion)) if task.fusion else None
     more = [f"net_{label}" for label in task.labels] if fused else []
-    more += [f"face_{name}" for name in Signals._fields] if task.faces else []
+    more += [f"face_{name}" for name in task.told]
     with atomic(out) as draft, table.table(draft, out.suffix, task.labels, more) as add:
         for shard in found:
             used.add(name := shards.part_of(task, shard))

@@ -21,10 +21,9 @@ from stillwatch.inference import face_reader, runtimes
 from stillwatch.inference.archive.listing import File
 from stillwatch.media import decode
 from stillwatch.media import image as pixels
-from stillwatch.media.points import Signals
+from stillwatch.media.points import NAMES
 
 BATCH = 16  # pictures through the net at once
-NOBODY = (np.nan,) * len(Signals._fields)
 
 opened = lru_cache(maxsize=1)(runtimes.open)  # a worker does one shard after another by the same net
 
@@ -45,6 +44,12 @@ class Task(NamedTuple):
     labels: tuple[str, ...] = ()
     shrink: bool = False  # the bundle's
     fusion: str = ""  # JSON of the bundle's head over net and face, where faces are read
+    net: face_reader.NetFile | None = None  # of that head
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Names of the columns of `face`."""
+        return (*NAMES, *(f"net_{label}" for label in self.labels if self.net)) if self.faces else ()
 
 
 def part_of(task: Task, shard: Sequence[File]) -> str:
@@ -83,11 +88,11 @@ def score_shard(
     far: ctypes.c_longlong | None = None,
     parent: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K), face (n,7 or 0); bad (m,),
+    """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K), face (n,task.told); bad (m,),
     which of its files, and reason (m,). far: files done.
     """
     batch = Batch(look, task.shape)
-    faces = Faces() if task.faces else None
+    faces = Faces(task) if task.faces else None
     rows: list[tuple[int, int, float]] = []
     said: list[tuple[float, ...]] = []  # of each row's face
     bad: list[tuple[int, str]] = []
@@ -108,7 +113,7 @@ def score_shard(
                 if faces:
                     said.append(faces.of(value[-1]))
     numbers, shown, times = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
-    face = np.array(said, np.float32).reshape(len(rows), len(NOBODY) if faces else 0)
+    face = np.array(said, np.float32).reshape(len(rows), len(task.told))
     reasons = np.array([why for _, why in bad], str) if bad else np.array([], "U1")
     return {
         "which": np.array(numbers, np.int64), "frame": np.array(shown, np.int64), "time": np.array(times, np.float64),
@@ -119,18 +124,19 @@ def score_shard(
 class Faces:
     """Read before each picture is shrunk."""
 
-    def __init__(self) -> None:
-        self._read, self._at = face_reader.FaceReader(), 0.0
+    def __init__(self, task: Task) -> None:
+        self._read, self._at = face_reader.beside(face_reader.FaceReader(), task.net), 0.0
+        self._nobody = (np.nan,) * len(task.told)
         self._said: dict[int, tuple[float, ...]] = {}  # by the shrunk picture's id
 
     def note(self, image: decode.Picture, small: decode.Picture) -> decode.Picture:
         self._at += 2 * face_reader.RETRY  # so a face that was lost is sought in the next picture
         face = self._read(image, self._at)
-        self._said[id(small)] = NOBODY if face is None else face.signals
+        self._said[id(small)] = self._nobody if face is None else face.signals.flat()
         return small
 
     def of(self, small: decode.Picture) -> tuple[float, ...]:
-        return self._said.pop(id(small), NOBODY)
+        return self._said.pop(id(small), self._nobody)
 
     def another(self) -> None:
         """The next picture is of another file."""

@@ -194,7 +194,7 @@ def decode(
                 else:
                     yield sample, np.stack([fit(one, sample.box) for one in pictures] if data.region else pictures)
     else:
-        least = data.hw if data.shrink else None
+        least = data.hw if data.shrink and not data.region else None  # boxes are in native pixels
         for sample in samples:
             files = [read_picture(path, least) for path in (*sample.older, sample.path)]
             bad = next((picture for picture in files if isinstance(picture, str)), None)

@@ -19,9 +19,9 @@ from stillwatch.inference.standalone import run_legacy
 from stillwatch.lab.data.dataset import Dataset, dataset_of
 from stillwatch.lab.export.calibration import Calibration, on_validation, out_of_fold, reheated
 from stillwatch.lab.export.exporters import EXPORTERS, Exported, facade, temperature_of
-from stillwatch.lab.export.fusion import faces_of, left_out
+from stillwatch.lab.export.fusion import face_net, faces_of, left_out
 from stillwatch.lab.models.classifier import Classifier
-from stillwatch.lab.training.runs import TRAINED, Predict, load_net, require_finished, require_learnt
+from stillwatch.lab.training.runs import TRAINED, Predict, load_net, predictor, require_finished, require_learnt
 from stillwatch.media import image, synthetic
 from stillwatch.recipe import Recipe
 from stillwatch.registry import bind
@@ -40,6 +40,33 @@ class Proof(NamedTuple):
     figures: dict[str, dict[str, Any]]
 
 
+class Face(NamedTuple):
+    """The run whose net sees the face alone, and what nets say of people they have not met, by sample's id."""
+
+    run: Run
+    said: dict[str, tuple[float, ...]]
+
+    @property
+    def model(self) -> bundle.FaceNet:
+        data, about = self.run.recipe.data, {"run": self.run.info.id, "of": self.run.path.parent.name}
+        return bundle.FaceNet(
+            name=bundle.FACE, files=(bundle.FACE,), precision="fp32", tolerance=TOLERANCE["fp32"], figures=about,
+            input=bundle.Input(shape=(*data.hw, data.channels), fit=data.fit),
+        )  # fmt: skip
+
+    def export(self, recipe: Recipe) -> tuple[bytes, NDArray[np.uint8], NDArray[np.float32]]:
+        """The file, its golden frames and answers. Raises UserError where it answers otherwise than PyTorch."""
+        net, takes, limit = load_net(self.run), self.model.input, recipe.export.max_difference
+        frames = golden_frames(takes.shape, takes.fit)
+        with tempfile.TemporaryDirectory() as scratch:
+            made = EXPORTERS["onnx"](net, takes.shape, Path(scratch), 1.0, recipe.export.opset)
+            golden, file = runtimes.open(made.path, made.runtime, takes.shape)(frames), made.path.read_bytes()
+        if not (apart := float(np.abs(golden - predictor(net)(frames)).max())) <= limit:
+            why = f"differs from PyTorch by up to {apart:.2g}, above export.max_difference = {limit:g}"
+            raise UserError(f"{self.run.path}: not exported: {bundle.FACE} {why}")
+        return file, frames, golden
+
+
 @dataclass(frozen=True)
 class Reference:
     data: Dataset
@@ -49,17 +76,27 @@ class Reference:
     temperature: bundle.Temperature
     operating: bundle.OperatingPoint | None
     fusion: bundle.Fusion | str | None = None  # or why there is none; None: not asked for
+    face: tuple[bytes, NDArray[np.uint8], NDArray[np.float32]] | str = ""  # of the net it hears, or why it hears none
     maps: NDArray[np.float32] | None = None  # of the golden frames (8,h·w), where the files give one
     map_size: tuple[int, int] | None = None
 
     @classmethod
     def of(
-        cls, run: Run, net: Classifier, data: Dataset, crossval: Run | None, progress: Progress = NO_PROGRESS
+        cls,
+        run: Run,
+        net: Classifier,
+        data: Dataset,
+        crossval: Run | None,
+        face: Face | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> "Reference":
         recipe = run.recipe.seen_by(run.side)
         if region := data.recipe.data.region:
             why = f'it sees region = "{region}" alone, and a camera gives whole pictures'
+            why += f"; beside one that sees them: export RUN --calibrate CROSSVAL --face {run.path.parent}"
             raise UserError(f"{run.path}: not exported: {why}")
+        if face and not (crossval and recipe.data.faces):
+            raise UserError("--face: a head hears it: --calibrate CROSSVAL too, and a recipe with data.faces = true")
         frames = golden_frames(data.shape, recipe.data.fit)
 
         def logits(x: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -70,17 +107,27 @@ class Reference:
         heard = out_of_fold(crossval, run) if crossval else on_validation(run, data)
         heat = heard.temperature(net.kind)
         p, golden = (net.probabilities(torch.from_numpy(x / heat["value"])).numpy() for x in (valid, drawn))
-        point, fusion = heard.operating(recipe, heat["value"], net.kind), None
+        point = heard.operating(recipe, heat["value"], net.kind)
+        fusion: bundle.Fusion | str | None = None
+        proof: tuple[bytes, NDArray[np.uint8], NDArray[np.float32]] | str = ""
         if crossval and recipe.data.faces:
             warm = metrics.apply_temperature(heard.p, heat["value"], net.kind)
             faces = dict(zip((sample.id for sample in data.samples), faces_of(data, progress), strict=True))
-            fusion = fit(replace(heard, p=warm.astype(np.float32)), recipe, faces)
+            heard = replace(heard, p=warm.astype(np.float32))
+            fusion = fit(heard, recipe, faces)
+            if face:
+                faces = {id: one and one._replace(said=face.said.get(id, ())) for id, one in faces.items()}
+                both = fit(heard, recipe, faces, face.model, fusion)
+                if isinstance(both, str):
+                    proof = both
+                else:
+                    fusion, proof = both, face.export(recipe)
         if not net.marks:
-            return cls(data, p, frames, golden, heat, point, fusion)
+            return cls(data, p, frames, golden, heat, point, fusion, proof)
         whole = facade(net, data.shape, heat["value"])
         with torch.inference_mode():
             maps = whole(torch.from_numpy(frames))[1].numpy()
-        return cls(data, p, frames, golden, heat, point, fusion, maps, whole.map.size if whole.map else None)
+        return cls(data, p, frames, golden, heat, point, fusion, proof, maps, whole.map.size if whole.map else None)
 
     def prove(self, made: Exported, max_drop: float | None) -> Proof:
         """max_drop: points of macro-F1 that INT8 may lose; None for a float file."""
@@ -137,13 +184,14 @@ def export(
     progress: Progress = NO_PROGRESS,
     anyway: bool = False,
     crossval: Run | None = None,
+    face: Run | None = None,
 ) -> bundle.Bundle:
     """Write the bundle of a finished run.
 
     int8: its quantised run. formats: besides "onnx" and the recipe's. crossval: its out-of-fold answers set temperature
-    and threshold. Unfaithful files stay out, with a reason in the manifest: float beyond export.max_difference of
-    PyTorch, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where that file is model.onnx, the
-    run learnt nothing (unless `anyway`), or int8 or the data do not fit.
+    and threshold. face: one on faces alone. Unfaithful files stay out, with a reason: float beyond
+    export.max_difference of PyTorch, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where that
+    file is model.onnx, the run learnt nothing (unless `anyway`), or int8, face or the data do not fit.
     """
     require_finished(run, TRAINED, "run with a net")
     require_learnt(run, "not exported", anyway, progress)
@@ -157,7 +205,7 @@ def export(
     exporters = {name: bind(EXPORTERS, name, given=5, place="export.formats") for name in names}
     net, data = load_net(run), dataset_of(run, progress)
     net.marks = tuple(k for k, label in enumerate(recipe.labels) if recipe.export.map and label not in recipe.safe)
-    reference = Reference.of(run, net, data, crossval, progress)
+    reference = Reference.of(run, net, data, crossval, Face(*face_net(face, run)) if face else None, progress)
     made, left = list[Exported](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (net, data.shape, Path(scratch), reference.temperature["value"], recipe.export.opset)
@@ -191,11 +239,17 @@ def export(
         return _write(out, run, int8, reference, proofs, left)
 
 
-def fit(heard: Calibration, recipe: Recipe, faces: Mapping[str, Deviation | None]) -> bundle.Fusion | str:
-    """The head (log p + share · log p(face)) / temperature, or why there is none. faces: by sample's id.
+def fit(
+    heard: Calibration,
+    recipe: Recipe,
+    faces: Mapping[str, Deviation | None],
+    net: bundle.FaceNet | None = None,
+    less: bundle.Fusion | str = "",
+) -> bundle.Fusion | str:
+    """The head (log p + share · log p(face) + share · log p(net)) / temperature, or why there is none.
 
     Kept where accuracy and macro-F1 of the mean person, never met, both rise; temperature and threshold are of
-    those fused answers.
+    those fused answers. faces: by sample's id. net: whose answers these hold; less: the head without it, to beat.
     """
     told, group, figures = [faces[str(id)] for id in heard.id], heard.group.astype(str), dict[str, float]()
     if isinstance(found := left_out(heard.y, heard.p, group, told), str):
@@ -204,16 +258,21 @@ def fit(heard: Calibration, recipe: Recipe, faces: Mapping[str, Deviation | None
     for end, q in (("_alone", heard.p), ("", found.fused)):
         figures["accuracy" + end] = float(np.mean([metrics.accuracy(heard.y[own], q[own]) for own in rows]))
         figures["macro_f1" + end] = float(np.mean([metrics.macro_f1(heard.y[own], q[own]) for own in rows]))
-    if figures["accuracy"] <= figures["accuracy_alone"] or figures["macro_f1"] <= figures["macro_f1_alone"]:
+    if isinstance(less, bundle.Fusion):
+        figures |= {f"{key}_signals": less.figures[key] for key in ("accuracy", "macro_f1")}
+    if any(figures[key] <= figures.get(f"{key}_signals", figures[f"{key}_alone"]) for key in ("accuracy", "macro_f1")):
         words = ", ".join(f"{key} {value:.3f}" for key, value in figures.items())
         return f"it does not help people left out: {words}"
     seen, fused = np.array([face is not None for face in told]), found.fused.astype(np.float32)
     heat = replace(heard, y=heard.y[seen], p=fused[seen]).temperature("softmax")
     fused[seen] = metrics.apply_temperature(fused[seen], heat["value"])
-    weight = np.hstack([np.eye(heard.p.shape[1]), found.share * found.head.coef_]) / heat["value"]
+    eye = np.eye(heard.p.shape[1])
+    parts = [eye, found.share * found.head.coef_, *([found.net_share * eye] if net else [])]
+    weight = np.hstack(parts) / heat["value"]
     return bundle.Fusion(
         weight=tuple(map(tuple, weight.tolist())),
         bias=tuple((found.share * found.head.intercept_ / heat["value"]).tolist()),
+        net=net,
         temperature=heat,
         operating=replace(heard, p=fused).operating(recipe, 1.0, "softmax"),
         figures=figures,
@@ -221,7 +280,12 @@ def fit(heard: Calibration, recipe: Recipe, faces: Mapping[str, Deviation | None
 
 
 def _write(
-    out: Path, run: Run, int8: Run | None, reference: Reference, proofs: dict[Exported, Proof], left: Iterable[Any]
+    out: Path,
+    run: Run,
+    int8: Run | None,
+    reference: Reference,
+    proofs: dict[Exported, Proof],
+    left: Iterable[Any],
 ) -> bundle.Bundle:
     recipe, models, files = run.recipe.seen_by(run.side), list[bundle.Model](), dict[str, Path]()
     for file, proof in proofs.items():
@@ -232,7 +296,9 @@ def _write(
             name=file.path.name, files=names, precision=precision, batch=file.batch, tolerance=TOLERANCE[precision],
             figures=proof.figures, map=reference.map_size if file.map else None,
         ))  # fmt: skip
-    left = [*left, *([{"name": "fusion", "why": reference.fusion}] if isinstance(reference.fusion, str) else [])]
+    heard, face = reference.fusion, None if isinstance(reference.face, str) else reference.face
+    left = [*left, *([{"name": "fusion", "why": heard}] if isinstance(heard, str) else [])]
+    left += [{"name": bundle.FACE, "why": reference.face}] if reference.face and not face else []
     resolved = _without_folders(recipe.model_dump(mode="json"))
     del resolved["data"]["root"]
     keys = ("id", "kind", "commit", "fingerprint", "parent", "teacher", "cost", "seed", "versions")
@@ -248,7 +314,7 @@ def _write(
         rule=recipe.rule.model_dump(mode="json"),
         temperature=reference.temperature,
         operating=reference.operating,
-        fusion=None if isinstance(reference.fusion, str) else reference.fusion,
+        fusion=None if isinstance(heard, str) else heard,
         run={key: getattr(run.info, key) for key in keys} | {"int8": int8 and int8.info.id, "recipe": resolved},
         licence=recipe.export.licence,
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -259,10 +325,11 @@ def _write(
     written: dict[str, Path | bytes] = {
         **files,
         "CARD.md": _card(manifest, files.values(), len(reference.frames), run).encode(),
-    }
+    } | ({bundle.FACE: face[0]} if face else {})
     if run_legacy.MODEL in files:
         written["run_legacy.py"] = Path(run_legacy.__file__)
-    return bundle.write(out, manifest, written, reference.frames, {f.path.name: p.golden for f, p in proofs.items()})
+    golden = {file.path.name: proof.golden for file, proof in proofs.items()}
+    return bundle.write(out, manifest, written, reference.frames, golden, face[1:] if face else None)
 
 
 def _card(manifest: bundle.Manifest, files: Iterable[Path], frames: int, run: Run) -> str:

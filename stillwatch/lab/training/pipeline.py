@@ -264,7 +264,7 @@ def build_step(net: Classifier, data: Dataset, teacher_net: Teacher | None, spec
     region = data.recipe.data.region or data.recipe.teacher.data.get("region")
     if region and (step.maps or step.regions):
         raise UserError(
-            f'fit.loss: feature and attention compare places in the picture, and the teacher sees region = "{region}" '
+            f'fit.loss: feature and attention compare places in the picture, and one side sees region = "{region}" '
             "alone; use kd, dkd, dist or embedding"
         )
     if step.regions and not data.recipe.data.faces:

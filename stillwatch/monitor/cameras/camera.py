@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from stillwatch.bundle import Input
 from stillwatch.errors import UserError, one_line
+from stillwatch.inference.face_reader import NetFile
 from stillwatch.media import weights
-from stillwatch.media.points import Signals
+from stillwatch.media.points import NAMES, Signals
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.channel import Channel, load_plain, spawn
 from stillwatch.monitor.config import CameraConfig, Keep
@@ -49,8 +50,8 @@ class Note(NamedTuple):
 
 
 class Camera:
-    def __init__(self, config: CameraConfig, keep: Keep, takes: Input, faces: bool = False):
-        """takes: what the net does. faces: read the driver's. Raises UserError where it can never open."""
+    def __init__(self, config: CameraConfig, keep: Keep, takes: Input, faces: NetFile | bool = False):
+        """takes: what the net does. faces: read the driver's, with that net. Raises UserError if it can never open."""
         self.config = config
         self.live = source.is_live(config.source)
         if config.blur == "faces":
@@ -188,7 +189,7 @@ class Camera:
                 np.ndarray(shape=self._takes, dtype=np.dtypes.UInt8DType()) as image,
                 "ok" | "black" | "frozen" as status, float(captured), tuple(plain),
             ) if all(map(_is_reading, plain)):  # fmt: skip
-                readings = tuple(Reading(at, Signals(*signals) if signals else None) for at, signals in plain)
+                readings = tuple(Reading(at, Signals.of(signals) if signals else None) for at, signals in plain)
                 self._send("seen")
                 self._seen = time.monotonic()
                 self.counters["frames"] += 1
@@ -261,5 +262,5 @@ class Camera:
 def _is_reading(value: object) -> bool:
     match value:
         case (float(), tuple(signals)):
-            return len(signals) in (0, len(Signals._fields)) and all(isinstance(one, float) for one in signals)
+            return (not signals or len(signals) >= len(NAMES)) and all(isinstance(one, float) for one in signals)
     return False

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
@@ -28,6 +28,9 @@ from stillwatch.monitor.cameras.reading import FaceStream, reader
 from stillwatch.monitor.cameras.recorder import REMUXED, Encode, PacketBuffer, Remux
 from stillwatch.monitor.cameras.source import FileClock, PlaybackClock, RateLimiter, VideoFrame
 from stillwatch.monitor.config import CameraConfig, Keep
+
+if TYPE_CHECKING:
+    from stillwatch.inference.face_reader import NetFile
 
 PULSE = 0.5  # seconds between two signs of life
 STEADY = 5.0  # seconds of pictures after which the back-off begins anew
@@ -121,7 +124,9 @@ class FrameSender:
         self._view = self._view.fitted(whole, (height, width), self._takes.fit)
         image = fit(image, (height, width), self._takes.fit, channels)
         status = self._health.status(frame, self._process.keyframes)
-        readings = tuple((at, tuple(signals or ())) for at, signals in self._process.faces.take(frame.time))
+        readings = tuple(
+            (at, signals.flat() if signals else ()) for at, signals in self._process.faces.take(frame.time)
+        )
         self._process.send("frame", index, frame.time, image, status, frame.captured, readings)
 
     def _send_thumbnails(self) -> None:
@@ -141,15 +146,24 @@ class CaptureProcess:
     """One thread reads the source, another the parent: a hanging stream keeps no clip open."""
 
     def __init__(
-        self, channel: Channel, config: CameraConfig, keep: Keep, takes: Input, faces: bool, position: tuple[int, float]
+        self,
+        channel: Channel,
+        config: CameraConfig,
+        keep: Keep,
+        takes: Input,
+        faces: "NetFile | bool",
+        position: tuple[int, float],
     ):
-        """faces: read the driver's. position: frames and last second of a file that a killed process has shown."""
+        """faces: read the driver's, with that net. position: frames and last second of a file that a killed process has
+        shown.
+        """
         self.config = config
         self.stop = threading.Event()
         self.live = source.is_live(config.source)
         self.keyframes = 0
         self._channel = channel
-        self.faces = FaceStream(reader(config.source) if faces else None, self.live)
+        net = None if isinstance(faces, bool) else faces
+        self.faces = FaceStream(reader(config.source, net) if faces else None, self.live)
         self._sender = FrameSender(self, takes)
         self._buffer = PacketBuffer(keep.pre, keep.memory, keep.longest, self.send) if config.clips else None
         self._encode = Encode(self._buffer, config.fps) if self._buffer else None

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 import cv2
 
@@ -14,7 +14,9 @@ from stillwatch.monitor.cameras.source import ROUND, Toy, kind
 from stillwatch.recipe import Rule
 from stillwatch.rules.signs import Reading
 
-Reader: TypeAlias = Callable[[Picture, float], Face | None]  # (uint8 (H,W,3) RGB, s)
+if TYPE_CHECKING:  # a child without it stays small
+    from stillwatch.inference.face_reader import NetFile, Reader
+
 KEPT = 256  # readings that wait for a frame to travel with
 
 
@@ -26,20 +28,21 @@ def wanted(rule: Rule, source: str) -> bool:
     return asked and Toy.parse(source).scene == "cabin"
 
 
-def reader(source: str) -> Reader:
-    """A drawn driver's is drawn too. Raises UserError."""
-    if kind(source) == "toy":
-        toy = Toy.parse(source)
-        return synthetic.reader(toy.seconds or ROUND, toy.seed, toy.size)
-    from stillwatch.inference.face_reader import FaceReader  # a child without it stays small
+def reader(source: str, net: "NetFile | None" = None) -> "Reader":
+    """A drawn driver's is drawn too. net: speaks of each face beside it. Raises UserError."""
+    toy = Toy.parse(source) if kind(source) == "toy" else None
+    drawn = toy and synthetic.reader(toy.seconds or ROUND, toy.seed, toy.size)
+    if drawn and net is None:
+        return drawn
+    from stillwatch.inference import face_reader
 
-    return FaceReader()
+    return face_reader.beside(drawn or face_reader.FaceReader(), net)
 
 
 class FaceStream:
     """The decoding thread looks, another may take."""
 
-    def __init__(self, read: Reader | None, live: bool):
+    def __init__(self, read: "Reader | None", live: bool):
         self.read, self._live = read, live
         self.count, self.spent = 0, 0.0  # pictures read, s that it took
         self.face: Face | None = None

@@ -6,9 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from bundles import onnx_net
 
 from stillwatch.bundle import Input
 from stillwatch.errors import UserError
+from stillwatch.inference.face_reader import NetFile
 from stillwatch.media import weights
 from stillwatch.media.decode import Picture
 from stillwatch.media.points import COUNT, Face, face
@@ -99,9 +101,10 @@ def test_the_points_are_drawn_on_a_copy_and_the_box_grows_with_the_picture() -> 
     assert large == pytest.approx([2 * value for value in small])
 
 
-def test_a_drawn_drivers_face_arrives_with_its_frames_and_its_cost_is_counted() -> None:
+def test_a_drawn_drivers_face_arrives_with_its_frames_and_its_cost_is_counted(tmp_path: Path) -> None:
     config = CameraConfig(name="cab", source="toy://driver?seed=1&fps=20&size=96x128", fps=10, speed=0)
-    camera = Camera(config, Keep(), Input(shape=(48, 64, 1)), faces=True)
+    net = NetFile(str(onnx_net(tmp_path / "face.onnx")), "onnxruntime", Input(shape=(6, 8, 3)))
+    camera = Camera(config, Keep(), Input(shape=(48, 64, 1)), faces=net)
     camera.start()
     frames: list[Frame] = []
     end = time.monotonic() + 30
@@ -114,4 +117,5 @@ def test_a_drawn_drivers_face_arrives_with_its_frames_and_its_cost_is_counted() 
     assert len(readings) >= 2 * len(frames) - 2, "read at the camera's rate, looked at by the net at its own"
     assert all(frame.readings[-1].seconds == frame.time for frame in frames)
     assert all(one.signals is not None and 0.05 < one.signals.eyes < 0.4 for one in readings)
+    assert all(one.signals is not None and sum(one.signals.said) == pytest.approx(1, abs=1e-4) for one in readings)
     assert camera.counters["readings"] > 0 and camera.counters["reading_ms"] >= 0
