@@ -66,7 +66,7 @@ class FaceTable(NamedTuple):
                 left, right = (at[list(eye)].mean(0) for eye in (LEFT_EYE, RIGHT_EYE))
                 d = max(float(np.linalg.norm(right - left)), NARROWEST * float(w))
                 corner = (left + right) / 2 - (d, d / 3)
-                place = mesh.Box(*corner.tolist(), 2 * d, 2 * d / 3)
+                place = mesh.Box(float(corner[0]), float(corner[1]), 2 * d, 2 * d / 3)
             found.append(place.inside((float(width), float(height))))
         return found
 

@@ -34,8 +34,8 @@ class Box(NamedTuple):
     def inside(self, size: tuple[float, float]) -> tuple[int, int, int, int]:
         """Left, top, right, bottom, at least 8 apart, within a picture of (width, height)."""
         low = np.clip((self.x, self.y), 0, np.subtract(size, 8)).astype(int)
-        left, top, right, bottom = *low.tolist(), *np.clip((self.x + self.w, self.y + self.h), low + 8, size).tolist()
-        return left, top, int(right), int(bottom)
+        high = np.clip((self.x + self.w, self.y + self.h), low + 8, size).astype(int)
+        return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
 class Signals(NamedTuple):
@@ -60,8 +60,8 @@ class Signals(NamedTuple):
     @classmethod
     def of(cls, values: Iterable[float]) -> "Signals":
         """What flat() gave."""
-        numbers = tuple(map(float, values))
-        return cls(*numbers[: len(NAMES)], numbers[len(NAMES) :])
+        left_eye, right_eye, mouth, yaw, pitch, roll, confidence, *said = map(float, values)
+        return cls(left_eye, right_eye, mouth, yaw, pitch, roll, confidence, tuple(said))
 
 
 NAMES = Signals._fields[:-1]  # of the numbers that points give

@@ -188,10 +188,9 @@ def export(
 ) -> bundle.Bundle:
     """Write the bundle of a finished run.
 
-    int8: its quantised run. formats: besides "onnx" and the recipe's. crossval: its out-of-fold answers set temperature
-    and threshold. face: one on faces alone. Unfaithful files stay out, with a reason: float beyond
-    export.max_difference of PyTorch, INT8 beyond quantise.max_drop. Raises UserError, and changes nothing, where that
-    file is model.onnx, the run learnt nothing (unless `anyway`), or int8, face or the data do not fit.
+    int8: of the run. crossval: sets temperature and threshold; face: on faces alone. Unfaithful files stay out, with a
+    reason: float beyond export.max_difference of PyTorch, INT8 beyond quantise.max_drop. Raises UserError, and changes
+    nothing, where that is model.onnx, the run learnt nothing (unless `anyway`), or int8, face or the data do not fit.
     """
     require_finished(run, TRAINED, "run with a net")
     require_learnt(run, "not exported", anyway, progress)
@@ -325,7 +324,8 @@ def _write(
     written: dict[str, Path | bytes] = {
         **files,
         "CARD.md": _card(manifest, files.values(), len(reference.frames), run).encode(),
-    } | ({bundle.FACE: face[0]} if face else {})
+        **({bundle.FACE: face[0]} if face else {}),
+    }
     if run_legacy.MODEL in files:
         written["run_legacy.py"] = Path(run_legacy.__file__)
     golden = {file.path.name: proof.golden for file, proof in proofs.items()}
