@@ -327,7 +327,7 @@ def test_a_pair_of_net_and_reader_runs_in_the_race_and_answers_as_a_camera_does(
     (it.path / "bundle.json").write_text(text)
     driver, ticks = synthetic.reader(10), count()
 
-    def drawn(threads: int) -> Any:
+    def drawn(threads: int, net: Any) -> Any:
         return lambda: (n := next(ticks) / 25, None if n >= 1 else driver(np.empty(0), n).signals)  # type: ignore[union-attr]
 
     monkeypatch.setattr(face_reader, "drawn", drawn)

@@ -176,6 +176,16 @@ def test_decode_fits_as_the_recipe_says(tmp_path: Path) -> None:
     )
 
 
+def test_a_region_is_cut_at_native_size_whatever_shrink_says(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(cv2.imencode(".jpg", synthetic.still("cabin", "Yawn", 0, 0, (240, 320)))[1].tobytes())
+    data = Data(source="folders", size=16, region="face", shrink="decode")
+    whole = read_picture(path)
+    assert not isinstance(whole, str)
+    wanted = pixels.fit(whole[120:200, 160:240], (16, 16))
+    assert np.array_equal(only([Sample("x", path, "Safe", box=(160, 120, 240, 200))], data)[0], wanted)
+
+
 def test_decode_names_what_is_wrong_with_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole = jpeg(tmp_path / "a.jpg").read_bytes()
     png = cv2.imencode(".png", synthetic.still("cabin", "Yawn", 0, 0))[1].tobytes()
