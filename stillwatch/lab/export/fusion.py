@@ -126,7 +126,8 @@ def left_out(
 
 def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) -> NDArray[np.float64]:
     """log p (N,K) that the face alone says of each of part's samples; zeros without a face. Raises UserError."""
-    # By a head on the labelled training people of `data`; on each of these, by one that has not met them
+    # By a head on the labelled training people of `data`; on each of these, by one that has not met them, if the others
+    # show every class
     sides = [data] if part.samples is data.samples else [data, part]
     tables = [_table(one, progress) for one in sides]
     (x, seen), (mine, there) = tables[0], tables[-1]
@@ -134,12 +135,14 @@ def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) ->
     y, group = data.y[rows], np.array([data.samples[row].group for row in rows])
     said = np.zeros((len(part.samples), len(data.recipe.labels)))
     for one in ("", *np.unique(group)):  # first who is no training person
-        others = group != one
+        others, own = group != one, there & [not one or sample.group == one for sample in part.samples]
         if lacking := set(range(said.shape[1])) - set(y[others].tolist()):
             label = data.recipe.labels[min(lacking)]
-            raise UserError(f"teacher.signals: without {one or 'anyone'} there is no face of {label} in training")
-        own = np.array([not one or sample.group == one for sample in part.samples]) & there
-        if own.any():
+            if not one:
+                raise UserError(f"teacher.signals: there is no face of {label} in training")
+            progress.say(f"teacher.signals: of {one} the nets speak alone: nobody else's face shows {label}")
+            said[own] = 0
+        elif own.any():
             said[own] = _head(x[rows[others]], y[others]).predict_log_proba(mine[own])
     return said
 
