@@ -183,7 +183,6 @@ class Manifest(Strict):
 
     @property
     def nets(self) -> tuple[Model, ...]:
-        """Models, and the net for the face."""
         return (*self.models, *([self.face_net] if self.face_net else []))
 
 

@@ -47,9 +47,10 @@ def resolve(
     """Checks the options against the entry's signature.
 
     given: leading parameters that the caller fills. place: the spec's key, in errors. prefix: of option keys,
-    `place.name` by default. extra: name -> type of options for the caller. Ranges: `beta: Annotated[float, Field(ge=0)]
-    = 1.0`. Types are strict, but an int does for a float; lists are `list` or `Sequence`. Raises UserError.
+    `place.name` by default. extra: name -> type of options for the caller. Raises UserError.
     """
+    # Ranges: `beta: Annotated[float, Field(ge=0)] = 1.0`. Types are strict, but an int does for a float; lists are
+    # `list` or `Sequence`
     entry, own = find(table, spec, place), dict(extra or {})
     options = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
     name = (spec if isinstance(spec, str) else spec["name"]).rpartition(":")[2]

@@ -126,12 +126,11 @@ def replay(
 
     steps: (seconds, probabilities (K,) or None, status), by time; "empty": a person filter skipped it. readings: the
     face's new ones up to a second. truth: None leaves its figures None. Camera events do not count. Raises UserError.
-
-    An event lasts from its start to when it opened, widened by `tolerance` (s). It is false if it touches no unsafe
-    truth, and right if it touches an incident of its label (any, if it names none or the rule gathers evidence). The
-    first right event that lasts into an incident and opened at most `tolerance` after its end detects it, after max(0,
-    opened - start) seconds.
     """
+    # An event lasts from its start to when it opened, widened by `tolerance` (s). It is false if it touches no unsafe
+    # truth, and right if it touches an incident of its label (any, if it names none or the rule gathers evidence). The
+    # first right event that lasts into an incident and opened at most `tolerance` after its end detects it, after
+    # max(0, opened - start) seconds
     events: dict[str, ReplayEvent] = {}
     times, answers, gauge, faces = list[float](), list[Answer](), list[float](), list[bool]()
     skipped = list[float]()

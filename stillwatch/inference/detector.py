@@ -119,7 +119,7 @@ def fused_by(head: bundle.Fusion | None) -> Fuse | None:
 
 
 def face_net(made: bundle.Bundle) -> face_reader.NetFile | None:
-    """The net for the face in the first runtime here that reproduces its golden frames. Raises UserError."""
+    """In the first runtime here that reproduces its golden frames. Raises UserError."""
     if (net := made.manifest.face_net) is None:
         return None
     reasons = list[str]()

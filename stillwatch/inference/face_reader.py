@@ -72,7 +72,7 @@ class FaceReader:
 
 
 class NetFile(NamedTuple):
-    """A bundle's net for the face, and the runtime that was proved to run it."""
+    """A net for the face, and its proved runtime."""
 
     path: str
     runtime: str
@@ -80,7 +80,7 @@ class NetFile(NamedTuple):
 
 
 def beside(read: Reader, net: NetFile | None) -> Reader:
-    """The reader, with what the net says of each face at the picture's own pixels as Signals.said. Raises UserError."""
+    """The reader, with the net's words on each face as Signals.said. Raises UserError."""
     if net is None:
         return read
     predict, (height, width, channels) = runtimes.open(Path(net.path), net.runtime, net.takes.shape), net.takes.shape

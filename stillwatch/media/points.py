@@ -27,7 +27,7 @@ class Box(NamedTuple):
     h: float
 
     def around(self) -> "Box":
-        """A square with a margin: what a net that sees the face alone is shown."""
+        """The square with a margin that a net for the face is shown."""
         side = MARGIN * max(self.w, self.h)
         return Box(self.x + (self.w - side) / 2, self.y + (self.h - side) / 2, side, side)
 

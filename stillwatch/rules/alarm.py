@@ -151,11 +151,10 @@ class Alarm:
     ) -> list[Event]:
         """Takes one frame, or word that there is none. Returns what to send.
 
-        now: seconds on a forward clock, at least one frame a second. p: float (K,), or None without an answer (best
-        sent every second); ignored unless status is "ok"; NaN is none. readings: of the face since the last step. After
-        2 s without an answer, or "empty", accusations end and the past is wiped. A step not later than the last is
-        skipped; after 2 s of them the clock was set back and all starts anew. Raises ValueError for another shape of p
-        or an unknown status.
+        now: seconds on a forward clock, at least one frame a second. p: float (K,), or None without an answer; ignored
+        unless status is "ok"; NaN is none. readings: of the face since the last step. After 2 s without an answer, or
+        "empty", accusations end and the past is wiped. A step not later than the last is skipped; after 2 s of them the
+        clock was set back and all starts anew. Raises ValueError for another shape of p or an unknown status.
         """
         x = self._checked(p) if p is not None else None
         if status not in ("ok", "empty", *TROUBLES):

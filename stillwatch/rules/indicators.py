@@ -45,12 +45,11 @@ class IndicatorState(NamedTuple):
 
 
 class Hysteresis:
-    """A Schmitt trigger on the sum of an indicator's labels.
+    """A Schmitt trigger on the sum of an indicator's labels."""
 
-    Shares of the newest interval. held: both ends show them, less half for each unsure end. gone: neither does. share:
-    as held, but half where one end does, else windows count short spells too short. seen: the net was sure. sign: a
-    face's, beside or instead of the labels.
-    """
+    # Shares of the newest interval. held: both ends show them, less half for each unsure end. gone: neither does.
+    # share: as held, but half where one end does, else windows count short spells too short. seen: the net was sure.
+    # sign: a face's, beside or instead of the labels
 
     def __init__(self, rule: IndicatorRule, labels: Sequence[str], safe: Collection[int]):
         self._labels, self._places = labels, [labels.index(label) for label in rule.labels]

@@ -73,11 +73,10 @@ def score(
 ) -> Done:
     """Write one row a picture or frame under `folder` to `out`, .parquet or .csv. Both may be URLs.
 
-    Columns: path (relative), time_s and frame (None for a picture), label, p_<label>…, by path and frame. A net of
-    clips gives a row per window of T frames, time_s its start. Where faces are read (a fusion head, or faces = "yes"),
-    the newest frame's follows: face_left_eye, … With a head, p_<label> is net and face fused, as on a camera, and
-    net_<label> the net alone. rate: frames a second; None: a net of clips' training rate, else all. workers:
-    single-threaded processes; None: one a core. on: "ray" or "ray://HOST:PORT"; "": this machine.
+    Columns: path (relative), time_s (a window's start) and frame (None for a picture), label, p_<label>…, by path and
+    frame; the newest frame's face_… where faces are read; with a head, net_<label> too, the net alone. rate: frames a
+    second; None: a net of clips' training rate, else all. workers: single-threaded processes; None: one a core. on:
+    "ray" or "ray://HOST:PORT"; "": this machine.
 
     Unreadable files go to `<out>.errors.csv`. A rerun resumes from `<out>.parts`, and scores what is new, changed, or
     for another bundle or rate. Raises UserError, also while another score writes `out`.

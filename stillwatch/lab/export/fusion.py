@@ -47,7 +47,7 @@ def deviations(table: FaceTable, samples: Sequence[Sample]) -> list[Deviation | 
 
 
 def faces_of(data: Dataset, progress: Progress = NO_PROGRESS, net: NetFile | None = None) -> list[Deviation | None]:
-    """Of each sample, with what a net that sees the face alone says. Raises UserError without the reader's weights."""
+    """Of each sample, with the net's words. Raises UserError without the reader's weights."""
     found = deviations(faces.faces(data.samples, data.store.key, progress), data.samples)
     if net is None:
         return found
@@ -62,10 +62,9 @@ def faces_of(data: Dataset, progress: Progress = NO_PROGRESS, net: NetFile | Non
 
 
 def face_net(folder: Run, run: Run) -> tuple[Run, dict[str, tuple[float, ...]]]:
-    """The net of a crossval on faces alone that goes with run, and what each fold's says of its test people, by id.
+    """The net, of run's fold and seed or the first, and what each fold's says of its test people, by id.
 
-    Of run's fold and seed, else of the first one. Raises UserError where a fold is missing, or people or labels are
-    others.
+    folder: a crossval on faces alone. Raises UserError where it lacks a fold, or its people or labels are others.
     """
     mine, theirs, found = run.recipe, folder.recipe, dict[tuple[int, int], Run]()
     splits = [{key: getattr(one.data, key) for key in SPLIT} for one in (mine, theirs)]

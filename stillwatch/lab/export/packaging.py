@@ -41,7 +41,7 @@ class Proof(NamedTuple):
 
 
 class Face(NamedTuple):
-    """The run whose net sees the face alone, and what nets say of people they have not met, by sample's id."""
+    """Its net's run, and what each fold's says of its test people, by sample's id."""
 
     run: Run
     said: dict[str, tuple[float, ...]]
@@ -55,7 +55,7 @@ class Face(NamedTuple):
         )  # fmt: skip
 
     def export(self, recipe: Recipe) -> tuple[bytes, NDArray[np.uint8], NDArray[np.float32]]:
-        """The file, its golden frames and answers. Raises UserError where it answers otherwise than PyTorch."""
+        """The file, its golden frames and answers. Raises UserError unless PyTorch's are alike."""
         net, takes, limit = load_net(self.run), self.model.input, recipe.export.max_difference
         frames = golden_frames(takes.shape, takes.fit)
         with tempfile.TemporaryDirectory() as scratch:

@@ -51,7 +51,7 @@ class Note(NamedTuple):
 
 class Camera:
     def __init__(self, config: CameraConfig, keep: Keep, takes: Input, faces: NetFile | bool = False):
-        """takes: what the net does. faces: read the driver's, with that net. Raises UserError if it can never open."""
+        """takes: what the net does. faces: are read, with that net. Raises UserError if it can never open."""
         self.config = config
         self.live = source.is_live(config.source)
         if config.blur == "faces":
