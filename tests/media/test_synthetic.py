@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stillwatch.errors import UserError
 from stillwatch.media import synthetic
-from stillwatch.media.points import COUNT, Signals
+from stillwatch.media.points import COUNT
 
 
 @pytest.mark.parametrize("scene", ["cabin", "street"])
@@ -135,12 +135,12 @@ def test_the_drawn_reader_knows_the_face_of_every_picture() -> None:
     """Lids, mouth and head follow the label, and the points lie on the drawing."""
     size, seconds = (96, 128), 60.0
     read = synthetic.reader(seconds, 3, size)
-    seen: dict[str, list[Signals]] = {}
+    seen: dict[str, list[tuple[float, ...]]] = {}
     for at, image, label in synthetic.clip("cabin", seconds, 5, 3, size):
         face = read(image, at)
         assert face is not None and face.points.shape == (COUNT, 3)
         assert face.box.x > 0 and face.box.x + face.box.w < size[1] and face.box.w > 20
-        seen.setdefault(label, []).append(face.signals)
+        seen.setdefault(label, []).append(face.signals.flat())
     middle = {label: np.median(signals, axis=0) for label, signals in seen.items()}
     assert middle["SleepyDriving"][0] == 0.10 < 0.2 < middle["SafeDriving"][0]
     assert middle["Yawn"][2] > 0.4 > 0.1 > middle["SafeDriving"][2]
