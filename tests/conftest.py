@@ -6,7 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 LAB_TESTS = Path(__file__).parent / "lab"
 LAB = ("torch", "stillwatch.lab", "benchmarks")
 SLOW = {  # clocks that run, processes, brokers, a browser, drawing

@@ -27,7 +27,7 @@ SHAPE = (6, 8, 1)
 FRAMES = np.arange(8 * 48, dtype=np.uint32).reshape(8, *SHAPE).astype(np.uint8)
 GOLDEN = np.linspace(0, 1, 16, dtype=np.float32).reshape(8, 2)
 FILES: dict[str, Path | bytes] = {"model.onnx": b"the net", "CARD.md": b"# what it may be used for\n"}
-WILD = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+WILD = settings(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def manifest(name: str = "toy", *models: Model) -> Manifest:

@@ -140,7 +140,7 @@ def test_nonsense_is_refused(y: np.ndarray, p: np.ndarray) -> None:
         metrics.accuracy(y, p)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(wild(), st.randoms())
 def test_bounds_and_order_does_not_matter(sample: tuple[np.ndarray, np.ndarray], chance: object) -> None:
     y, p = sample
@@ -157,7 +157,7 @@ def test_bounds_and_order_does_not_matter(sample: tuple[np.ndarray, np.ndarray],
         assert again[name] == pytest.approx(found[name], abs=1e-9), name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wild(), st.integers(1, 4))
 def test_intervals_are_ordered_and_never_nan(sample: tuple[np.ndarray, np.ndarray], number: int) -> None:
     y, p = sample
@@ -371,7 +371,7 @@ def test_the_operating_point_is_the_lowest_threshold_within_the_rate() -> None:
     assert (none["false_alarm_rate"], none["recall"]) == (0.0, pytest.approx(1 / 3))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.integers(2, 30).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 6), min_size=n, max_size=n)] * 2)),
     st.sampled_from([0.0, 0.01, 0.1, 1 / 3, 0.5]),

@@ -68,7 +68,7 @@ def test_pictures_may_lie_in_memory_as_they_like(tmp_path: Path, runtime: str, s
     np.testing.assert_allclose(predict(x), by_hand(x), atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(0, 13), batch=st.integers(1, 6), free=st.booleans())
 def test_no_picture_is_lost_or_swapped_by_splitting(tmp_path: Path, count: int, batch: int, free: bool) -> None:
     path = onnx_net(tmp_path / "model.onnx", batch="batch" if free else batch)

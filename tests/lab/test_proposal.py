@@ -190,7 +190,7 @@ NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(labels=st.sets(NAME, min_size=2, max_size=3), names=st.sets(NAME, min_size=4, max_size=8))
 def test_any_name_gives_a_recipe_that_reads_the_same_labels(
     tmp_path_factory: pytest.TempPathFactory, labels: set[str], names: set[str]

@@ -104,7 +104,7 @@ def test_drawing_is_fast() -> None:
     assert (time.process_time() - start) / 120 < 0.010  # 1 ms as a rule; room for a busy machine
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     scene=st.sampled_from(["cabin", "street"]),
     which=st.integers(0, 5),

@@ -495,7 +495,7 @@ MARKS = [*LABELS, "unsure", "black", "frozen", "lost"]
 acts = st.lists(
     st.tuples(st.sampled_from([0.25, 0.5, 1.0, 2.5, 4.0, 12.0]), st.sampled_from(MARKS)), min_size=1, max_size=14
 )
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 def lives(said: list[Event]) -> dict[str, list[Event]]:

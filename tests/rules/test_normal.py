@@ -36,7 +36,7 @@ def learn(normal: Normal, signals: Iterator[Signals], fps: float = 10.0, start: 
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(SHIFTS, st.sampled_from([5.0, 8.0]))
 def test_a_shift_of_all_signals_changes_nothing_once_it_is_learnt(shift: Shift, fps: float) -> None:
     seen = []
@@ -49,7 +49,7 @@ def test_a_shift_of_all_signals_changes_nothing_once_it_is_learnt(shift: Shift, 
     np.testing.assert_allclose(seen[0], seen[1], atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(*[st.floats(-1000, 1000)] * 5), min_size=10, max_size=10), st.integers(20, 60))
 def test_ten_bad_frames_move_it_little(bad: list[tuple[float, ...]], seconds: int) -> None:
     normal, usual = Normal(), Signals(0.27, 0.27, 0.06, 0.0, 0.0, 0.0, 0.9)

@@ -147,7 +147,7 @@ def test_mistakes_are_named(spec: str | dict, words: str) -> None:
         plan([spec], 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(8, 24), st.integers(8, 24), st.sampled_from([1, 3]))
 def test_every_shape_survives(b: int, t: int, h: int, w: int, c: int) -> None:
     x = torch.randint(0, 256, (b, t, h, w, c), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

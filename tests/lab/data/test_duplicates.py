@@ -228,7 +228,7 @@ THUMBS = st.integers(0, 2**32 - 1).map(
 
 
 @given(THUMBS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_hash_of_a_picture_flipped_twice_is_its_own(thumb):
     flipped = np.ascontiguousarray(thumb[:, :, ::-1])
     assert differing(duplicates.hashes(thumb), duplicates.hashes(flipped, mirrored=True)).tolist() == [0]
@@ -236,7 +236,7 @@ def test_hash_of_a_picture_flipped_twice_is_its_own(thumb):
 
 
 @given(THUMBS, st.integers(-40, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_hash_does_not_see_brightness(thumb, change):
     thumb = thumb // 2 + 60  # so that nothing is clipped
     assert differing(

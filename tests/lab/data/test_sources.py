@@ -16,7 +16,7 @@ from stillwatch.lab.data.sources import Found, Sample
 from stillwatch.media import decode
 from stillwatch.recipe import Data
 
-WILD = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+WILD = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def reasons(found: Found) -> dict[str, str]:

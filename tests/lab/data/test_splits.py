@@ -144,7 +144,7 @@ def test_impossible_splits_say_what_to_do(samples: list[Sample], fields: dict[st
     assert "\n" not in str(caught.value) and str(caught.value).startswith("data.")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=3, max_size=9),
     split=st.sampled_from(["grouped", "ratio"]),

@@ -122,7 +122,7 @@ def test_ce_with_a_sigmoid_head_is_the_binary_cross_entropy_summed_over_classes(
     assert value(spec, ZS, y=y, head="sigmoid") == pytest.approx((each * (q @ w)).sum() / (q @ w).sum(), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-300, 300, width=32), min_size=3, max_size=3),
     st.sampled_from([0.0, 0.5, 1.0, 2.0]),
@@ -458,7 +458,7 @@ def test_a_teachers_half_precision_outputs_are_taken(name: str) -> None:
     assert float(got.detach()) == pytest.approx(float(wanted.detach()), rel=1e-2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(["kd", "dkd", "dist"]),
     st.lists(st.floats(-80, 80, width=32), min_size=12, max_size=12),

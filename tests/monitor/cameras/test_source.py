@@ -47,7 +47,7 @@ def pieces(secret: str) -> list[str]:
     return [part for part in parts if any(letter.isalpha() for letter in part)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SECRET, SECRET, KEYS, st.integers(1, 3), st.integers(0, 4))
 def test_no_part_of_an_encoded_secret_is_left(one: str, two: str, key: str, encoded: int, form: int) -> None:
     url = urls(one, two, key, encoded)[form]
@@ -61,7 +61,7 @@ def test_no_part_of_an_encoded_secret_is_left(one: str, two: str, key: str, enco
         assert secret not in said and quote(secret, safe="") not in said
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SECRET, SECRET)
 def test_a_secret_that_nobody_encoded_is_not_left_either(one: str, two: str) -> None:
     shown = source.redact(f"rtsp://{one}:{two}@10.0.0.7:554/live")

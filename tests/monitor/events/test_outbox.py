@@ -400,7 +400,7 @@ def test_sinks_are_tested_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "this is a test" in capsys.readouterr().out
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(st.text(st.characters(exclude_categories=[])), min_size=1, max_size=4))
 def test_any_text_reaches_the_sinks_as_it_was(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> None:
     folder = tmp_path_factory.mktemp("post")

@@ -369,7 +369,7 @@ def test_a_killed_writer_leaves_every_row_that_was_on_disk(tmp_path: Path) -> No
 ANY = st.text(st.characters(exclude_categories=[]), max_size=60)  # also halves of surrogate pairs, and NUL
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(ANY, min_size=1, max_size=5, unique=True))
 def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> None:
     folder = tmp_path_factory.mktemp("store")

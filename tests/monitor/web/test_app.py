@@ -149,7 +149,7 @@ STEPS = st.sampled_from(["..", ".", "", "in.mp4", "clips", "link", "out.mp4", "~
 WORDS = st.text("ab./\\%2e\x00é~", max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.one_of(WORDS, st.lists(STEPS).map("/".join)))
 def test_no_path_leaves_the_folder(tmp_path_factory: pytest.TempPathFactory, relative: str) -> None:
     top = tmp_path_factory.getbasetemp() / "climb"
