@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stillwatch.errors import UserError
 from stillwatch.inference.face_reader import AGAIN, FaceReader
 from stillwatch.lab.data import cache
 from stillwatch.lab.data.sources import Box, Sample
@@ -89,7 +90,10 @@ def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS)
 
 
 def _read_all(samples: Sequence[Sample]) -> Iterator[tuple[NDArray[np.float32], ...]]:
-    read, at = None if all(sample.face for sample in samples) else FaceReader(), 0.0
+    try:
+        read, at = None if all(sample.face for sample in samples) else FaceReader(), 0.0
+    except UserError as error:
+        raise UserError(f"{error}; or without faces: data.faces=false teacher.signals=0") from None
     nobody = tuple(np.full(shape, np.nan, np.float32) for shape in (len(NAMES), 4, (COUNT, 3), 2))
     for _, run in groupby(samples, key=lambda sample: sample.path if sample.frames else sample.id):
         group = list(run)

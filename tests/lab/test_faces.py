@@ -100,6 +100,15 @@ def test_a_teacher_s_region_is_cut_out_of_the_drawing_at_native_size(region: str
             recipe.check(raw | wrong, "toy")
 
 
+def test_who_lacks_the_weights_hears_how_to_go_without(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise UserError("yunet.onnx is needed")
+
+    monkeypatch.setattr(faces, "FaceReader", missing)
+    with pytest.raises(UserError, match=r"is needed; or without faces: data\.faces=false teacher\.signals=0"):
+        faces.faces(samples, "another key")
+
+
 def test_without_a_face_the_whole_picture_is_seen(samples: list[Sample]) -> None:
     found = faces.faces(samples, "key").boxes("face")
     assert [box is None for box in found] == [False, False, True, False, False, True]
