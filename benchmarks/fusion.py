@@ -52,10 +52,9 @@ def answers(
     row = {sample.id: place for place, sample in enumerate(samples)}
     said: dict[tuple[str, str], list[NDArray[Any]]] = {}
     for number in sorted(seeds):
-        parts = [predictions.read(run, "test") for run in seeds[number]]
-        id, group, y, p = (np.concatenate([getattr(one, name) for one in parts]) for name in ("id", "group", "y", "p"))
-        order = np.argsort(id)
-        id, group, y, p = id[order], group[order].astype(str), y[order], p[order]
+        whole = predictions.joined([predictions.read(run, "test") for run in seeds[number]])
+        whole = whole.take(np.argsort(whole.id))
+        id, group, y, p = whole.id, whole.group.astype(str), whole.y, whole.p
         said.setdefault(("student alone", ""), []).append(p)
         net = face_net(beside, seeds[number][0])[1] if beside else {}
         for normal, of in told.items():

@@ -67,8 +67,8 @@ def rows_of(wanted: Recipe, folds: list[int], seeds: list[int], root: Path, note
         plan = wanted.model_copy(update={"fit": wanted.fit.model_copy(update={"loss": loss})})
         runs = [[run_of(recipe_for(plan, fold, seed, "distilled"), root) for fold in folds] for seed in seeds]
         said = [[predictions.read(run, "test") for run in each] for each in runs]
-        y, group = (np.concatenate([getattr(one, key) for one in said[0]]) for key in ("y", "group"))
-        p = np.stack([np.concatenate([one.p for one in each]) for each in said])
+        whole = [predictions.joined(each) for each in said]
+        y, group, p = whole[0].y, whole[0].group, np.stack([one.p for one in whole])
         f1 = np.array([[metrics.macro_f1(one.y, one.p) for one in each] for each in said])  # (S,F)
         if not alone:
             alone.append((p, f1))

@@ -16,7 +16,6 @@ from benchmarks.record import record
 from stillwatch import metrics, predictions
 from stillwatch.errors import UserError
 from stillwatch.lab.export.calibration import Calibration
-from stillwatch.predictions import Predictions
 from stillwatch.run import Run, commit
 
 KEY = ("recipe", "kind", "wanted", "fitted_on", "fold", "seed")
@@ -35,7 +34,8 @@ def rows_of(folder: Run, kind: str, wanted: float, note: str) -> Iterator[dict[s
             ("validation", "known", [predictions.read(run, "valid")]),
             ("other folds", "new", others),
         ):
-            fitted = Calibration(place, people, folder.path.name, *_joined(said))
+            whole = predictions.joined(said)
+            fitted = Calibration(place, people, folder.path.name, whole.id, whole.group, whole.y, whole.p)
             temperature = fitted.temperature(head)["value"]
             point = fitted.operating(recipe, temperature, head)
             if point is None:
@@ -54,10 +54,6 @@ def rows_of(folder: Run, kind: str, wanted: float, note: str) -> Iterator[dict[s
                 "commit": (commit() or "").rstrip("+"),
                 "note": note,
             }
-
-
-def _joined(said: list[Predictions]) -> list[Any]:
-    return [np.concatenate([getattr(one, name) for one in said]) for name in ("id", "group", "y", "p")]
 
 
 def main() -> None:

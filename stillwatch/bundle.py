@@ -214,7 +214,8 @@ class Bundle:
             with (self.path / GOLDEN).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 _check_declared(arrays.zip)
                 frames = arrays["faces" if face else "frames"]
-                golden = {model.name: arrays[f"p {model.name}"] for model in _proved(self.manifest, face)}
+                models = self.manifest.nets[len(self.manifest.models) :] if face else self.manifest.models
+                golden = {model.name: arrays[f"p {model.name}"] for model in models}
         except Exception as error:  # a broken zip can raise almost anything: NotImplementedError, MemoryError, zlib's…
             raise UserError(f"{self.path / GOLDEN}: cannot be read: {one_line(error)}") from error
         _check_golden(self.path, self.manifest, frames, golden, face)
@@ -421,10 +422,6 @@ def _check_file(root: Path, place: Path, name: str, entry: Entry) -> None:
         raise UserError(f"{where}: was changed (sha256 {found[:12]}…, not {entry.sha256[:12]}…); copy the bundle again")
 
 
-def _proved(manifest: Manifest, face: bool) -> tuple[Model, ...]:
-    return manifest.nets[len(manifest.models) :] if face else manifest.models
-
-
 def _check_golden(
     place: Path,
     manifest: Manifest,
@@ -436,7 +433,7 @@ def _check_golden(
     shape = (net or manifest).input.shape
     if frames.dtype != np.uint8 or frames.shape[1:] != shape or not len(frames):
         raise UserError(f"{where}: golden frames are uint8 (n,{','.join(map(str, shape))}), not {_form(frames)}")
-    names = {model.name for model in _proved(manifest, face)}
+    names = {net.name} if net else {model.name for model in manifest.models}
     if unknown := set(golden) ^ names:
         raise UserError(
             f"{where}: {min(unknown)!r}: each model of the bundle has golden probabilities, and nothing else"

@@ -42,6 +42,10 @@ class Predictions:
         return Predictions(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    return Predictions(*(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(Predictions)))
+
+
 def predict(
     fn: Predict, batches: Iterable[NDArray[np.uint8]], count: int = 0, progress: Progress = NO_PROGRESS
 ) -> NDArray[np.float32]:

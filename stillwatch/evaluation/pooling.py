@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError
-from stillwatch.predictions import Predictions, has, read
+from stillwatch.predictions import Predictions, has, joined, read
 from stillwatch.recipe import Fit, Net, Recipe
 from stillwatch.run import KINDS, Run, runs
 
@@ -355,7 +355,7 @@ def _block(cells: Iterable[FoldSeed], wanted: Iterable[int] = ()) -> Block:
 
 def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
     folds, seeds = block
-    columns, trainings = ("id", "group", "sequence", "y", "p"), list[Predictions]()
+    trainings = list[Predictions]()
     for seed in seeds:
         owner, tested = dict[str, Entry](), [cells[FoldSeed(fold, seed)] for fold in folds]
         for entry in tested:
@@ -365,7 +365,7 @@ def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
                         f"{owner[name].run.path} and {entry.run.path} both tested {name!r}: folds may not overlap, so "
                         "they cannot be put together"
                     )
-        whole = Predictions(*(np.concatenate([getattr(e.predictions, column) for e in tested]) for column in columns))
+        whole = joined([entry.predictions for entry in tested])
         trainings.append(whole.take(np.argsort(whole.id, kind="stable")))
     for seed, predictions in zip(seeds, trainings, strict=True):
         if not _same_samples(trainings[0], predictions):
@@ -373,10 +373,8 @@ def _pooled(key: ModelKey, cells: Cells, block: Block) -> Model:
             raise UserError(f"{first} and {other}: these seeds were tested on different samples; judge them again")
     entries = [cells[FoldSeed(fold, seed)] for seed in seeds for fold in folds]
     of = {name: entry.cell.fold for entry in entries for name in entry.predictions.id.tolist()}
-    fold, p = (
-        np.array([of[name] for name in trainings[0].id.tolist()]),
-        np.stack([predictions.p for predictions in trainings]),
-    )
+    fold = np.array([of[name] for name in trainings[0].id.tolist()])
+    p = np.stack([predictions.p for predictions in trainings])
     return Model(key, entries, list(folds), list(seeds), trainings[0], p, fold)
 
 

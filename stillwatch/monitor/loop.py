@@ -17,6 +17,7 @@ from stillwatch import bundle
 from stillwatch.errors import UserError
 from stillwatch.inference import aspect, detector, streams
 from stillwatch.inference.detector import Detector
+from stillwatch.inference.face_reader import NetFile
 from stillwatch.inference.people import People
 from stillwatch.monitor.cameras import reading
 from stillwatch.monitor.cameras.camera import Camera, Frame, Note
@@ -116,6 +117,7 @@ class Watch:
         self.slots: list[CameraSlot] = []
         self.workers: list[Worker] = []
         self._trouble: str | None = None
+        self._face_net: NetFile | None = None  # proved once, for the first camera whose driver's face is read
         self._ended = False
         for camera in config.camera:
             try:
@@ -161,8 +163,9 @@ class Watch:
         config = config.model_copy(update=changes)
         faces = reading.wanted(detector.rule_of(self.bundle, rule), config.source)
         alarm = detector.alarm_of(self.bundle, config.name, rule, faces)
-        net = detector.face_net(self.bundle) if faces else None
-        camera = Camera(config, self.config.keep, manifest.input, net or faces)
+        if faces:
+            self._face_net = self._face_net or detector.face_net(self.bundle)
+        camera = Camera(config, self.config.keep, manifest.input, faces and (self._face_net or True))
         shown = redact(config.source)
         zones = {"ignore": config.ignore, "crop": config.crop}
         self.board.update(config.name, source=shown, live=camera.live, gauge_name=alarm.gauge_name, **zones)

@@ -98,7 +98,7 @@ def decoded(found: Found, data: Data, progress: Progress = NO_PROGRESS, place: s
     if data.region in ("face", "eyes"):
         from stillwatch.lab.faces import faces  # and with it a runtime, only where it is asked for
 
-        key = cache.short(cache.contents(found.samples, 8))
+        key = cache.short([str(data.source), *cache.contents(found.samples, 8)])  # drawings have no content but this
         boxes = faces(found.samples, key, progress).boxes(data.region)
         found = replace(found, samples=[replace(one, box=box) for one, box in zip(found.samples, boxes, strict=True)])
     return cache.pictures(found, data, progress=progress, place=place)

@@ -85,12 +85,11 @@ def out_of_fold(folder: Run, run: Run) -> Calibration:
     wanted = {0} if recipe.data.split == "official" else set(range(recipe.data.folds))
     if missing := sorted(wanted - folds):
         raise UserError(f"{place}: no finished {kind or side} of fold {missing[0]}; run the same crossval again")
-    said = [predictions.read(one, "test") for one in found]
-    id, group, y, p = (np.concatenate([getattr(one, column) for one in said]) for column in ("id", "group", "y", "p"))
+    said = predictions.joined([predictions.read(one, "test") for one in found])
     people = "new" if recipe.data.split == "grouped" else "known"
     seeds = len({one.info.seed for one in found})
     source = f"{place.name}: {kind}, {len(wanted)} folds, {seeds} seed{'s' * (seeds > 1)}"
-    return Calibration("out of fold", people, source, id, group, y, p)
+    return Calibration("out of fold", people, source, said.id, said.group, said.y, said.p)
 
 
 def reheated(source: Path, target: Path, factor: float) -> Path:

@@ -279,12 +279,7 @@ def fit(
 
 
 def _write(
-    out: Path,
-    run: Run,
-    int8: Run | None,
-    reference: Reference,
-    proofs: dict[Exported, Proof],
-    left: Iterable[Any],
+    out: Path, run: Run, int8: Run | None, reference: Reference, proofs: dict[Exported, Proof], left: Iterable[Any]
 ) -> bundle.Bundle:
     recipe, models, files = run.recipe.seen_by(run.side), list[bundle.Model](), dict[str, Path]()
     for file, proof in proofs.items():
