@@ -44,6 +44,10 @@ def arms_of(wanted: Recipe) -> Iterator[tuple[dict[str, str], tuple[Spec, ...]]]
     for part, share in ARMS:
         if "regions" in part and not wanted.data.faces:
             continue
+        if len(wanted.labels) == 2 and part.get("name") == "dkd":  # nothing to decouple
+            continue
+        if len(wanted.labels) == 2 and part.get("name") == "dist":  # two classes correlate by 1 or -1
+            part = part | {"beta": 0}
         ce = ({**own, "weight": share},) if share else ()
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name")
         options = options.replace("{'from': ", "").replace(", 'to': ", " to ").replace("}", "")
