@@ -8,6 +8,8 @@ BUNDLE ?= demo/bundle
 PROGRAMS := chromium mosquitto openssh-server gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
             gstreamer1.0-plugins-ugly postgresql prometheus
 
+unexport PYTHONDONTWRITEBYTECODE  # what a test starts is compiled once, not each time
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test fast docs lint format bench real arm64 programs clean
 
