@@ -44,7 +44,7 @@ def answers(
     """(answers, normal, group (N,), y (N,), p (S,N,K)). Raises UserError."""
     seeds = complete(folder, kind)
     data = dataset_of(next(iter(seeds.values()))[0])
-    table, samples, count = faces.faces(data.samples, data.store.key), data.samples, len(data.samples)
+    table, samples, count = faces.faces(data.samples, data.store.content), data.samples, len(data.samples)
     # over the whole recording: the same normal, as it stands in a second lap
     later = [replace(one, sequence=f"~{one.sequence}") for one in samples]
     twice = faces.FaceTable(*(np.concatenate([part, part]) for part in table))

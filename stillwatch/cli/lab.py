@@ -54,7 +54,7 @@ def audit(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Pa
     if plan.data.faces:
         from stillwatch.lab.faces import DRAWN, faces
 
-        points = faces(data.samples, data.store.key).placed(DRAWN, plan.data)
+        points = faces(data.samples, data.store.content).placed(DRAWN, plan.data)
     sheets = contact_sheets(data.samples, data.store.pixels, plan.labels, run.path, points=points)
     print(summary(AuditReport.model_validate(run.read_json("audit.json"))))
     print(f"\nwritten: {run.path}/audit.json, split.csv and {len(sheets)} contact sheets")

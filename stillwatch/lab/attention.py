@@ -38,7 +38,7 @@ def seen(run: Run, split: str = "test") -> Seen | None:
         return None
     data, net = load_dataset(run.recipe.seen_by(run.side)), load_net(run)
     rows = data.rows[split]
-    regions = faces(data.samples, data.store.key).regions(data.recipe.data)[rows]
+    regions = faces(data.samples, data.store.content).regions(data.recipe.data)[rows]
     known = np.flatnonzero(~np.isnan(regions).any((1, 2)))
     if not len(known):
         return None

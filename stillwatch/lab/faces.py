@@ -73,7 +73,7 @@ class FaceTable(NamedTuple):
 
 
 def faces(samples: Sequence[Sample], key: str, progress: Progress = NO_PROGRESS) -> FaceTable:
-    """Of each sample's newest frame. key: cache.Store.key. Raises UserError where the reader's weights are missing."""
+    """Of each sample's newest frame. key: Store.content. Raises UserError without the reader's weights."""
     pins = [weights.WEIGHTS[name].sha256 for name in (weights.YUNET, weights.POINTS)]
     kept: list[tuple[NDArray[np.float32], ...]] = []  # read file by file, taken row by row
     waiting = _read_all(samples)

@@ -95,6 +95,7 @@ def test_a_teacher_s_region_is_cut_out_of_the_drawing_at_native_size(region: str
         drawn = next(picture for _, picture in sample.read([sample]))  # type: ignore[misc]
         assert np.array_equal(theirs.store.pixels[row, 0], image.fit(drawn[top:bottom, left:right], (60, 60)))
     assert whole.store.fingerprint == theirs.store.fingerprint, "the same samples"
+    assert whole.store.content == theirs.store.content, "their faces are read once"
     smaller = data | {"source": source | {"height": 90, "width": 120}}
     small = load_dataset(recipe.check(raw | {"data": smaller}, "toy").seen_by("teacher"))
     assert all(one.box and max(one.box) <= 120 for one in small.samples), "drawn smaller, and read anew"

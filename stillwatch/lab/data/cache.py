@@ -36,13 +36,14 @@ DRAWINGS = "0cc23430487ee9ed07f04e050de10e06"
 
 @dataclass(frozen=True)
 class Store:
-    """pixels[i], uint8 (T,H,W,C), is samples[i]. `fingerprint` names the data, `key` the cache."""
+    """pixels[i], uint8 (T,H,W,C), is samples[i]. `fingerprint` names the data, `key` the pixels, `content` files."""
 
     samples: list[Sample]
     skipped: list[Skipped]
     pixels: NDArray[np.uint8]  # (N,T,H,W,C), memory-mapped
     fingerprint: str
     key: str
+    content: str
     aspect: float | None = None  # width / height before resizing, median; None: decoded by 0.1.0
 
 
@@ -76,7 +77,7 @@ def pictures(
             f"data.max_bad = {data.max_bad:g} (first: {first}). Mend the files, or raise data.max_bad"
         )
     pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=(len(samples), *shape))
-    return Store(samples, skipped, pixels, fingerprint, key, index.get("aspect"))
+    return Store(samples, skipped, pixels, fingerprint, key, short([str(data.source), *content]), index.get("aspect"))
 
 
 def contents(samples: Sequence[Sample], workers: int) -> list[str]:

@@ -48,7 +48,7 @@ def deviations(table: FaceTable, samples: Sequence[Sample]) -> list[Deviation | 
 
 def faces_of(data: Dataset, progress: Progress = NO_PROGRESS, net: NetFile | None = None) -> list[Deviation | None]:
     """Of each sample, with the net's words. Raises UserError without the reader's weights."""
-    found = deviations(faces.faces(data.samples, data.store.key, progress), data.samples)
+    found = deviations(faces.faces(data.samples, data.store.content, progress), data.samples)
     if net is None:
         return found
     predict, (*size, channels) = runtimes.open(Path(net.path), net.runtime, net.takes.shape), net.takes.shape

@@ -53,7 +53,7 @@ class InputPipeline:
             from stillwatch.lab.faces import faces  # and with it a runtime, only where it is asked for
 
             with accelerator.main_process_first():
-                table = faces(data.samples, data.store.key, progress)
+                table = faces(data.samples, data.store.content, progress)
             self.regions = self._tensor(table.regions(data.recipe.data)[self.train])
         self.features: NDArray[np.floating] | None = None
         self.answers: Stored = {}

@@ -197,7 +197,7 @@ def write_audit(run: Run, data: "Dataset") -> list[str]:
     if data.recipe.data.faces:
         from stillwatch.lab import faces  # and with it a runtime, only where it is asked for
 
-        found = faces.faces(data.samples, data.store.key).found
+        found = faces.faces(data.samples, data.store.content).found
         report = report.model_copy(update={"faces": count_faces(found, data.samples)})
     for part in aside if run.info.kind != "adapted" else ():
         beside = _audit_beside(data, part)

@@ -85,7 +85,7 @@ def test_the_same_data_are_searched_once(monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(audit_module, "find", find)
-    store = Store(clean(), [Skipped("x.jpg", "truncated")], noise(36), "fingerprint", "key")
+    store = Store(clean(), [Skipped("x.jpg", "truncated")], noise(36), "fingerprint", "key", "content")
     first = cached_audit(store, store.samples, ("a", "b"), "grouped")
     assert cached_audit(store, store.samples, ("a", "b"), "grouped") == first and len(searches) == 1
     assert first == audit(store.samples, store.skipped, store.pixels, ("a", "b"), "grouped")

@@ -82,7 +82,7 @@ def test_the_face_s_net_goes_along_where_it_helps_people_left_out(
     # what the lab says of a sample is the file's answer on the region's pixels
     found, data = face_net(made), dataset_of(run)
     assert found is not None and found.runtime == "onnxruntime"
-    told, boxes = fusion.faces_of(data, net=found), fusion.faces.faces(data.samples, data.store.key).boxes("face")
+    told, boxes = fusion.faces_of(data, net=found), fusion.faces.faces(data.samples, data.store.content).boxes("face")
     for sample, face, box in list(zip(data.samples, told, boxes, strict=True))[::7]:
         left, top, right, bottom = box or (0, 0, 0, 0)
         _, picture = next(sample.read([sample]))  # type: ignore[misc]
