@@ -3,7 +3,6 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +16,9 @@ from stillwatch.media.points import Face, Signals
 
 Picture: TypeAlias = NDArray[np.uint8]
 Shade: TypeAlias = tuple[float, float, float]
+Ink: TypeAlias = Any  # a Shade, or a gray
+# (label, chance) -> (seconds -> pose), and what draws a pose
+Scene: TypeAlias = tuple[Callable[..., Any], Callable[..., Picture]]
 
 LABELS: dict[str, tuple[str, ...]] = {
     "cabin": ("DangerousDriving", "Distracted", "Drinking", "SafeDriving", "SleepyDriving", "Yawn"),
@@ -36,7 +38,7 @@ def still(scene: str, label: str, person: int, number: int, size: tuple[int, int
     """
     act, draw = _scene(scene, label)
     chance = np.random.default_rng([LABELS[scene].index(label), person, number])
-    pose = act(label, person, chance)(float(chance.uniform(0, 20)))
+    pose = act(label, chance)(chance.uniform(0, 20))
     return draw(pose, person, size, chance, chance)
 
 
@@ -47,7 +49,7 @@ def look(
     act, draw = _scene(scene, label)
     key = [LABELS[scene].index(label), person, number]
     chance = np.random.default_rng([*key, 11])
-    pose, now = act(label, person, chance), float(chance.uniform(5, 25))
+    pose, now = act(label, chance), chance.uniform(5, 25)
     frames = []
     for moment, seconds in enumerate(back):
         light, grain = np.random.default_rng([*key, 12]), np.random.default_rng([*key, 13, moment])
@@ -58,7 +60,7 @@ def look(
 def still_face(label: str, person: int, number: int, size: tuple[int, int], look: bool = False) -> Face:
     """What a perfect reader says of still("cabin", …); `look`: of look("cabin", …)'s newest frame."""
     chance = np.random.default_rng([LABELS["cabin"].index(label), person, number, *([11] if look else [])])
-    pose = _drive(label, person, chance)
+    pose = _drive(label, chance)
     return _face(pose(float(chance.uniform(5, 25) if look else chance.uniform(0, 20))), person, size)
 
 
@@ -87,7 +89,7 @@ def _poses(scene: str, seconds: float, seed: int) -> Callable[[float], tuple[Any
     """s -> (pose, label)."""
     act, _ = _scene(scene)
     segments = truth(scene, seconds, seed)
-    acts = [act(s["label"], seed, np.random.default_rng([seed, n, 7])) for n, s in enumerate(segments)]
+    acts = [act(s["label"], np.random.default_rng([seed, n, 7])) for n, s in enumerate(segments)]
     ends = [segment["end_s"] for segment in segments[:-1]]
 
     def posed(time: float) -> tuple[Any, str]:
@@ -96,11 +98,17 @@ def _poses(scene: str, seconds: float, seed: int) -> Callable[[float], tuple[Any
         done = (time - segments[now]["start_s"]) / BLEND
         if now and done < 1:
             weight = done * done * (3 - 2 * done)
-            before = acts[now - 1](time)
-            pose = type(pose)(*((1 - weight) * a + weight * b for a, b in zip(before, pose, strict=True)))
+            pose = _between(acts[now - 1](time), pose, weight)
         return pose, segments[now]["label"]
 
     return posed
+
+
+def _between(a: Any, b: Any, weight: float) -> Any:
+    """weight: of b."""
+    if isinstance(a, tuple):
+        return type(a)(*(_between(*pair, weight) for pair in zip(a, b, strict=True)))
+    return (1 - weight) * a + weight * b
 
 
 def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
@@ -115,13 +123,13 @@ def truth(scene: str, seconds: float, seed: int = 0) -> list[dict[str, Any]]:
     while start < seconds:
         turn, odd = divmod(len(segments), 2)
         label = others[order[turn % len(others)]] if odd else safe
-        end = min(start + round(float(chance.uniform(4, 7)), 1), seconds)
+        end = min(start + round(chance.uniform(4, 7), 1), seconds)
         segments.append({"start_s": round(start, 3), "end_s": round(end, 3), "label": label})
         start = end
     return segments
 
 
-def _scene(scene: str, label: str | None = None) -> tuple[Callable[..., Any], Callable[..., Picture]]:
+def _scene(scene: str, label: str | None = None) -> Scene:
     if scene not in SCENES:
         raise UserError(f"toy scene = {scene!r}: unknown{nearest(scene, SCENES)}")
     if label is not None and label not in LABELS[scene]:
@@ -142,14 +150,13 @@ class Canvas:
         shape = (height, width) if channels == 1 else (height, width, channels)
         self.image = np.zeros(shape, np.uint8)
         self.height, self.width = height, width
-        self.aspect = width / height
 
     def at(self, x: float, y: float) -> tuple[int, int]:
         unit = self.height * (1 << SUBPIXEL)
         return round(x * unit) + (self.width << SUBPIXEL) // 2, round(y * unit) + (self.height << SUBPIXEL) // 2
 
     def ellipse(
-        self, x: float, y: float, rx: float, ry: float, shade: Any, arc: tuple[int, int] = (0, 360), thick: float = 0.0
+        self, x: float, y: float, rx: float, ry: float, shade: Ink, arc: tuple[int, int] = (0, 360), thick: float = 0.0
     ) -> None:
         """arc: degrees. thick: of its outline; 0: filled."""
         unit = self.height * (1 << SUBPIXEL)
@@ -157,12 +164,12 @@ class Canvas:
         width = max(1, round(thick * self.height)) if thick else -1
         cv2.ellipse(self.image, self.at(x, y), axes, 0, *arc, shade, width, cv2.LINE_AA, SUBPIXEL)
 
-    def line(self, points: Sequence[tuple[float, float]], shade: Any, thick: float) -> None:
+    def line(self, points: Sequence[tuple[float, float]], shade: Ink, thick: float) -> None:
         width = max(1, round(thick * self.height))
         corners = np.array([self.at(*point) for point in points], np.int32)
         cv2.polylines(self.image, [corners], False, shade, width, cv2.LINE_AA, SUBPIXEL)
 
-    def polygon(self, points: Sequence[tuple[float, float]], shade: Any) -> None:
+    def polygon(self, points: Sequence[tuple[float, float]], shade: Ink) -> None:
         corners = np.array([self.at(*point) for point in points], np.int32)
         cv2.fillPoly(self.image, [corners], shade, cv2.LINE_AA, SUBPIXEL)
 
@@ -171,19 +178,17 @@ class Canvas:
     ) -> Picture:
         """uint8 (H,W,3). light: gain, slope across, slope down."""
         height, width = self.size
-        image: Any = self.image
+        image = self.image
         if self.scale > 1:
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        image = cv2.GaussianBlur(image, (3, 3), blur)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        image = cv2.GaussianBlur(image, (3, 3), blur).reshape(height, width, -1)  # type: ignore[assignment]
         gain, across, down = light
         row = np.linspace(-across, across, width, dtype=np.float32)[None, :]
         column = np.linspace(-down, down, height, dtype=np.float32)[:, None]
         field = gain * (1 + row + column)
         grain = noise * chance.standard_normal((height, width), dtype=np.float32)
-        if image.ndim == 3:
-            return np.clip(image * field[:, :, None] + grain[:, :, None], 0, 255).astype(np.uint8)
-        gray = np.clip(image * field + grain, 0, 255).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        image = np.clip(image * field[:, :, None] + grain[:, :, None], 0, 255).astype(np.uint8)
+        return np.repeat(image, 3 // image.shape[2], axis=2)
 
 
 # --- the cabin ------------------------------------------------------------------------------------------------------
@@ -202,57 +207,31 @@ class Driver(NamedTuple):
     y: float
 
 
-@dataclass(frozen=True)
 class Person:
-    """Driver, car and camera, the same in every picture."""
+    """Driver, car and camera, the same in every picture. Lengths in picture heights."""
 
-    wide: float
-    tall: float
-    skin: float
-    hair: float
-    style: int  # 0 short, 1 bald, 2 long, 3 cap
-    beard: bool
-    glasses: bool
-    shirt: float
-    seat: float
-    back: float
-    window: tuple[float, float, float, float]  # x, y, half width, shade
-    offset: tuple[float, float]
-    zoom: float
-    side: int  # the hand that holds the phone: -1 or 1
-    eye: float
-    lip: float
-    light: tuple[float, float, float]
+    def __init__(self, number: int):
+        r = np.random.default_rng([number, 1])
+        u = r.uniform
+        self.skin = u(110, 190)
+        self.wide, self.tall = u(0.145, 0.185), u(0.21, 0.25)
+        self.hair = u(20, 85)
+        self.style = int(r.integers(4))  # 0 short, 1 bald, 2 long, 3 cap
+        self.beard, self.glasses = r.random() < 0.35, r.random() < 0.3
+        self.shirt, self.seat, self.back = u(40, 200), u(25, 80), u(20, 110)
+        self.window = (u(-0.6, 0.6), u(-0.35, -0.1), u(0.12, 0.3), u(120, 230))  # x, y, half width, shade
+        self.offset = (u(-0.1, 0.1), u(-0.05, 0.04))
+        self.zoom = u(0.9, 1.2)
+        self.side = 1 if r.random() < 0.5 else -1  # the hand that holds the phone
+        self.eye, self.lip = u(0.85, 1.2), u(0.8, 1.2)
+        self.light = (u(0.75, 1.15), u(-0.3, 0.3), u(-0.15, 0.15))
 
 
-@lru_cache(maxsize=256)
-def _person(number: int) -> Person:
-    r = np.random.default_rng([number, 1])
-    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
-    skin = u(110, 190)
-    return Person(
-        wide=u(0.145, 0.185),
-        tall=u(0.21, 0.25),
-        skin=skin,
-        hair=u(20, 85),
-        style=int(r.integers(4)),
-        beard=bool(r.random() < 0.35),
-        glasses=bool(r.random() < 0.3),
-        shirt=u(40, 200),
-        seat=u(25, 80),
-        back=u(20, 110),
-        window=(u(-0.6, 0.6), u(-0.35, -0.1), u(0.12, 0.3), u(120, 230)),
-        offset=(u(-0.1, 0.1), u(-0.05, 0.04)),
-        zoom=u(0.9, 1.2),
-        side=1 if r.random() < 0.5 else -1,
-        eye=u(0.85, 1.2),
-        lip=u(0.8, 1.2),
-        light=(u(0.75, 1.15), u(-0.3, 0.3), u(-0.15, 0.15)),
-    )
+_person = lru_cache(maxsize=256)(Person)
 
 
-def _drive(label: str, person: int, r: np.random.Generator) -> Callable[[float], Driver]:
-    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+def _drive(label: str, r: np.random.Generator) -> Callable[[float], Driver]:
+    u = r.uniform
     base = Driver(u(-0.18, 0.18), u(-0.15, 0.15), u(0.7, 1.0), u(0, 0.08), 0, 0, u(-0.05, 0.05), u(-0.03, 0.03))
     if label == "DangerousDriving":
         base = base._replace(phone=u(0.85, 1), yaw=u(-0.35, 0.35), mouth=u(0, 0.3))
@@ -328,7 +307,7 @@ def _cabin(
     c.ellipse(seat - 0.05, 0.62, 0.36 * z, 0.2 * z, 18, (180, 360), 0.03 * z)
     gain, across, down = p.light
     light = (gain * chance.uniform(0.8, 1.2), across + chance.uniform(-0.12, 0.12), down + chance.uniform(-0.1, 0.1))
-    return c.done(grain, light, blur=float(chance.uniform(0.3, 0.9)), noise=float(chance.uniform(4, 11)))
+    return c.done(grain, light, blur=chance.uniform(0.3, 0.9), noise=chance.uniform(4, 11))
 
 
 def _head(c: Canvas, p: Person, pose: Driver, x: float, y: float, z: float) -> None:
@@ -405,29 +384,27 @@ def _towards(a: tuple[float, float], b: tuple[float, float], share: float) -> tu
 # --- the street -----------------------------------------------------------------------------------------------------
 
 
-class Crowd(NamedTuple):
+class Walker(NamedTuple):
     """Angles: radians from straight down, + to the front."""
 
-    x1: float
-    x2: float
-    x3: float
-    lean1: float
-    lean2: float
-    drop1: float  # 0 upright .. 1 on the ground
-    drop2: float
-    arms1: float  # angle of the leading upper arm
-    arms2: float
-    bend1: float  # of its elbow
-    bend2: float
-    step1: float  # legs apart
-    step2: float
+    x: float
+    lean: float
+    drop: float  # 0 upright .. 1 on the ground
+    arm: float  # angle of the leading upper arm
+    bend: float  # of its elbow
+    step: float  # legs apart
+    face: float  # which way it looks: -1 .. 1
+
+
+class Crowd(NamedTuple):
+    one: Walker
+    two: Walker
+    x3: float  # of one who passes
     step3: float
-    face1: float  # which way it looks: -1 .. 1
-    face2: float
 
 
-def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float], Crowd]:
-    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+def _crowd(label: str, r: np.random.Generator) -> Callable[[float], Crowd]:
+    u = r.uniform
     phase = r.uniform(0, 2 * math.pi, 6)
     middle, apart, pace = u(-0.2, 0.2), u(0.32, 0.75), u(0.8, 1.2)
     close, talk = u(0.13, 0.24), r.random() < 0.35
@@ -443,36 +420,30 @@ def _crowd(label: str, person: int, r: np.random.Generator) -> Callable[[float],
         passer = 1.2 * wave(0.05, 2, time)
         if talk:  # two people stand close and talk with their hands: nearness alone is no fight
             gap, hands = close + 0.08, 0.5 + 0.35 * wave(0.5, 3, time)
-            return Crowd(
-                middle - gap / 2, middle + gap / 2, passer, 0.02, -0.02, 0, 0,
-                hands, 0.3, 0.9, 0.5, 0.12, 0.12, 0.45 * other, 1, -1,
-            )  # fmt: skip
+            one = Walker(middle - gap / 2, 0.02, 0, hands, 0.9, 0.12, 1)
+            return Crowd(one, Walker(middle + gap / 2, -0.02, 0, 0.3, 0.5, 0.12, -1), passer, 0.45 * other)
         x = middle + 0.25 * wave(0.06, 4, time)
-        return Crowd(
-            x - apart / 2, x + apart / 2, passer, 0.04, 0.04, 0, 0,
-            0.5 * swing, 0.5 * other, 0.25, 0.25, 0.45 * swing, 0.45 * other, 0.45 * swing, way, -way,
-        )  # fmt: skip
+        one = Walker(x - apart / 2, 0.04, 0, 0.5 * swing, 0.25, 0.45 * swing, way)
+        return Crowd(one, Walker(x + apart / 2, 0.04, 0, 0.5 * other, 0.25, 0.45 * other, -way), passer, 0.45 * swing)
 
     def fight(time: float) -> Crowd:
         jab, guard, kick = wave(1.7, 0, time), wave(1.9, 1, time), wave(0.9, 2, time)
         gap = close + 0.04 * wave(1.1, 3, time)
         x = middle + 0.05 * wave(0.3, 4, time)
-        return Crowd(
-            x - gap / 2, x + gap / 2, 1.2 * wave(0.05, 5, time), 0.28 + 0.15 * jab, -0.1 + 0.2 * guard, 0, floored,
-            1.6 + 0.7 * jab, 1.5 + 0.8 * guard, 0.5 - 0.5 * jab, 0.9 - 0.5 * guard,
-            0.5 + 0.45 * kick, 0.55 + 0.2 * guard, 0.3, 1, -1,
-        )  # fmt: skip
+        one = Walker(x - gap / 2, 0.28 + 0.15 * jab, 0, 1.6 + 0.7 * jab, 0.5 - 0.5 * jab, 0.5 + 0.45 * kick, 1)
+        bend, step = 0.9 - 0.5 * guard, 0.55 + 0.2 * guard
+        two = Walker(x + gap / 2, -0.1 + 0.2 * guard, floored, 1.5 + 0.8 * guard, bend, step, -1)
+        return Crowd(one, two, 1.2 * wave(0.05, 5, time), 0.3)
 
     return fight if label == "Violence" else calm
 
 
-@lru_cache(maxsize=16)
-def _meeting(label: str, person: int, r: np.random.Generator) -> Callable[[float], Crowd]:
+def _meeting(label: str, r: np.random.Generator) -> Callable[[float], Crowd]:
     """Two people hold out their arms: slowly a handshake, fast a push.
 
     Both pass evenly through the same poses, so single frames do not tell them apart.
     """
-    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+    u = r.uniform
     middle, close, phase = u(-0.2, 0.2), u(0.16, 0.26), u(0, 1)
     pace = u(1.4, 1.8) if label == "Violence" else u(0.2, 0.35)  # strokes a second
     face, watcher = u(0.3, 0.7), u(-1.2, 1.2)  # a third one stands and looks on
@@ -480,17 +451,17 @@ def _meeting(label: str, person: int, r: np.random.Generator) -> Callable[[float
     def at(time: float) -> Crowd:
         reach = 1 - abs(1 - 2 * ((pace * time + phase) % 1))  # a triangle: every value is as frequent
         gap = close + 0.1 * (1 - reach)
-        return Crowd(
-            middle - gap / 2, middle + gap / 2, watcher, 0.25 * reach, -0.15 * reach, 0, 0,
-            0.5 + 1.1 * reach, 0.5 + 0.6 * reach, 0.9 - 0.7 * reach, 0.7 - 0.4 * reach, 0.2, 0.2, face, 1, -1,
-        )  # fmt: skip
+        one = Walker(middle - gap / 2, 0.25 * reach, 0, 0.5 + 1.1 * reach, 0.9 - 0.7 * reach, 0.2, 1)
+        two = Walker(middle + gap / 2, -0.15 * reach, 0, 0.5 + 0.6 * reach, 0.7 - 0.4 * reach, 0.2, -1)
+        return Crowd(one, two, watcher, face)
 
     return at
 
 
+@lru_cache(maxsize=16)
 def _backdrop(camera: int, height: int, width: int) -> Picture:
     r = np.random.default_rng([camera, 2])
-    u = lambda low, high: float(r.uniform(low, high))  # noqa: E731
+    u = r.uniform
 
     def shade(low: float, high: float, tint: float = 25) -> Shade:
         base = u(low, high)
@@ -526,22 +497,20 @@ def _street(
     c = Canvas(size, 3)
     c.image[:] = _backdrop(camera, *size)
     r = np.random.default_rng([camera, 3])
-    tall, floor = float(r.uniform(0.42, 0.6)), float(r.uniform(0.3, 0.4))
+    tall, floor = r.uniform(0.42, 0.6), r.uniform(0.3, 0.4)
     dressed = np.random.default_rng([camera, 4])
     coats: list[Shade] = [(r, g, b) for r, g, b in dressed.uniform(20, 230, (6, 3)).tolist()]
-    passer = (0.04, 0.0, 0.45 * math.sin(pose.step3), 0.25, pose.step3, 1.0)
-    _figure(c, pose.x3, floor - 0.12, tall * 0.75, passer, (coats[4], coats[5]))
-    one = (pose.lean1, pose.drop1, pose.arms1, pose.bend1, pose.step1, pose.face1)
-    two = (pose.lean2, pose.drop2, pose.arms2, pose.bend2, pose.step2, pose.face2)
-    _figure(c, pose.x1, floor, tall, one, (coats[0], coats[1]))
-    _figure(c, pose.x2, floor, tall, two, (coats[2], coats[3]))
-    light = (float(chance.uniform(0.75, 1.15)), float(chance.uniform(-0.15, 0.15)), float(chance.uniform(-0.1, 0.1)))
-    return c.done(grain, light, blur=float(chance.uniform(0.3, 0.9)), noise=float(chance.uniform(4, 10)))
+    passer = Walker(pose.x3, 0.04, 0.0, 0.45 * math.sin(pose.step3), 0.25, pose.step3, 1.0)
+    _figure(c, passer, floor - 0.12, tall * 0.75, (coats[4], coats[5]))
+    _figure(c, pose.one, floor, tall, (coats[0], coats[1]))
+    _figure(c, pose.two, floor, tall, (coats[2], coats[3]))
+    light = (chance.uniform(0.75, 1.15), chance.uniform(-0.15, 0.15), chance.uniform(-0.1, 0.1))
+    return c.done(grain, light, blur=chance.uniform(0.3, 0.9), noise=chance.uniform(4, 10))
 
 
-def _figure(c: Canvas, x: float, floor: float, tall: float, act: tuple[float, ...], coat: tuple[Shade, Shade]) -> None:
-    """Feet at (x, floor). act: lean, drop, arm, elbow, step, face."""
-    lean, drop, arm, bend, step, face = act
+def _figure(c: Canvas, act: Walker, floor: float, tall: float, coat: tuple[Shade, Shade]) -> None:
+    """coat: and trousers."""
+    x, lean, drop, arm, bend, step, face = act
     fallen = drop * math.pi / 2 * -face
     leg, trunk, limb = 0.46 * tall, 0.34 * tall, 0.2 * tall
 
@@ -575,7 +544,7 @@ def _polar(start: tuple[float, float], angle: float, length: float) -> tuple[flo
     return start[0] + length * math.sin(angle), start[1] + length * math.cos(angle)
 
 
-SCENES: dict[str, tuple[Callable[..., Any], Callable[..., Picture]]] = {
+SCENES: dict[str, Scene] = {
     "cabin": (_drive, _cabin),
     "street": (_crowd, _street),
     "meeting": (_meeting, _street),
