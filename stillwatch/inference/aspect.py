@@ -1,23 +1,22 @@
 """Warns of a camera whose picture has another shape than the training pictures."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.media.image import fit, to_aspect
+from stillwatch.media.image import How, fit, to_aspect
 
 if TYPE_CHECKING:
     from stillwatch.inference.detector import Detector
 
-Fit = Literal["stretch", "letterbox", "crop"]
 SAME = 1.15  # times as wide: 16:9 for 16:10 and 3:2 for 4:3 pass
 BRIEF = 20.0  # ms of a forward, up to which the golden frames are asked: a watch must not wait
 
 
-def warning(detector: "Detector", height: int, width: int, how: Fit | None = None) -> str:
+def warning(detector: "Detector", height: int, width: int, how: How | None = None) -> str:
     """One line where its picture is unlike the training pictures; "" where `how` is set."""
     learnt, seen = detector.bundle.manifest.input.aspect, width / height
     if learnt is None or how is not None or max(seen / learnt, learnt / seen) < SAME:
@@ -53,7 +52,7 @@ def _effect(detector: "Detector", wider: float) -> str:
 
 
 def shaped(
-    detector: "Detector", film: Iterable[tuple[float, NDArray[np.uint8]]], how: Fit | None, say: Callable[[str], None]
+    detector: "Detector", film: Iterable[tuple[float, NDArray[np.uint8]]], how: How | None, say: Callable[[str], None]
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """(seconds, uint8 (H,W,3)) in the training pictures' shape; says once where it is unlike."""
     aspect = detector.bundle.manifest.input.aspect

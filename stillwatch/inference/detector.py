@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,16 +27,8 @@ from stillwatch.rules.fusion import fuse
 from stillwatch.rules.normal import Normal
 
 MISSED = 2.5  # frames of a look's rate that may be missing between two before its memory starts anew
+TOGETHER = 16  # pictures of a film in one forward
 ROUNDS, LONGEST = 30, 5.0  # calls of each candidate in a race; seconds after which a race ends, whatever the rounds
-
-
-class Contender(NamedTuple):
-    """difference: largest |Δp| on the golden frames."""
-
-    file: str
-    runtime: str
-    difference: float
-    predict: runtimes.Predict
 
 
 class Detector:
@@ -53,15 +45,13 @@ class Detector:
         batch: int = 1,
         runtime: str | Sequence[str] | None = None,
         file: str | None = None,
-        fresh: bool = False,
         maps: bool = False,
     ):
         """Load, prove and choose; the golden frames are the warm-up.
 
         threads: None: the process's cores, at most 4 (more slow small nets). batch: pictures that usually come
-        together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. fresh: ignore a
-        remembered choice. maps: only files that show where the evidence is. Raises UserError where nothing reproduces
-        them.
+        together. runtime: only these, such as "openvino:GPU"; None: each installed one on the CPU. maps: only files
+        that show where the evidence is. Raises UserError where nothing reproduces them.
         """
         self.bundle = source if isinstance(source, bundle.Bundle) else bundle.load(source)
         manifest = self.bundle.manifest
@@ -75,8 +65,8 @@ class Detector:
         here = {key: value for key, value in machine()._asdict().items() if key != "memory"}
         about = self.bundle.manifest.model_dump(mode="json")
         key = json.dumps([about, here, threads, batch, [*asked, *["map"] * maps], file], sort_keys=True)
-        place = _home() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-        found = None if fresh else _remembered(self.bundle, place, pairs, threads, batch)
+        place = home() / "choices" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        found = _remembered(self.bundle, place, pairs, threads, batch)
         self.choice, self.predict = found or _choose(self.bundle, place, pairs, threads, batch)
         self.map = self.bundle.model(self.choice["file"]).map if maps else None
 
@@ -164,7 +154,7 @@ def look_ticks(about: bundle.Input) -> tuple[int, ...]:
 
 
 def steps(
-    detector: Detector, film: Iterable[tuple[float, NDArray[np.uint8]]], batch: int = 16, people: People | None = None
+    detector: Detector, film: Iterable[tuple[float, NDArray[np.uint8]]], people: People | None = None
 ) -> Iterator[tuple[float, NDArray[np.float32] | None, Status]]:
     """(seconds, float32 (K,), "ok") of each frame of a film of (seconds, uint8 (H,W,3)).
 
@@ -173,7 +163,7 @@ def steps(
     """
     about = detector.bundle.manifest.input
     film, stills = iter(film), len(about.shape) == 3
-    while stills and not people and (held := list(islice(film, batch))):
+    while stills and not people and (held := list(islice(film, TOGETHER))):
         for (at, _), p in zip(held, detector([picture for _, picture in held]), strict=True):
             yield at, p, "ok"
     every = 0.0 if stills else 1 / (rate(detector.bundle.manifest) or np.inf)
@@ -240,7 +230,7 @@ def diagnosis() -> list[str]:
 def choices() -> list[dict[str, Any]]:
     """Newest first."""
     found = []
-    for path in _home().glob("*.json"):
+    for path in (home() / "choices").glob("*.json"):
         with suppress(OSError, ValueError, TypeError, KeyError):
             one = json.loads(path.read_text(encoding="utf-8"))
             found.append((str(one["made"]), one))
@@ -248,27 +238,27 @@ def choices() -> list[dict[str, Any]]:
 
 
 def _pairs(made: bundle.Bundle, asked: Sequence[str], file: str | None, maps: bool) -> list[tuple[bundle.Model, str]]:
-    formats = {runtime: runtimes.named(runtime)[0].formats for runtime in asked}
+    names = asked or [name for name in runtimes.RUNTIMES if runtimes.installed(name)]
+    formats = {name: runtimes.named(name)[0].formats for name in names}
     models = [made.model(file)] if file is not None else list(made.manifest.models)
     models = [model if maps else model.model_copy(update={"map": None}) for model in models if model.map or not maps]
     if not models:
         raise UserError(
             f"{made.path}: no file shows where the evidence is; export --map makes one (ncnn and INT8 have none)"
         )
-    if asked:
-        able = [(model, name) for model in models for name in asked if Path(model.name).suffix in formats[name]]
-    else:
-        able = [(model, name) for model in models for name in runtimes.readers(made.path / model.name)]
+    able = [(model, name) for model in models for name in names if Path(model.name).suffix in formats[name]]
     if not able:
-        names = ", ".join(model.name for model in models)
-        there = ", ".join(asked or [name for name in runtimes.RUNTIMES if runtimes.installed(name)])
+        files, there = ", ".join(model.name for model in models), ", ".join(names)
         raise UserError(
-            f"{made.path}: nothing here reads {names} (asked: {there}); install a runtime, or export a format"
+            f"{made.path}: nothing here reads {files} (asked: {there}); install a runtime, or export a format"
         )
     return able
 
 
-def _prove(made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, batch: int) -> Contender:
+def _prove(
+    made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int, batch: int
+) -> tuple[float, runtimes.Predict]:
+    """(largest |Δp| on the golden frames, the net). Raises UserError."""
     outputs, places = (2, math.prod(model.map)) if model.map else (1, 0)
     takes = model.input if isinstance(model, bundle.FaceNet) else made.manifest.input
     predict = runtimes.open(made.path / model.name, runtime, takes.shape, threads, batch, outputs)
@@ -282,43 +272,36 @@ def _prove(made: bundle.Bundle, model: bundle.Model, runtime: str, threads: int,
         raise UserError(f"{model.name} in {runtime} differs by {difference:.2g}, {model.tolerance:.2g} is allowed")
     if other is not None:
         raise UserError(f"{model.name} in {runtime} gives golden frame {other} another label")
-    return Contender(model.name, runtime, difference, predict)
+    return difference, predict
 
 
 def _choose(
     made: bundle.Bundle, place: Path, pairs: list[tuple[bundle.Model, str]], threads: int, batch: int
 ) -> tuple[dict[str, Any], runtimes.Predict]:
-    entrants, reasons = [], []
-    candidates: list[dict[str, Any]] = []
+    proved, refused = dict[tuple[str, str], tuple[float, runtimes.Predict]](), list[dict[str, str]]()
     for model, runtime in pairs:
         try:
-            entrants.append(_prove(made, model, runtime, threads, batch))
+            proved[model.name, runtime] = _prove(made, model, runtime, threads, batch)
         except UserError as mistake:
-            reasons.append(str(mistake))
-            candidates.append({"file": model.name, "runtime": runtime, "why_not": str(mistake)})
-    if not entrants:
-        raise UserError(f"{made.path}: no file reproduces the golden frames on this machine: {'; '.join(reasons)}")
+            refused.append({"file": model.name, "runtime": runtime, "why_not": str(mistake)})
+    if not proved:
+        reasons = "; ".join(one["why_not"] for one in refused)
+        raise UserError(f"{made.path}: no file reproduces the golden frames on this machine: {reasons}")
     frames, _ = made.golden()
     x = np.resize(frames, (batch, *frames.shape[1:]))
-    calls = {str(number): streams.one_look(entrant.predict, x) for number, entrant in enumerate(entrants)}
-    seconds = [float(np.median(times)) for times in race(calls, ROUNDS, 0, LONGEST).values()]
-    order = sorted(range(len(entrants)), key=lambda i: seconds[i])
-    ranking = [
-        {
-            "file": entrants[i].file,
-            "runtime": entrants[i].runtime,
-            "ms": round(1e3 * seconds[i], 4),
-            "difference": entrants[i].difference,
-        }
-        for i in order
+    times = race({key: streams.one_look(predict, x) for key, (_, predict) in proved.items()}, ROUNDS, 0, LONGEST)
+    seconds = {key: float(np.median(x)) for key, x in times.items()}
+    ranking: list[dict[str, Any]] = [
+        {"file": key[0], "runtime": key[1], "ms": round(1e3 * seconds[key], 4), "difference": proved[key][0]}
+        for key in sorted(seconds, key=seconds.__getitem__)
     ]
     best = {key: ranking[0][key] for key in ("file", "runtime", "ms")}
-    choice = best | {"cached": False, "candidates": ranking + candidates}
+    choice = best | {"cached": False, "candidates": ranking + refused}
     kept = choice | {"bundle": str(made.path.resolve()), "threads": threads, "batch": batch}
     kept |= {"made": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine()._asdict()}
     with suppress(OSError), atomic(place) as draft:  # a full or read-only disk only means choosing again
         draft.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return choice, entrants[order[0]].predict
+    return choice, proved[best["file"], best["runtime"]][1]
 
 
 def _remembered(
@@ -329,10 +312,6 @@ def _remembered(
         kept = json.loads(place.read_text(encoding="utf-8"))
         choice = {key: kept[key] for key in ("file", "runtime", "ms", "candidates")} | {"cached": True}
         model, runtime = next(p for p in pairs if (p[0].name, p[1]) == (choice["file"], choice["runtime"]))
-        return choice, _prove(made, model, runtime, threads, batch).predict
+        return choice, _prove(made, model, runtime, threads, batch)[1]
     except (OSError, ValueError, KeyError, TypeError, StopIteration, UserError):
         return None
-
-
-def _home() -> Path:
-    return home() / "choices"

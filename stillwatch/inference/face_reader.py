@@ -41,10 +41,10 @@ class Choice(NamedTuple):
 class FaceReader:
     """Follows one camera's driver; for one thread. detect: the face detector."""
 
-    def __init__(self, threads: int = 1, runtime: str | None = None):
+    def __init__(self, threads: int = 1):
         """Raises UserError."""
         self.detect = YuNet(SIDE)
-        self.choice, self._net = fastest(weights.find(weights.POINTS), threads, runtime)
+        self.choice, self._net = fastest(weights.find(weights.POINTS), threads)
         self._last: Face | None = None
         self._sought = -math.inf
 
@@ -96,11 +96,11 @@ def beside(read: Reader, net: NetFile | None) -> Reader:
     return both
 
 
-def fastest(path: Path, threads: int = 1, runtime: str | None = None) -> tuple[Choice, runtimes.Predict]:
+def fastest(path: Path, threads: int = 1) -> tuple[Choice, runtimes.Predict]:
     """The fastest runtime here that gives the golden points. Raises UserError."""
     nets, reasons = dict[str, runtimes.Predict](), list[str]()
     x = probe()[None]
-    for name in [runtime] if runtime else runtimes.readers(path):
+    for name in runtimes.readers(path):
         try:
             net = runtimes.open(path, name, (CROP, CROP, 3), threads, 1, 2, 1 / 255)
             off = float(np.abs(net(x)[0, :-1].reshape(COUNT, 3)[list(PROVED)] - GOLDEN).max())

@@ -288,17 +288,10 @@ def _openvino(path: Path, ports: Ports, threads: int, batch: int, device: str = 
 
 def _settings(device: str, threads: int) -> dict[str, str]:
     # f32: otherwise half precision where the device has it: other probabilities
-    everywhere = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    return (
-        everywhere
-        if device != "CPU"
-        else {
-            **everywhere,
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
-            "ENABLE_CPU_PINNING": "NO",  # pinned, two threads beside a busy process took 3.6 ms instead of 1.0
-        }
-    )
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if device == "CPU":  # pinned, two threads beside a busy process took 3.6 ms instead of 1.0
+        settings |= {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
+    return settings
 
 
 def _openvino_stream(core: Any, model: Any, ports: Ports, threads: int, batch: int, device: str) -> Session:

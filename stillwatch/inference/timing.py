@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.inference import runtimes
 from stillwatch.run import NO_PROGRESS, Progress
+
+Name = TypeVar("Name")
 
 
 class Machine(NamedTuple):
@@ -27,19 +29,19 @@ class Machine(NamedTuple):
 
 
 def race(
-    entrants: Mapping[str, Callable[[], object]],
+    entrants: Mapping[Name, Callable[[], object]],
     rounds: int = 200,
     warmup: int = 20,
     limit_s: float = np.inf,
     progress: Progress = NO_PROGRESS,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[Name, NDArray[np.float64]]:
     """Seconds of each call by name, (rounds,), of entrants that take turns.
 
     An untimed call before each warms the cache and lets other threads sleep. limit_s ends it early, after 3 rounds at
     least.
     """
     order, shuffle = list(entrants), random.Random(0).shuffle
-    seconds: dict[str, list[float]] = {name: [] for name in order}
+    seconds: dict[Name, list[float]] = {name: [] for name in order}
     for _ in range(warmup):
         for call in entrants.values():
             call()

@@ -27,19 +27,13 @@ Window: TypeAlias = tuple[int, ...]  # the T frame numbers of one sample
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif")
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp")
 NOT_READ = (".heic", ".jp2")  # pictures, but not ones that are read here
-OPENCV = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "WEBP",
-)  # faster than Pillow, and what all figures were measured with; the rest is Pillow's
+# Faster than Pillow, and what all figures were measured with; the rest is Pillow's
+OPENCV = ("JPEG", "PNG", "BMP", "WEBP")
 REDUCED = ((4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))  # libjpeg's scaled inverse DCT
 ORIENTATION = 0x0112  # EXIF's tag
 SMALLEST = 8  # pixels of a picture's shorter side
 MAX_PIXELS = 100_000_000  # of one picture: counted in its header, before it takes any memory
-
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; wrong_size() refuses
+Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; read_picture() refuses
 
 
 # ---- pictures
@@ -58,8 +52,10 @@ def read_picture(path: Path, least: tuple[int, int] | None = None) -> Picture | 
     try:
         with Image.open(io.BytesIO(raw)) as file:  # reads the header alone
             width, height = file.size
-            if reason := wrong_size(height, width):
-                return reason
+            if min(height, width) < SMALLEST:
+                return f"{width}×{height} pixels: the shorter side is below {SMALLEST}"
+            if height * width > MAX_PIXELS:
+                return f"{width}×{height} pixels: more than {MAX_PIXELS / 1e6:.0f} million"
             if file.format not in OPENCV:
                 upright = ImageOps.exif_transpose(file)  # of several frames the first
                 pixels = np.asarray(upright if upright.mode.startswith("I") else upright.convert("RGB"))
@@ -91,15 +87,6 @@ def read_picture(path: Path, least: tuple[int, int] | None = None) -> Picture | 
         except av.FFmpegError:  # a kind of JPEG that FFmpeg does not know
             pass
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
-
-
-def wrong_size(height: int, width: int) -> str:
-    """Why such a picture is not read, or ""."""
-    if min(height, width) < SMALLEST:
-        return f"{width}×{height} pixels: the shorter side is below {SMALLEST}"
-    if height * width > MAX_PIXELS:
-        return f"{width}×{height} pixels: more than {MAX_PIXELS / 1e6:.0f} million"
-    return ""
 
 
 def cut_off(raw: bytes) -> bool:

@@ -18,15 +18,8 @@ if TYPE_CHECKING:
 
 ADDRESS = r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?"  # one slash: a Path swallowed the other
 LARGEST_REPO = 2 << 30  # bytes of a stranger's bundle that are still fetched
-LICENCES = (
-    "apache-2.0",
-    "mit",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "gpl-3.0",
-)  # by the hub's names
+# By the hub's names
+LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-3.0")
 
 
 def folder(place: Path | str) -> Path:

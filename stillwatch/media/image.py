@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
+How = Literal["stretch", "letterbox", "crop"]
 GLOW, STRENGTH = (255, 80, 0), 60  # of highlight(): RGB, percent where the map is full
 Polygon = Sequence[tuple[float, float]]  # (x, y), shares of the picture
 Crop = tuple[float, float, float, float]  # left, top, right, bottom, shares of the picture
 GRAY = (124, 116, 104)  # ImageNet's mean, which normalising turns into zero: nothing is there
 
 
-def fit(
-    image: Picture, size: tuple[int, int], how: Literal["stretch", "letterbox", "crop"] = "stretch", channels: int = 3
-) -> Picture:
+def fit(image: Picture, size: tuple[int, int], how: How = "stretch", channels: int = 3) -> Picture:
     """uint8 (H,W), (H,W,1) or (H,W,3) RGB -> uint8 (*size, channels).
 
     size: (height, width). channels: 1 gray or 3 RGB. how: "stretch" ignores the aspect ratio, "letterbox" adds black
@@ -69,10 +68,7 @@ def zoned_whole(image: Picture, ignore: Sequence[Polygon], crop: Crop | None) ->
 
 
 def shares(
-    at: NDArray[np.floating],
-    native: NDArray[np.floating],
-    size: tuple[int, int],
-    how: Literal["stretch", "letterbox", "crop"] = "stretch",
+    at: NDArray[np.floating], native: NDArray[np.floating], size: tuple[int, int], how: How = "stretch"
 ) -> NDArray[np.floating]:
     """Where fit() moves pixels (x, y) (...,2) of a picture of width and height `native` (...,2).
 
@@ -87,9 +83,7 @@ def shares(
     return (at - native / 2) * scale / target + 0.5
 
 
-def to_aspect(
-    image: Picture, aspect: float, how: Literal["stretch", "letterbox", "crop"], border: int = cv2.BORDER_CONSTANT
-) -> Picture:
+def to_aspect(image: Picture, aspect: float, how: How, border: int = cv2.BORDER_CONSTANT) -> Picture:
     """uint8 (H,W,C) of that width / height: cut ("crop"), with a border ("letterbox"), or as it is."""
     h, w = image.shape[:2]
     if how == "stretch":
@@ -113,9 +107,7 @@ class View(NamedTuple):
     right: float = 1.0
     bottom: float = 1.0
 
-    def fitted(
-        self, shape: tuple[int, ...], size: tuple[float, float], how: Literal["stretch", "letterbox", "crop"]
-    ) -> "View":
+    def fitted(self, shape: tuple[int, ...], size: tuple[float, float], how: How) -> "View":
         """After fit() or to_aspect() of this part of a picture into (height, width)."""
         if how == "stretch":
             return self

@@ -25,14 +25,13 @@ class Range(NamedTuple):
     most: float
 
 
-class Ranges(NamedTuple):
-    eyes: Range = Range(0.25, 0.04, 0.02, 0.08)
-    mouth: Range = Range(0.05, 0.05, 0.03, 0.15)
-    yaw: Range = Range(-5.0, 12.0, 5.0, 25.0)
-    pitch: Range = Range(-9.0, 8.0, 4.0, 15.0)
-    roll: Range = Range(0.0, 6.0, 3.0, 12.0)
-
-
+RANGES = (
+    Range(0.25, 0.04, 0.02, 0.08),  # eyes
+    Range(0.05, 0.05, 0.03, 0.15),  # mouth
+    Range(-5.0, 12.0, 5.0, 25.0),  # yaw
+    Range(-9.0, 8.0, 4.0, 15.0),  # pitch
+    Range(0.0, 6.0, 3.0, 12.0),  # roll
+)
 FRONTAL = 20.0  # degrees of yaw from the usual within which an opening is learnt: a turned eye looks wider open
 # How far the lids of an open eye can fall: to the rarest opening seen (a blink shows it), within these limits. Ours
 TRAVEL = (0.08, 0.18)
@@ -63,12 +62,11 @@ class Deviation(NamedTuple):
 class Normal:
     """Running quartiles of the last KEPT samples, which ten bad frames move little."""
 
-    def __init__(self, prior: Ranges | None = None):
-        self._prior = prior or Ranges()
+    def __init__(self) -> None:
         normal = np.array([-1.15, -0.67, -0.32, -0.1, 0.1, 0.32, 0.67, 1.15]) / 0.815  # its quartiles lie 1 apart
-        self._guess = np.array([[one.centre + one.spread * q for one in self._prior] for q in normal])
-        self._centre, self._spread = (np.array([one[place] for one in self._prior]) for place in (0, 1))
-        self._samples = np.empty((KEPT, len(self._prior)))
+        self._guess = np.array([[one.centre + one.spread * q for one in RANGES] for q in normal])
+        self._centre, self._spread = (np.array([one[place] for one in RANGES]) for place in (0, 1))
+        self._samples = np.empty((KEPT, len(RANGES)))
         self._count = 0
         self._next = -math.inf
         self._seen = math.inf
@@ -113,7 +111,7 @@ class Normal:
     def _update(self) -> None:
         guess = np.repeat(self._guess, round(PRIOR * (1 - self.learnt) / len(self._guess)), axis=0)
         own = self._samples[: self._count]
-        for place, (_, _, least, most) in enumerate(self._prior):
+        for place, (_, _, least, most) in enumerate(RANGES):
             x = np.concatenate([own[:, place], guess[:, place]])
             x = x[~np.isnan(x)]
             if not len(x):  # the head is turned all the time

@@ -162,10 +162,8 @@ DRIVER = Profile(
         "long-blinks": IndicatorRule(
             "spells",
             levels=("notice", "warn"),
-            at=(
-                8.0,
-                15.0,
-            ),  # our choice: an alert driver shows hardly one (Caffier et al. 2003: blinks last 0.2 s, tired ones 0.3)
+            # Our choice: an alert driver shows hardly one (Caffier et al. 2003: blinks last 0.2 s, tired ones 0.3)
+            at=(8.0, 15.0),
             window=60.0,  # our choice
             least=0.3,
             most=1.0,  # from there on it is microsleep

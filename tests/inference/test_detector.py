@@ -149,13 +149,13 @@ def test_a_choice_is_remembered_and_only_its_file_opened(tmp_path: Path, monkeyp
     assert kept["machine"] == machine()._asdict()
 
 
-@pytest.mark.parametrize("what", ["fresh", "threads", "batch", "runtime", "file", "bundle", "version", "cpu"])
+@pytest.mark.parametrize("what", ["threads", "batch", "runtime", "file", "bundle", "version", "cpu"])
 def test_another_question_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     asked: dict[str, Any] = {"threads": 1, "batch": 1, "runtime": "onnxruntime"}
     it = two(tmp_path)
     Detector(it, **asked)
     more: dict[str, dict[str, Any]] = {
-        "fresh": {"fresh": True}, "threads": {"threads": 2}, "batch": {"batch": 3}, "runtime": {"runtime": None},
+        "threads": {"threads": 2}, "batch": {"batch": 3}, "runtime": {"runtime": None},
         "file": {"file": "quick.onnx"},
     }  # fmt: skip
     if what == "bundle":
@@ -167,7 +167,7 @@ def test_another_question_is_measured_anew(tmp_path: Path, monkeypatch: pytest.M
     spy = Spy(monkeypatch)
     assert Detector(it, **asked | more.get(what, {})).choice["cached"] is False
     assert len(spy.opened) >= (1 if what == "file" else 2)
-    assert len(choices()) == (1 if what == "fresh" else 2)
+    assert len(choices()) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from bundles import SHAPE, made, onnx_net, person_net
 from event_toys import until
 
 from stillwatch.errors import UserError
-from stillwatch.inference import people
+from stillwatch.inference import detector, people
 from stillwatch.inference.detector import Detector, steps
 from stillwatch.media.points import Signals
 from stillwatch.monitor import loop, worker
@@ -258,7 +258,7 @@ def test_a_net_of_clips_sees_a_window_and_never_across_a_gap(tmp_path: Path) -> 
         camera.give(SAFE, 100.3)
         slots = watch.receive(0.2)
         assert watch.predict(slots) == [None]
-    found = list(steps(Detector(toy), [(n / 10, SAFE) for n in range(5)], batch=2))
+    found = list(steps(Detector(toy), [(n / 10, SAFE) for n in range(5)]))
     assert [p is None for _, p, _ in found] == [True, True, False, False, False]
     wide = np.repeat(SAFE, 2, 1)
     found = list(steps(Detector(toy), [(n / 10, wide if n > 2 else SAFE) for n in range(6)]))
@@ -297,10 +297,11 @@ def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: P
     ]
 
 
-def test_steps_gives_every_frame_its_answer_in_order(tmp_path: Path) -> None:
+def test_steps_gives_every_frame_its_answer_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector, "TOGETHER", 3)
     toy = made(tmp_path, {"model.onnx": onnx_net(tmp_path / "m.onnx")})
     pictures = [SAFE, DANGER, SAFE, DANGER, DANGER]
-    found = list(steps(Detector(toy), [(n / 10, x) for n, x in enumerate(pictures)], batch=3))
+    found = list(steps(Detector(toy), [(n / 10, x) for n, x in enumerate(pictures)]))
     assert [time for time, *_ in found] == [0, 0.1, 0.2, 0.3, 0.4]
     assert [int(p.argmax()) for _, p, _ in found if p is not None] == [0, 1, 0, 1, 1]
 

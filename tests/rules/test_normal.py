@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillwatch.media.points import Signals
-from stillwatch.rules.normal import EVERY, GONE, KEPT, LEARNT, PAST, TRAVEL, Normal, Ranges
+from stillwatch.rules.normal import EVERY, GONE, KEPT, LEARNT, PAST, RANGES, TRAVEL, Normal
 
 SETTLED = LEARNT * EVERY  # s
 Shift = tuple[float, float, float, float]
@@ -57,7 +57,7 @@ def test_ten_bad_frames_move_it_little(bad: list[tuple[float, ...]], seconds: in
     before = np.array(normal.centre)
     for number, (eyes, *rest) in enumerate(bad):
         normal.step(now + 0.1 * (number + 1), Signals(eyes, eyes, *rest, 0.9))
-    spread = np.array([one.least for one in Ranges()])
+    spread = np.array([one.least for one in RANGES])
     assert (np.abs(normal.centre - before) < 0.5 * spread).all()
     deviation = normal.step(now + 1.2, usual)
     assert deviation is not None and deviation.shut < 0.2
@@ -69,7 +69,7 @@ def test_it_settles_within_the_stated_seconds_at_any_rate(fps: int) -> None:
     normal = Normal()
     learn(normal, drive(30, fps, shift), fps)
     assert normal.learnt == pytest.approx(0.5, abs=0.01)
-    prior, own = np.array([one.centre for one in Ranges()])[:4], np.array([0.35, 0.26, 25.0, 15.0])
+    prior, own = np.array([one.centre for one in RANGES])[:4], np.array([0.35, 0.26, 25.0, 15.0])
     left = np.abs(np.array(normal.centre)[:4] - own) / np.abs(prior - own)
     assert (left < 0.2).all(), "four fifths of the way after half a minute"
     learn(normal, drive(40, fps, shift), fps, start=30)

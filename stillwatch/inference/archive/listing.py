@@ -54,28 +54,24 @@ def listing(folder: Path, clips: bool = False) -> Iterator[File]:
                 yield File(path, size, mtime, "", piece, pieces)
 
 
-class _Entry(NamedTuple):
-    key: str  # its name; a folder's ends in "/", so that names sort as whole paths do
-    about: partial[tuple[int, int]]  # -> (size, mtime)
-
-
 def _walk(folder: Path, above: str) -> Iterator[tuple[str, partial[tuple[int, int]]]]:
-    found = list[_Entry]()
+    """Each file's path, and what tells its (size, mtime)."""
+    found = list[tuple[str, partial[tuple[int, int]]]]()  # a folder's name ends in "/": so names sort as whole paths do
     try:
         if isinstance(folder, Path):
             with os.scandir(folder / above) as entries:
                 for entry in entries:
                     if not (inner := entry.is_dir()) or not entry.is_symlink():
-                        found.append(_Entry(entry.name + "/" * inner, partial(_stat, entry)))
+                        found.append((entry.name + "/" * inner, partial(_stat, entry)))
         else:
             for told in folder.fs.ls((folder / above).path, detail=True):
                 key = told["name"].rstrip("/").rpartition("/")[2] + "/" * (told["type"] == "directory")
-                found.append(_Entry(key, partial(_told, told)))
+                found.append((key, partial(_told, told)))
     except OSError as error:
         if not above:
             raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
         return  # somebody else's folder
-    for key, about in sorted(found, key=lambda entry: entry.key):
+    for key, about in sorted(found, key=lambda entry: entry[0]):
         if key.endswith("/") and key[0] != ".":
             yield from _walk(folder, above + key)
         elif key[0] != ".":

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -91,33 +92,41 @@ def score_shard(
     """-> which (n,) of its files, frame (n,) int64 (-1: a picture), time (n,) s, p (n,K), face (n,task.told); bad (m,),
     which of its files, and reason (m,). far: files done.
     """
-    batch = Batch(look, task.shape)
     faces = Faces(task) if task.faces else None
     rows: list[tuple[int, int, float]] = []
     said: list[tuple[float, ...]] = []  # of each row's face
     bad: list[tuple[int, str]] = []
-    for number, file in enumerate(shard):
-        if far is not None:
-            far.value = number
-        if odd := file.odd or (avoid or {}).get(file.path):
-            bad.append((number, odd))
-            continue
-        for frame, second, value in frames(task, file, faces):
-            if parent is not None and os.getppid() != parent:  # killed: nobody waits for this any more
-                raise SystemExit
-            if isinstance(value, str):
-                bad.append((number, value))
-            else:
+
+    def samples() -> Iterator[list[decode.Picture]]:
+        for number, file in enumerate(shard):
+            if far is not None:
+                far.value = number
+            if odd := file.odd or (avoid or {}).get(file.path):
+                bad.append((number, odd))
+                continue
+            for frame, second, value in frames(task, file, faces):
+                if parent is not None and os.getppid() != parent:  # killed: nobody waits for this any more
+                    raise SystemExit
+                if isinstance(value, str):
+                    bad.append((number, value))
+                    continue
                 rows.append((number, frame, second))
-                batch.add(value)
                 if faces:
                     said.append(faces.of(value[-1]))
+                yield value
+
+    # Always a whole batch: the last digits of an answer may depend on how many come together
+    x, found, p = np.zeros((BATCH, *task.shape), np.uint8), samples(), list[NDArray[np.float32]]()
+    while held := list(islice(found, BATCH)):
+        x[: len(held)] = np.reshape(held, (len(held), *task.shape))
+        p.append(np.array(look(x)[: len(held)]))
     numbers, shown, times = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
     face = np.array(said, np.float32).reshape(len(rows), len(task.told))
     reasons = np.array([why for _, why in bad], str) if bad else np.array([], "U1")
     return {
         "which": np.array(numbers, np.int64), "frame": np.array(shown, np.int64), "time": np.array(times, np.float64),
-        "p": batch.end(), "face": face, "bad": np.array([number for number, _ in bad], np.int64), "reason": reasons,
+        "p": np.concatenate(p) if p else np.zeros((0, 0), np.float32), "face": face,
+        "bad": np.array([number for number, _ in bad], np.int64), "reason": reasons,
     }  # fmt: skip
 
 
@@ -142,35 +151,6 @@ class Faces:
         """The next picture is of another file."""
         self._at += face_reader.AGAIN
         self._said.clear()
-
-
-class Batch:
-    def __init__(self, look: runtimes.Predict, shape: tuple[int, ...]):
-        self._look, self._x = look, np.zeros((BATCH, *shape), np.uint8)
-        self._frames = shape[0] if len(shape) == 4 else 0
-        self._n = 0
-        self._p: list[NDArray[np.float32]] = []
-
-    def add(self, images: Sequence[decode.Picture]) -> None:
-        """images: one picture, or a clip's T, of the net's size."""
-        if self._frames:
-            np.stack(images, out=self._x[self._n])
-        else:
-            self._x[self._n] = images[0]
-        self._n += 1
-        if self._n == BATCH:
-            self._flush()
-
-    def end(self) -> NDArray[np.float32]:
-        """(n,K), in order of arrival."""
-        if self._n:
-            self._flush()
-        return np.concatenate(self._p) if self._p else np.zeros((0, 0), np.float32)
-
-    def _flush(self) -> None:
-        # always a whole batch: the last digits of an answer may depend on how many come together
-        self._p.append(np.array(self._look(self._x)[: self._n]))
-        self._n = 0
 
 
 def frames(

@@ -15,7 +15,7 @@ ENDINGS = (".parquet", ".csv")
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
-# add(paths, seconds, frame numbers (-1: a picture), p and what follows it (n,K+M); NaN: there is none)
+# add(paths in UTF-8, seconds, frame numbers (-1: a picture), p and what follows it (n,K+M); NaN: there is none)
 Add: TypeAlias = Callable[[list[str], Floats, Ints, NDArray[np.float32]], None]
 
 
@@ -35,7 +35,7 @@ def check(path: Path) -> None:
 @contextmanager
 def _as_csv(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iterator[Add]:
     """float32 in the fewest digits that round-trip."""
-    with draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with draft.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "time_s", "frame", "label", *(f"p_{label}" for label in labels), *more])
 
@@ -60,8 +60,7 @@ def _as_parquet(draft: Path, labels: Sequence[str], more: Sequence[str]) -> Iter
         def add(paths: list[str], times: Floats, shown: Ints, p: NDArray[np.float32]) -> None:
             still = shown < 0
             best = [labels[k] for k in p[:, : len(labels)].argmax(1)]
-            names_ = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
-            columns = [names_, pa.array(times.round(4), mask=still), pa.array(shown, mask=still), best, *p.T]
+            columns = [paths, pa.array(times.round(4), mask=still), pa.array(shown, mask=still), best, *p.T]
             table.write_table(pa.table([pa.array(column) for column in columns], schema=names))
 
         yield add
