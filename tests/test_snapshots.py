@@ -88,7 +88,8 @@ def test_the_command_line_keeps_its_words() -> None:
 
 def test_the_api_keeps_its_paths_and_properties(tmp_path: Path) -> None:
     config = WatchConfig(bundle=tmp_path, camera=({"name": "cab", "source": "0"},))  # type: ignore[arg-type]
-    page = web.app(Board(("Safe",), ("Safe",), ("cab",)), tmp_path, config, None, None, Gauges(("cab",)))
+    board = Board(("Safe",), ("Safe",), ("cab",))
+    page = web.app(board, tmp_path, config, None, None, Gauges(board))
     compare("openapi", sorted(described(page.openapi())))
 
 

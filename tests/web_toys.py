@@ -68,7 +68,7 @@ def opened(
     )
     board = Board(("Safe", "Bad"), ("Safe",), cameras)
     book = store.Store(plan.keep)
-    page = app.app(board, plan.keep.folder, plan, book, post, Gauges(cameras))
+    page = app.app(board, plan.keep.folder, plan, book, post, Gauges(board))
     server = Server(page, "127.0.0.1", 0)
     port = int(server.start().rstrip("/").rpartition(":")[2])
     try:

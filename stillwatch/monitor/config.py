@@ -293,10 +293,5 @@ def _resolve_paths(config: WatchConfig, folder: Path) -> WatchConfig:
             sink = sink.model_copy(update={"to": sink.to | files})
         sinks.append(sink)
     keep = config.keep.model_copy(update={"folder": folder / config.keep.folder})
-    changes = {
-        "bundle": folder / hub.folder(config.bundle),
-        "camera": tuple(cameras),
-        "sink": tuple(sinks),
-        "keep": keep,
-    }
-    return config.model_copy(update=changes)
+    bundle = folder / hub.folder(config.bundle)
+    return config.model_copy(update={"bundle": bundle, "camera": tuple(cameras), "sink": tuple(sinks), "keep": keep})

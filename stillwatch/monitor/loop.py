@@ -113,7 +113,7 @@ class Watch:
         self.failed = dict(bad_cameras or {})
         names = [camera.name for camera in config.camera] + list(self.failed)
         self.board = Board(self.bundle.manifest.labels, self.bundle.manifest.safe, tuple(names))
-        self.gauges = Gauges(names)
+        self.gauges = Gauges(self.board)
         self.slots: list[CameraSlot] = []
         self.workers: list[Worker] = []
         self._trouble: str | None = None
@@ -137,19 +137,17 @@ class Watch:
             if maps and config.workers > 1:
                 raise UserError(f"workers = {config.workers}: they tell no map; set 1, or leave a camera's `where` out")
             self.detector = Detector(self.bundle, config.threads, runtime=config.runtime, maps=maps)
-            self._hire(min(config.workers, len(self.slots)))
+            found = self.detector.choice["runtime"], self.detector.choice["file"]
+            count = min(config.workers, len(self.slots))
+            for number in range(count if count > 1 else 0):
+                self.workers.append(Worker(f"worker {number + 1}", self.bundle.path, config.threads, found, log))
+            for place, slot in enumerate(self.slots):
+                slot.worker = self.workers[place % count] if self.workers else None
+                slot.memory = detector.memory(self.detector)
             self.store = Store(config.keep, config.sink)
         except BaseException:
             self._stop_cameras(0.5)
             raise
-
-    def _hire(self, count: int) -> None:
-        found = self.detector.choice["runtime"], self.detector.choice["file"]
-        for number in range(count if count > 1 else 0):
-            self.workers.append(Worker(f"worker {number + 1}", self.bundle.path, self.config.threads, found, self.log))
-        for place, slot in enumerate(self.slots):
-            slot.worker = self.workers[place % count] if self.workers else None
-            slot.memory = detector.memory(self.detector)
 
     def _open(self, config: CameraConfig) -> CameraSlot:
         manifest = self.bundle.manifest
@@ -311,9 +309,8 @@ class Watch:
             elif camera.live and now - (slot.decided or now) > SILENCE:
                 slot.clear()
                 self._publish(slot, slot.alarm.step(now, None, "lost"))
-            fps = PREVIEW if self.board.viewers(slot.name) else 0.0
-            points, where = (self.board.asked(slot.name, "points") > 0, self.board.asked(slot.name, "where") > 0)
-            camera.preview(fps, points, where)
+            viewed, points, where = (self.board.asked(slot.name, what) > 0 for what in ("picture", "points", "where"))
+            camera.preview(PREVIEW if viewed else 0.0, points, where)
             if slot.armed != (armed := slot.schedule.armed(time.time())):
                 slot.armed = armed
                 self.log(f"{slot.name}: {'armed' if armed else 'disarmed'}")
@@ -324,8 +321,6 @@ class Watch:
             counters = dict(camera.counters)
             if slot.people:
                 counters |= {"people_checked": slot.people.checked, "people_skipped": slot.people.skipped}
-            for name, total in counters.items():
-                self.gauges.count(slot.name, name, total)
             self.board.update(
                 slot.name, state=camera.state, words=camera.words, armed=slot.armed, fps=round(slot.fps, 1),
                 counters=counters, gauge=float(slot.alarm.gauge),

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter as Counts
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -80,10 +80,8 @@ class Board:
                 self._asked.subtract(asked)
 
     def asked(self, camera: str, what: Drawn | Literal["picture"]) -> int:
+        """Viewers of it."""
         return self._asked[camera, what]
-
-    def viewers(self, camera: str) -> int:
-        return self._asked[camera, "picture"]
 
     def publish(self, what: str, **fields: Any) -> None:
         """what: "event", "camera", "trouble"."""
@@ -98,7 +96,9 @@ class Board:
 
 
 class Gauges:
-    def __init__(self, cameras: Sequence[str] = ()):
+    def __init__(self, board: Board):
+        """board: whose cameras' counters are told."""
+        self._board = board
         self._registry = registry = CollectorRegistry()
         self._latency = Histogram(
             "stillwatch_capture_to_decision_seconds", "From the packet's arrival to the alarm's answer", ("camera",),
@@ -110,21 +110,14 @@ class Gauges:
         )  # fmt: skip
         self._levels: dict[str, Gauge] = {}
         self._lock = threading.Lock()
-        # A rate needs its series from the start
-        self._totals: dict[str, dict[str, float]] = {name: dict.fromkeys(cameras, 0.0) for name in COUNTERS}
         registry.register(self)
         ProcessCollector(registry=registry)
-        for camera in cameras:
-            self._latency.labels(camera)
+        for camera in board.cameras():  # a rate needs its series from the start
+            self._latency.labels(camera["name"])
 
     def latency(self, camera: str, seconds: float) -> None:
         """From capture to the Alarm's answer."""
         self._latency.labels(camera).observe(max(0.0, seconds))
-
-    def count(self, camera: str, name: str, total: float) -> None:
-        """name: one of COUNTERS."""
-        with self._lock:
-            self._totals.setdefault(name, {})[camera] = total
 
     def event(self, camera: str, kind: str, level: str) -> None:
         self._events.labels(camera, kind, level).inc()
@@ -141,11 +134,9 @@ class Gauges:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        with self._lock:
-            totals = {name: dict(cameras) for name, cameras in self._totals.items()}
-        for name, cameras in totals.items():
-            help = COUNTERS.get(name, f"{name} of a camera")
+        cameras = self._board.cameras()
+        for name, help in COUNTERS.items():
             family = CounterMetricFamily(f"stillwatch_{name}", help, labels=["camera"])
-            for camera, total in cameras.items():
-                family.add_metric([camera], total)
+            for camera in cameras:
+                family.add_metric([camera["name"]], camera.get("counters", {}).get(name, 0.0))
             yield family

@@ -29,13 +29,13 @@ def pictures(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 
 def test_faces_are_found_and_not_again_once_blurred(pictures: list[np.ndarray]) -> None:
-    find = blur.boxes(faces.YuNet())
+    find = faces.YuNet()
     found = [find(image) for image in pictures]
-    assert np.mean([len(boxes) > 0 for boxes in found]) > 0.98
+    assert np.mean([len(seen) > 0 for seen in found]) > 0.98
     left = 0
-    for image, boxes in zip(pictures, found, strict=True):
-        out = blur.Blur("faces", find=lambda _, boxes=boxes: boxes)(image, 0.0)
-        left += any(overlap(one, other) > 0.3 for one in find(out) for other in boxes)
+    for image, seen in zip(pictures, found, strict=True):
+        out, boxes = blur.Blur("faces", find=lambda _, seen=seen: seen)(image, 0.0), [one.box for one in seen]
+        left += any(overlap(one.box, other) > 0.3 for one in find(out) for other in boxes)
         box = max(boxes, key=lambda box: box.w * box.h, default=None)
         if box is not None:
             inside = out[max(0, int(box.y)) : int(box.y + box.h), max(0, int(box.x)) : int(box.x + box.w)]

@@ -6,7 +6,7 @@ from typing import Literal
 import cv2
 
 from stillwatch.media.decode import Picture
-from stillwatch.media.faces import YuNet
+from stillwatch.media.faces import Found, YuNet
 from stillwatch.media.points import Box
 
 GROWN = 0.35  # of a face's box, on each side: hair and chin
@@ -17,10 +17,10 @@ FACE_BLOCKS, PICTURE_BLOCKS = 6, 16  # across a face, across a whole picture
 class Blur:
     """Takes one camera's pictures, in order."""
 
-    def __init__(self, how: Literal["none", "faces", "all"], find: Callable[[Picture], list[Box]] | None = None):
+    def __init__(self, how: Literal["none", "faces", "all"], find: Callable[[Picture], list[Found]] | None = None):
         """find: the face detector; None: YuNet. Raises UserError."""
         self.how = how
-        self._find = (find or boxes(YuNet())) if how == "faces" else None
+        self._find = (find or YuNet()) if how == "faces" else None
         self._held: list[tuple[float, Box]] = []
 
     def __call__(self, image: Picture, seconds: float, known: Sequence[Box] = ()) -> Picture:
@@ -35,7 +35,7 @@ class Blur:
         if found is None:
             return _pixelate(image, PICTURE_BLOCKS, max(1, round(PICTURE_BLOCKS * height / width)))
         self._held = [(when, box) for when, box in self._held if 0 <= seconds - when < HELD]
-        self._held += [(seconds, box) for box in (*found, *known)]
+        self._held += [(seconds, box) for box in (*(one.box for one in found), *known)]
         out = image.copy()
         for _, box in self._held:
             rows = slice(max(0, round(box.y - GROWN * box.h)), min(height, round(box.y + (1 + GROWN) * box.h)))
@@ -43,10 +43,6 @@ class Blur:
             if rows.start < rows.stop and columns.start < columns.stop:
                 out[rows, columns] = _pixelate(out[rows, columns], FACE_BLOCKS, FACE_BLOCKS)
         return out
-
-
-def boxes(detect: YuNet) -> Callable[[Picture], list[Box]]:
-    return lambda image: [found.box for found in detect(image)]
 
 
 def _pixelate(image: Picture, across: int, down: int) -> Picture:

@@ -149,12 +149,6 @@ class PacketBuffer:
             for clip in list(self._clips.values()):
                 self._end(clip, whole=False)
 
-    @property
-    def held(self) -> tuple[float, int]:
-        """(seconds, bytes) in the ring."""
-        with self._lock:
-            return (self._ring[-1].clock - self._ring[0].clock if self._ring else 0.0), self._size
-
     def _feed(self, clip: Clip, item: BufferedPacket) -> None:
         if clip.until is not None and item.clock > clip.until:
             self._end(clip, whole=True)

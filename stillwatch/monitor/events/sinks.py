@@ -37,13 +37,8 @@ from stillwatch.monitor.events.postgres import Postgres
 TIMEOUT = 10.0  # seconds for a whole answer
 SERVICES = 60.0  # seconds for all services of one apprise sink
 KEPT = 2000  # bytes of what a command says
-PLAYERS = (
-    ("pw-play",),
-    ("paplay",),
-    ("aplay", "-q"),
-    ("afplay",),
-    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "quiet"),
-)
+FFPLAY = ("ffplay", "-nodisp", "-autoexit", "-loglevel", "quiet")
+PLAYERS = (("pw-play",), ("paplay",), ("aplay", "-q"), ("afplay",), FFPLAY)
 Words = Annotated[Sequence[str], Field(min_length=1)]
 
 
@@ -267,7 +262,7 @@ class Command(Sender):
     def send(self, event: Message, clip: Path | None) -> None:
         text = json_line({**event.payload(), "clip_path": str(clip) if clip else None})
         name = self._command[0]
-        with scratch("stdin") as stdin:
+        with scratch() as stdin:
             stdin.write(text.encode())
             stdin.seek(0)
             try:
@@ -297,10 +292,10 @@ class Command(Sender):
             raise Refused(f"{name}: exit status {status}{': ' + last[:200] if last else ''}")
 
 
-def scratch(name: str) -> IO[bytes]:
+def scratch() -> IO[bytes]:
     """A file in memory where possible: a full disk must not silence a siren."""
     if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create(name), "w+b")
+        return os.fdopen(os.memfd_create("event"), "w+b")
     return tempfile.TemporaryFile()
 
 
@@ -335,9 +330,9 @@ class Sound(Sender):
             Command([*self._player, path]).send(event, clip)
 
 
-def tone(level: str, rate: int = 22_050) -> bytes:
+def tone(level: str) -> bytes:
     """A WAV of one to three short tones, higher for higher levels."""
-    count = {"notice": 1, "warn": 2, "alarm": 3}[level]
+    rate, count = 22_050, {"notice": 1, "warn": 2, "alarm": 3}[level]
     t = np.arange(round(0.18 * rate)) / rate
     beep = np.sin(2 * np.pi * (440 + 220 * count) * t) * np.hanning(len(t))
     samples = np.tile(np.concatenate([beep, np.zeros(round(0.08 * rate))]), count)

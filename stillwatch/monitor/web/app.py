@@ -94,7 +94,7 @@ def metrics(hub: Hub) -> Response:
         judged = plain(camera)[0] in ("watching", "damaged")
         level("camera_watching", "1: pictures come and can be judged", judged, camera=name)
         level("camera_armed", "0: outside its armed times", camera.get("armed", True), camera=name)
-        level("viewers", "Who looks at its pictures now", hub.board.viewers(name), camera=name)
+        level("viewers", "Who looks at its pictures now", hub.board.asked(name, "picture"), camera=name)
     level("ready", "1: every camera has been looked at, or has failed", hub.board.ready)
     with suppress(OSError):
         level("disk_free_bytes", "Of the disk that holds events and clips", shutil.disk_usage(hub.folder).free)
@@ -144,14 +144,14 @@ def status(hub: Hub) -> Status:
 @router.get("/api/v1/cameras")
 def cameras(hub: Hub) -> Cameras:
     """Every camera, now."""
-    return Cameras.model_validate(hub.cameras())
+    return hub.cameras()
 
 
 @router.get("/api/v1/cameras/{name}")
 def camera(name: str, hub: Hub) -> Camera:
     """One camera, now."""
     hub.known([name])
-    return Camera.model_validate(hub.camera(name))
+    return hub.camera(name)
 
 
 @router.get("/api/v1/cameras/{name}/live.mjpg", **answers(MJPEG))

@@ -42,9 +42,7 @@ HEADERS = {
 
 
 class Refusal(HTTPException):
-    def __init__(self, status: int, words: str, headers: Mapping[str, str] | None = None):
-        super().__init__(status, words, headers)
-        self.status, self.words = status, words
+    """Status, one line for a person, headers."""
 
 
 def loopback(host: str) -> bool:
@@ -150,7 +148,7 @@ class AuthMiddleware:
         try:
             self.check(scope, Headers(scope=scope))
         except Refusal as refusal:
-            answer = JSONResponse({"error": refusal.words}, refusal.status, refusal.headers)
+            answer = JSONResponse({"error": refusal.detail}, refusal.status_code, refusal.headers)
             await answer(scope, receive, send_bound)
             return
         await self.app(scope, receive, send_bound)

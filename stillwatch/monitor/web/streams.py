@@ -20,7 +20,7 @@ from stillwatch.monitor.events import database
 from stillwatch.monitor.events.database import StoredEvent
 from stillwatch.monitor.state import MESSAGES, Board, Drawn, Gauges
 from stillwatch.monitor.web import auth
-from stillwatch.monitor.web.schemas import Event, finite, plain
+from stillwatch.monitor.web.schemas import Camera, Cameras, Event, finite, plain
 
 if TYPE_CHECKING:  # the page is told of the sinks; it starts none
     from stillwatch.monitor.events.outbox import Dispatcher
@@ -45,37 +45,27 @@ class StreamHub:
         self.names = [camera["name"] for camera in board.cameras()]
         self._shared: tuple[float, bytes] = (-math.inf, b"")
 
-    def cameras(self) -> dict[str, object]:
-        """Fields of the model Cameras."""
-        return {
-            "now": time.time(),
-            "ready": self.board.ready,
-            "trouble": self.store.trouble if self.store else None,
-            "waiting": self.store.waiting if self.store else 0,
-            "cameras": [self.camera(name) for name in self.names],
-        }
+    def cameras(self) -> Cameras:
+        trouble, waiting = (self.store.trouble, self.store.waiting) if self.store else (None, 0)
+        cameras = [self.camera(name) for name in self.names]
+        return Cameras(now=time.time(), ready=self.board.ready, trouble=trouble, waiting=waiting, cameras=cameras)
 
-    def camera(self, name: str) -> dict[str, object]:
-        """Fields of the model Camera."""
+    def camera(self, name: str) -> Camera:
+        """The board's fields; what is said of a picture only while there is one."""
         fields = next(fields for fields in self.board.cameras() if fields["name"] == name)
         condition, says = plain(fields)
         seen = condition in ("watching", "frozen", "black", "damaged")
         p = fields.get("p") if seen else None
-        since = (fields.get("seen") if condition in ("lost", "ended") else None) or fields.get("since")
-        return {
-            **{key: fields.get(key) for key in ("name", "source", "state", "live", "status", "seen", "gauge_name")},
-            **{key: finite(fields.get(key)) if seen else None for key in ("gauge", "fps", "age_ms")},
+        return Camera.model_validate(fields | {
             "condition": condition,
             "says": says,
-            "since": since,
+            "since": (fields.get("seen") if condition in ("lost", "ended") else None) or fields.get("since"),
+            **{key: finite(fields.get(key)) if seen else None for key in ("gauge", "fps", "age_ms")},
             "p": dict(zip(self.board.labels, map(finite, p), strict=False)) if p else None,
-            **{key: fields[key] for key in ("armed", "ignore", "crop") if key in fields},
             "face": fields.get("face") if seen else None,
-            "where": fields.get("where", False),
-            "counters": fields.get("counters") or {},
-            "open": [self.event(StoredEvent(**event)).as_dict() for event in fields.get("open") or []],
-            "viewers": self.board.viewers(name),
-        }
+            "open": [self.event(StoredEvent(**event)) for event in fields.get("open", ())],
+            "viewers": self.board.asked(name, "picture"),
+        })  # fmt: skip
 
     def event(self, row: StoredEvent) -> Event:
         """With addresses relative to the page instead of paths."""
@@ -100,7 +90,7 @@ class StreamHub:
         """One server-sent event for all listeners."""
         now = time.monotonic()
         if now - self._shared[0] > SHARED:
-            self._shared = (now, sse("cameras", self.cameras()))
+            self._shared = (now, sse("cameras", self.cameras().model_dump(mode="json")))
         return self._shared[1]
 
 

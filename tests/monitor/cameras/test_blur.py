@@ -8,11 +8,17 @@ import pytest
 
 from stillwatch.errors import UserError
 from stillwatch.media import weights
+from stillwatch.media.faces import Found
 from stillwatch.media.points import Box
 from stillwatch.monitor.cameras import blur as blurring
 from stillwatch.monitor.cameras.blur import Blur
 
 CHESS = (np.indices((120, 160)).sum(0) % 2 * 255).astype(np.uint8)[:, :, None].repeat(3, 2)  # detail everywhere
+BOX = Box(60, 40, 40, 50)
+
+
+def seen(box: Box) -> list[Found]:
+    return [Found(box, ((0.0, 0.0), (0.0, 0.0)))]
 
 
 def detail(image: np.ndarray) -> float:
@@ -33,7 +39,7 @@ def test_without_a_blur_it_is_the_same_picture() -> None:
 
 def test_only_the_face_is_blurred_with_a_margin_and_the_net_keeps_its_picture() -> None:
     before = CHESS.copy()
-    out = Blur("faces", find=lambda image: [Box(60, 40, 40, 50)])(CHESS, 0.0)
+    out = Blur("faces", find=lambda image: seen(BOX))(CHESS, 0.0)
     assert (before == CHESS).all()
     assert detail(out[40:90, 60:100]) < 20
     assert detail(out[30:100, 50:110]) < 20, "hair and chin"
@@ -41,20 +47,20 @@ def test_only_the_face_is_blurred_with_a_margin_and_the_net_keeps_its_picture() 
 
 
 def test_a_face_that_is_missed_for_a_moment_stays_blurred() -> None:
-    seen = [[Box(60, 40, 40, 50)], [], [], [Box(500, 500, 9, 9)]]
-    blur = Blur("faces", find=lambda image: seen.pop(0))
+    found = [seen(BOX), [], [], seen(Box(500, 500, 9, 9))]
+    blur = Blur("faces", find=lambda image: found.pop(0))
     sharp = [detail(blur(CHESS, seconds)[40:90, 60:100]) > 20 for seconds in (0.0, 0.5, 0.9, 1.1)]
     assert sharp == [False, False, False, True]
 
 
 def test_a_face_that_was_read_is_blurred_where_the_detector_misses_it() -> None:
-    out = Blur("faces", find=lambda image: [])(CHESS, 0.0, [Box(60, 40, 40, 50)])
+    out = Blur("faces", find=lambda image: [])(CHESS, 0.0, [BOX])
     assert detail(out[40:90, 60:100]) < 20
-    assert Blur("none")(CHESS, 0.0, [Box(60, 40, 40, 50)]) is CHESS
+    assert Blur("none")(CHESS, 0.0, [BOX]) is CHESS
 
 
 def test_what_cannot_be_searched_is_blurred_whole() -> None:
-    def broken(image: np.ndarray) -> list[Box]:
+    def broken(image: np.ndarray) -> list[Found]:
         raise cv2.error("out of memory")
 
     assert detail(Blur("faces", find=broken)(CHESS, 0.0)) < 5

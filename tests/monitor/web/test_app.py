@@ -327,8 +327,8 @@ def test_another_address_without_a_token_is_a_mistake(tmp_path: Path) -> None:
     plan = WatchConfig(bundle=tmp_path, camera=(CameraConfig(name="cab", source="0"),), web=Web(host="0.0.0.0"))
     board = Board(("a", "b"), ("a",), ("cab",))
     with pytest.raises(UserError, match="anybody on the network"):
-        app.app(board, tmp_path, plan, None, None, Gauges())
-    page = app.app(board, tmp_path, plan.amended(host="127.0.0.1"), None, None, Gauges())
+        app.app(board, tmp_path, plan, None, None, Gauges(board))
+    page = app.app(board, tmp_path, plan.amended(host="127.0.0.1"), None, None, Gauges(board))
     with pytest.raises(UserError, match="anybody on the network"):
         Server(page, "0.0.0.0", 0)
 
@@ -351,7 +351,7 @@ def test_it_closes_in_time_with_viewers_and_listeners_who_stay(tmp_path: Path) -
         listeners = [Reader(street.port, "/api/v1/stream") for _ in range(3)]
         deaf = Reader(street.port, "/api/v1/cameras/cab/live.mjpg")
         idle = socket.create_connection(("127.0.0.1", street.port))
-        until(lambda: street.board.viewers("cab") == 4)
+        until(lambda: street.board.asked("cab", "picture") == 4)
         for _ in range(8):
             street.board.show("cab", bytes(1_000_000))
             time.sleep(0.05)
@@ -362,7 +362,7 @@ def test_it_closes_in_time_with_viewers_and_listeners_who_stay(tmp_path: Path) -
         assert time.monotonic() - began < 5
         for one in (*viewers, *listeners):
             one.rest()  # it ends
-        assert street.board.viewers("cab") == 0
+        assert street.board.asked("cab", "picture") == 0
         for open in (*viewers, *listeners, deaf):
             open.socket.close()
         idle.close()

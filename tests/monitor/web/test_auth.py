@@ -19,7 +19,7 @@ def refusal(guard: AuthMiddleware, headers: dict[str, str], **where: str) -> tup
     try:
         guard.check(scope(**where), {"host": "localhost:8756", **headers})
     except Refusal as refusal:
-        return refusal.status, refusal.words
+        return refusal.status_code, refusal.detail
     return None
 
 

@@ -107,7 +107,7 @@ def test_zones_are_drawn_and_a_disarmed_camera_says_so(chromium: Any, street: St
     corner = [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5)]
     live(street, "cab", armed=False, ignore=[corner], crop=(0.0, 0.0, 1.0, 0.75), p=None)
     with Page(chromium, street) as page:
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         shade(street, "cab", 240)
         card(page, "cab").get_by_text("Disarmed", exact=True).wait_for()
         canvas = card(page, "cab").locator("canvas")
@@ -136,7 +136,7 @@ def test_a_face_has_gauges_with_the_drivers_usual_and_its_points_on_request(chro
         cab.get_by_role("button", name="Points").click()
         until(lambda: street.board.asked("cab", "points") and not street.board.asked("yard", "points"))
         cab.get_by_role("button", name="Points").click()
-        until(lambda: not street.board.asked("cab", "points") and street.board.viewers("cab") == 1)
+        until(lambda: not street.board.asked("cab", "points") and street.board.asked("cab", "picture") == 1)
         live(street, "cab", face=face | {"eyes": None, "mouth": None, "yaw": None, "shut": None})
         cab.get_by_text("No face").wait_for()
 
@@ -149,12 +149,12 @@ def test_where_the_evidence_is_is_shown_on_request(chromium: Any, street: Street
         until(lambda: street.board.asked("cab", "where") == 1 and not street.board.asked("cab", "points"))
         assert not card(page, "yard").get_by_role("button", name="Where").is_visible()
         cab.get_by_role("button", name="Where").click()
-        until(lambda: not street.board.asked("cab", "where") and street.board.viewers("cab") == 1)
+        until(lambda: not street.board.asked("cab", "where") and street.board.asked("cab", "picture") == 1)
 
 
 def test_live_pictures_bars_and_gauge(chromium: Any, street: Street) -> None:
     with Page(chromium, street) as page:
-        until(lambda: street.board.viewers("cab") == street.board.viewers("yard") == 1)
+        until(lambda: street.board.asked("cab", "picture") == street.board.asked("yard", "picture") == 1)
         for value in (40, 200):
             shade(street, "cab", value)
             until(lambda value=value: abs(gray(page, "cab") - value) < 4)
@@ -169,7 +169,7 @@ def test_live_pictures_bars_and_gauge(chromium: Any, street: Street) -> None:
         fill = cab.get_by_role("meter", name="Bad").locator(".fill")
         until(lambda: abs(fill.bounding_box()["width"] / fill.locator("..").bounding_box()["width"] - 0.8) < 0.02)
         card(page, "yard").get_by_text("Waiting for a picture").first.wait_for()  # none has come: nothing is "live"
-    until(lambda: street.board.viewers("cab") == 0)
+    until(lambda: street.board.asked("cab", "picture") == 0)
 
 
 class StripProxy(BaseHTTPRequestHandler):
@@ -214,7 +214,7 @@ def test_it_works_behind_a_proxy_that_strips_a_prefix(
         answers: dict[str, int] = {}
         page.on("response", lambda answer: answers.update({answer.url: answer.status}))
         page.goto(at)
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         shade(street, "cab", 200)
         until(lambda: abs(gray(page, "cab") - 200) < 4)
         page.get_by_text("a phone in the hand").first.wait_for()
@@ -227,7 +227,7 @@ def test_it_works_behind_a_proxy_that_strips_a_prefix(
 
 def test_what_is_not_live_is_gray_and_says_since_when(chromium: Any, street: Street) -> None:
     with Page(chromium, street, timezone_id="UTC") as page:
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         shade(street, "cab", 200)
         cab = card(page, "cab")
         cab.get_by_text("Live", exact=True).wait_for()
@@ -260,7 +260,7 @@ def test_what_is_not_live_is_gray_and_says_since_when(chromium: Any, street: Str
 
 def test_a_picture_that_stops_is_not_shown_as_live(chromium: Any, street: Street) -> None:
     with Page(chromium, street) as page:
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         shade(street, "cab", 200)
         card(page, "cab").get_by_text("Live", exact=True).wait_for()
         card(page, "cab").locator(".notice-over").get_by_text("No new picture").wait_for()
@@ -271,7 +271,7 @@ def test_a_server_that_is_gone_is_unmistakable_and_comes_back(chromium: Any, str
     from stillwatch.monitor.web.server import Server
 
     with Page(chromium, street) as page:
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         shade(street, "cab", 200)
         card(page, "cab").get_by_text("Live", exact=True).wait_for()
         street.server.close(1)
@@ -283,7 +283,7 @@ def test_a_server_that_is_gone_is_unmistakable_and_comes_back(chromium: Any, str
         again.start()
         try:
             page.locator("#link").get_by_text("Connected").wait_for()
-            until(lambda: street.board.viewers("cab") == 1)
+            until(lambda: street.board.asked("cab", "picture") == 1)
             shade(street, "cab", 60)
             card(page, "cab").get_by_text("Live", exact=True).wait_for()
         finally:
@@ -473,7 +473,7 @@ def test_a_token_is_asked_for_and_lets_in(chromium: Any, tmp_path: Path, monkeyp
             page.get_by_label("Token").fill("a long token")
             page.keyboard.press("Enter")
             card(page, "cab").wait_for()
-            until(lambda: street.board.viewers("cab") == 1)
+            until(lambda: street.board.asked("cab", "picture") == 1)
             assert page.evaluate("document.cookie") == ""  # HttpOnly
             page.reload()
             card(page, "cab").wait_for()
@@ -483,10 +483,10 @@ def test_a_token_is_asked_for_and_lets_in(chromium: Any, tmp_path: Path, monkeyp
 
 def test_who_does_not_look_costs_nothing(chromium: Any, street: Street) -> None:
     with Page(chromium, street) as page:
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         hide = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});" \
                "document.dispatchEvent(new Event('visibilitychange')) }"  # fmt: skip
         page.evaluate(hide, True)
-        until(lambda: street.board.viewers("cab") == 0)
+        until(lambda: street.board.asked("cab", "picture") == 0)
         page.evaluate(hide, False)
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)

@@ -23,21 +23,21 @@ def test_pictures_come_as_multipart_and_old_ones_do_not(street: Street) -> None:
     with Reader(street.port, "/api/v1/cameras/cab/live.mjpg") as viewer:
         head = viewer.until(b"--stillwatch-picture\r\n")
         assert b"multipart/x-mixed-replace; boundary=stillwatch-picture" in head
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         for number in range(3):
             street.board.show("cab", JPEG + bytes([number]))
             part = viewer.until(b"--stillwatch-picture\r\n")
             assert JPEG + bytes([number]) in part
             assert b"before anybody" not in part
             assert f"Content-Length: {len(JPEG) + 1}\r\n".encode() in part
-        assert street.board.viewers("yard") == 0
-    until(lambda: street.board.viewers("cab") == 0)  # noticed, though no picture has come since
+        assert street.board.asked("yard", "picture") == 0
+    until(lambda: street.board.asked("cab", "picture") == 0)  # noticed, though no picture has come since
 
 
 def test_several_cameras_share_one_connection(street: Street) -> None:
     with Reader(street.port, "/api/v1/pictures?camera=yard&camera=cab&camera=yard") as viewer:
         viewer.until(b"--stillwatch-picture\r\n")
-        until(lambda: street.board.viewers("cab") == street.board.viewers("yard") == 1)
+        until(lambda: street.board.asked("cab", "picture") == street.board.asked("yard", "picture") == 1)
         street.board.show("yard", JPEG)
         assert b"X-Camera: yard\r\n" in viewer.until(b"--stillwatch-picture\r\n")
         street.board.show("cab", JPEG)
@@ -49,21 +49,21 @@ def test_several_cameras_share_one_connection(street: Street) -> None:
 def test_one_picture_is_taken_when_it_is_asked_for(street: Street) -> None:
     street.board.show("cab", b"old")
     with Reader(street.port, "/api/v1/cameras/cab/picture.jpg") as viewer:
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         street.board.show("cab", JPEG)
         assert b"image/jpeg" in viewer.until(JPEG)
-    until(lambda: street.board.viewers("cab") == 0)
+    until(lambda: street.board.asked("cab", "picture") == 0)
 
 
 def test_a_viewer_who_does_not_read_holds_up_nobody(street: Street) -> None:
     large = b"\xff\xd8" + bytes(500_000)
     with Reader(street.port, "/api/v1/cameras/cab/live.mjpg"):
-        until(lambda: street.board.viewers("cab") == 1)
+        until(lambda: street.board.asked("cab", "picture") == 1)
         for _ in range(20):
             street.board.show("cab", large)
             time.sleep(0.03)
         assert street.json("/healthz")["alive"]
-    until(lambda: street.board.viewers("cab") == 0)
+    until(lambda: street.board.asked("cab", "picture") == 0)
 
 
 def test_many_viewers_cost_no_threads(street: Street) -> None:
@@ -71,13 +71,13 @@ def test_many_viewers_cost_no_threads(street: Street) -> None:
     before = threading.active_count()
     viewers = [Reader(street.port, "/api/v1/pictures") for _ in range(20)]
     listeners = [Reader(street.port, "/api/v1/stream") for _ in range(20)]
-    until(lambda: street.board.viewers("cab") == 20)
+    until(lambda: street.board.asked("cab", "picture") == 20)
     for listener in listeners:
         listener.until(b"event: cameras")
     assert threading.active_count() <= before
     for one in (*viewers, *listeners):
         one.socket.close()
-    until(lambda: street.board.viewers("cab") == 0)
+    until(lambda: street.board.asked("cab", "picture") == 0)
 
 
 def test_messages_arrive_and_are_resumed_where_they_were_left(street: Street) -> None:
