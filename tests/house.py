@@ -13,13 +13,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 # What may not be exceeded, and what the design wants. A limit only ever goes down, or up with a reason in its commit.
 LIMITS = {
-    "lines": (25_922, 16_000),
-    "functions": (1_560, 1_100),
+    "lines": (25_901, 16_000),
+    "functions": (1_558, 1_100),
     "of them used once, %": (45, 45),
     "Any": (269, 300),
     "dict[str, Any]": (76, 80),
     'info["…"]': (1, 10),
-    "docstring words": (14_992, 15_000),
+    "docstring words": (14_984, 15_000),
     "functions over 60 lines": (2, 2),
     "files in the fullest folder": (9, 9),
     "import chain": (8, 8),

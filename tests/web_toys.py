@@ -14,6 +14,7 @@ from toys import video
 
 from stillwatch.monitor.config import CameraConfig, Keep, WatchConfig, Web
 from stillwatch.monitor.events import database, store
+from stillwatch.monitor.events.outbox import Dispatcher
 from stillwatch.monitor.state import Board, Gauges
 from stillwatch.monitor.web import app
 from stillwatch.monitor.web.server import Server
@@ -68,7 +69,7 @@ def opened(
     )
     board = Board(("Safe", "Bad"), ("Safe",), cameras)
     book = store.Store(plan.keep)
-    page = app.app(board, plan.keep.folder, plan, book, post, Gauges(board))
+    page = app.app(board, plan.keep.folder, plan, book, post or Dispatcher(book, ()), Gauges(board))
     server = Server(page, "127.0.0.1", 0)
     port = int(server.start().rstrip("/").rpartition(":")[2])
     try:

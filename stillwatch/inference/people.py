@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.errors import UserError
+from stillwatch.errors import UserError, one_line
 from stillwatch.inference import runtimes
 from stillwatch.media.image import fit
 
@@ -34,7 +34,7 @@ class People:
         try:
             p = self.score(np.zeros((*self._size, 3), np.uint8))
         except Exception as error:  # the runtime's own kinds
-            raise UserError(f"{model}: cannot run: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(f"{model}: cannot run: {one_line(error)}") from error
         if not 0 <= p <= 1:  # so written that a NaN is refused
             raise UserError(f"{model}: its score of an empty picture is {p:.3g}; wanted: a probability")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillwatch.errors import UserError, nearest
+from stillwatch.errors import UserError, nearest, one_line
 from stillwatch.inference.streams import State, Stream
 
 MAP = "map"  # the name of an exported net's further output (n,h·w): where the evidence is
@@ -105,7 +105,7 @@ def _explained(path: Path, runtime: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{path}: {runtime}: {error}") from None
     except Exception as error:  # each library has exceptions of its own, and no common ancestor below this one
-        raise UserError(f"{path}: {runtime} cannot read it: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{path}: {runtime} cannot read it: {one_line(error)}") from error
 
 
 def telemetry_off() -> None:

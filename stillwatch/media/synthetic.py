@@ -399,8 +399,8 @@ class Walker(NamedTuple):
 class Crowd(NamedTuple):
     one: Walker
     two: Walker
-    x3: float  # of one who passes
-    step3: float
+    passer: float  # x of a third one, who walks by
+    stride: float  # the passer's step
 
 
 def _crowd(label: str, r: np.random.Generator) -> Callable[[float], Crowd]:
@@ -500,7 +500,7 @@ def _street(
     tall, floor = r.uniform(0.42, 0.6), r.uniform(0.3, 0.4)
     dressed = np.random.default_rng([camera, 4])
     coats: list[Shade] = [(r, g, b) for r, g, b in dressed.uniform(20, 230, (6, 3)).tolist()]
-    passer = Walker(pose.x3, 0.04, 0.0, 0.45 * math.sin(pose.step3), 0.25, pose.step3, 1.0)
+    passer = Walker(pose.passer, 0.04, 0.0, 0.45 * math.sin(pose.stride), 0.25, pose.stride, 1.0)
     _figure(c, passer, floor - 0.12, tall * 0.75, (coats[4], coats[5]))
     _figure(c, pose.one, floor, tall, (coats[0], coats[1]))
     _figure(c, pose.two, floor, tall, (coats[2], coats[3]))

@@ -37,6 +37,7 @@ PREVIEW = 8.0  # pictures a second for viewers
 
 
 class CameraSlot:
+    newest: Frame  # from the first advance() on
     memory: streams.Memory  # of the net, once that is loaded; of a worker's camera only how many frames it has seen
     worker: Worker | None = None  # that looks for this camera; None: this process
     evidence: NDArray[np.uint8] | None = None  # (h,w), where the newest answer's is; as strong as what it accuses
@@ -46,7 +47,7 @@ class CameraSlot:
         self.armed = schedule.armed(time.time())
         self.name = alarm.camera
         self.pending: deque[Frame] = deque()  # arrived and not looked at; the camera's one credit keeps it short
-        self.newest: Frame | None = None
+        self._size = (0, 0)  # of the newest frame, as it came
         self.readings: list[Reading] = []  # of the face, since the newest frame but one
         self.time = 0.0  # of the newest frame, on the Alarm's clock
         self.decided: float | None = None  # time.monotonic() of the newest frame's decision
@@ -61,26 +62,26 @@ class CameraSlot:
         taken = list(self.pending) if self.camera.live else [self.pending[0]]
         for _ in taken:
             self.pending.popleft()
-        if self.newest and self.newest.size != taken[-1].size:  # another view: no look spans both
-            self.clear()
         self.newest = taken[-1]
+        if self._size != self.newest.size:  # another view: no look spans both
+            self._size = self.newest.size
+            self.clear()
         self.readings = [reading for frame in taken for reading in frame.readings]
         return True
 
     def vacant(self) -> bool:
         """Whether its newest picture is "empty": disarmed, or nobody there."""
-        frame = self.newest
-        if frame is None or frame.image is None or frame.status != "ok":
+        if self.newest.status != "ok":
             return False
         if not self.armed:
             self.readings = []
             self.clear()
-        elif self.people and not self.people(frame.image):
+        elif self.people and not self.people(self.newest.image):
             self.evidence = None
             self.memory.clear()
         else:
             return False
-        self.newest = frame._replace(status="empty")
+        self.newest = self.newest._replace(status="empty")
         return True
 
     def clear(self) -> None:
@@ -229,16 +230,11 @@ class Watch:
         return [slot for slot in free if slot.advance()]
 
     def predict(self, slots: Sequence[CameraSlot]) -> list[NDArray[np.float32] | None]:
-        """One forward for all; None without a picture, a person or a whole look."""
-        there = [slot for slot in slots if not slot.vacant()]
-        seen = [(slot, slot.newest) for slot in there if slot.newest is not None and slot.newest.image is not None]
-        p = streams.look(
-            self.detector.predict,
-            [frame.image for _, frame in seen if frame.image is not None],
-            [slot.memory for slot, _ in seen],
-            [frame.time for _, frame in seen],
-        )
-        answers = {slot.name: self._split(slot, row) for (slot, _), row in zip(seen, p, strict=True)}
+        """One forward for all; None without a person or a whole look."""
+        seen = [slot for slot in slots if not slot.vacant()]
+        images, times = [slot.newest.image for slot in seen], [slot.newest.time for slot in seen]
+        p = streams.look(self.detector.predict, images, [slot.memory for slot in seen], times)
+        answers = {slot.name: self._split(slot, row) for slot, row in zip(seen, p, strict=True)}
         return [answers.get(slot.name) for slot in slots]
 
     def exchange(self, slots: Sequence[CameraSlot]) -> list[tuple[CameraSlot, Answer]]:
@@ -251,11 +247,10 @@ class Watch:
             for slot in slots:
                 if slot.worker is not worker:
                     continue
-                frame = None if slot.vacant() or not worker.idle else slot.newest
-                if frame is None or frame.image is None:
+                if slot.vacant() or not worker.idle:
                     answered.append((slot, None))
                 else:
-                    looks.append((slot.name, frame.image, frame.time, slot.memory.seen == 0))
+                    looks.append((slot.name, slot.newest.image, slot.newest.time, slot.memory.seen == 0))
                     slot.memory.seen += 1
             if looks:
                 worker.ask(looks)
@@ -277,7 +272,6 @@ class Watch:
 
     def decide(self, slot: CameraSlot, p: NDArray[np.float32] | None) -> None:
         frame = slot.newest
-        assert frame is not None
         self._publish(slot, slot.alarm.step(frame.time, p, frame.status, slot.readings))
         now = time.monotonic()
         if slot.decided is not None and now > slot.decided:

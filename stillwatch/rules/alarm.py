@@ -100,7 +100,7 @@ class Alarm:
         """labels: K. safe: labels that accuse nobody. salt: makes this start's ids unique. threshold: the bundle's, for
         evidence, after rule.threshold; default 0.5. Raises UserError.
         """
-        self.camera, self.labels, self.salt = camera, tuple(labels), salt
+        self.camera, self.labels, self._ids = camera, tuple(labels), f"{camera}-{salt}" if salt else camera
         self.indicators, preset = indicators(rule, labels, safe, threshold), profile(rule)
         self.gauge_name, self._smooth, self._unsure = preset.gauge, preset.smooth, preset.unsure
         self._safe = frozenset(place for place, label in enumerate(labels) if label in safe)
@@ -272,8 +272,7 @@ class Alarm:
         for case in cases:
             other = self._cases.get(case.rule.under)
             covered = -1 if other is None or other.event is None else LEVELS.index(other.event.level)
-            prefix = f"{self.camera}-{self.salt}" if self.salt else self.camera
-            event = case.handle(case.indicator.step(sight), sight.now, f"{prefix}-{self._count + 1}", covered)
+            event = case.handle(case.indicator.step(sight), sight.now, f"{self._ids}-{self._count + 1}", covered)
             if event is not None:
                 self._count += event.state == "opened"
                 events.append(event)

@@ -65,7 +65,8 @@ class Normal:
     def __init__(self) -> None:
         normal = np.array([-1.15, -0.67, -0.32, -0.1, 0.1, 0.32, 0.67, 1.15]) / 0.815  # its quartiles lie 1 apart
         self._guess = np.array([[one.centre + one.spread * q for one in RANGES] for q in normal])
-        self._centre, self._spread = (np.array([one[place] for one in RANGES]) for place in (0, 1))
+        # Of eyes, mouth, yaw, pitch, roll
+        self.centre, self._spread = (np.array([one[place] for one in RANGES]) for place in (0, 1))
         self._samples = np.empty((KEPT, len(RANGES)))
         self._count = 0
         self._next = -math.inf
@@ -77,11 +78,6 @@ class Normal:
     def learnt(self) -> float:
         """0: the prior alone; 1: this driver alone."""
         return min(1.0, self._count / LEARNT)
-
-    @property
-    def centre(self) -> tuple[float, ...]:
-        """Of eyes, mouth, yaw, pitch, roll."""
-        return tuple(self._centre.tolist())
 
     def step(self, now: float, signals: Signals | None) -> Deviation | None:
         """now: s, rising. None: no face."""
@@ -95,12 +91,12 @@ class Normal:
         gone, self._seen = max(now - self._seen, 0.0), now
         if now >= self._next - 1e-6:
             self._next = max(self._next, now - EVERY) + EVERY if self._next > -math.inf else now + EVERY
-            frontal = abs(signals.yaw - self._centre[2]) <= FRONTAL
+            frontal = abs(signals.yaw - self.centre[2]) <= FRONTAL
             self._samples[self._count % KEPT] = x if frontal else (math.nan, *x[1:])
             self._count += 1
             if self._count < AT_ONCE or self._count % 5 == 0:
                 self._update()
-        less = np.array(x) - self._centre
+        less = np.array(x) - self.centre
         shut = min(max(-less[0] / self._travel, 0.0), 1.0)
         _, mouth, yaw, pitch, roll = less.tolist()
         here = Deviation(float(shut), mouth, yaw, pitch, roll, tuple((less / self._spread).tolist()))
@@ -119,7 +115,7 @@ class Normal:
             low, middle, high = np.percentile(x, (25, 50, 75))
             self._spread[place] = min(max(high - low, least), most)
             # Of the eyes above the median: lids shut half of the time must not become usual
-            self._centre[place] = middle if place else high - self._spread[0] / 2
+            self.centre[place] = middle if place else high - self._spread[0] / 2
         lids = own[~np.isnan(own[:, 0]), 0]
         rarest = np.percentile(lids, RAREST) if len(lids) else math.inf
-        self._travel = min(max(float(self._centre[0] - rarest), TRAVEL[0]), TRAVEL[1])
+        self._travel = min(max(float(self.centre[0] - rarest), TRAVEL[0]), TRAVEL[1])

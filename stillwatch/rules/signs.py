@@ -64,11 +64,12 @@ class Face:
         return (RECENT - 1) / (self._times[-1] - self._times[0])
 
     def state(self) -> FaceState:
-        one, usual = self.signals, dict(zip(("eyes", "mouth", "yaw", "pitch"), self.normal.centre, strict=False))
+        one, names = self.signals, ("eyes", "mouth", "yaw", "pitch")
+        usual = {name: round(value, 3) for name, value in zip(names, self.normal.centre.tolist(), strict=False)}
         seen = (None,) * 4 if one is None else (one.eyes, one.mouth, one.yaw, one.pitch)
         eyes, mouth, yaw, pitch = (None if value is None else round(value, 3) for value in seen)
         return FaceState(
-            eyes=eyes, mouth=mouth, yaw=yaw, pitch=pitch, usual={key: round(value, 3) for key, value in usual.items()},
+            eyes=eyes, mouth=mouth, yaw=yaw, pitch=pitch, usual=usual,
             shut=None if self.deviation is None else round(self.deviation.shut, 3), learnt=round(self.normal.learnt, 3),
         )  # fmt: skip
 

@@ -416,10 +416,8 @@ def test_a_disarmed_camera_opens_no_event_and_is_still_called_lost(tmp_path: Pat
         (fields,) = watch.board.cameras()
         assert (fields["armed"], fields["status"], fields["p"]) == (False, "empty", None)
         film(watch, camera, DANGER, base + 16, base + 26, fps=0.5)
-        camera.give(None, base + 26, "lost")  # type: ignore[attr-defined]
-        for number in range(40):
-            camera.give(None, base + 26 + number / 4, "lost")  # type: ignore[attr-defined]
-            turn(watch)
+        for number in range(40):  # as tick() says it, where no frame comes
+            slot.alarm.step(base + 26 + number / 4, None, "lost")
         assert [event.kind for event in slot.alarm.open] == ["camera"]
         slot.schedule = Schedule()
         film(watch, camera, DANGER, base + 40, base + 46)

@@ -54,7 +54,7 @@ def test_a_shift_of_all_signals_changes_nothing_once_it_is_learnt(shift: Shift, 
 def test_ten_bad_frames_move_it_little(bad: list[tuple[float, ...]], seconds: int) -> None:
     normal, usual = Normal(), Signals(0.27, 0.27, 0.06, 0.0, 0.0, 0.0, 0.9)
     now = learn(normal, drive(seconds))
-    before = np.array(normal.centre)
+    before = normal.centre.copy()
     for number, (eyes, *rest) in enumerate(bad):
         normal.step(now + 0.1 * (number + 1), Signals(eyes, eyes, *rest, 0.9))
     spread = np.array([one.least for one in RANGES])
@@ -70,10 +70,10 @@ def test_it_settles_within_the_stated_seconds_at_any_rate(fps: int) -> None:
     learn(normal, drive(30, fps, shift), fps)
     assert normal.learnt == pytest.approx(0.5, abs=0.01)
     prior, own = np.array([one.centre for one in RANGES])[:4], np.array([0.35, 0.26, 25.0, 15.0])
-    left = np.abs(np.array(normal.centre)[:4] - own) / np.abs(prior - own)
+    left = np.abs(normal.centre[:4] - own) / np.abs(prior - own)
     assert (left < 0.2).all(), "four fifths of the way after half a minute"
     learn(normal, drive(40, fps, shift), fps, start=30)
-    left = np.abs(np.array(normal.centre)[:4] - own) / np.abs(prior - own)
+    left = np.abs(normal.centre[:4] - own) / np.abs(prior - own)
     assert normal.learnt == 1.0 and (left < 0.12).all()
 
 

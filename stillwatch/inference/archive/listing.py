@@ -31,10 +31,6 @@ class File(NamedTuple):
     pieces: int = 1
 
 
-def kinds(clips: bool) -> tuple[str, ...]:
-    return decode.VIDEOS if clips else (*decode.PICTURES, *decode.VIDEOS)
-
-
 def listing(folder: Path, clips: bool = False) -> Iterator[File]:
     """Pictures and films by path, without dot names. clips: pictures are odd."""
     for path, about in _walk(folder, ""):

@@ -28,6 +28,7 @@ from stillwatch.inference.detector import Detector, face_net, fused_by, look_tic
 from stillwatch.inference.detector import rate as trained_rate
 from stillwatch.inference.timing import cores
 from stillwatch.media import weights
+from stillwatch.media.decode import PICTURES, VIDEOS
 from stillwatch.media.points import Signals
 from stillwatch.rules.normal import EVERY, Normal
 from stillwatch.run import NO_PROGRESS, Progress
@@ -177,8 +178,8 @@ def _cut(made: bundles.Bundle, folder: Path) -> list[tuple[File, ...]]:
     clips = len(made.manifest.input.shape) == 4
     found = list(listing.cut(listing.listing(folder, clips)))
     if all(file.odd for shard in found for file in shard):
-        wanted = "film" if clips else "picture or film"
-        raise UserError(f"{folder}: no {wanted} in it; read are {' '.join(listing.kinds(clips))}")
+        wanted, kinds = ("film", VIDEOS) if clips else ("picture or film", PICTURES + VIDEOS)
+        raise UserError(f"{folder}: no {wanted} in it; read are {' '.join(kinds)}")
     return found
 
 

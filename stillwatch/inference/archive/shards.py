@@ -37,7 +37,7 @@ class Task(NamedTuple):
     model: str  # the file that the detector chose
     runtime: str
     shape: tuple[int, ...]  # (H,W,C) or (T,H,W,C)
-    how: str  # the bundle's fit
+    how: pixels.How  # the bundle's fit
     rate: float | None
     key: str
     ticks: tuple[int, ...] = (0,)  # a look's moments, in frames of `rate` before the newest
@@ -160,7 +160,7 @@ def frames(
     height, width, channels = task.shape[-3:]
 
     def fit(image: decode.Picture, whole: decode.Picture | None = None) -> decode.Picture:
-        small: decode.Picture = pixels.fit(image, (height, width), task.how, channels)  # type: ignore[arg-type]
+        small = pixels.fit(image, (height, width), task.how, channels)
         return faces.note(image if whole is None else whole, small) if faces else small
 
     if faces:

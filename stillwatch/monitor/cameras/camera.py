@@ -32,7 +32,7 @@ class Frame(NamedTuple):
     camera: str
     index: int  # type: ignore[assignment]  # counts what the source gave, from 0 on; a gap is what was dropped
     time: float  # s, the Alarm's clock: monotonic where it is live, else the file's own seconds
-    image: NDArray[np.uint8] | None  # (h,w,c), of the net's size
+    image: NDArray[np.uint8]  # (h,w,c), of the net's size
     status: Status
     captured: float  # time.monotonic() when it left the demuxer
     readings: tuple[Reading, ...] = ()  # of the driver's face since the frame before

@@ -207,7 +207,6 @@ class Encode:
     def __init__(self, buffer: PacketBuffer, fps: float):
         self._buffer, self._fps = buffer, max(1, round(fps))
         self._size = (0, 0)
-        self._codec: VideoCodecContext | None = None
         self._header: bytes | None = None
         self._timeline = Timeline()
         self._count = 0
@@ -217,10 +216,9 @@ class Encode:
         height, width = image.shape[0] & ~1, image.shape[1] & ~1
         if not height or not width:
             return
-        if self._codec is None or self._size != (height, width):
+        if self._size != (height, width):
             self._size, self._header, self._count = (height, width), None, 0
-            self._codec = VideoCodecContext.create(ENCODER, "w")  # type: ignore[assignment]
-            assert self._codec is not None
+            self._codec: VideoCodecContext = VideoCodecContext.create(ENCODER, "w")  # type: ignore[assignment]
             self._configure(self._codec)
             self._codec.flags |= GLOBAL_HEADER
         frame = av.VideoFrame.from_ndarray(image[:height, :width], format="rgb24").reformat(format="yuv420p")

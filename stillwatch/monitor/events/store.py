@@ -77,10 +77,10 @@ class Store:
         self._lock = FileLock(self.folder / ".lock")
         self._recovered = False
         self._offset, self._trusted = time.time() - time.monotonic(), time.monotonic() + START
-        self._db: sqlite3.Connection | None = None
+        db = None
         try:
             self._before = [file.name for part in ("", ".part") for file in media_files.media_files(self.folder, part)]
-            self._db = self._open()
+            db = self._open()
             self._report(None)
         except (OSError, sqlite3.Error) as error:
             code = error_code(error)
@@ -93,7 +93,7 @@ class Store:
         except BaseException:
             self._lock.release()
             raise
-        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(db,), name="store", daemon=True)
         self._thread.start()
 
     @property
@@ -235,8 +235,7 @@ class Store:
         name = database.set_aside(self.folder)
         self._faults.append(f"the database was broken ({error}): it lies beside as {name}")
 
-    def _run(self) -> None:
-        db, self._db = self._db, None
+    def _run(self, db: sqlite3.Connection | None) -> None:
         pause, due = 0.0 if db else PAUSE, time.monotonic() + SWEEP
         try:
             while self._wait(pause):

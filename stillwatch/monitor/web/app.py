@@ -79,7 +79,7 @@ async def healthz() -> Alive:
 async def readyz(hub: Hub) -> Response:
     """200 once every camera has been looked at or has failed; 503 until then, and why. Trouble with events is said."""
     waiting = sum(camera["state"] == "starting" for camera in hub.board.cameras())
-    why = hub.store.trouble if hub.store else None
+    why = hub.store.trouble
     if not hub.board.ready:
         why = f"{waiting} of {len(hub.names)} cameras have not been looked at yet" if waiting else "starting"
     return JSONResponse(Ready(ready=hub.board.ready, why=why).model_dump(), 200 if hub.board.ready else 503)
@@ -98,10 +98,9 @@ def metrics(hub: Hub) -> Response:
     level("ready", "1: every camera has been looked at, or has failed", hub.board.ready)
     with suppress(OSError):
         level("disk_free_bytes", "Of the disk that holds events and clips", shutil.disk_usage(hub.folder).free)
-    if hub.store:
-        level("rows_waiting", "Rows that are not on disk yet", hub.store.waiting)
-        level("store_trouble", "1: something is wrong with the disk or the database", hub.store.trouble is not None)
-    for sink in hub.post.status() if hub.post else []:
+    level("rows_waiting", "Rows that are not on disk yet", hub.store.waiting)
+    level("store_trouble", "1: something is wrong with the disk or the database", hub.store.trouble is not None)
+    for sink in hub.post.status():
         for key in ("pending", "sent", "failed", "held"):
             level(f"sink_{key}", f"Messages of a sink: {key}", getattr(sink, key), sink=sink.name)
     return Response(hub.gauges.text(), media_type=MEDIA_TYPE)
@@ -136,8 +135,8 @@ def status(hub: Hub) -> Status:
     return Status(
         version=__version__, started=hub.board.started, now=time.time(), ready=hub.board.ready,
         labels=list(hub.board.labels), safe=list(hub.board.safe), cameras=hub.names,
-        sinks=[asdict(sink) for sink in hub.post.status()] if hub.post else [], guarded=hub.keys is not None,
-        trouble=hub.store.trouble if hub.store else None, waiting=hub.store.waiting if hub.store else 0,
+        sinks=[asdict(sink) for sink in hub.post.status()], guarded=hub.keys is not None,
+        trouble=hub.store.trouble, waiting=hub.store.waiting,
     )  # fmt: skip
 
 
@@ -249,8 +248,6 @@ def media_response(hub: StreamHub, id: str, key: Literal["clip", "thumbnail"]) -
 def mark(id: str, marks: Marks, hub: Hub) -> Marked:
     """Acknowledge, call it false or true, or take that back. A false one is filed under the first safe label."""
     row = hub.find(id)
-    if hub.store is None:
-        raise HTTPException(503, "events cannot be marked: nothing is kept here")
     given: dict[str, Any] = marks.model_dump(include=marks.model_fields_set)
     hub.store.mark(id, **given)
     hub.board.publish("event", id=id, marks=given)
@@ -277,9 +274,7 @@ def _file_negatives(hub: StreamHub, row: database.StoredEvent) -> tuple[int, str
 # --- the app ----------------------------------------------------------------------------------------------------------
 
 
-def app(
-    board: Board, folder: Path, plan: WatchConfig, store: "Store | None", post: "Dispatcher | None", gauges: Gauges
-) -> FastAPI:
+def app(board: Board, folder: Path, plan: WatchConfig, store: "Store", post: "Dispatcher", gauges: Gauges) -> FastAPI:
     """The page and its API. Raises UserError for an address that others can reach without a token."""
     token = auth.token_of(plan.web)
     keys = auth.TokenAuth(token, folder / ".logouts") if token else None

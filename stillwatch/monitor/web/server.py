@@ -75,13 +75,14 @@ class AbortingServer(uvicorn.Server):
 
 
 class Server:
+    _server: AbortingServer  # both from start() on
+    _thread: threading.Thread
+
     def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 0):
         """Raises UserError."""
         if not auth.loopback(host) and app.state.hub.keys is None:
             raise UserError(f'web.host = "{host}": anybody on the network could look; give [web] a token')
         self._app, self._host, self._port = app, host.strip("[]"), port
-        self._server: AbortingServer | None = None
-        self._thread: threading.Thread | None = None
 
     def start(self) -> str:
         """Bind and answer; returns the address. Raises UserError."""
@@ -108,13 +109,10 @@ class Server:
 
     def close(self, within: float = 2.0) -> None:
         """End streams and stop listening within about `within` seconds."""
-        if self._server is None or self._thread is None:
-            return
         self._app.state.hub.closing.set()
         self._server.config.timeout_graceful_shutdown = 0.6 * within  # type: ignore[assignment]
         self._server.should_exit = True
         self._thread.join(within + 1)
-        self._thread = None
 
 
 def _listen(host: str, port: int) -> socket.socket:

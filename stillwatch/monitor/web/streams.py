@@ -36,7 +36,7 @@ MJPEG = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
 
 class StreamHub:
     def __init__(
-        self, board: Board, folder: Path, store: "Store | None", post: "Dispatcher | None", gauges: Gauges,
+        self, board: Board, folder: Path, store: "Store", post: "Dispatcher", gauges: Gauges,
         keys: auth.TokenAuth | None, patience: auth.LoginThrottle,
     ):  # fmt: skip
         self.board, self.folder, self.store, self.post, self.gauges = board, folder, store, post, gauges
@@ -46,9 +46,10 @@ class StreamHub:
         self._shared: tuple[float, bytes] = (-math.inf, b"")
 
     def cameras(self) -> Cameras:
-        trouble, waiting = (self.store.trouble, self.store.waiting) if self.store else (None, 0)
-        cameras = [self.camera(name) for name in self.names]
-        return Cameras(now=time.time(), ready=self.board.ready, trouble=trouble, waiting=waiting, cameras=cameras)
+        return Cameras(
+            now=time.time(), ready=self.board.ready, trouble=self.store.trouble, waiting=self.store.waiting,
+            cameras=[self.camera(name) for name in self.names],
+        )  # fmt: skip
 
     def camera(self, name: str) -> Camera:
         """The board's fields; what is said of a picture only while there is one."""
