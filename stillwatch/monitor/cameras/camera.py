@@ -50,6 +50,8 @@ class Note(NamedTuple):
 
 
 class Camera:
+    _child: subprocess.Popen[bytes]
+
     def __init__(self, config: CameraConfig, keep: Keep, takes: Input, faces: NetFile | bool = False):
         """takes: what the net does. faces: are read, with that net. Raises UserError if it can never open."""
         self.config = config
@@ -63,10 +65,9 @@ class Camera:
         self.words = "starting"
         self.damaged = False  # a share of its pictures is, which are left out
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self.connection: Channel | None = None
+        self.connection: Channel | None = None  # to the child; None: none runs
         self._settings = (config, keep, takes, faces)
         self._takes = takes.shape[-3:]
-        self._child: subprocess.Popen[bytes] | None = None
         self._inbox: list[Frame | Note] = []
         self._preview = (0.0, False, False)
         self._clips: dict[str, Path] = {}  # that are being written
@@ -80,7 +81,7 @@ class Camera:
         self._stopping = False
 
     def start(self) -> None:
-        if self._child is None and not self._stopping:
+        if self.connection is None and not self._stopping:
             self._spawn()
 
     def take(self) -> list[Frame | Note]:
@@ -90,12 +91,12 @@ class Camera:
 
     def tick(self, now: float) -> None:
         """The watchdog: call a few times a second with time.monotonic()."""
-        if self._child is None and not self._stopping and self._respawn is not None and now >= self._respawn:
+        if self.connection is None and not self._stopping and self._respawn is not None and now >= self._respawn:
             self.counters["respawns"] += 1
             self._spawn()
             return
         self._receive()
-        if self._child is None:
+        if self.connection is None:
             return
         # For a child that cannot report its stall itself
         if self.live and self.state == "live" and now - self._seen >= self.config.stall + 1 / self.config.fps:
@@ -160,11 +161,10 @@ class Camera:
         try:
             self.connection.send(*message)
         except OSError:  # gone, or so deaf that its buffer is full: the watchdog ends it
-            if self._child is not None:
-                self._child.kill()
+            self._child.kill()
 
     def _receive(self) -> None:
-        if self.connection is None or self._child is None:
+        if self.connection is None:
             return
         try:
             for message in self.connection.read():
@@ -235,14 +235,12 @@ class Camera:
             self._note("state", state=state, words=words)
 
     def _end_child(self, words: str) -> None:
-        child, self._child = self._child, None
-        if child is None:
+        if self.connection is None:
             return
-        child.kill()  # does nothing to one that was reaped
-        child.wait()
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
+        self._child.kill()  # does nothing to one that was reaped
+        self._child.wait()
+        self.connection.close()
+        self.connection = None
         self._earlier = {name: self.counters[name] for name in PULSE}
         for event, path in self._clips.items():  # fragmented, so what reached the disk can be played
             part = path.with_name(path.name + ".part")

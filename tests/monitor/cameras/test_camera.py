@@ -355,7 +355,7 @@ def test_a_child_that_never_speaks_gets_twice_as_long_the_next_time(monkeypatch:
         camera.start()
         for patience in (20, 40, 80, 160, 160):
             camera.tick(camera._born + patience - 1)
-            assert camera._child is not None
+            assert camera.connection is not None
             camera.tick(camera._born + patience + 1)
             assert camera.words == f"its process gave no sign of life for {patience} s"
             if camera._mute < 5:
@@ -654,7 +654,7 @@ def test_cameras_stop_all_at_once(watched: Any) -> None:
         stop.start()
     for stop in stops:
         stop.join(PATIENCE)
-    assert [one.camera._child for one in them] == [None] * 3
+    assert [one.camera.connection for one in them] == [None] * 3
 
 
 # ---- RTSP, where a real server is installed
