@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 # What may not be exceeded, and what the design wants. A limit only ever goes down, or up with a reason in its commit.
 LIMITS = {
-    "lines": (25_899, 16_000),
+    "lines": (25_895, 16_000),
     "functions": (1_558, 1_100),
     "of them used once, %": (45, 45),
     "Any": (269, 300),

@@ -55,7 +55,7 @@ class Fake:
         self.index += 1
         self.state = "live"
         self.counters["frames"] += 1
-        self.put(Frame(self.config.name, self.index, at, image, status, time.monotonic(), (), self.size))  # type: ignore[arg-type]
+        self.put(Frame(self.index, at, image, status, time.monotonic(), (), self.size))  # type: ignore[arg-type]
 
     def put(self, one: Any) -> None:
         self._held.append(one)
@@ -143,7 +143,7 @@ def test_a_fight_is_one_event_with_picture_and_clip_and_it_ends(tmp_path: Path) 
         assert path.parent.parent == tmp_path / "kept" / "clips"
         assert base - 5 <= since <= base + 4 - 5 + 1  # five seconds before it began
         assert base + 9 <= at <= base + 25
-        camera.put(Note("c0", "thumbnail", {"event": id, "jpeg": b"\xff\xd8jpeg"}))
+        camera.put(Note("thumbnail", {"event": id, "jpeg": b"\xff\xd8jpeg"}))
         turn(watch)
     (event,) = database.events(tmp_path / "kept")
     assert (event.id, event.camera, event.state, event.label) == (id, "c0", "closed", "danger")
@@ -237,7 +237,7 @@ def test_pictures_are_asked_for_only_while_somebody_looks(tmp_path: Path) -> Non
         watch.tick()
         with watch.board.viewing("c0"):
             watch.tick()
-            camera.put(Note("c0", "jpeg", {"jpeg": b"new"}))
+            camera.put(Note("jpeg", {"jpeg": b"new"}))
             turn(watch)
         watch.tick()
         assert [words[1] for words in camera.did("preview")] == [0.0, loop.PREVIEW, loop.PREVIEW, 0.0]
@@ -284,7 +284,7 @@ def test_what_becomes_of_a_camera_and_of_the_disk_is_said_in_the_log(tmp_path: P
     said: list[str] = []
     with loop.Watch(watch_config(tmp_path, "a"), log=said.append) as watch:
         camera: Any = watch.slots[0].camera
-        camera.put(Note("c0", "state", {"state": "lost", "words": "connection refused"}))
+        camera.put(Note("state", {"state": "lost", "words": "connection refused"}))
         turn(watch)
         watch.store.trouble = "event cannot be written: database or disk is full"
         watch.tick()
@@ -340,7 +340,7 @@ def test_a_camera_of_another_shape_than_the_training_pictures_is_said_once(tmp_p
     said: list[str] = []
     with loop.Watch(watch_config(tmp_path, "rtsp://x/", "rtsp://y/"), log=said.append) as watch:
         for slot, size in zip(watch.slots, ((480, 640), (640, 480)), strict=True):
-            slot.camera.put(Note(slot.name, "shape", dict(zip(("height", "width"), size, strict=True))))  # type: ignore[attr-defined]
+            slot.camera.put(Note("shape", dict(zip(("height", "width"), size, strict=True))))  # type: ignore[attr-defined]
         turn(watch)
     assert [line.split(": ")[:2] for line in said] == [["c1", "warning"]]
     assert "480×640, is 0.75 times as wide as high (portrait)" in said[0]

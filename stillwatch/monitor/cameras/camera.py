@@ -29,7 +29,6 @@ SETTLED = 10.0  # seconds after which a child that died is not held to be one th
 
 
 class Frame(NamedTuple):
-    camera: str
     index: int  # type: ignore[assignment]  # counts what the source gave, from 0 on; a gap is what was dropped
     time: float  # s, the Alarm's clock: monotonic where it is live, else the file's own seconds
     image: NDArray[np.uint8]  # (h,w,c), of the net's size
@@ -44,7 +43,6 @@ class Note(NamedTuple):
     clip {event, path, seconds, whole}; trouble {words}.
     """
 
-    camera: str
     what: Literal["state", "shape", "jpeg", "thumbnail", "clip", "trouble"]
     fields: dict[str, Any]
 
@@ -196,9 +194,7 @@ class Camera:
                 self._position = (index + 1, seconds)
                 if not self._stopping:
                     self._set("live", "some pictures arrive damaged and are left out" if self.damaged else "live")
-                self._inbox.append(
-                    Frame(self.config.name, index, seconds, image, status, captured, readings, self._size)
-                )
+                self._inbox.append(Frame(index, seconds, image, status, captured, readings, self._size))
             case ("pulse", *counts) if len(counts) == len(PULSE) and all(isinstance(n, int) for n in counts):
                 for name, count in zip(PULSE, counts, strict=True):
                     self.counters[name] = self._earlier.get(name, 0) + count
@@ -227,7 +223,7 @@ class Camera:
                 raise ValueError
 
     def _note(self, what: Literal["state", "shape", "jpeg", "thumbnail", "clip", "trouble"], **fields: object) -> None:
-        self._inbox.append(Note(self.config.name, what, fields))
+        self._inbox.append(Note(what, fields))
 
     def _set(self, state: State, words: str) -> None:
         if (state, words) != (self.state, self.words):
