@@ -97,7 +97,7 @@ class Toy:
         self.samples = [Sample(f"{who}{n}", Path(), "", who) for who in people for n in range(9)]
         self.y = np.array([n % 3 if place < 9 * labelled else -1 for place, n in enumerate([*range(9)] * len(people))])
         self.rows = {"train": np.flatnonzero(self.y >= 0)}
-        self.recipe, self.store = SimpleNamespace(labels=("a", "b", "c")), SimpleNamespace(key=people)
+        self.recipe, self.store = SimpleNamespace(labels=("a", "b", "c")), SimpleNamespace(content=people)
 
 
 def test_a_teacher_s_face_head_has_not_met_whom_it_speaks_of(monkeypatch: pytest.MonkeyPatch) -> None:
