@@ -32,12 +32,13 @@ from torch import nn
 from benchmarks.naive import OPTIMIZERS, Naive, Spent, accelerator
 from stillwatch import recipe
 from stillwatch.errors import UserError
-from stillwatch.lab.data.reader import Sample, decode, gather
+from stillwatch.lab.data.reader import decode, gather
+from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.data.splits import assign
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline
-from stillwatch.lab.training.runs import load_net
+from stillwatch.lab.training.runs import RunOptions, load_net
 from stillwatch.media import synthetic
 from stillwatch.recipe import Data, Fit, Recipe
 from stillwatch.run import Progress, Run
@@ -153,7 +154,7 @@ def ours(stage: Stage, task: Recipe, root: Path, spent: Spent) -> Run:
     """One stage by the pipeline: gather, decode, audit, cache, train, validate, predict and save are all counted."""
     ears = Ears()
     work = pipeline.teach if stage == "teach" else pipeline.distil
-    run = work(task, root=root, fresh=True, progress=Progress(bar=ears.bar))
+    run = work(task, RunOptions(root, fresh=True, progress=Progress(bar=ears.bar)))
     spent.seen, spent.accuracy = ears.seen, run.history()[-1]["valid"]["accuracy"]
     spent.phases = ears.phases
     return run

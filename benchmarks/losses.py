@@ -17,7 +17,7 @@ from stillwatch.cli.console import progress
 from stillwatch.errors import UserError
 from stillwatch.lab.training.losses import needs_teacher
 from stillwatch.lab.training.pipeline import distil, teach
-from stillwatch.lab.training.runs import finished_run, recipe_for
+from stillwatch.lab.training.runs import RunOptions, finished_run, recipe_for
 from stillwatch.recipe import Recipe
 from stillwatch.registry import Spec
 from stillwatch.run import Run, commit
@@ -56,7 +56,7 @@ def arms_of(wanted: Recipe) -> Iterator[tuple[dict[str, str], tuple[Spec, ...]]]
 
 def run_of(wanted: Recipe, root: Path) -> Run:
     kind = "distilled" if any(map(needs_teacher, wanted.fit.loss)) else "alone"
-    return finished_run(wanted, kind, root) or distil(wanted, kind == "alone", root, progress=progress())
+    return finished_run(wanted, kind, root) or distil(wanted, RunOptions(root, progress=progress()), kind == "alone")
 
 
 def rows_of(wanted: Recipe, folds: list[int], seeds: list[int], root: Path, note: str) -> Iterator[dict[str, Any]]:
@@ -64,7 +64,7 @@ def rows_of(wanted: Recipe, folds: list[int], seeds: list[int], root: Path, note
     teachers, alone = list[float](), list[tuple[Any, Any]]()
     for fold in folds:
         asked = recipe_for(wanted, fold, 0, "teacher")
-        run = finished_run(asked, "teacher", root) or teach(asked, root, progress=progress())
+        run = finished_run(asked, "teacher", root) or teach(asked, RunOptions(root, progress=progress()))
         test = predictions.read(run, "test")
         teachers.append(metrics.macro_f1(test.y, test.p))
     for about, loss in arms_of(wanted):

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment
 from stillwatch.lab.data.dataset import SPLITS
-from stillwatch.lab.data.reader import Sample, gather
+from stillwatch.lab.data.reader import gather
+from stillwatch.lab.data.sources import Sample
 from stillwatch.lab.data.splits import assign
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
@@ -97,9 +98,7 @@ class Naive:
         net = classifier.build_side(self.task, side)
         step = TrainStep(
             net,
-            losses.parts(
-                plan.loss if teacher_net else pipeline.without_teacher(plan.loss), self._task(net, teacher_net)
-            ),
+            losses.parts(pipeline.losses_of(plan, teacher_net is not None), self._task(net, teacher_net)),
         )
         step.to(device)
         if teacher_net:
@@ -119,8 +118,8 @@ class Naive:
             labels=len(self.task.labels),
             counts=tuple(counts[number] for number in range(len(self.task.labels))),
             head=net.kind,
-            student=losses.Shape(*net.shape()),
-            teacher=losses.Shape(*teacher_net.shape()) if teacher_net else None,
+            student=losses.Shape(net.dim, net.channels),
+            teacher=losses.Shape(teacher_net.dim, teacher_net.channels) if teacher_net else None,
         )
 
     def _loader(self, split: str, batch: int, change: augment.Augment | None = None) -> DataLoader[Any]:

@@ -119,14 +119,11 @@ def alarm_score(p: ArrayLike, safe: Sequence[int]) -> Floats:
 def operating_point(
     y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float, groups: Names | None = None
 ) -> dict[str, float] | None:
-    """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
+    """The lowest alarm_score threshold at which at most `rate`, 0 to below 1, of the safe samples alarm.
 
     groups: (N,): and for four groups in five at most twice `rate` of their own. Samples at it alarm. Above every score
-    if a safe sample's is highest. None where all or no classes are safe, or y lacks one kind. Raises ValueError unless
-    0 <= rate < 1.
+    if a safe sample's is highest. None where all or no classes are safe, or y lacks one kind.
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate {rate} must lie from 0 to below 1")
     truth, table = checked(y, p)
     harmless = np.isin(truth, list(safe))
     if not harmless.any() or harmless.all() or len(set(safe)) == table.shape[1]:
@@ -283,7 +280,7 @@ def paired(
         raise ValueError(f"p_a {stack_a.shape} and p_b {stack_b.shape} must match")
     weights, codes, picked = bootstrap_weights(groups, len(stack_a), draws, seed)
     (a, whole_a), (b, whole_b) = (_drawn(metric, y, stack, codes, weights) for stack in (stack_a, stack_b))
-    ends, gain = _ends(b - a, whole_b - whole_a, picked, weights.shape[1]), _mean(b - a, picked)
+    ends, gain = _ends(b - a, whole_b - whole_a, picked, weights.shape[1]), ((b - a) * picked.T).sum(0)
     told = gain[np.isfinite(gain)]
     better = float((told > 0).mean() + (told == 0).mean() / 2) if ends else None
     return Paired(float((whole_b - whole_a).mean()), ends, better)
@@ -405,7 +402,7 @@ def _stack(p: ArrayLike) -> NDArray[np.generic]:
     return table[None] if table.ndim == 2 else table
 
 
-def bootstrap_weights(groups: Any, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
+def bootstrap_weights(groups: Names, trainings: int, draws: int, seed: int) -> tuple[Floats, Ints, Floats]:
     """(D,G) draws of groups, (N,) group of each sample, (D,S) shares of trainings."""
     codes, number = clusters(groups)
     rng, draws = np.random.default_rng(seed), min(draws, max(10_000_000 // max(number, 1), 1000))
@@ -429,8 +426,6 @@ def _drawn(
     folds: ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
     """(S,D) by draw, (S,) as it is."""
-    if name not in METRICS:
-        raise ValueError(f"{name!r} is no metric; known: {', '.join(METRICS)}")
     parts = np.zeros(len(codes), np.int64) if folds is None else np.asarray(folds)
     whole, rows = np.ones((1, weights.shape[1])), []
     for one in _stack(p):
@@ -482,17 +477,13 @@ def _by_fold(figure: Callable[[Ints, Floats, Floats, Sequence[int]], Floats]) ->
     return drawn
 
 
-def _mean(values: Floats, picked: Floats) -> Floats:
-    return (values * picked.T).sum(0)
-
-
 def _ends(values: Floats, whole: Floats, picked: Floats, groups: int) -> list[float] | None:
     """Expanded percentile interval of the mean of (S,D) draws; None where most are undefined."""
     known = np.isfinite(values.sum(0))
     trainings = len(values)
     if known[:FEWEST].mean() < 0.5 or not np.isfinite(whole).all():
         return None
-    means = _mean(values[:, known], picked[known])
+    means = (values[:, known] * picked[known].T).sum(0)
     by_group = values[:, known].mean(0).var() * groups / (groups - 1)
     by_training = whole.var(ddof=1) / trainings if trainings > 1 else 0.0
     true, drawn = by_group + by_training, means.var()

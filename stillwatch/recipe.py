@@ -13,13 +13,9 @@ from stillwatch.errors import UserError, explain, nearest
 
 Table = TypeVar("Table", bound=BaseModel)
 Spec: TypeAlias = str | dict[str, Any]  # what registry.build takes
-WITHOUT_WEIGHTS = (
-    "smallcnn",
-    "mnist-cnn",
-    "mnist-small",
-    "yolo-cls-n",
-    "r2plus1d-small",
-)  # nets of NETS that have none of ImageNet
+SideName: TypeAlias = Literal["teacher", "student"]
+# Nets of NETS that have none of ImageNet
+WITHOUT_WEIGHTS = ("smallcnn", "mnist-cnn", "mnist-small", "yolo-cls-n", "r2plus1d-small")
 SHIPPED = Path(__file__).parent / "recipes"
 SCHEMAS = Path(__file__).parent / "schemas"  # by tests/schemas.py
 SEEN = ("size", "look", "windows", "frames", "rate", "fit", "gray", "region")  # keys of [teacher.data]
@@ -186,7 +182,7 @@ class Export(Strict):
 
 class Tune(Strict):
     keys: dict[str, Any] = {}  # "fit.lr" = {from=1e-4, to=1e-2, log=true}, or a list of choices
-    side: Literal["teacher", "student"] = "student"
+    side: SideName = "student"
     metric: Literal["macro_f1", "accuracy", "loss"] = "macro_f1"  # on validation
     fit: dict[str, Any] = {}  # keys of [fit] that differ in a trial, such as fewer epochs
 
@@ -270,14 +266,14 @@ class Recipe(Strict):
             )
         return self
 
-    def seen_by(self, side: Literal["teacher", "student"]) -> "Recipe":
+    def seen_by(self, side: SideName) -> "Recipe":
         """With the pixels that this side sees: [teacher.data] over [data]. Samples and splits are shared."""
         if side == "student" or not self.teacher.data:
             return self
         data = Data.model_validate(self.data.model_dump() | self.teacher.data)
         return self.model_copy(update={"data": data, "teacher": self.teacher.model_copy(update={"data": {}})})
 
-    def fit_of(self, side: Literal["teacher", "student"]) -> Fit:
+    def fit_of(self, side: SideName) -> Fit:
         """With that side's own keys."""
         return Fit.model_validate(self.fit.model_dump() | getattr(self, side).fit)
 
@@ -324,21 +320,19 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 def check(raw: dict[str, Any], place: str) -> Recipe:
     """Raises UserError."""
+    model: type[BaseModel] = Recipe
+    prefix = ""
     try:
         recipe = Recipe.model_validate(raw)
         plans: dict[str, Callable[[Any], Fit]] = dict.fromkeys(("teacher", "student"), recipe.fit_of)
         plans |= dict.fromkeys(("prune", "quantise", "tune", "adapt"), recipe.fit_in)
         for table, plan in plans.items():
-            try:
-                plan(table)
-            except ValidationError as error:
-                raise UserError(_lines(place, error, Fit, f"{table}.fit.")) from error
-        try:
-            recipe.seen_by("teacher")
-        except ValidationError as error:
-            raise UserError(_lines(place, error, Data, "teacher.data.")) from error
+            model, prefix = Fit, f"{table}.fit."
+            plan(table)
+        model, prefix = Data, "teacher.data."
+        recipe.seen_by("teacher")
     except ValidationError as error:
-        raise UserError(_lines(place, error, Recipe, "") + _folders(raw)) from error
+        raise UserError(explain(error, model, lambda _: place, prefix) + _folders(raw)) from error
     return recipe
 
 
@@ -347,7 +341,7 @@ def _folders(raw: dict[str, Any]) -> str:
     root = raw["data"].get("root") if isinstance(raw.get("data"), dict) else None
     if "labels" in raw or not isinstance(root, str) or not Path(root).is_dir():
         return ""
-    inner = next((folder for folder in (Path(root, "train"),) if folder.is_dir()), Path(root))
+    inner = train if (train := Path(root, "train")).is_dir() else Path(root)
     names = sorted(folder.name for folder in inner.iterdir() if folder.is_dir() and folder.name[0] != ".")
     return f"; by the folders in {inner}: labels = {json.dumps(names[:40], ensure_ascii=False)}" if names else ""
 
@@ -372,7 +366,7 @@ def laid(model: type[Table], raw: Mapping[str, Any], overrides: Iterable[str], p
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        raise UserError(_lines(place, error, model, "")) from error
+        raise UserError(explain(error, model, lambda _: place)) from error
 
 
 def _lay(raw: dict[str, Any], override: str) -> None:
@@ -393,7 +387,3 @@ def _lay(raw: dict[str, Any], override: str) -> None:
             raise UserError(f"{override!r}: {step} is not a table")
         raw = inner
     raw[last] = value
-
-
-def _lines(place: str, error: ValidationError, model: type[BaseModel], prefix: str) -> str:
-    return explain(error, model, lambda _: place, prefix)

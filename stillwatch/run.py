@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -18,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from stillwatch.atomic import FileLock, atomic
 from stillwatch.errors import UserError, explain, nearest
-from stillwatch.recipe import Recipe, amend, check
+from stillwatch.recipe import Net, Recipe, SideName, amend, check
 
 PACKAGES = ("stillwatch", "torch", "timm", "accelerate", "numpy", "opencv-python-headless")
 
@@ -126,7 +127,7 @@ class RunInfo(BaseModel):
     trials: int | None = None
     values: dict[str, Any] = {}
     # ---- a bundle's file under judgement
-    side: Literal["teacher", "student"] | None = None
+    side: SideName | None = None
     runtime: str | None = None
     precision: str | None = None
 
@@ -229,13 +230,23 @@ class Run:
         return cls(path, info)
 
     @property
-    def side(self) -> Literal["teacher", "student"]:
+    def side(self) -> SideName:
         """Whose net it keeps, and whose pixels it saw."""
-        return "teacher" if self.info.kind == "teacher" else "student"
+        # A bundle's file states it, as its kind is its name
+        return "teacher" if (self.info.side or self.info.kind) == "teacher" else "student"
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         return check(self.info.recipe, str(self.path / "run.json"))
+
+    @property
+    def seen(self) -> Recipe:
+        """The recipe with the pixels that its net saw."""
+        return self.recipe.seen_by(self.side)
+
+    @property
+    def net(self) -> Net:
+        return self.recipe.teacher.net if self.side == "teacher" else self.recipe.student.net
 
     def amended(self, overrides: Iterable[str], tables: Iterable[str]) -> "Run":
         """Lays `key=value` over those tables. Raises UserError for other keys."""
@@ -303,6 +314,7 @@ class Run:
 
     def note(self, **fields: Any) -> None:
         self.info = self.info.changed(**fields)
+        vars(self).pop("recipe", None)  # it is read anew
         self.save_json("run.json", self.info.model_dump(exclude_unset=True))
 
     def finish(self, status: str = "done", **fields: Any) -> None:

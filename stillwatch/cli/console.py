@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -45,10 +46,6 @@ BundleFolder = Annotated[
 Split = Annotated[str, typer.Option("--split", help="test or valid")]
 
 
-def commands() -> typer.Typer:
-    return typer.Typer(rich_markup_mode=None)  # "[tune]" in a help text is no markup
-
-
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()) -> None:
     """right: numeric columns. Wraps at the terminal's width, or COLUMNS."""
     grid = Table(box=None, pad_edge=False, show_header=bool(header))
@@ -77,11 +74,10 @@ def print_run(run: Run) -> None:
 
 def progress() -> Progress:
     """Bars on a terminal; elsewhere a line every 30 s."""
-    return Progress(_bar if sys.stderr.isatty() else _lines, lambda line: print(line, flush=True))
-
-
-def _bar(things: Iterable[T], count: int, what: str) -> Iterable[T]:
-    return track(things, what, count, transient=True, console=Console(stderr=True))
+    say = partial(print, flush=True)
+    if not sys.stderr.isatty():
+        return Progress(_lines, say)
+    return Progress(lambda things, n, what: track(things, what, n, transient=True, console=Console(stderr=True)), say)
 
 
 def _lines(things: Iterable[T], count: int, what: str) -> Iterable[T]:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from stillwatch.cli.console import commands, latest
+from stillwatch.cli.console import latest
 from stillwatch.cli.deploy import bench, replay, watch
 from stillwatch.cli.lab import audit, compare, distil, export, prune, quantise, teach
 
-app = commands()
+app = typer.Typer(rich_markup_mode=None)  # "[tune]" in a help text is no markup
 
 DRIVER = 1  # of the toy: one whom the demo's split keeps for the test
 

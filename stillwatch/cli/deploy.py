@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from stillwatch.atomic import place
-from stillwatch.cli.console import BundleFolder, On, bundle_folder, commands, progress
+from stillwatch.cli.console import BundleFolder, On, bundle_folder, progress
 from stillwatch.errors import UserError
 from stillwatch.run import Run
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stillwatch.evaluation.benchmark import Contender
     from stillwatch.inference.archive.scoring import Done
 
-app = commands()
+app = typer.Typer(rich_markup_mode=None)  # "[tune]" in a help text is no markup
 
 Fit: TypeAlias = Literal["stretch", "letterbox", "crop"]
 FIT = typer.Option("--fit", help="for a picture of another shape than the training pictures: stretch, letterbox, crop")

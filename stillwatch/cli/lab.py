@@ -1,5 +1,7 @@
 """Commands of the lab. Imports floors only inside functions."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,6 @@ from stillwatch.cli.console import (
     RunsFolder,
     Split,
     bundle_folder,
-    commands,
     print_run,
     progress,
     table,
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from stillwatch.bundle import Bundle
     from stillwatch.evaluation.report.occlusion import Looks
     from stillwatch.evaluation.report.report import Album
+    from stillwatch.lab.training.runs import RunOptions
 
-app = commands()
+app = typer.Typer(rich_markup_mode=None)  # "[tune]" in a help text is no markup
 
 
 def keys(example: str) -> Any:
@@ -49,7 +51,7 @@ def audit(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Pa
     from stillwatch.lab.training.pipeline import inspect
 
     plan = read_recipe(recipe, overrides or ())
-    run, data = inspect(plan, runs, _text(recipe), progress())
+    run, data = inspect(plan, _options(recipe, runs))
     points = None
     if plan.data.faces:
         from stillwatch.lab.faces import DRAWN, faces
@@ -70,7 +72,7 @@ def teach(
     """
     from stillwatch.lab.training import pipeline
 
-    print_run(pipeline.teach(read_recipe(recipe, overrides or ()), runs, _text(recipe), fresh, progress()))
+    print_run(pipeline.teach(read_recipe(recipe, overrides or ()), _options(recipe, runs, fresh)))
 
 
 @app.command(epilog="Example: stillwatch distil driving --alone, then the same without --alone, then compare.")
@@ -84,7 +86,7 @@ def distil(
     """Train the recipe's student under the newest matching teacher, or under teacher.init=RUN."""
     from stillwatch.lab.training import pipeline
 
-    print_run(pipeline.distil(read_recipe(recipe, overrides or ()), alone, runs, _text(recipe), fresh, progress()))
+    print_run(pipeline.distil(read_recipe(recipe, overrides or ()), _options(recipe, runs, fresh), alone))
 
 
 @app.command(epilog="Example: stillwatch compare runs/driving-* --out report")
@@ -95,16 +97,13 @@ def compare(
 ) -> None:
     """Did distillation help, by how much, and how sure is that? Writes report.html and report.json."""
     from stillwatch.evaluation import pooling
-    from stillwatch.evaluation.report.report import compare as write
 
     opened = [Run.open(path) for path in runs]
     chosen = [run for run in opened if pooling.comparable(run)] or opened
     for run in opened:
         if run not in chosen:
             print(f"{run.path}: passed over: an {run.info.kind} run has nothing to compare")
-    folder = out or chosen[-1].path / "report"
-    report = write(chosen, folder, _album(chosen[-1]), split, looks=_looks(chosen[-1], split))
-    _print_report(report, folder)
+    _report(chosen, out or chosen[-1].path / "report", split)
 
 
 @app.command(
@@ -124,19 +123,16 @@ def crossval(
     fresh: Fresh = False,
 ) -> None:
     """Train every fold and seed of teacher, alone and distilled, and report on all. Finished ones are kept."""
-    from stillwatch.evaluation.report.report import compare as write
     from stillwatch.lab.training import crossval as work
-    from stillwatch.lab.training.runs import RunOptions
 
     plan = read_recipe(recipe, overrides or ())
     wanted = work.tasks(plan, seeds, folds, only.split(","))
     if task is not None and task >= len(wanted):
         raise UserError(f"--task {task}: there are {len(wanted)}, numbered from 0")
     chosen = wanted if task is None else wanted[task : task + 1]
-    folder, made = work.crossval(plan, chosen, RunOptions(runs, _text(recipe), fresh, progress()), jobs, on)
+    folder, made = work.crossval(plan, chosen, _options(recipe, runs, fresh), jobs, on)
     if task is None:
-        report = write(made, folder.path / "report", _album(made[-1]), looks=_looks(made[-1], "test"))
-        _print_report(report, folder.path / "report")
+        _report(made, folder.path / "report")
 
 
 @app.command(epilog="Example: stillwatch judge runs/driving-teacher-001, or: stillwatch judge bundle")
@@ -154,14 +150,12 @@ def judge(
         from stillwatch.lab.training.pipeline import on_other_data
 
         judged = on_other_data(Run.open(run), overrides or (), out, progress())
-        return _print_report(write([judged], judged.path, None, "test"), judged.path)
+        return _print_report(write([judged], judged.path), judged.path)
     if not (run / "bundle.json").is_file():
         from stillwatch.evaluation.pooling import comparison_set
-        from stillwatch.evaluation.report.report import compare as write
 
-        asked, folder = Run.open(run).amended(overrides or (), ()), out or run / "report"
-        report = write(comparison_set(asked, split), folder, _album(asked), split, looks=_looks(asked, split))
-        return _print_report(report, folder)
+        asked = Run.open(run).amended(overrides or (), ())
+        return _report(comparison_set(asked, split), out or run / "report", split)
     from stillwatch import bundle
     from stillwatch.evaluation.bundle_eval import judge_bundle
     from stillwatch.lab.data.dataset import load_dataset
@@ -172,7 +166,7 @@ def judge(
         where = "" if runs.is_absolute() else f" (relative to {Path.cwd()})"
         raise UserError(f"{run}: its run {name!r} is not in '{runs}'{where}; name the folder of runs with --runs")
     origin = Run.open(runs / name).amended(overrides or (), ())
-    data = load_dataset(origin.recipe.seen_by(origin.side), progress())
+    data = load_dataset(origin.seen, progress())
     arrays, folder, faces = data.eval_arrays(split), out or Path(f"{run}-report"), None
     if opened.manifest.fusion:
         from stillwatch.inference.detector import face_net
@@ -195,12 +189,11 @@ def adapt(
 ) -> None:
     """Let a student go on learning on one new person or camera, without labels; judged on the later part of it."""
     from stillwatch.lab.adapt import adapt as work
-    from stillwatch.lab.training.runs import RunOptions
 
     parent, place, name = Run.open(run).amended(overrides or (), ("adapt",)), to, to
     if to.startswith("$") or "://" in to or Path(to).is_char_device():
         place, name = _filmed(to, run, seconds)
-    print_run(work(parent, place, RunOptions(run.parent, parent.text, True, progress()), name))
+    print_run(work(parent, place, progress(), name))
 
 
 def _filmed(camera: str, run: Path, seconds: float) -> tuple[str, str]:
@@ -249,8 +242,10 @@ def quantise(
 ) -> None:
     """INT8: post-training, then in training if too much is lost. Every stage is judged and timed."""
     from stillwatch.lab.compression.quantise import quantise as work
+    from stillwatch.lab.training.runs import RunOptions
 
-    made = work(Run.open(run).amended(overrides or (), ("quantise",)), run.parent, progress(), anyway)
+    parent = Run.open(run).amended(overrides or (), ("quantise",))
+    made = work(parent, RunOptions(run.parent, parent.text, progress=progress()), anyway)
     table(
         (
             [
@@ -291,8 +286,9 @@ def export(
 
     overrides = [*(overrides or ()), *["export.map=true"] * map]
     origin = Run.open(run).amended(overrides, ("export", "rule"))
-    quantised, *others = [Run.open(path) if path else None for path in (int8, calibrate, face)]
-    _print_bundle(work(origin, quantised, out, form or (), progress(), anyway, *others))
+    beside = {"int8": int8, "crossval": calibrate, "face": face}
+    runs = {name: Run.open(path) for name, path in beside.items() if path}
+    _print_bundle(work(origin, out=out, formats=form or (), progress=progress(), anyway=anyway, **runs))
 
 
 @app.command(epilog="Example: stillwatch tune driving --trials 40; again, or in a second terminal, it goes on.")
@@ -311,7 +307,7 @@ def tune(
     from stillwatch.lab.training.tuning import tune as search
 
     plan = read_recipe(recipe, overrides or ())
-    best = search(plan, trials, runs, _text(recipe), fresh, progress(), storage)
+    best = search(plan, trials, _options(recipe, runs, fresh), storage)
     (best.parent / "tuning.png").write_bytes(picture(best.parent / "trials.csv", plan.tune.metric))
     print(f"written: {best}, and beside it trials.csv and tuning.png")
 
@@ -364,6 +360,13 @@ def _print_bundle(bundle: "Bundle") -> None:
     print(f"bundle: {bundle.path}, {whole / 1e6:.2f} MB")
 
 
+def _report(runs: Sequence[Run], folder: Path, split: str = "test") -> None:
+    """With pictures and looks of the last run."""
+    from stillwatch.evaluation.report.report import compare as write
+
+    _print_report(write(runs, folder, _album(runs[-1]), split, looks=_looks(runs[-1], split)), folder)
+
+
 def _print_report(report: dict[str, Any], folder: Path) -> None:
     rows = []
     for name, model in report["models"].items():
@@ -390,10 +393,10 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 
 def _album(run: Run) -> "Album | None":
     try:
-        from stillwatch.lab.data.dataset import image_lookup
+        from stillwatch.lab.data.dataset import pictures_of
     except ImportError:  # without the lab a report has no pictures
         return None
-    return image_lookup(run)
+    return partial(pictures_of, run)
 
 
 def _looks(run: Run, split: str) -> "Looks | None":
@@ -407,5 +410,7 @@ def _looks(run: Run, split: str) -> "Looks | None":
     return found and Looks(hiding(*found[:5], run.recipe.labels), found.maps)
 
 
-def _text(recipe: str) -> str:
-    return find(recipe).read_text(encoding="utf-8")
+def _options(recipe: str, runs: Path, fresh: bool = False) -> "RunOptions":
+    from stillwatch.lab.training.runs import RunOptions
+
+    return RunOptions(runs, find(recipe).read_text(encoding="utf-8"), fresh, progress())

@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from stillwatch.atomic import atomic
-from stillwatch.cli.console import commands
 from stillwatch.errors import UserError
 from stillwatch.recipe import SCHEMAS, check
 
-app = commands()
+app = typer.Typer(rich_markup_mode=None)  # "[tune]" in a help text is no markup
 
 
 @app.command(epilog="Example: stillwatch init pictures --safe calm")

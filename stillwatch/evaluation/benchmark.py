@@ -67,6 +67,7 @@ class Row(TypedDict):
 
 
 Report: TypeAlias = dict[str, Any]  # what bench.json holds
+Ready: TypeAlias = Callable[[Row, Contender], Callable[[], object]]  # a row is filled in -> what is timed
 
 
 class BenchPlan(NamedTuple):
@@ -196,17 +197,13 @@ def _rows(
             row["runs"] = {key: choice[key] for key in ("file", "runtime")}
         return one_look(predict, one)
 
-    def ready_for_many(row: Row, entrant: Contender) -> Callable[[], object]:
-        return one_look(entrant.open(threads, plan.batch), many)
-
     progress.say(f"{_words(threads)}: {len(entrants)} take turns, {plan.rounds} timed calls each")
     for row, seconds in _raced(rows, entrants, ready, (plan.rounds, plan.warmup), progress):
         p50, p95, p99 = np.percentile(1e3 * seconds, [50, 95, 99])
         spread = {"p50": p50, "p95": p95, "p99": p99, "min": 1e3 * seconds.min()}
         row["latency_ms"] = {key: round(float(ms), 4) for key, ms in spread.items()}
-    for row, seconds in _raced(
-        rows, entrants, ready_for_many, (-(-plan.rounds // 10), -(-plan.warmup // 10)), progress
-    ):
+    by_many: Ready = lambda row, entrant: one_look(entrant.open(threads, plan.batch), many)  # noqa: E731
+    for row, seconds in _raced(rows, entrants, by_many, (-(-plan.rounds // 10), -(-plan.warmup // 10)), progress):
         row["throughput"] = round(plan.batch / float(np.median(seconds)), 2)
     able = [(row, entrant) for row, entrant in zip(rows, entrants, strict=True) if not row["why_not"]]
     for row, entrant in progress.bar(able, len(able), f"memory and start, {_words(threads)}"):
@@ -230,11 +227,7 @@ def _soak(
 
 
 def _raced(
-    rows: list[Row],
-    entrants: Sequence[Contender],
-    ready: Callable[[Row, Contender], Callable[[], object]],
-    rounds: tuple[int, int],
-    progress: Progress,
+    rows: list[Row], entrants: Sequence[Contender], ready: Ready, rounds: tuple[int, int], progress: Progress
 ) -> Iterator[tuple[Row, NDArray[np.float64]]]:
     calls: dict[str, Callable[[], object]] = {}
     for number, (row, entrant) in enumerate(zip(rows, entrants, strict=True)):

@@ -125,14 +125,14 @@ def _folder(bundle: Bundle, model: Model, run: Run, runtime: str, out: Path, mor
     info = RunInfo(
         id=path.name,
         kind=path.name,
-        side=pooling.side(run),
+        side=run.side,
         status="running",
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         recipe=run.info.recipe,
         parent=run.path.name,
         runtime=runtime,
         precision=model.precision,
-        seed=pooling.cell(run, run.recipe)[1],
+        seed=pooling.cell(run).seed,
         cost=cost | {"bytes": _bytes(bundle, model)},
         fingerprint=run.info.fingerprint,
         commit=run.info.commit,
@@ -155,8 +155,7 @@ def _agreement(bundle: Bundle, model: Model, file: Run, predictions: Predictions
     rows = {name: row for row, name in enumerate(predictions.id.tolist())}
     p: NDArray[Any] = predictions.p[[rows[name] for name in heard.id.tolist()]]
     if manifest.temperature:
-        recipe = file.recipe
-        p = metrics.apply_temperature(p, manifest.temperature["value"], getattr(recipe, pooling.side(file)).net.head)
+        p = metrics.apply_temperature(p, manifest.temperature["value"], file.net.head)
     threshold = (manifest.operating or {}).get("threshold")
     safe = [manifest.labels.index(label) for label in manifest.safe]
     found = metrics.agreement(p, heard.p, safe, threshold)

@@ -64,11 +64,11 @@ def _student(model: Model, models: Sequence[Model]) -> Model | None:
 def baseline(pruned: Model, models: Sequence[Model]) -> Model | None:
     """The narrower student nearest in arithmetic."""
     found = [m for m in models if m.kind == "narrow" and m.key.family == pruned.key.family]
-    return min(found, key=lambda m: abs(_cost(m, "macs") - _cost(pruned, "macs")), default=None)
+    return min(found, key=lambda m: abs(_macs(m) - _macs(pruned)), default=None)
 
 
-def _cost(model: Model, key: str) -> float:
-    return float(model.entries[0].run.info.cost.get(key) or 0)
+def _macs(model: Model) -> int:
+    return model.entries[0].run.info.cost.get("macs") or 0
 
 
 def _row(about: str, base: Model, candidate: Model, figures: Figures) -> Cost | None:

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillwatch.errors import UserError
 from stillwatch.predictions import Predictions, has, joined, read
-from stillwatch.recipe import Fit, Net, Recipe
+from stillwatch.recipe import Fit, Recipe
 from stillwatch.run import KINDS, Run, runs
 
 DISTILLATION = tuple(name for name, kind in KINDS.items() if not kind.compressed)  # teacher, alone, distilled
@@ -62,25 +62,16 @@ class ModelKey:
 @dataclass(frozen=True)
 class Entry:
     run: Run
-    recipe: Recipe
     cell: FoldSeed
     predictions: Predictions
-
-    @property
-    def kind(self) -> str:
-        return self.run.info.kind
 
     @property
     def name(self) -> str:
         return self.run.path.name
 
     @property
-    def net(self) -> Net:
-        return self.recipe.teacher.net if side(self.run) == "teacher" else self.recipe.student.net
-
-    @property
-    def plan(self) -> Fit:
-        return fit_of(self.run, self.recipe)
+    def recipe(self) -> Recipe:
+        return self.run.recipe
 
 
 Cells: TypeAlias = Mapping[FoldSeed, Entry]
@@ -134,24 +125,19 @@ def ancestors(run: Run, given: Mapping[str, Run]) -> list[Run]:
     return found
 
 
-def side(run: Run) -> Literal["teacher", "student"]:
-    """A bundle's file states its side, as its kind is its name."""
-    return "teacher" if (run.info.side or run.info.kind) == "teacher" else "student"
+def fit_of(run: Run) -> Fit:
+    table = KINDS[run.info.kind].fit if run.info.kind in KINDS else run.side
+    return run.recipe.fit_in(table) if table in ("prune", "quantise") else run.recipe.fit_of(run.side)
 
 
-def fit_of(run: Run, recipe: Recipe) -> Fit:
-    table = KINDS[run.info.kind].fit if run.info.kind in KINDS else side(run)
-    return recipe.fit_in(table) if table in ("prune", "quantise") else recipe.fit_of(side(run))
+def cell(run: Run) -> FoldSeed:
+    data, seed = run.recipe.data, fit_of(run).seed if run.info.seed is None else run.info.seed
+    return FoldSeed(0 if data.split == "official" else data.fold, seed)
 
 
-def cell(run: Run, recipe: Recipe) -> FoldSeed:
-    seed = fit_of(run, recipe).seed if run.info.seed is None else run.info.seed
-    return FoldSeed(0 if recipe.data.split == "official" else recipe.data.fold, seed)
-
-
-def test(run: Run, recipe: Recipe) -> dict[str, object]:
-    data = recipe.data
-    found: dict[str, object] = {"labels": recipe.labels, "fingerprint": run.info.fingerprint, "data.split": data.split}
+def test(run: Run) -> dict[str, object]:
+    data, about = run.recipe.data, run.info.fingerprint
+    found: dict[str, object] = {"labels": run.recipe.labels, "fingerprint": about, "data.split": data.split}
     if data.split != "official":  # the official test is the same whatever these say
         found |= {"data.seed": data.seed, "data.folds": data.folds}
     return found
@@ -159,13 +145,12 @@ def test(run: Run, recipe: Recipe) -> dict[str, object]:
 
 def narrow_run(pruned: Run) -> Run | None:
     """The finished narrower student beside it: nearest in arithmetic, then newest."""
-    recipe = pruned.recipe
     found = [
         run
         for run in runs(pruned.path.parent)
         if (run.info.kind, run.info.status) == ("narrow", "done")
-        and run.recipe.name == recipe.name
-        and cell(run, run.recipe) == cell(pruned, recipe)
+        and run.recipe.name == pruned.recipe.name
+        and cell(run) == cell(pruned)
     ]
     wanted = pruned.info.cost.get("macs", 0)
     return min(reversed(found), key=lambda run: abs((run.info.target or 0) - wanted), default=None)
@@ -195,9 +180,8 @@ def comparison_set(run: Run, split: str) -> list[Run]:
     above = ancestors(run, {})
     pruned = next((one for one in (run, *above) if one.info.kind == "pruned"), None)
     narrow = narrow_run(pruned) if pruned else None
-    wanted = test(run, run.recipe)
     others = [*reversed(above), *([narrow] if narrow else [])]
-    return [o for o in others if o.info.status == "done" and has(o, split) and test(o, o.recipe) == wanted] + [run]
+    return [o for o in others if o.info.status == "done" and has(o, split) and test(o) == test(run)] + [run]
 
 
 # ---- runs -> models
@@ -221,14 +205,13 @@ def enter(runs: Sequence[Run], split: str) -> list[Entry]:
         if info.status != "done":
             how = "finish it with the command that made it, or leave it out"
             raise UserError(f'{run.path}: status is "{info.status}": {how}')
-        recipe = run.recipe
-        entries.append(Entry(run, recipe, cell(run, recipe), read(run, split)))
+        entries.append(Entry(run, cell(run), read(run, split)))
     if not entries:
         raise UserError("compare: no runs given; `stillwatch ls` shows the runs there are")
     first = entries[0]
     for entry in entries:
-        theirs = test(entry.run, entry.recipe)
-        for key, value in test(first.run, first.recipe).items():
+        theirs = test(entry.run)
+        for key, value in test(first.run).items():
             if theirs[key] != value:
                 raise UserError(
                     f"{first.run.path} and {entry.run.path} cannot be compared: {key} is {value!r} in the first and "
@@ -311,25 +294,24 @@ def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
     nets: dict[tuple[str, bool], list[tuple[str, str]]] = {}  # (recipe, teacher or student) -> (name, net)
     ways: dict[tuple[str, str, str], set[str]] = {}  # (recipe, net, kind) -> how it was compressed
     for entry, way in zip(entries, variants, strict=True):
-        known = nets.setdefault((entry.recipe.name, entry.kind == "teacher"), [])
+        known = nets.setdefault((entry.recipe.name, entry.run.info.kind == "teacher"), [])
         if _net(entry) not in known:
             known.append(_net(entry))
-        ways.setdefault((entry.recipe.name, _net(entry)[1], entry.kind), set()).add(way)
+        ways.setdefault((entry.recipe.name, _net(entry)[1], entry.run.info.kind), set()).add(way)
     single = len({recipe for recipe, _ in nets}) == 1 and all(len(known) == 1 for known in nets.values())
     keyed: dict[ModelKey, dict[FoldSeed, Entry]] = {}
     for entry, way in zip(entries, variants, strict=True):
-        name, net = entry.net.name, _net(entry)
-        known = nets[entry.recipe.name, entry.kind == "teacher"]
+        kind, name, net = entry.run.info.kind, entry.run.net.name, _net(entry)
+        known = nets[entry.recipe.name, kind == "teacher"]
         number = [other for other in known if other[0] == name].index(net) + 1
         label = name.replace("/", "-") + (f"-{number}" if number > 1 else "")
-        several = len(ways[entry.recipe.name, net[1], entry.kind]) > 1
-        key = ModelKey(
-            "" if single else entry.recipe.name, label if len(known) > 1 else "", entry.kind, way if several else ""
-        )
+        several = len(ways[entry.recipe.name, net[1], kind]) > 1
+        recipe = "" if single else entry.recipe.name
+        key = ModelKey(recipe, label if len(known) > 1 else "", kind, way if several else "")
         other = keyed.setdefault(key, {}).setdefault(entry.cell, entry)
         if other is not entry:
             raise UserError(
-                f"{other.run.path} and {entry.run.path} are both {entry.kind} runs of fold {entry.cell.fold} and seed "
+                f"{other.run.path} and {entry.run.path} are both {kind} runs of fold {entry.cell.fold} and seed "
                 f"{entry.cell.seed}: leave one out, or give their recipes different names"
             )
     return keyed
@@ -337,7 +319,7 @@ def _keyed(entries: Sequence[Entry]) -> dict[ModelKey, dict[FoldSeed, Entry]]:
 
 def _net(entry: Entry) -> tuple[str, str]:
     """Without the weights' file, which may differ by fold."""
-    net = entry.net
+    net = entry.run.net
     weights = net.weights if net.weights in ("imagenet", "scratch") else "file"
     return net.name, net.model_copy(update={"weights": weights}).model_dump_json()
 

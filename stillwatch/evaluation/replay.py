@@ -119,7 +119,6 @@ def replay(
     truth: Sequence[Segment] | None,
     labels: Sequence[str],
     safe: Sequence[str],
-    tolerance: float = TOLERANCE,
     readings: Callable[[float], Sequence[Reading]] = lambda now: (),
 ) -> Report:
     """Play the steps to the alarm and compare its events with the truth.
@@ -127,9 +126,9 @@ def replay(
     steps: (seconds, probabilities (K,) or None, status), by time; "empty": a person filter skipped it. readings: the
     face's new ones up to a second. truth: None leaves its figures None. Camera events do not count. Raises UserError.
     """
-    # An event lasts from its start to when it opened, widened by `tolerance` (s). It is false if it touches no unsafe
+    # An event lasts from its start to when it opened, widened by TOLERANCE (s). It is false if it touches no unsafe
     # truth, and right if it touches an incident of its label (any, if it names none or the rule gathers evidence). The
-    # first right event that lasts into an incident and opened at most `tolerance` after its end detects it, after
+    # first right event that lasts into an incident and opened at most TOLERANCE after its end detects it, after
     # max(0, opened - start) seconds
     events: dict[str, ReplayEvent] = {}
     times, answers, gauge, faces = list[float](), list[Answer](), list[float](), list[bool]()
@@ -158,21 +157,14 @@ def replay(
         "format": FORMAT, "camera": alarm.camera, "labels": list(labels), "safe": list(safe), "frames": len(times),
         "unanswered": sum(p is None for p in answers) - len(skipped), "skipped": len(skipped), "skipped_unsafe": None,
         "seconds": round(end, 3), "gauge": alarm.gauge_name,
-        "tolerance_s": tolerance, "events": in_order, "truth": None, "incidents": None, "by_label": None,
+        "tolerance_s": TOLERANCE, "events": in_order, "truth": None, "incidents": None, "by_label": None,
         "detected": None, "missed": None, "seconds_to_detect": None, "false_alarms": None, "frame_accuracy": None,
         "frame_macro_f1": None, "warnings": list(alarm.notes),
         "faces": {"read": len(faces), "found": sum(faces)} if faces else None,
     }  # fmt: skip
     if truth is not None:
         segments = sorted(truth, key=lambda segment: segment["start_s"])
-        for segment in segments:
-            start, stop = segment["start_s"], segment["end_s"]
-            if start >= end or stop - start > end + tolerance:
-                raise UserError(
-                    f"truth: the segment {start:g} s to {stop:g} s ({segment['label']}) does not fit a film of "
-                    f"{end:.1f} s; times are seconds from its start"
-                )
-        report |= _compared(in_order, segments, safe, alarm.gauge_name == "evidence", end, tolerance)
+        report |= _compared(in_order, segments, safe, alarm.gauge_name == "evidence", end)
         report |= _by_frame(times, answers, segments, labels)
         unsafe = [one for one in segments if one["label"] not in safe]
         report["skipped_unsafe"] = sum(any(one["start_s"] <= at < one["end_s"] for one in unsafe) for at in skipped)
@@ -180,13 +172,20 @@ def replay(
 
 
 def _compared(
-    events: list[ReplayEvent], truth: list[Segment], safe: Sequence[str], any_label: bool, end: float, tolerance: float
+    events: list[ReplayEvent], truth: list[Segment], safe: Sequence[str], any_label: bool, end: float
 ) -> Report:
+    for segment in truth:
+        start, stop = segment["start_s"], segment["end_s"]
+        if start >= end or stop - start > end + TOLERANCE:
+            raise UserError(
+                f"truth: the segment {start:g} s to {stop:g} s ({segment['label']}) does not fit a film of "
+                f"{end:.1f} s; times are seconds from its start"
+            )
     seen = incidents(truth, safe, any_label)
 
     def touches(event: ReplayEvent, until: str, incident: Incident) -> bool:
         last = end if event[until] is None else event[until]
-        return bool(event["start"] <= incident["end_s"] + tolerance and last >= incident["start_s"] - tolerance)
+        return bool(event["start"] <= incident["end_s"] + TOLERANCE and last >= incident["start_s"] - TOLERANCE)
 
     def means(event: ReplayEvent, incident: Incident) -> bool:
         return any_label or event["label"] in (None, incident["label"])
@@ -198,7 +197,7 @@ def _compared(
         if event["kind"] == "camera":
             event["outcome"] = "camera"
     for incident in seen:
-        late = incident["end_s"] + tolerance
+        late = incident["end_s"] + TOLERANCE
         about = [e for e in events if e["outcome"] == "right" and means(e, incident) and e["opened"] <= late]
         about = [event for event in about if touches(event, "end", incident)]
         incident.update(_detected(incident, about, late))
@@ -226,7 +225,7 @@ def _compared(
             "by_level": {level: sum(event["level"] == level for event in false) for level in LEVELS},
             "safe_hours": hours,
             "an_hour": len(false) / hours if hours else None,
-            "an_hour_at_most": most(len(false)) / hours if hours else None,  # 95 % confidence
+            "an_hour_at_most": most(len(false)) / hours if hours else None,
         },
     }
 
@@ -252,13 +251,13 @@ def _waits(found: Sequence[Incident]) -> list[float]:
     return [incident["after_s"] or 0.0 for incident in found if incident["detected"]]
 
 
-def most(count: int, confidence: float = 0.95) -> float:
-    """One-sided exact upper limit of a Poisson mean (Garwood 1936), by halving: a board has no scipy."""
+def most(count: int) -> float:
+    """One-sided exact 95 % upper limit of a Poisson mean (Garwood 1936), by halving: a board has no scipy."""
     low, high = 1e-9, 4.0 * (count + 2)
     for _ in range(100):
         mean = (low + high) / 2
         so_few = math.fsum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(count + 1))
-        low, high = (mean, high) if so_few > 1 - confidence else (low, mean)
+        low, high = (mean, high) if so_few > 0.05 else (low, mean)
     return high
 
 

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from stillwatch import metrics
-from stillwatch.evaluation.pooling import DISTILLATION, Entry, Model, parent
+from stillwatch.evaluation.pooling import DISTILLATION, Entry, Model, fit_of, parent
 from stillwatch.predictions import has, read
 
 METRIC = "macro_f1"  # the one the verdict is about
-COMPARED = ("accuracy", "balanced_accuracy", "macro_f1")  # functions of metrics
+COMPARED = {"accuracy": metrics.accuracy, "balanced_accuracy": metrics.balanced_accuracy, "macro_f1": metrics.macro_f1}
 DECIDE = 6  # with fewer groups all of them agree by chance more often than once in twenty (five: 2/2^5 = 1/16)
 SMALL = 100  # samples below which a test says little
 GAP = 0.05  # of accuracy between people seen in training and new ones, above which a warning says so
@@ -121,7 +121,7 @@ def verdict(alone: Model, distilled: Model) -> Verdict | None:
     for first, second in zip(alone.entries, distilled.entries, strict=True):
         figures = []
         for name in ("accuracy", METRIC):
-            a, b = (getattr(metrics, name)(entry.predictions.y, entry.predictions.p) for entry in (first, second))
+            a, b = (COMPARED[name](entry.predictions.y, entry.predictions.p) for entry in (first, second))
             figures.append({"alone": a, "distilled": b, "difference": b - a})
         by_pair.append(PairRow(first.cell.fold, first.cell.seed, [first.name, second.name], *figures))
     return Verdict(
@@ -140,8 +140,8 @@ def paired_difference(one: Model, other: Model) -> Comparison | None:
         return None
     y, group = one.predictions.y, one.predictions.group
     differences = {}
-    for name in COMPARED:
-        figures = [[getattr(metrics, name)(y, p) for p in model.p] for model in (one, other)]
+    for name, figure in COMPARED.items():
+        figures = [[figure(y, p) for p in model.p] for model in (one, other)]
         by_seed = np.subtract(figures[1], figures[0]).tolist()
         differences[name] = Difference(**vars(metrics.paired(y, one.p, other.p, group, name)), by_seed=by_seed)
     first = differences[METRIC]
@@ -280,7 +280,7 @@ def _training(models: Sequence[Model]) -> list[str]:
             continue
         apart = _apart([_settings(entry, with_loss=False) for entry in (*model.entries, *partner.entries)])
         if "fit.epochs" in apart:
-            one, two = model.entries[0].plan.epochs, partner.entries[0].plan.epochs
+            one, two = (fit_of(m.entries[0].run).epochs for m in (model, partner))
             found.append(f"student alone was trained for {one} epochs, distilled for {two}: not an equal chance")
         rest = [key for key in apart if key != "fit.epochs"]
         if rest:
@@ -291,7 +291,7 @@ def _training(models: Sequence[Model]) -> list[str]:
 
 
 def _settings(entry: Entry, with_loss: bool) -> dict[str, object]:
-    fit = entry.plan.model_dump(mode="json", exclude={"seed", "device"} | (set() if with_loss else {"loss"}))
+    fit = fit_of(entry.run).model_dump(mode="json", exclude={"seed", "device"} | (set() if with_loss else {"loss"}))
     data = entry.recipe.data.model_dump(mode="json", exclude={"root", "fold", "max_bad"})
     return {f"fit.{k}": v for k, v in fit.items()} | {f"data.{k}": v for k, v in data.items()}
 

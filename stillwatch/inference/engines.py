@@ -18,6 +18,17 @@ PATIENCE = 10  # s to reach a cluster; Ray itself tries for a quarter of an hour
 QUIET = {"RAY_usage_stats_enabled": "0", "RAY_usage_stats_prompt_enabled": "0", "RAY_DEDUP_LOGS": "0"}
 
 
+def check(on: str) -> None:
+    """Raises UserError for an engine that is unknown, or not installed."""
+    if on != "ray" and not on.startswith("ray://"):
+        raise UserError(f"--on {on}: is ray, or ray://HOST:PORT{nearest(on, ['ray'])}")
+    os.environ.update(QUIET)  # before its import: nothing is sent home
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise UserError(f"--on {on}: Ray is not installed; pip install 'stillwatch[ray]' brings it") from None
+
+
 def over(
     calls: Sequence[Callable[[], T]], on: str, workers: int | None = None, gpus: int = 0
 ) -> Iterator[tuple[int, T | str]]:
@@ -26,14 +37,10 @@ def over(
     on: "ray": RAY_ADDRESS's cluster, or one of `workers` here; "ray://HOST:PORT". A call takes one core and `gpus`, and
     must find this package and working directory there. Raises UserError.
     """
-    if on != "ray" and not on.startswith("ray://"):
-        raise UserError(f"--on {on}: is ray, or ray://HOST:PORT{nearest(on, ['ray'])}")
+    check(on)
+    import ray
+
     address = None if on == "ray" else on
-    os.environ.update(QUIET)  # before its import: nothing is sent home
-    try:
-        import ray
-    except ImportError:
-        raise UserError(f"--on {on}: Ray is not installed; pip install 'stillwatch[ray]' brings it") from None
     here = address is None and not os.environ.get("RAY_ADDRESS")
     if not here:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one try, 40 s: what answers may be no Ray

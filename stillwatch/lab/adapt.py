@@ -15,16 +15,16 @@ from stillwatch.lab.data.dataset import Dataset, LazyRows, Rows, dataset_of, eva
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.losses import needs_teacher
-from stillwatch.lab.training.runs import Predict, RunOptions
+from stillwatch.lab.training.runs import Predict
 from stillwatch.predictions import predict, save_predictions
-from stillwatch.run import Adapted, Run
+from stillwatch.run import NO_PROGRESS, Adapted, Progress, Run
 
 STUDENTS = ("distilled", "alone", "narrow", "pruned", "adapted")
 COLLAPSED = 0.5  # of the classes told apart on these frames by the teacher, or without one by the student before
 PRIOR = 0.5  # weight of the statistics that a batch norm had (a prior, as in Schneider et al. 2020, arXiv 2006.16971)
 
 
-def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
+def adapt(run: Run, to: str, progress: Progress = NO_PROGRESS, name: str = "") -> Run:
     """A run of kind "adapted": the student after recipe.adapt on each film's beginning, judged on its end.
 
     to: a folder, film or csv, or a group of the run's test split. name: what `to` is called. Raises UserError where it
@@ -44,9 +44,9 @@ def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
         )
     if teacher is None and asked.what == "all":
         teacher = runs.newest_teacher(recipe, run.path.parent)
-    whole, accelerator, say = load_dataset(recipe, options.progress), pipeline.device(plan), options.progress
+    whole, accelerator = load_dataset(recipe, progress), pipeline.device(plan)
     if whole.store.fingerprint != run.info.fingerprint:
-        dataset_of(run, say)  # says what has changed
+        dataset_of(run, progress)  # says what has changed
     learnt, later = _parts(whole, to, asked.part)
     few = np.random.default_rng(plan.seed).permutation(whole.rows["train"])[: asked.steps * plan.batch]
     data = replace(whole, rows=whole.rows | {"train": few}, unlabelled=(learnt,))
@@ -60,21 +60,21 @@ def adapt(run: Run, to: str, options: RunOptions, name: str = "") -> Run:
         theirs = None
         if teacher_net:
             hears = runs.predictor(teacher_net.to(accelerator.device))
-            theirs = [_said(hears, *part.for_teacher(part.rows["train"], say)) for part in (learnt, later)]
+            theirs = [_said(hears, *part.for_teacher(part.rows["train"], progress)) for part in (learnt, later)]
         if asked.what == "all":
-            step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, True))
-            pipeline.train(step, data, teacher_net, plan, made, accelerator, say)
+            step = pipeline.build_step(net, data, teacher_net, plan)
+            pipeline.train(step, data, teacher_net, plan, made, accelerator, progress)
         else:
             settle(net, learnt, plan.batch)
             made.save("best.pt", lambda draft: torch.save({"net": net.state_dict()}, draft))
         after = [_said(mine, part) for part in (learnt, later)]
-        best = pipeline.validator(whole, net, accelerator, say)(net)
+        best = pipeline.validator(whole, net, accelerator, progress)(net)
         _guard((theirs or before)[0], after[0], 100 * (run.info.best["macro_f1"] - best["macro_f1"]), asked.max_drop)
-        runs.save_split_predictions(made, whole, mine, say, ["valid"])
+        runs.save_split_predictions(made, whole, mine, progress, ["valid"])
         answers = {"before": before[1], "adapted": after[1]} | ({"teacher": theirs[1]} if theirs else {})
-        found = _judged(made, whole, learnt, later, answers).model_copy(update={"to": name or to})
+        found = _judged(name or to, made, whole, learnt, later, answers)
         made.finish(best={"epoch": 1, **best}, epochs=len(made.history()), adapted=found)
-    say.say(found.told)
+    progress.say(found.told)
     return made
 
 
@@ -150,7 +150,7 @@ def _guard(reference: NDArray[np.float32], after: NDArray[np.float32], forgot: f
 
 
 def _judged(
-    made: Run, whole: Dataset, learnt: Dataset, later: Dataset, answers: dict[str, NDArray[np.float32]]
+    to: str, made: Run, whole: Dataset, learnt: Dataset, later: Dataset, answers: dict[str, NDArray[np.float32]]
 ) -> Adapted:
     rows, figures = later.rows["train"], dict[str, dict[str, float]]()
     names = {key: p.argmax(1) for key, p in answers.items()}
@@ -165,7 +165,7 @@ def _judged(
                 "macro_f1": metrics.macro_f1(y, answers[key]),
             }
     return Adapted(
-        to="",
+        to=to,
         learnt=len(learnt.rows["train"]),
         later=len(rows),
         disagreement=float((names["adapted"] != names["before"]).mean()),

@@ -33,10 +33,10 @@ class Seen(NamedTuple):
 
 def seen(run: Run, split: str = "test") -> Seen | None:
     """None without faces in whole pictures, or without one net. Raises UserError where data or weights are gone."""
-    looks = run.recipe.seen_by(run.side).data
+    looks = run.seen.data
     if not looks.faces or looks.region or run.info.kind not in TRAINED or run.info.members:
         return None
-    data, net = load_dataset(run.recipe.seen_by(run.side)), load_net(run)
+    data, net = load_dataset(run.seen), load_net(run)
     rows = data.rows[split]
     regions = faces(data.samples, data.store.content).regions(data.recipe.data)[rows]
     known = np.flatnonzero(~np.isnan(regions).any((1, 2)))

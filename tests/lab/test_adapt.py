@@ -19,7 +19,7 @@ from stillwatch.lab.training import pipeline
 from stillwatch.lab.training.runs import RunOptions, load_net
 from stillwatch.media import synthetic
 from stillwatch.recipe import check
-from stillwatch.run import NO_PROGRESS, Run
+from stillwatch.run import Progress, Run
 
 TOML = """
 name = "toy"
@@ -41,8 +41,8 @@ def any_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def student(tmp_path: Path) -> Run:
-    pipeline.teach(BASE, tmp_path / "runs")
-    return pipeline.distil(BASE, root=tmp_path / "runs")
+    pipeline.teach(BASE, RunOptions(tmp_path / "runs"))
+    return pipeline.distil(BASE, RunOptions(tmp_path / "runs"))
 
 
 @pytest.fixture
@@ -53,10 +53,6 @@ def folder(tmp_path: Path) -> Path:
         picture = synthetic.still("cabin", ("SafeDriving", "Yawn")[number % 2], 9, number, (48, 64))
         cv2.imwrite(str(place / f"{number:03d}.png"), picture)
     return place
-
-
-def options(run: Run) -> RunOptions:
-    return RunOptions(run.path.parent, "", True, NO_PROGRESS)
 
 
 def test_the_beginning_teaches_and_the_end_judges() -> None:
@@ -79,7 +75,7 @@ def test_the_beginning_teaches_and_the_end_judges() -> None:
 
 def test_a_person_of_the_test_split_is_judged_apart(student: Run) -> None:
     person = str(predictions.read(student, "test").group[0])
-    made = adapt(student, person, options(student))
+    made = adapt(student, person)
     assert made.info.kind == "adapted" and made.info.parent == student.path.name and made.info.status == "done"
     before, after = predictions.read(made, "before"), predictions.read(made, "adapted")
     assert set(before.group) == {person} and (before.id == after.id).all() and len(before) == 6
@@ -98,16 +94,16 @@ def test_a_person_of_the_test_split_is_judged_apart(student: Run) -> None:
 
 
 def test_a_folder_without_labels_and_norms_alone(student: Run, folder: Path) -> None:
-    made = adapt(student, str(folder), options(student))
+    made = adapt(student, str(folder))
     found = made.info.adapted
     assert found is not None and (found.learnt, found.later, found.before) == (8, 8, {})
     assert found.teacher_before is not None and made.info.unlabelled is not None and made.info.unlabelled.samples == 8
     assert not [line for line in made.read_json("audit.json")["warnings"] if "data.unlabelled" in line]
     for nothing in ("adapt.fit.unlabelled=0", 'adapt.fit.loss=["ce"]'):
         with pytest.raises(UserError, match="nothing would be learnt from it"):
-            adapt(student.amended([nothing], ("adapt",)), str(folder), options(student))
+            adapt(student.amended([nothing], ("adapt",)), str(folder))
     asked = student.amended(["adapt.what=norms"], ("adapt",))
-    norms = adapt(asked, str(folder), options(student))
+    norms = adapt(asked, str(folder))
     old, new = load_net(student).state_dict(), load_net(norms).state_dict()
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed and all("running_" in name or "num_batches" in name for name in changed)
@@ -123,7 +119,7 @@ def test_the_guard_refuses_what_collapses_or_forgets(student: Run, folder: Path)
         _guard(wide, wide, 6.0, 5.0)
     asked = student.amended(["adapt.fit.lr=1000.0", "adapt.fit.ema=0", "adapt.steps=3"], ("adapt",))
     with pytest.raises(UserError):
-        adapt(asked, str(folder), options(student))
+        adapt(asked, str(folder))
     failed = next(path for path in student.path.parent.glob("*-adapted-*"))
     assert Run.open(failed).info.status == "failed"
 
@@ -133,7 +129,7 @@ def test_a_camera_is_filmed_first_and_its_password_stays_unsaid(
 ) -> None:
     seen: list[tuple[str, str, int]] = []
 
-    def work(run: Run, to: str, _: RunOptions, name: str) -> Run:
+    def work(run: Run, to: str, _: Progress, name: str) -> Run:
         seen.append((to, name, len(list(Path(to).glob("*.jpg")))))
         return run
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from stillwatch.cli.main import app
 from stillwatch.lab import attention
 from stillwatch.lab.training import pipeline
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.recipe import Recipe, check
 from stillwatch.run import Run
 
@@ -27,9 +28,9 @@ def recipe(faces: bool = True) -> Recipe:
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """A teacher that is let through, and its student."""
-    teacher = pipeline.teach(recipe(), tmp_path)
+    teacher = pipeline.teach(recipe(), RunOptions(tmp_path))
     teacher.note(best=teacher.info.best | {"accuracy": 1.0})
-    return [teacher, pipeline.distil(recipe(), root=tmp_path)]
+    return [teacher, pipeline.distil(recipe(), RunOptions(tmp_path))]
 
 
 def test_a_run_shows_where_its_teacher_and_it_look(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,7 @@ def test_a_run_shows_where_its_teacher_and_it_look(runs: list[Run], monkeypatch:
     monkeypatch.setattr(attention, "load_net", lambda run: net)
     bare = attention.seen(runs[0])
     assert bare and bare.maps.shape[0] < teacher.maps.shape[0]  # a net without maps: its frames alone
-    assert attention.seen(pipeline.teach(recipe(faces=False), runs[0].path.parent)) is None
+    assert attention.seen(pipeline.teach(recipe(faces=False), RunOptions(runs[0].path.parent))) is None
 
 
 def test_the_report_says_what_hiding_the_eyes_costs(runs: list[Run], tmp_path: Path) -> None:

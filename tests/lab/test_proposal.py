@@ -20,6 +20,7 @@ from stillwatch.errors import UserError
 from stillwatch.lab import inventory, proposal
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.training.pipeline import inspect
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.recipe import Recipe, check, load
 
 LABELS, PEOPLE = ("calm", "danger"), ("anna", "ben", "cem", "dora")
@@ -106,7 +107,7 @@ def test_the_recipe_of_each_layout_is_audited_as_it_stands(here: Path, layout: s
     draw, source, group, split = LAYOUTS[layout]
     draw(here / layout)
     recipe = init(Path(layout))
-    run, data = inspect(recipe)
+    run, data = inspect(recipe, RunOptions())
     assert run.read_json("audit.json")["samples"] == len(data.samples) > 0
     assert (recipe.data.source, recipe.data.split) == (source, split)
     assert (group or "") in (recipe.data.group or "") and (group is None) == (recipe.data.group is None)
@@ -123,7 +124,7 @@ def test_a_guess_is_a_comment_and_holds_when_it_is_uncommented(here: Path) -> No
     text = re.sub("^# (group|split) =", r"\1 =", text, flags=re.M).replace("[teacher]", "folds = 4\n[teacher]")
     recipe = check(tomllib.loads(text), "text")
     assert recipe.data.split == "grouped"
-    assert {sample.group for sample in inspect(recipe)[1].samples} == set(PEOPLE)
+    assert {sample.group for sample in inspect(recipe, RunOptions())[1].samples} == set(PEOPLE)
 
 
 def test_films_get_a_look_that_the_shortest_has(here: Path) -> None:

@@ -93,7 +93,7 @@ def panels_png(
 
 
 def colours(keys: Sequence[ModelKey]) -> dict[ModelKey, str]:
-    """The same in every picture; safe for the colour-blind and in gray (Okabe and Ito)."""
+    """The same in every picture."""
     reserve, chosen = iter(RESERVE * len(keys)), dict[ModelKey, str]()
     for key in keys:
         wanted = KINDS[key.kind].colour if key.kind in KINDS else ""

@@ -17,6 +17,7 @@ from stillwatch.evaluation import compression, pooling, verdict
 from stillwatch.evaluation.pooling import DISTILLATION, Model
 from stillwatch.evaluation.report.occlusion import Looks
 from stillwatch.evaluation.verdict import Figures
+from stillwatch.metrics import Ints, Names
 from stillwatch.recipe import Recipe
 from stillwatch.run import Run
 
@@ -102,7 +103,7 @@ def judged(model: Model) -> dict[str, Any]:
     return {
         **found,
         **{key: cost.get(key) for key in ("params", "macs", "bytes")},
-        "net": model.entries[0].net.name,
+        "net": model.entries[0].run.net.name,
         "runtime": model.entries[0].run.info.runtime,
         "seeds": model.seeds,
         "folds": model.folds,
@@ -116,7 +117,7 @@ def judged(model: Model) -> dict[str, Any]:
     }
 
 
-def _means(y: Any, p: Any, group: Any, fold: Any, recipe: Recipe) -> dict[str, Any]:
+def _means(y: Ints, p: NDArray[np.floating], group: Names, fold: Ints, recipe: Recipe) -> dict[str, Any]:
     """metrics.scores of p (S,N,K): mean, "spread" over S, and "ci95"."""
     labels, safe = recipe.labels, recipe.safe
     each = [metrics.scores(y, one, labels, safe, fold) for one in p]
@@ -144,7 +145,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _epochs(entry: pooling.Entry) -> int:
-    return int(entry.run.info.epochs or entry.plan.epochs)
+    return int(entry.run.info.epochs or pooling.fit_of(entry.run).epochs)
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,9 @@ def _run(entry: pooling.Entry) -> dict[str, object]:
     info = entry.run.info
     return {
         "id": entry.name,
-        "kind": entry.kind,
+        "kind": info.kind,
         "recipe": entry.recipe.name,
-        "net": entry.net.name,
+        "net": entry.run.net.name,
         "fold": entry.cell.fold,
         "seed": entry.cell.seed,
         "epochs": _epochs(entry),
@@ -232,7 +233,7 @@ class Mistake:
     probability: float
 
 
-def confident_mistakes(model: Model, number: int = MISTAKES) -> list[Mistake]:
+def confident_mistakes(model: Model) -> list[Mistake]:
     """The wrong answers of highest mean probability, at most two of one recording with the same confusion."""
     labels, predictions = model.entries[0].recipe.labels, model.predictions
     p = metrics.normalised(model.p).mean(0)
@@ -246,7 +247,7 @@ def confident_mistakes(model: Model, number: int = MISTAKES) -> list[Mistake]:
         told[story] = told.get(story, 0) + 1
         true, predicted = labels[predictions.y[row]], labels[guess[row]]
         found.append(Mistake(str(predictions.id[row]), true, predicted, float(sure[row])))
-        if len(found) == number:
+        if len(found) == MISTAKES:
             break
     return found
 

@@ -22,7 +22,7 @@ TRIAL_COLOURS = {"came to an end": "#0072B2", "stopped early": "#B9B9B9", "faile
 FEW = 6  # different values of a key, up to which each has a tick of its own
 
 
-def picture(path: Path, metric: str, stacked: bool = False) -> bytes:
+def picture(path: Path, metric: str) -> bytes:
     """Dots: trials. Line: best so far. Broken line: the recipe as it stood.
 
     path: trials.csv: number, state, value, the keys, seconds, note. Raises UserError.
@@ -38,7 +38,7 @@ def picture(path: Path, metric: str, stacked: bool = False) -> bytes:
     keys = names[names.index("value") + 1 : names.index("seconds")]
     panels = [partial(_history, rows, metric), *(partial(_key, rows, key, metric) for key in keys)]
     known = {_trial(row) for row in rows}
-    return panels_png(panels, 2.7, stacked, legend={name: c for name, c in TRIAL_COLOURS.items() if name in known})
+    return panels_png(panels, 2.7, False, legend={name: c for name, c in TRIAL_COLOURS.items() if name in known})
 
 
 def _history(rows: Sequence[Row], metric: str, axes: Axes) -> None:

@@ -26,7 +26,7 @@ Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
 def prune(parent: Run, options: RunOptions, anyway: bool = False) -> Run:
-    """Prune a finished student to recipe.prune.keep of its multiply-accumulates; returns the finished run.
+    """Prune a finished student to recipe.prune.keep of its multiply-accumulates.
 
     Ranks channels by their weights' norm (DepGraph, arXiv 2301.12900) among isomorphic layers (Isomorphic Pruning,
     arXiv 2407.04616), in recipe.prune.steps equal steps, each fine-tuned. Resumes an interrupted run. Raises UserError,
@@ -95,7 +95,7 @@ def _prune_steps(
                 f"{reached['params']:.0%} of the parameters"
             )
             torch.manual_seed(plan.seed)  # a loss may draw weights of its own
-            step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
+            step = pipeline.build_step(net, data, teacher_net, plan)
             best = pipeline.train(step, data, teacher_net, plan, place, accelerator, options.progress)
             steps.append({"step": number, **cost, "epochs": len(place.history()), "valid": best})
             keep = {"asked": recipe.prune.keep, "size": recipe.prune.size, **reached}
@@ -125,7 +125,7 @@ def baseline(parent: Run, pruned: Run, data: Dataset, options: RunOptions) -> Ru
     width = multiply(net, data, target, recipe.prune.round_to)
     options.progress.say(f"the baseline to beat: {width:.0%} of every layer's channels, {epochs} epochs from the start")
     teacher_net = runs.load_teacher(teacher) if teacher else None
-    step = pipeline.build_step(net, data, teacher_net, pipeline.specs_of(plan, teacher is not None))
+    step = pipeline.build_step(net, data, teacher_net, plan)
     run = runs.create_or_resume(recipe, "narrow", teacher, data, accelerator, options, **about, width=width)
     with runs.recording_failure(run, accelerator):
         run.note(cost=classifier.cost(net, recipe.data.hw, recipe.data.channels), widths={"after": layer_widths(net)})

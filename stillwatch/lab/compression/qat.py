@@ -42,7 +42,7 @@ def learn(
     torch.manual_seed(plan.seed)
     fold(net, data.picture(data.rows["train"][:2]))
     hooks = insert_fake_quant(net, config)
-    step = pipeline.build_step(net, data, teacher, pipeline.specs_of(plan, teacher is not None))
+    step = pipeline.build_step(net, data, teacher, plan)
     pipeline.train(step, data, teacher, plan, run, pipeline.device(plan), progress)
     remove_fake_quant(hooks)
     net.cpu().eval()

@@ -28,7 +28,7 @@ from stillwatch.lab.export import exporters
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline, runs
 from stillwatch.lab.training.runs import Predict, RunOptions
-from stillwatch.run import NO_PROGRESS, Progress, Run
+from stillwatch.run import Progress, Run
 
 RUNTIMES = ("onnxruntime", "openvino")  # those that read ONNX, by the name of their module
 TIE = 1.03  # times this close are equally fast: two races of the same file differ by as much
@@ -161,27 +161,20 @@ class Evaluator:
         return min(stages, key=lambda s: (s.share >= 1, max(s.drop, self.max_drop), s.share))
 
 
-def quantise(run: Run, root: Path | str = "runs", progress: Progress = NO_PROGRESS, anyway: bool = False) -> Run:
-    """Bring a finished run's net to INT8 as the recipe's [quantise] says; returns the finished run.
+def quantise(run: Run, options: RunOptions, anyway: bool = False) -> Run:
+    """Bring a finished run's net to INT8 as the recipe's [quantise] says.
 
     Always writes the best file; info.kept and info.why say whether export may use it. Raises UserError for changed data
     and a run that cannot be quantised, or learnt nothing (unless `anyway`).
     """
+    progress = options.progress
     runs.require_finished(run, runs.TRAINED, f"one of a net: {', '.join(runs.TRAINED)}")
     runs.require_learnt(run, "not quantised", anyway, progress)
     recipe, data = run.recipe, dataset_of(run, progress)
     evaluator = Evaluator(data, recipe.quantise.max_drop)
     teacher, accelerator = runs.teacher_of(run), pipeline.device(recipe.fit_in("quantise"))
-    made = runs.create_or_resume(
-        recipe,
-        "quantised",
-        run,
-        data,
-        accelerator,
-        RunOptions(root, run.text, False, progress),
-        teacher=teacher.path.name if teacher else None,
-        temperature=exporters.temperature_of(run),
-    )
+    about = {"teacher": teacher.path.name if teacher else None, "temperature": exporters.temperature_of(run)}
+    made = runs.create_or_resume(recipe, "quantised", run, data, accelerator, options, **about)
     with runs.recording_failure(made, accelerator), tempfile.TemporaryDirectory() as scratch:
         calibration = spread(data, recipe.quantise.frames)
         reference = evaluator.judge("fp32", _export_float(runs.load_net(run), run, data, Path(scratch) / "fp32.onnx"))
@@ -253,7 +246,7 @@ def _stages(
     # ---- quantisation-aware training under the float teacher, then the same again
     from stillwatch.lab.compression import qat  # only a net that needs it is trained again
 
-    teacher, place = runs.teacher_of(run), Run(made.path / "qat")
+    teacher, place = runs.teacher_of(run), Run(made.path / "qat", made.info)
     net, teacher_net = runs.load_net(run), runs.load_teacher(teacher) if teacher else None
     place.path.mkdir(exist_ok=True)
     qat.learn(net, teacher_net, evaluator.data, recipe.fit_in("quantise"), config, place, progress)

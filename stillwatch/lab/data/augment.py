@@ -251,11 +251,5 @@ AUGMENTS: dict[str, Callable[..., Tensor]] = {
     "speed": speed,
 }
 MOVES: dict[Callable[..., Tensor], Callable[..., Tensor]] = {crop: crop_moves, flip: flip_moves}
-SHARES = {
-    "flip": 0.5,
-    "reverse": 0.5,
-    "speed": 0.5,
-    "noise": 0.5,
-    "blur": 0.2,
-    "erase": 0.25,
-}  # of samples an op touches by default; others: all
+# Of samples an op touches by default; others: all
+SHARES = {"flip": 0.5, "reverse": 0.5, "speed": 0.5, "noise": 0.5, "blur": 0.2, "erase": 0.25}

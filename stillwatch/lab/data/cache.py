@@ -23,7 +23,8 @@ from torch import Tensor
 
 from stillwatch.atomic import alive, atomic, home
 from stillwatch.errors import UserError
-from stillwatch.lab.data.reader import Found, Sample, Skipped, decode
+from stillwatch.lab.data.reader import decode
+from stillwatch.lab.data.sources import Found, Sample, Skipped
 from stillwatch.recipe import Data
 from stillwatch.run import NO_PROGRESS, Progress
 

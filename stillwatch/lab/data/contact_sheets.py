@@ -30,7 +30,6 @@ def contact_sheets(
     labels: Sequence[str],
     folder: Path,
     per_class: int = 24,
-    seed: int = 0,
     points: NDArray[np.floating] | None = None,
 ) -> list[Path]:
     """One PNG a class that has samples: up to per_class tiles, spread over groups and splits.
@@ -44,7 +43,7 @@ def contact_sheets(
             continue
         # One of each (group, split) in turn, at random within it, until there are enough
         places: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for row in np.random.default_rng(seed).permutation(members).tolist():
+        for row in np.random.default_rng(0).permutation(members).tolist():
             places[samples[row].group, samples[row].split].append(row)
         turns = [row for row in chain.from_iterable(zip_longest(*places.values())) if row is not None]
         rows = sorted(

@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import augment, cache, reader
-from stillwatch.lab.data.reader import Found, Sample, gather
-from stillwatch.lab.data.sources import SPLITS
+from stillwatch.lab.data.reader import gather
+from stillwatch.lab.data.sources import SPLITS, Found, Sample
 from stillwatch.lab.data.splits import assign, unlabelled
 from stillwatch.predictions import EvalArrays
 from stillwatch.recipe import Data, Recipe
@@ -114,7 +114,7 @@ def _aside(recipe: Recipe, progress: Progress = NO_PROGRESS) -> Dataset:
 
 def dataset_of(run: Run, progress: Progress = NO_PROGRESS) -> Dataset:
     """Raises UserError where the data have changed."""
-    recipe = run.recipe.seen_by(run.side)
+    recipe = run.seen
     data = load_dataset(recipe, progress)
     if data.store.fingerprint == run.info.fingerprint:
         return data
@@ -146,16 +146,12 @@ def eval_arrays(samples: Sequence[Sample], x: Any, y: ArrayLike) -> EvalArrays:
     return EvalArrays(x, [s.id for s in samples], [s.group for s in samples], [s.sequence for s in samples], y)
 
 
-def image_lookup(run: Run) -> Callable[[Sequence[str]], dict[str, NDArray[np.uint8]]]:
-    """ids -> pictures, uint8 (H,W,C), as the net saw them, without missing ones."""
-
-    def pictures(ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
-        try:
-            data = load_dataset(run.recipe.seen_by(run.side))
-        except UserError:  # the data has moved: the report does without pictures
-            return {}
-        place = {sample.id: row for row, sample in enumerate(data.samples)}
-        middle = run.recipe.data.steps // 2
-        return {name: np.array(data.store.pixels[place[name], middle]) for name in ids if name in place}
-
-    return pictures
+def pictures_of(run: Run, ids: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """By id, uint8 (H,W,C), as the net saw them, without missing ones."""
+    try:
+        data = load_dataset(run.seen)
+    except UserError:  # the data has moved: the report does without pictures
+        return {}
+    place = {sample.id: row for row, sample in enumerate(data.samples)}
+    middle = run.recipe.data.steps // 2
+    return {name: np.array(data.store.pixels[place[name], middle]) for name in ids if name in place}

@@ -30,8 +30,6 @@ from stillwatch.media.decode import PICTURES, VIDEOS, Window, clips, read_pictur
 from stillwatch.recipe import Data, Recipe
 from stillwatch.registry import bind
 
-__all__ = ["SOURCES", "Found", "Sample", "Skipped", "decode", "gather", "unlabelled"]
-
 
 def gather(recipe: Recipe) -> Found:
     """All samples of the recipe's data with their groups, and what was skipped.

@@ -23,8 +23,8 @@ class Calibration:
     split: str  # "valid" or "out of fold"
     people: str  # "new": in no training; "chosen": nor these, but the epoch was chosen on them; "known"
     source: str
-    id: NDArray[Any]  # (N,)
-    group: NDArray[Any]  # (N,)
+    id: NDArray[np.str_]  # (N,)
+    group: NDArray[np.str_]  # (N,)
     y: NDArray[np.int64]  # (N,)
     p: NDArray[np.float32]  # (N,K) as the head gave it
 
@@ -71,9 +71,8 @@ def out_of_fold(folder: Run, run: Run) -> Calibration:
     place, recipe = folder.path, run.recipe
     if folder.info.kind != "crossval":
         raise UserError(f"{place}: a {folder.info.kind} run; `stillwatch crossval {recipe.name}` makes what is wanted")
-    side = "teacher" if run.info.kind == "teacher" else "student"
-    same = (recipe.labels, run.info.fingerprint, getattr(recipe, side).net.name)
-    theirs = folder.recipe
+    side, theirs = run.side, folder.recipe
+    same = (recipe.labels, run.info.fingerprint, run.net.name)
     if same != (theirs.labels, folder.info.fingerprint, getattr(theirs, side).net.name):
         raise UserError(f"{place}: is of other labels, data or another {side} than {run.path.name}")
     found = [one for one in runs(place) if one.info.status == "done" and predictions.has(one, "test")]

@@ -133,9 +133,8 @@ def fold_gray(net: Classifier) -> None:
 
 def temperature_of(run: Run) -> float:
     """From the run's validation predictions. Raises UserError without them."""
-    recipe, valid = run.recipe, predictions.read(run, "valid")
-    side = recipe.teacher if run.info.kind == "teacher" else recipe.student
-    return metrics.temperature(valid.y, valid.p, side.net.head)
+    valid = predictions.read(run, "valid")
+    return metrics.temperature(valid.y, valid.p, run.net.head)
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:

@@ -127,9 +127,10 @@ def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) ->
     """log p (N,K) that the face alone says of each of part's samples; zeros without a face. Raises UserError."""
     # By a head on the labelled training people of `data`; on each of these, by one that has not met them, if the others
     # show every class
-    sides = [data] if part.samples is data.samples else [data, part]
-    tables = [_table(one, progress) for one in sides]
-    (x, seen), (mine, there) = tables[0], tables[-1]
+    told = faces_of(data, progress)
+    asked = told if part.samples is data.samples else faces_of(part, progress)
+    x, mine = _features(told), _features(asked)
+    seen, there = (np.array([face is not None for face in of]) for of in (told, asked))
     rows = data.rows["train"][seen[data.rows["train"]]]
     y, group = data.y[rows], np.array([data.samples[row].group for row in rows])
     said = np.zeros((len(part.samples), len(data.recipe.labels)))
@@ -144,12 +145,6 @@ def face_logs(data: Dataset, part: Dataset, progress: Progress = NO_PROGRESS) ->
         elif own.any():
             said[own] = _head(x[rows[others]], y[others]).predict_log_proba(mine[own])
     return said
-
-
-def _table(data: Dataset, progress: Progress) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A face's features (N,FACE), and whether there is one."""
-    found = faces_of(data, progress)
-    return _features(found), np.array([face is not None for face in found])
 
 
 def _features(told: Sequence[Deviation | None]) -> NDArray[np.float64]:

@@ -90,7 +90,7 @@ class Reference:
         face: Face | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> "Reference":
-        recipe = run.recipe.seen_by(run.side)
+        recipe = run.seen
         if region := data.recipe.data.region:
             why = f'it sees region = "{region}" alone, and a camera gives whole pictures'
             why += f"; beside one that sees them: export RUN --calibrate CROSSVAL --face {run.path.parent}"
@@ -281,7 +281,7 @@ def fit(
 def _write(
     out: Path, run: Run, int8: Run | None, reference: Reference, proofs: dict[Exported, Proof], left: Iterable[Any]
 ) -> bundle.Bundle:
-    recipe, models, files = run.recipe.seen_by(run.side), list[bundle.Model](), dict[str, Path]()
+    recipe, models, files = run.seen, list[bundle.Model](), dict[str, Path]()
     for file, proof in proofs.items():
         precision: Literal["fp32", "int8"] = "int8" if file.path.name == bundle.INT8 else "fp32"
         names = (file.path.name, *([file.beside] if file.beside else []))

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from stillwatch.errors import UserError, nearest
 from stillwatch.lab.models import temporal, weights
 from stillwatch.lab.models.backbone import FORWARD, Backbone, from_timm, last_index, run_step
 from stillwatch.lab.models.zoo import FILES, NETS
-from stillwatch.recipe import Net, Recipe, ticks
+from stillwatch.recipe import Net, Recipe, SideName, ticks
 from stillwatch.registry import bind
 
 
@@ -84,7 +84,9 @@ class Classifier(nn.Module):
         """The trained part, on frozen_forward's output (fp16 too). Raises UserError for a missing or frozen map."""
         self.check(maps)
         if self.frozen_steps:
-            h, steps = self._fold(h.to(self.head.weight.dtype), self.frozen_steps)
+            h, steps = h.to(self.head.weight.dtype), 1
+            if h.ndim > (2 if self.frozen_steps > self.plan.flat else 4):  # a look's pictures
+                h, steps = h.flatten(0, 1), h.shape[1]
         else:
             h, steps = self._pictures(h)
         features, found = self._walk(h, self.frozen_steps, len(self.plan.steps), maps)
@@ -122,19 +124,11 @@ class Classifier(nn.Module):
         """(B,K) -> (B,K): the recipe head's softmax or sigmoid."""
         return logits.sigmoid() if self.kind == "sigmoid" else logits.softmax(-1)
 
-    def shape(self, maps: tuple[int, ...] | None = None) -> tuple[int, dict[int, int]]:
-        """(feature size, channels by stride); maps None: all. Raises UserError for a missing map."""
-        if maps is None:
-            return self.dim, dict(self.channels)
-        missing = [s for s in maps if s not in self.channels]
-        if missing:
-            raise UserError(f"net {self.name}: no map at stride {missing[0]}; known: {self._known(self.channels)}")
-        return self.dim, {s: self.channels[s] for s in maps}
-
     def check(self, maps: tuple[int, ...]) -> None:
         """Raises UserError for a missing or frozen map."""
-        self.shape(maps)
         for stride in maps:
+            if stride not in self.channels:
+                raise UserError(f"net {self.name}: no map at stride {stride}; known: {self._known(self.channels)}")
             if self.plan.taps[stride] < self.frozen_steps:
                 free = self._known(s for s, step in self.plan.taps.items() if step >= self.frozen_steps)
                 raise UserError(f"net {self.name}: the map at stride {stride} is frozen; not frozen: {free}")
@@ -168,10 +162,6 @@ class Classifier(nn.Module):
             h = h.unflatten(0, (-1, steps))
             found = {s: v.unflatten(0, (-1, steps)).mean(1) for s, v in found.items()}
         return h, found
-
-    def _fold(self, h: Tensor, step: int) -> tuple[Tensor, int]:
-        still = 2 if step > self.plan.flat else 4
-        return (h.flatten(0, 1), h.shape[1]) if h.ndim > still else (h, 1)
 
     def _pictures(self, x: Tensor) -> tuple[Tensor, int]:
         """uint8 (B,H,W,C) or (B,T,H,W,C) -> normalised (B·S,3,h,w), channels_last; gray is broadcast to three."""
@@ -234,7 +224,7 @@ def build(
     return watcher.to(memory_format=torch.channels_last)
 
 
-def build_side(recipe: Recipe, side: Literal["teacher", "student"], net: Net | None = None) -> Classifier:
+def build_side(recipe: Recipe, side: SideName, net: Net | None = None) -> Classifier:
     """One side's net, or `net` in its place, for the pixels that this side sees."""
     data = recipe.seen_by(side).data
     return build(net or getattr(recipe, side).net, len(recipe.labels), data.hw, data.channels, data.moments)

@@ -21,24 +21,19 @@ class Ensemble(nn.Module):
         self.members, self.kind, self.average = nn.ModuleList(members), members[0].kind, average
         self.name = "mean of " + ", ".join(net.name for net in members)
         self.key = f"{average} {'+'.join(net.key for net in members)}"
-        self.dim = sum(net.dim for net in members)
+        self.dim, self.channels = sum(net.dim for net in members), dict[int, int]()
         shares = torch.tensor(weights or [1.0] * len(members))
         self.register_buffer("weights", shares / shares.sum())
 
     def forward(self, x: Tensor, maps: tuple[int, ...] = ()) -> ModelOutput:
-        self.shape(maps)
+        if maps:
+            raise UserError(f"{self.name}: an ensemble has no maps; leave out the losses that look at them")
         found = [net(x) for net in self.members]
         logits = mean(torch.stack([out.logits for out in found]), self.get_buffer("weights"), self.average, self.kind)
         return ModelOutput(logits, torch.cat([out.feature for out in found], 1), {})
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.kind == "sigmoid" else logits.softmax(-1)
-
-    def shape(self, maps: tuple[int, ...] | None = None) -> tuple[int, dict[int, int]]:
-        """(feature size, no maps). Raises UserError for maps."""
-        if maps:
-            raise UserError(f"{self.name}: an ensemble has no maps; leave out the losses that look at them")
-        return self.dim, {}
 
 
 def mean(logits: Tensor, weights: Tensor, average: str, head: str) -> Tensor:

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
@@ -15,10 +15,9 @@ from stillwatch.errors import UserError, nearest, one_line
 from stillwatch.inference import engines
 from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.training import pipeline, runs
-from stillwatch.lab.training.runs import TOGETHER, WITHOUT_LABELS, RunOptions, finished_run, recipe_for
+from stillwatch.lab.training.runs import LATER, TOGETHER, WITHOUT_LABELS, RunOptions, finished_run, recipe_for
 from stillwatch.recipe import Recipe
 from stillwatch.run import Run
-from stillwatch.run import runs as runs_in
 
 Trained: TypeAlias = Literal["teacher", "alone", "distilled"]
 KINDS: tuple[Trained, ...] = get_args(Trained)
@@ -45,8 +44,8 @@ def task(recipe: Recipe, fold: int, seed: int, kind: Trained, root: Path | str, 
         if run := finished_run(mine, kind, root):
             return run
         if kind == "teacher":
-            return pipeline.teach(mine, root, source)
-        return pipeline.distil(mine, kind == "alone", root, source)
+            return pipeline.teach(mine, RunOptions(root, source))
+        return pipeline.distil(mine, RunOptions(root, source), kind == "alone")
 
 
 def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[str] = KINDS) -> list[Task]:
@@ -64,26 +63,10 @@ def tasks(recipe: Recipe, seeds: int, folds: int | None = None, only: Sequence[s
 
 def home(recipe: Recipe, options: RunOptions) -> Run:
     """The folder of its runs: new, or that of the same recipe and labelled data, whatever its folds and seeds."""
-    data, root = load_dataset(recipe, options.progress), Path(options.root)
-
-    def identity(raw: dict[str, Any], *others: object) -> list[object]:
-        free = {("data", "root"), ("data", "fold"), ("fit", "seed"), *WITHOUT_LABELS}
-        data, fit = ({k: v for k, v in raw[name].items() if (name, k) not in free} for name in ("data", "fit"))
-        teacher = {key: value for key, value in raw["teacher"].items() if key not in TOGETHER}
-        return [data, fit, teacher, *(raw.get(table) for table in ("name", "labels", "safe", "student")), *others]
-
-    mine = identity(recipe.model_dump(mode="json"), "crossval", data.store.fingerprint)
-    root.mkdir(parents=True, exist_ok=True)
-    with locked(root / f".{recipe.name}-crossval"):  # processes that start together find one folder
-        for old in [] if options.fresh else reversed(runs_in(root)):
-            if old.info.kind != "crossval":
-                continue
-            if mine == identity(old.recipe.model_dump(mode="json"), "crossval", old.info.fingerprint):
-                return old
-        run = Run.create(recipe, "crossval", root, options.source, fingerprint=data.store.fingerprint)
-        runs.write_audit(run, data)
-        run.unlock()  # each run inside is locked by the process that works on it
-        return run
+    keys = [("data", "root"), ("data", "fold"), ("fit", "seed"), *WITHOUT_LABELS, *(("teacher", k) for k in TOGETHER)]
+    free: dict[str, set[str] | bool] = {table: {key for its, key in keys if its == table} for table, _ in keys}
+    free |= dict.fromkeys(LATER, True)
+    return runs.shared_run(recipe, "crossval", load_dataset(recipe, options.progress), options, free)
 
 
 def crossval(
@@ -94,6 +77,8 @@ def crossval(
     on: an engine of inference.engines, whose machines share options.root and the data. Raises UserError at the end,
     where one failed; the same call does what is left.
     """
+    if on:
+        engines.check(on)  # before there is a folder
     folder, say = home(recipe, options), options.progress.say
     say(f"{folder.path}: {len(wanted)} task{'s' * (len(wanted) != 1)}, {f'on {on}' if on else f'{jobs} at a time'}")
     done, failed = list[Run](), list[str]()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stillwatch.errors import UserError
 from stillwatch.lab.models.classifier import Classifier, ModelOutput
@@ -133,11 +135,7 @@ def fit(
             name, sign = plan.metric, -1 if plan.metric == "loss" else 1
             better = plan.select == "last" or not state.best or sign * figures[name] > sign * state.best[name]
             state.stale = 0 if better else state.stale + 1
-            row: dict[str, Any] = {
-                "epoch": epoch,
-                "seconds": time.perf_counter() - started,
-                "lr": rate(plan, now, steps),
-            }
+            row = dict[str, Any](epoch=epoch, seconds=time.perf_counter() - started, lr=rate(plan, now, steps))
             row |= {"train": train, "valid": figures}
             if better:
                 state.best = {"epoch": epoch, **figures}
@@ -224,7 +222,7 @@ def _order(lesson: BatchSource, plan: Fit, epoch: int) -> Iterator[NDArray[np.in
         others = others[few:]
 
 
-def _optimizer(step: TrainStep, plan: Fit) -> torch.optim.Optimizer:
+def _optimizer(step: TrainStep, plan: Fit) -> Optimizer:
     trained = [p for p in step.parameters() if p.requires_grad]
     groups = [  # no decay for biases and norms (He et al. 2019, bag of tricks)
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": plan.weight_decay},
@@ -237,7 +235,7 @@ def _optimizer(step: TrainStep, plan: Fit) -> torch.optim.Optimizer:
     return kind(groups, lr=plan.lr, fused=True)
 
 
-def _resume(run: Run, step: TrainStep, optimizer: Any, average: dict[str, Tensor] | None) -> TrainState:
+def _resume(run: Run, step: TrainStep, optimizer: Optimizer, average: dict[str, Tensor] | None) -> TrainState:
     path = run.path / "last.pt"
     if not path.is_file():
         return TrainState()
@@ -259,18 +257,18 @@ def _follow(average: dict[str, Tensor], net: nn.Module, decay: float, step: int)
             average[name].copy_(value)
 
 
-class swapped_ema:
-    def __init__(self, net: nn.Module, average: dict[str, Tensor] | None):
-        self.net, self.average = net, average
-
-    def __enter__(self) -> None:
-        if self.average is not None:
-            self.own = {name: value.clone() for name, value in self.net.state_dict().items()}
-            self.net.load_state_dict(self.average)
-
-    def __exit__(self, *_: object) -> None:
-        if self.average is not None:
-            self.net.load_state_dict(self.own)
+@contextmanager
+def swapped_ema(net: nn.Module, average: dict[str, Tensor] | None) -> Iterator[None]:
+    """The net has the average's weights meanwhile."""
+    if average is None:
+        yield
+        return
+    own = {name: value.clone() for name, value in net.state_dict().items()}
+    net.load_state_dict(average)
+    try:
+        yield
+    finally:
+        net.load_state_dict(own)
 
 
 def _line(row: dict[str, Any], epochs: int, kept: bool) -> str:

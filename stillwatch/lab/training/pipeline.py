@@ -41,45 +41,41 @@ from stillwatch.lab.training.runs import (
     write_audit,
 )
 from stillwatch.predictions import EvalArrays, read, save_predictions
-from stillwatch.recipe import Fit, Recipe
+from stillwatch.recipe import Fit, Recipe, SideName
 from stillwatch.registry import Spec
 from stillwatch.run import NO_PROGRESS, Progress, Run
 
 FIGURES = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "ece")  # of an epoch on validation
 
 
-def inspect(
-    recipe: Recipe, root: Path | str = "runs", source: str = "", progress: Progress = NO_PROGRESS
-) -> tuple[Run, Dataset]:
-    """`stillwatch audit`: writes audit.json and split.csv."""
-    data = load_dataset(recipe, progress)
-    run = Run.create(recipe, "audit", root, source)
+def inspect(recipe: Recipe, options: RunOptions) -> tuple[Run, Dataset]:
+    """`stillwatch audit`: writes audit.json, split.csv."""
+    data = load_dataset(recipe, options.progress)
+    run = Run.create(recipe, "audit", options.root, options.source)
     write_audit(run, data)
     return run, data
 
 
-def teach(
-    recipe: Recipe, root: Path | str = "runs", source: str = "", fresh: bool = False, progress: Progress = NO_PROGRESS
-) -> Run:
+def teach(recipe: Recipe, options: RunOptions) -> Run:
     """Train the recipe's teacher, or combine the runs of teacher.init, or teacher.students found or trained here.
 
-    Resumes an interrupted run, unless `fresh`.
+    Resumes an interrupted run.
     """
-    options, init = RunOptions(root, source, fresh, progress), recipe.teacher.init
+    init = recipe.teacher.init
     if recipe.teacher.students:
         first = recipe.fit_of("student").seed
         each = [
             recipe_for(recipe, recipe.data.fold, seed, "alone")
             for seed in range(first, first + recipe.teacher.students)
         ]
-        data = load_dataset(recipe, progress).store.fingerprint
-        found = (None if fresh else finished_run(one, "alone", root, data) for one in each)
+        data = load_dataset(recipe, options.progress).store.fingerprint
+        found = (None if options.fresh else finished_run(one, "alone", options.root, data) for one in each)
         made = [run or _train_run(one, "alone", None, options) for run, one in zip(found, each, strict=True)]
         return _combine(recipe, [run.path for run in made], options)
     if recipe.teacher.signals and not isinstance(init, tuple):  # beside the net's own run, which may be there
         bare = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"signals": 0.0})})
         try:
-            net = newest_teacher(bare, root)
+            net = newest_teacher(bare, options.root)
         except UserError:
             net = _train_run(bare, "teacher", None, options)
         return _combine(recipe, (net.path,), options)
@@ -88,16 +84,8 @@ def teach(
     return _train_run(recipe, "teacher", None, options)
 
 
-def distil(
-    recipe: Recipe,
-    alone: bool = False,
-    root: Path | str = "runs",
-    source: str = "",
-    fresh: bool = False,
-    progress: Progress = NO_PROGRESS,
-) -> Run:
+def distil(recipe: Recipe, options: RunOptions, alone: bool = False) -> Run:
     """Train the student under its teacher; `alone`: the control, without the parts that need one."""
-    options = RunOptions(root, source, fresh, progress)
     if alone:
         return _train_run(recipe, "alone", None, options)
     plan = recipe.fit_of("student")
@@ -106,23 +94,21 @@ def distil(
             "fit.confidence and fit.balance choose samples without label: there are none; set data.unlabelled = FOLDER "
             "or data.labelled = N, or leave them out"
         )
-    specs = plan.loss
-    if not any(map(needs_teacher, specs)):
-        names = ", ".join(spec if isinstance(spec, str) else str(spec.get("name")) for spec in specs)
+    if not any(map(needs_teacher, plan.loss)):
+        names = ", ".join(spec if isinstance(spec, str) else str(spec.get("name")) for spec in plan.loss)
         raise UserError(
             f"fit.loss = {names}: nothing in it comes from a teacher: this would be the student alone. Add kd, as in "
             'fit.loss = [{name = "ce", weight = 0.3}, {name = "kd", weight = 0.7}], or use --alone'
         )
-    return _train_run(recipe, "distilled", newest_teacher(recipe, root), options)
+    return _train_run(recipe, "distilled", newest_teacher(recipe, options.root), options)
 
 
 def _train_run(
     recipe: Recipe, kind: Literal["teacher", "alone", "distilled"], teacher: Run | None, options: RunOptions
 ) -> Run:
     # ---- what is asked
-    side: Literal["teacher", "student"] = "teacher" if kind == "teacher" else "student"
+    side: SideName = "teacher" if kind == "teacher" else "student"
     plan = recipe.fit_of(side)
-    specs = specs_of(plan, kind == "distilled", kind == "teacher")
     accelerator = device(plan)
     progress = options.progress if accelerator.is_main_process else NO_PROGRESS
 
@@ -133,6 +119,7 @@ def _train_run(
         progress.say(f'net {spec.name}: weights = "scratch": it starts from random weights')
     net, seen = classifier.build_side(recipe, side), recipe.seen_by(side)
     augment.plan(plan.augment, plan.seed)
+    losses_of(plan, teacher is not None, side)  # raises for a name that is none
     teacher_net = load_teacher(teacher) if teacher else None
 
     # ---- data (one process decodes, the others find it done) and losses
@@ -141,7 +128,7 @@ def _train_run(
     check_weights(spec, data)
     if teacher:
         check_teacher(teacher, data)
-    step = build_step(net, data, teacher_net, specs)
+    step = build_step(net, data, teacher_net, plan, side)
 
     # ---- the run: a new one, or one that was cut off
     run = create_or_resume(recipe, kind, teacher, data, accelerator, options)
@@ -172,7 +159,7 @@ def _combine(recipe: Recipe, paths: Sequence[Path], options: RunOptions) -> Run:
     data, accelerator = load_dataset(seen, options.progress), device(recipe.fit_of("teacher"))
     for member in members:
         require_finished(member, TRAINED, "run with a net")
-        asked = [(one.labels, one.data.moments, one.data.gray) for one in (member.recipe.seen_by(member.side), seen)]
+        asked = [(one.labels, one.data.moments, one.data.gray) for one in (member.seen, seen)]
         if asked[0] != asked[1]:
             raise UserError(f"teacher.init = {member.path}: has other labels or sees other moments than this teacher")
         if member.path.parent.resolve() != Path(options.root).resolve():
@@ -252,14 +239,32 @@ def device(plan: Fit) -> Accelerator:
     return Accelerator(cpu=plan.device == "cpu", mixed_precision="no" if plan.precision == "fp32" else "bf16")
 
 
-def specs_of(plan: Fit, taught: bool, teaches: bool = False) -> tuple[Spec, ...]:
-    """taught: under a teacher. teaches: the net is to be one, which itself looks at `regions`."""
-    return plan.loss if taught else without_teacher(plan.loss, teaches)
+def losses_of(plan: Fit, taught: bool, side: SideName = "student") -> tuple[Spec, ...]:
+    """plan.loss; without a teacher only the parts that need none, with weights scaled to a sum of 1."""
+    if taught:
+        return plan.loss
+    alone = [spec for spec in plan.loss if not needs_teacher(spec, side == "teacher")]
+    kept = [{"name": spec} if isinstance(spec, str) else spec for spec in alone]
+    total = sum(float(spec.get("weight", 1.0)) for spec in kept)
+    if total <= 0:
+        return ("ce",)
+    return tuple(spec | {"weight": float(spec.get("weight", 1.0)) / total} for spec in kept)
 
 
-def build_step(net: Classifier, data: Dataset, teacher_net: Teacher | None, specs: Sequence[Spec]) -> TrainStep:
+def build_step(
+    net: Classifier, data: Dataset, teacher_net: Teacher | None, plan: Fit, side: SideName = "student"
+) -> TrainStep:
     """Raises UserError for an impossible loss or map."""
-    step = TrainStep(net, losses.parts(specs, task_of(data, net, teacher_net)))
+    labels = data.recipe.labels
+    task = losses.Task(
+        labels=len(labels),
+        names=labels,
+        counts=tuple(np.bincount(data.y[data.rows["train"]], minlength=len(labels)).tolist()),
+        head=data.recipe.student.net.head if teacher_net else net.kind,
+        student=losses.Shape(net.dim, net.channels),
+        teacher=losses.Shape(teacher_net.dim, teacher_net.channels) if teacher_net else None,
+    )
+    step = TrainStep(net, losses.parts(losses_of(plan, teacher_net is not None, side), task))
     net.check(step.maps)
     region = data.recipe.data.region or data.recipe.teacher.data.get("region")
     if region and (step.maps or step.regions):
@@ -282,7 +287,7 @@ def train(
     progress: Progress = NO_PROGRESS,
     after: EpochCallback | None = None,
 ) -> dict[str, Any]:
-    """Fit any net and load the kept epoch's weights. Returns that epoch's figures.
+    """Fit any net and load the kept epoch's weights. Returns its figures.
 
     run: gets best.pt, last.pt and metrics.jsonl; an interrupted one resumes. after: as in fit.
     """
@@ -345,24 +350,3 @@ def validator(
         return {name: found[name] for name in FIGURES}
 
     return judge
-
-
-def without_teacher(specs: Sequence[Spec], teaches: bool = False) -> tuple[Spec, ...]:
-    """The parts that need no teacher, with weights scaled to a sum of 1."""
-    kept = [({"name": s} if isinstance(s, str) else dict(s)) for s in specs if not needs_teacher(s, teaches)]
-    total = sum(float(spec.get("weight", 1.0)) for spec in kept)
-    if not kept or total <= 0:
-        return ("ce",)
-    return tuple(spec | {"weight": float(spec.get("weight", 1.0)) / total} for spec in kept)
-
-
-def task_of(data: Dataset, net: Classifier, teacher_net: Teacher | None) -> losses.Task:
-    counts = np.bincount(data.y[data.rows["train"]], minlength=len(data.recipe.labels))
-    return losses.Task(
-        labels=len(data.recipe.labels),
-        names=data.recipe.labels,
-        counts=tuple(int(count) for count in counts),
-        head=data.recipe.student.net.head if teacher_net else net.kind,
-        student=losses.Shape(*net.shape()),
-        teacher=losses.Shape(*teacher_net.shape()) if teacher_net else None,
-    )

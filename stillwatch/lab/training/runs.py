@@ -1,7 +1,7 @@
 """Runs of the lab: creates or resumes them, loads their nets, finds and checks their teachers."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from stillwatch import predictions
+from stillwatch.atomic import locked
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
 from stillwatch.lab.data.audit import AuditReport, Unlabelled, audit, check_unlabelled, count_faces, unlabelled_leaks
@@ -38,25 +39,24 @@ Predict: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """root: folder of runs. source: the recipe's text."""
+    """What a training is told beside its recipe."""
 
-    root: Path | str
-    source: str
-    fresh: bool
-    progress: Progress
+    root: Path | str = "runs"  # folder of runs
+    source: str = ""  # the recipe's text
+    fresh: bool = False  # an interrupted run is not resumed
+    progress: Progress = NO_PROGRESS
 
 
 def load_net(run: Run) -> Classifier:
     """A pruned net takes its weights' shapes."""
-    recipe = run.recipe
     if run.info.members:
         raise UserError(
             f"{run.path}: {len(run.info.members)} nets in one, for teaching alone; distil a student from it"
             if len(run.info.members) > 1
             else f"{run.path}: answers by a net and the face, for teaching alone; its net is {run.info.members[0]}"
         )
-    spec = getattr(recipe, run.side).net.model_copy(update={"weights": "scratch"})  # the run's own follow
-    net, data = classifier.build_side(recipe, run.side, spec), recipe.seen_by(run.side).data
+    spec = run.net.model_copy(update={"weights": "scratch"})  # the run's own follow
+    net, data = classifier.build_side(run.recipe, run.side, spec), run.seen.data
     path = run.path / "best.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["net"]
@@ -170,15 +170,35 @@ def create_or_resume(
     return run or Run.open(str(names[0]))
 
 
-def cached_audit(
-    store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str, progress: Progress = NO_PROGRESS
-) -> AuditReport:
+def shared_run(
+    recipe: Recipe,
+    kind: str,
+    data: "Dataset",
+    options: RunOptions,
+    free: Mapping[str, set[str] | bool],
+    parent: str | None = None,
+) -> Run:
+    """A run that holds others, of several processes: new, or of the same data and, but for `free`, recipe."""
+    root, mine = Path(options.root), recipe.model_dump(mode="json", exclude=free)
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root / f".{recipe.name}-{kind}"):  # processes that start together find one folder
+        for old in [] if options.fresh else reversed(runs(root)):
+            same = (old.info.kind, old.info.parent, old.info.fingerprint) == (kind, parent, data.store.fingerprint)
+            if same and old.recipe.model_dump(mode="json", exclude=free) == mine:
+                options.progress.say(f"resuming {old.path} (--fresh starts anew)")
+                return old
+        run = Run.create(recipe, kind, root, options.source, parent=parent, fingerprint=data.store.fingerprint)
+        write_audit(run, data)
+        run.unlock()  # no process owns it: each run inside is locked by the process that works on it
+        options.progress.say(f"run: {run.path}")
+        return run
+
+
+def cached_audit(store: cache.Store, samples: Sequence[Sample], labels: tuple[str, ...], split: str) -> AuditReport:
     key = [store.key, split, *labels]
     key += [f"{s.id}\t{s.label}\t{s.group}\t{s.split}\t{s.sequence}\t{s.time}\t{s.negative}" for s in samples]
     key += [f"{bad.file}\t{bad.reason}" for bad in store.skipped]
-    return cache.record(
-        "audit", key, AuditReport, lambda: audit(samples, store.skipped, store.pixels, labels, split, progress)
-    )
+    return cache.record("audit", key, AuditReport, lambda: audit(samples, store.skipped, store.pixels, labels, split))
 
 
 def write_audit(run: Run, data: "Dataset") -> list[str]:
@@ -285,12 +305,8 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
         if run.recipe.labels != recipe.labels:
             raise UserError(f"teacher.init = {recipe.teacher.init}: its labels are {', '.join(run.recipe.labels)}")
         return run
-    found = [
-        run
-        for run in reversed(runs(root))
-        if run.info.kind == "teacher" and run.info.status == "done" and run.recipe.name == recipe.name
-        and (_comparable(run.recipe), *_taught(run.recipe)) == (_comparable(recipe), *_taught(recipe))
-    ]  # fmt: skip
+    done = [run for run in reversed(runs(root)) if (run.info.kind, run.info.status) == ("teacher", "done")]
+    found = [run for run in done if _teaching(run.recipe) == _teaching(recipe)]
     seed = recipe.fit_of("teacher").seed
     if found:
         return next((run for run in found if run.info.seed == seed), found[0])
@@ -300,18 +316,15 @@ def newest_teacher(recipe: Recipe, root: Path | str) -> Run:
     )
 
 
-def _taught(recipe: Recipe) -> tuple[object, ...]:
-    teacher = recipe.teacher
+def _teaching(recipe: Recipe) -> tuple[object, ...]:
+    """What recipes of one teacher have in common."""
+    teacher, data = recipe.teacher, recipe.data.model_dump(mode="json", exclude={"root", "max_bad", "unlabelled"})
+    about = (recipe.name, recipe.labels, data, teacher.signals)
     if isinstance(teacher.init, tuple):
-        return teacher.signals, teacher.init, teacher.weights, teacher.average
+        return *about, teacher.init, teacher.weights, teacher.average
     if teacher.students:
-        return teacher.signals, teacher.students, teacher.weights, teacher.average, recipe.student.net
-    return teacher.signals, teacher.data, teacher.net
-
-
-def _comparable(recipe: Recipe) -> dict[str, Any]:
-    free = {"root", "max_bad", "unlabelled"}
-    return {"labels": recipe.labels, "data": recipe.data.model_dump(mode="json", exclude=free)}
+        return *about, teacher.students, teacher.weights, teacher.average, recipe.student.net
+    return *about, teacher.data, teacher.net
 
 
 def check_teacher(teacher: Run, data: "Dataset") -> None:
@@ -330,13 +343,14 @@ def check_weights(net: Net, data: "Dataset") -> None:
             return
         run = Run.open(home)
         _unseen(run, data, f"net.weights = {net.weights!r}: refused: {run.path.name} was")
-        side = run.recipe.teacher if run.info.kind == "teacher" else run.recipe.student
-        home = Path(side.net.weights)
+        home = Path(run.net.weights)
         home = home if home.is_dir() else home.parent
 
 
 def _unseen(run: Run, data: "Dataset", what: str) -> None:
-    learnt, mine, theirs = trained_on(run), data.recipe.data, run.recipe.data
+    # Of a student also what its teacher labelled
+    learnt = _rows(run, ("train",) if run.info.kind in ("teacher", "alone") else ("train", NO_LABEL))
+    mine, theirs = data.recipe.data, run.recipe.data
     held = {data.samples[row].id for split in ("valid", "test") for row in data.rows[split]}
     way = "take one of the same data.split, data.fold and data.seed"
     # Where it held the same samples back, frames of one clip on both sides are this split's own choice
@@ -355,11 +369,6 @@ def _file(id: str) -> str:
     """A clip's file, so that none of its other frames counts as new; else the sample."""
     file, _, _ = id.rpartition("#")
     return file if file.lower().endswith(VIDEOS) else id
-
-
-def trained_on(run: Run) -> list[tuple[str, str]]:
-    """(path, group) of its training samples; of a student also those that its teacher labelled."""
-    return _rows(run, ("train",) if run.info.kind in ("teacher", "alone") else ("train", NO_LABEL))
 
 
 def _rows(run: Run, splits: Sequence[str]) -> list[tuple[str, str]]:

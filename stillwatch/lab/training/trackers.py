@@ -47,9 +47,8 @@ def tracked(accelerator: Accelerator, plan: Fit, run: Run) -> Iterator[None]:
     local = {"MLFLOW_TRACKING_URI": store, "WANDB_MODE": "offline"}
     for key, value in (QUIET | local).items():
         os.environ.setdefault(key, value)
-    side, name = getattr(run.recipe, run.side), run.path.name
-    data = run.recipe.data
-    asked = {"net": side.net.name, "kind": run.info.kind, "data.size": data.size, "data.fold": data.fold}
+    name, data = run.path.name, run.recipe.data
+    asked = {"net": run.net.name, "kind": run.info.kind, "data.size": data.size, "data.fold": data.fold}
     asked |= {f"fit.{key}": value for key, value in plan.model_dump(mode="json").items()}
     simple = (bool, int, float, str)
     parameters = {key: value if isinstance(value, simple) else json.dumps(value) for key, value in asked.items()}

@@ -23,11 +23,11 @@ from stillwatch.lab.data.dataset import Dataset, load_dataset
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.ensemble import Teacher
 from stillwatch.lab.training import pipeline, runs
+from stillwatch.lab.training.losses import needs_teacher
 from stillwatch.lab.training.runs import RunOptions
 from stillwatch.lab.training.search_space import Key, Value, keys_of, own_value, placed, probes, side_of, with_values
 from stillwatch.recipe import Recipe
-from stillwatch.run import NO_PROGRESS, Progress, Run
-from stillwatch.run import runs as runs_in
+from stillwatch.run import Progress, Run
 
 if TYPE_CHECKING:  # optuna takes most of a second to import
     from optuna import Study, Trial
@@ -36,50 +36,44 @@ if TYPE_CHECKING:  # optuna takes most of a second to import
 
 
 STARTUP = 5  # trials that end by themselves before one is cut short for being below their median
+FREE: dict[str, set[str] | bool] = {  # what may differ in one study
+    "data": {"root"},
+    **dict.fromkeys(("prune", "quantise", "export", "adapt", "rule"), True),
+}
 BAD = (UserError, ValueError, torch.OutOfMemoryError)  # what values of a trial can cause; all else ends the command
 
 
-def tune(
-    recipe: Recipe,
-    trials: int,
-    root: Path | str = "runs",
-    source: str = "",
-    fresh: bool = False,
-    progress: Progress = NO_PROGRESS,
-    storage: str | None = None,
-) -> Path:
+def tune(recipe: Recipe, trials: int, options: RunOptions, storage: str | None = None) -> Path:
     """Search recipe.tune.keys for the best validation figure, up to `trials` in all; returns best.toml.
 
     Trial 0 is the recipe as it is; TPE proposes the others (Bergstra et al. 2011, §4); the median rule stops them
-    (Golovin et al. 2017, §3.2.2). Resumes, unless `fresh`. storage: a file for Optuna's journal or a shared database's
+    (Golovin et al. 2017, §3.2.2). Resumes. storage: a file for Optuna's journal or a shared database's
     URL; None: a file in the run. Raises UserError, also where no trial completed.
     """
     # ---- every key is checked before the data are read
-    if trials < 1:
-        raise UserError(f"trials = {trials}: must be at least 1")
-    if storage and fresh:
+    if storage and options.fresh:
         raise UserError(f"--fresh: {storage} may hold this study; for a new one name another --storage")
-    keys = keys_of(recipe)
+    keys, side = keys_of(recipe), recipe.tune.side
     checked = probes(recipe, keys)
     if pipeline.device(side_of(recipe)[1]).num_processes > 1:
         raise UserError("tune: a trial is one process; start this command several times, and they share the trials")
 
     # ---- teacher and data, and the losses with them
     specs = [spec for _, trial, _ in checked for spec in side_of(trial)[1].loss]
-    taught = recipe.tune.side == "student" and any(pipeline.needs_teacher(spec) for spec in specs)
-    teacher = runs.newest_teacher(recipe, root) if taught else None
+    taught = side == "student" and any(map(needs_teacher, specs))
+    teacher = runs.newest_teacher(recipe, options.root) if taught else None
     teacher_net = runs.load_teacher(teacher) if teacher else None
-    data = load_dataset(recipe.seen_by(recipe.tune.side), progress)
+    data = load_dataset(recipe.seen_by(side), options.progress)
     if teacher:
         runs.check_teacher(teacher, data)
-    runs.check_weights(getattr(recipe, recipe.tune.side).net, data)
+    runs.check_weights(side_of(recipe)[0], data)
     for place, trial, net in checked:
         with placed(place):
-            specs_of_trial = pipeline.specs_of(side_of(trial)[1], taught, recipe.tune.side == "teacher")
-            pipeline.build_step(net, data, teacher_net, specs_of_trial)
+            pipeline.build_step(net, data, teacher_net, side_of(trial)[1], side)
 
     # ---- the trials
-    home = _home(recipe, data, teacher, RunOptions(root, source, fresh, progress))
+    parent = teacher.path.name if teacher else None
+    home, progress = runs.shared_run(recipe, "tune", data, options, FREE, parent), options.progress
     search = Search(recipe, keys, data, teacher, teacher_net, home, progress, storage)
     try:
         with _opened(search) as study:
@@ -155,27 +149,6 @@ class Search:
         run.path = run.path.rename(folder)
         run.note(id=folder.name)
         return recipe, run
-
-
-def _home(recipe: Recipe, data: Dataset, teacher: Run | None, options: RunOptions) -> Run:
-    root, parent, fingerprint = Path(options.root), teacher.path.name if teacher else None, data.store.fingerprint
-
-    def identity(raw: dict[str, Any], *others: object) -> list[object]:
-        tables = ("name", "labels", "safe", "teacher", "student", "fit", "tune")
-        return [*(raw.get(table) for table in tables), {**raw["data"], "root": None}, *others]
-
-    mine = identity(recipe.model_dump(mode="json"), "tune", parent, fingerprint)
-    root.mkdir(parents=True, exist_ok=True)
-    with locked(root / f".{recipe.name}-tune"):  # two processes that start together find one folder
-        for old in [] if options.fresh else reversed(runs_in(root)):
-            if mine == identity(old.info.recipe, old.info.kind, old.info.parent, old.info.fingerprint):
-                options.progress.say(f"resuming {old.path} (--fresh starts anew)")
-                return old
-        run = Run.create(recipe, "tune", root, options.source, parent=parent, fingerprint=fingerprint)
-        runs.write_audit(run, data)
-        run.unlock()  # no process owns it: each trial is locked by the process that works on it
-        options.progress.say(f"run: {run.path}")
-        return run
 
 
 @contextmanager
@@ -288,11 +261,8 @@ def _counts(trial: "FrozenTrial") -> bool:
 def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, run: Run) -> str:
     from optuna.trial import TrialState
 
-    data, quiet, metric = (
-        search.data,
-        Progress(search.progress.bar),
-        recipe.tune.metric,
-    )  # bars, but not a line an epoch
+    data, metric = search.data, recipe.tune.metric
+    quiet = Progress(search.progress.bar)  # bars, but not a line an epoch
     spec, plan = side_of(recipe)
     cut: list[int] = []
 
@@ -306,8 +276,7 @@ def _run_trial(search: Search, study: "Study", trial: "Trial", recipe: Recipe, r
     try:
         torch.manual_seed(plan.seed)
         net = classifier.build_side(recipe, recipe.tune.side, spec)
-        parts = pipeline.specs_of(plan, search.teacher is not None, recipe.tune.side == "teacher")
-        step = pipeline.build_step(net, data, search.teacher_net, parts)
+        step = pipeline.build_step(net, data, search.teacher_net, plan, recipe.tune.side)
         best = pipeline.train(step, data, search.teacher_net, plan, run, pipeline.device(plan), quiet, report)
         if not math.isfinite(best[metric]):
             raise UserError(f"{metric} on validation is {best[metric]}")

@@ -93,11 +93,10 @@ def test_a_key_without_a_value_is_left_out_of_its_panel(tmp_path: Path, monkeypa
     assert len(dots(found["fit.batch"])) == 5
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_it_is_a_picture(tmp_path: Path, stacked: bool) -> None:
-    image = imread(io.BytesIO(tuning.picture(written(tmp_path, ROWS), "macro_f1", stacked)))
+def test_it_is_a_picture(tmp_path: Path) -> None:
+    image = imread(io.BytesIO(tuning.picture(written(tmp_path, ROWS), "macro_f1")))
     high, wide = image.shape[:2]
-    assert (high > wide) == stacked
+    assert high < wide
     assert len({tuple(pixel) for pixel in image[:, :, :3].reshape(-1, 3)[::37]}) > 4
 
 

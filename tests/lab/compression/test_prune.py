@@ -154,9 +154,9 @@ def test_a_width_multiplier_is_the_smallest_with_that_arithmetic(name: str, keep
 def student(here: Path, *more: str, alone: bool = False) -> Run:
     asked = recipe.load("toy", (*SMALL, *more))
     if not alone:
-        teacher = pipeline.teach(asked)
+        teacher = pipeline.teach(asked, RunOptions())
         teacher.note(best=teacher.info.best | {"accuracy": 1.0})  # whatever one epoch is worth
-    run = pipeline.distil(asked, alone)
+    run = pipeline.distil(asked, RunOptions(), alone)
     run.note(best=run.info.best | {"accuracy": 1.0})
     return run
 

@@ -17,6 +17,7 @@ from stillwatch.inference import runtimes, timing
 from stillwatch.lab.compression.quantise import Evaluator, StageResult, quantise, spread
 from stillwatch.lab.data.dataset import load_dataset
 from stillwatch.lab.training import pipeline
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.predictions import read, save_predictions
 from stillwatch.recipe import check
 from stillwatch.run import NO_PROGRESS, Run
@@ -42,9 +43,9 @@ def lineage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lineage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLWATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        teacher = pipeline.teach(check(RAW, "here"), root)
+        teacher = pipeline.teach(check(RAW, "here"), RunOptions(root))
         teacher.note(best=teacher.info.best | {"accuracy": 1.0})  # let through, whatever a few epochs are worth
-        student = pipeline.distil(check(RAW, "here"), root=root, source="name = 'toy'")
+        student = pipeline.distil(check(RAW, "here"), RunOptions(root, "name = 'toy'"))
     assert student.info.best["macro_f1"] > 0.6  # or turning answers round would not harm
     return root
 
@@ -89,7 +90,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
-    made = quantise(student, student.path.parent)
+    made = quantise(student, RunOptions(student.path.parent, student.text))
     info = json.loads((made.path / "run.json").read_text())
     assert made.path.name == "toy-quantised-001"
     assert (info["kind"], info["status"], info["parent"]) == ("quantised", "done", student.path.name)
@@ -118,7 +119,7 @@ def test_a_run_in_int8_holds_what_the_next_steps_need(student: Run) -> None:
 
 
 def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
-    made = quantise(student, student.path.parent)
+    made = quantise(student, RunOptions(student.path.parent, student.text))
     before = read(student, "valid")
     assert made.info.temperature == metrics.temperature(before.y, before.p) != 1
     calibrated = metrics.apply_temperature(before.p, made.info.temperature)
@@ -129,7 +130,7 @@ def test_int8_has_the_temperature_of_the_other_files(student: Run) -> None:
 def test_stages_follow_until_one_may_leave(student: Run, spoil: Any) -> None:
     """The first two INT8 files answer the wrong way round; training under the teacher then gives a third."""
     spoil("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, student.path.parent)
+    made = quantise(student, RunOptions(student.path.parent, student.text))
     stages = made.info.stages
     assert [stage["name"] for stage in stages] == ["fp32", "post-training", "accuracy-aware", "quantisation-aware"]
     assert [stage["kept"] for stage in stages] == [True, False, False, True]
@@ -144,7 +145,7 @@ def test_stages_follow_until_one_may_leave(student: Run, spoil: Any) -> None:
 def test_training_is_left_out_where_the_recipe_says_so(student: Run, spoil: Any) -> None:
     student.info.recipe["quantise"]["qat"] = False
     spoil("int8-0.onnx", "int8-1.onnx")
-    made = quantise(student, student.path.parent)
+    made = quantise(student, RunOptions(student.path.parent, student.text))
     assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
     assert made.info.kept is False
     assert made.info.why.startswith("macro-F1 falls by")
@@ -155,7 +156,7 @@ def test_what_is_not_faster_is_left_out_and_nothing_costly_is_tried(
     student: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch, 1.5)
-    made = quantise(student, student.path.parent)
+    made = quantise(student, RunOptions(student.path.parent, student.text))
     names = [stage["name"] for stage in made.info.stages]
     assert names == ["fp32", "post-training", "post-training, one scale an activation"]
     assert made.info.kept is False
@@ -189,7 +190,7 @@ def test_nothing_sees_the_test_split_before_the_end(student: Run, monkeypatch: p
 
     monkeypatch.setattr(runtimes, "open", opened)
     monkeypatch.setattr("stillwatch.predictions.save_predictions", saving)
-    quantise(student, student.path.parent)
+    quantise(student, RunOptions(student.path.parent, student.text))
     assert order == ["valid", "test"]
     assert test <= set(seen)
 
@@ -202,12 +203,12 @@ def test_cut_off_in_training_it_goes_on_there(student: Run, spoil: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantise(student, student.path.parent, progress=NO_PROGRESS._replace(say=stop))
+        quantise(student, RunOptions(student.path.parent, student.text, progress=NO_PROGRESS._replace(say=stop)))
     cut = Run.open(student.path.parent / "toy-quantised-001")
     assert cut.info.status == "stopped"
     assert not cut.info.stages
     assert not (cut.path / "model-int8.onnx").exists()
-    again = quantise(student, student.path.parent)
+    again = quantise(student, RunOptions(student.path.parent, student.text))
     assert again.path == cut.path
     assert (again.info.status, again.info.stage) == ("done", "quantisation-aware")
     assert [row["epoch"] for row in Run(again.path / "qat").history()] == [1, 2]
@@ -226,7 +227,7 @@ def test_a_runtime_that_cannot_read_a_file_is_passed_over(
         return spoilt(path, runtime, shape)
 
     monkeypatch.setattr(runtimes, "open", opened)
-    made = quantise(student, student.path.parent)
+    made = quantise(student, RunOptions(student.path.parent, student.text))
     assert [stage["name"] for stage in made.info.stages] == ["fp32", "post-training", "accuracy-aware"]
     for stage in made.info.stages[1:]:
         assert stage["runtimes"]["openvino"] == {"why_not": "openvino cannot read it"}
@@ -239,7 +240,7 @@ def test_runs_that_cannot_be_quantised(student: Run) -> None:
 
     def refused(run: Run) -> str:
         with pytest.raises(UserError) as error:
-            quantise(run, student.path.parent)
+            quantise(run, RunOptions(student.path.parent, run.text))
         return str(error.value)
 
     moved = Run(student.path, student.info.changed(fingerprint="other"))
@@ -293,10 +294,14 @@ def test_which_stage_is_best(stages: list[dict[str, Any]], best: int) -> None:
 def test_a_net_that_learnt_nothing_is_quantised_only_on_demand_and_the_report_says_so(student: Run) -> None:
     student.note(best=student.info.best | {"accuracy": 0.0})
     with pytest.raises(UserError, match=r"not quantised: it learnt nothing: .* does not beat always saying .*--anyway"):
-        quantise(student, student.path.parent)
+        quantise(student, RunOptions(student.path.parent, student.text))
     assert not list(student.path.parent.glob("*quantised*"))
     said: list[str] = []
-    made = quantise(student, student.path.parent, NO_PROGRESS._replace(say=said.append), anyway=True)
+    made = quantise(
+        student,
+        RunOptions(student.path.parent, student.text, progress=NO_PROGRESS._replace(say=said.append)),
+        anyway=True,
+    )
     assert "warning: " in said[0]
     made.note(best=made.info.best | {"accuracy": 0.0})
     warnings = assess([student, made])[0]["warnings"]

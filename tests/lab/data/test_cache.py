@@ -17,7 +17,8 @@ from pydantic import BaseModel
 
 from stillwatch.errors import UserError
 from stillwatch.lab.data import cache
-from stillwatch.lab.data.reader import Found, Sample, Skipped, gather
+from stillwatch.lab.data.reader import gather
+from stillwatch.lab.data.sources import Found, Sample, Skipped
 from stillwatch.media import synthetic
 from stillwatch.recipe import Data, check
 from stillwatch.run import Progress

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillwatch.lab.data import duplicates
-from stillwatch.lab.data.reader import Sample
+from stillwatch.lab.data.sources import Sample
 
 
 def scene(seed, height=60, width=80):

@@ -13,6 +13,7 @@ from stillwatch.lab.data.audit import AuditReport, audit, summary
 from stillwatch.lab.data.reader import gather
 from stillwatch.lab.data.splits import assign
 from stillwatch.lab.training.pipeline import inspect
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.recipe import Recipe, check
 
 LABELS = ("SafeDriving", "Yawn")
@@ -85,7 +86,7 @@ def test_fingerprint_and_cache_notice_them(place: Path) -> None:
 
 def test_the_audit_counts_and_states_them(place: Path) -> None:
     plain, with_them = both(place)
-    run, data = inspect(with_them, place / "runs")
+    run, data = inspect(with_them, RunOptions(place / "runs"))
     found = run.read_json("audit.json")
     assert found["negatives"] == {"count": 3, "cameras": 2, "labels": {"SafeDriving": 3, "Yawn": 0}}
     told = "3 of the training samples are false alarms that were filed on 2 cameras; valid and test have none."

@@ -17,7 +17,7 @@ from stillwatch.inference.detector import Detector, alarm_of, face_net, steps
 from stillwatch.lab.data.dataset import dataset_of
 from stillwatch.lab.export import fusion, packaging
 from stillwatch.lab.training import pipeline
-from stillwatch.lab.training.runs import load_net, predictor
+from stillwatch.lab.training.runs import RunOptions, load_net, predictor
 from stillwatch.media import image, weights
 from stillwatch.monitor.cameras import source
 from stillwatch.monitor.cameras.reading import FaceStream, reader
@@ -57,7 +57,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run, Run]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLWATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         root = tmp_path_factory.mktemp("runs")
-        run, face = (pipeline.distil(recipe.load("toy", (*SMALL, *more)), True, root) for more in ((), FACE))
+        run, face = (
+            pipeline.distil(recipe.load("toy", (*SMALL, *more)), RunOptions(root), alone=True) for more in ((), FACE)
+        )
         return run, crossval(run, root, (0,)), crossval(face, root, (0, 1, 2))
 
 

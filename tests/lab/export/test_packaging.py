@@ -17,6 +17,7 @@ from stillwatch.inference import runtimes
 from stillwatch.inference.detector import Detector
 from stillwatch.lab.export import packaging
 from stillwatch.lab.training import pipeline
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.run import Run
 
 SMALL = (
@@ -33,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLWATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         root = tmp_path_factory.mktemp("runs")
-        return pipeline.distil(recipe.load("toy", SMALL), alone=True, root=root).path
+        return pipeline.distil(recipe.load("toy", SMALL), RunOptions(root), alone=True).path
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ CHAINS = ["vgg16-gap", "smallcnn", "mnist-cnn", TINY, "resnet10t", "regnetx_002"
 @pytest.mark.parametrize("name", CHAINS)
 def test_maps_have_the_stride_and_the_channels_that_shape_says(name: str) -> None:
     net = make(name, 3, (64, 64)).eval()
-    dim, channels = net.shape()
+    dim, channels = net.dim, net.channels
     with torch.no_grad():
         out = net(pictures(1, 64, 64, 3), tuple(channels))
     side = (net.size or (64, 64))[0]

@@ -51,47 +51,50 @@ def let_through(run: Run) -> Run:
 
 
 def test_a_clip_teacher_teaches_from_its_own_pixels_cached_or_live(tmp_path: Path) -> None:
-    teacher = let_through(pipeline.teach(recipe(), tmp_path))
+    teacher = let_through(pipeline.teach(recipe(), RunOptions(tmp_path)))
     assert load_net(teacher).frames == 4
-    live = pipeline.distil(recipe(), root=tmp_path)
-    cached = pipeline.distil(recipe(fit__views=1), root=tmp_path)
+    live = pipeline.distil(recipe(), RunOptions(tmp_path))
+    cached = pipeline.distil(recipe(fit__views=1), RunOptions(tmp_path))
     p, same = (read(run, "test").p for run in (live, cached))
     assert np.abs(p - same).max() < 2e-3  # the cache holds the teacher's answers in half precision
     assert load_net(live).frames == 3
 
 
 def test_several_runs_teach_together(tmp_path: Path) -> None:
-    alone = [pipeline.distil(recipe(fit__seed=seed), alone=True, root=tmp_path) for seed in (0, 1)]
+    alone = [pipeline.distil(recipe(fit__seed=seed), RunOptions(tmp_path), alone=True) for seed in (0, 1)]
     together = recipe(teacher__init=[str(run.path) for run in alone], teacher__data={})
     for run in alone:
         let_through(run)
-    run = let_through(pipeline.teach(together, tmp_path))
+    run = let_through(pipeline.teach(together, RunOptions(tmp_path)))
     assert run.info.members == [member.path.name for member in alone]
     mean = np.mean([read(member, "test").p for member in alone], 0)
     assert np.abs(read(run, "test").p - mean).max() < 1e-5
     assert 0 <= (run.info.disagreement or 0.0) <= 1
-    taught = pipeline.distil(together, root=tmp_path)
+    taught = pipeline.distil(together, RunOptions(tmp_path))
     assert taught.info.parent == run.path.name
-    assert load_teacher(run).shape() == (2 * load_net(alone[0]).dim, {})
+    assert load_teacher(run).dim == 2 * load_net(alone[0]).dim
     with pytest.raises(UserError, match="2 nets in one, for teaching alone"):
         load_net(run)
     tilted = recipe(teacher__init=[str(run.path) for run in alone], teacher__data={}, teacher__weights=[1, 0])
-    first = let_through(pipeline.teach(tilted, tmp_path))
+    first = let_through(pipeline.teach(tilted, RunOptions(tmp_path)))
     assert np.abs(read(first, "test").p - read(alone[0], "test").p).max() < 1e-5
-    assert pipeline.distil(tilted, root=tmp_path).info.parent == first.path.name
-    with pytest.raises(UserError, match="one number from 0 up for each of 2 runs"):
-        pipeline.teach(recipe(teacher__init=[str(run.path) for run in alone], teacher__weights=[1]), tmp_path)
+    assert pipeline.distil(tilted, RunOptions(tmp_path)).info.parent == first.path.name
     with pytest.raises(UserError, match="one number from 0 up for each of 2 runs"):
         pipeline.teach(
-            recipe(teacher__init=[str(run.path) for run in alone], teacher__weights=[1, float("nan")]), tmp_path
+            recipe(teacher__init=[str(run.path) for run in alone], teacher__weights=[1]), RunOptions(tmp_path)
+        )
+    with pytest.raises(UserError, match="one number from 0 up for each of 2 runs"):
+        pipeline.teach(
+            recipe(teacher__init=[str(run.path) for run in alone], teacher__weights=[1, float("nan")]),
+            RunOptions(tmp_path),
         )
     moved = recipe(teacher__init=[str(alone[0].path)], teacher__data={"look": [0.0, 0.1]})
     with pytest.raises(UserError, match="sees other moments"):
-        pipeline.teach(moved, tmp_path)
+        pipeline.teach(moved, RunOptions(tmp_path))
 
 
 def test_a_bundle_of_looks_streams_and_is_its_run(tmp_path: Path) -> None:
-    run = pipeline.distil(recipe(), alone=True, root=tmp_path)
+    run = pipeline.distil(recipe(), RunOptions(tmp_path), alone=True)
     made = export(run, out=tmp_path / "bundle", anyway=True)
     assert made.manifest.input.look == (0.4, 0.2, 0.0)
     assert rate(made.manifest) == pytest.approx(5)
@@ -111,7 +114,7 @@ def test_a_bundle_of_looks_streams_and_is_its_run(tmp_path: Path) -> None:
 
 def test_a_look_at_now_alone_is_a_picture(tmp_path: Path) -> None:
     net = {"student__net": {"name": "mnist-cnn", "options": {"width": 4}}, "teacher__data": {}}
-    run = pipeline.distil(recipe(data__look=[0.0], **net), alone=True, root=tmp_path)
+    run = pipeline.distil(recipe(data__look=[0.0], **net), RunOptions(tmp_path), alone=True)
     about = export(run, out=tmp_path / "bundle", anyway=True).manifest.input
     assert (about.shape, about.look) == ((24, 32, 3), None)
 
@@ -120,13 +123,13 @@ def test_a_look_at_now_alone_is_a_picture(tmp_path: Path) -> None:
 def test_what_remembers_channels_is_not_pruned(tmp_path: Path, net: dict[str, Any]) -> None:
     changes = {f"student__net__{key}": value for key, value in net.items()}
     asked = recipe(student__net__options={}, student__net__weights="scratch", **changes)
-    run = let_through(pipeline.distil(asked, alone=True, root=tmp_path))
+    run = let_through(pipeline.distil(asked, RunOptions(tmp_path), alone=True))
     with pytest.raises(UserError, match=r"remembered over time"):
         prune(run, RunOptions(tmp_path, "", False, NO_PROGRESS))
 
 
 def test_a_run_is_judged_on_other_data(tmp_path: Path) -> None:
-    run = pipeline.distil(recipe(), alone=True, root=tmp_path)
+    run = pipeline.distil(recipe(), RunOptions(tmp_path), alone=True)
     other = pipeline.on_other_data(run, ["data.source.pictures=2", "data.source.people=2"], None)
     said = read(other, "test")
     assert (len(said), set(said.group), other.path.name) == (8, {"person-0", "person-1"}, "on-other")

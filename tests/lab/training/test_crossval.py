@@ -85,9 +85,11 @@ def test_a_teacher_of_students_takes_those_that_are_there(tmp_path: Path) -> Non
         ("alone", 6),
     ]
     by_hand = asked.model_copy(update={"data": there.recipe.data, "fit": there.recipe.fit})
-    again = pipeline.teach(by_hand, tmp_path)
+    again = pipeline.teach(by_hand, RunOptions(tmp_path))
     assert again.info.members == teacher.info.members and len(runs_in(tmp_path)) == 5
-    other = pipeline.teach(by_hand.model_copy(update={"fit": by_hand.fit.model_copy(update={"lr": 0.02})}), tmp_path)
+    other = pipeline.teach(
+        by_hand.model_copy(update={"fit": by_hand.fit.model_copy(update={"lr": 0.02})}), RunOptions(tmp_path)
+    )
     assert not set(other.info.members) & set(teacher.info.members)  # trained otherwise
     assert task(asked, 1, 5, "teacher", tmp_path).path == again.path  # the newest
 
@@ -132,6 +134,12 @@ def test_a_failed_task_stops_no_other(tmp_path: Path, monkeypatch: pytest.Monkey
     assert any("failed: no memory is left" in line for line in lines)
     monkeypatch.setattr(pipeline, "distil", real)
     assert len(crossval.crossval(recipe(), wanted, options)[1]) == 3
+
+
+def test_an_unknown_engine_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'ray'"):
+        crossval.crossval(recipe(), tasks(recipe(), 1), RunOptions(tmp_path), on="rya")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_share_the_tasks(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def dots() -> tuple[Tensor, Tensor]:
 def step_of(specs: tuple[Any, ...] = ("ce",)) -> TrainStep:
     torch.manual_seed(1)
     net = classifier.build(RECIPE.student.net, 2, (8, 8), 1)
-    shape = losses.Shape(*net.shape())
+    shape = losses.Shape(net.dim, net.channels)
     return TrainStep(net, losses.parts(specs, losses.Task(2, (12, 12), "softmax", shape, shape)))
 
 
@@ -205,7 +205,9 @@ def test_frozen_parts_stay_and_norms_are_not_decayed(tmp_path: Path) -> None:
     net = classifier.build(Net(name="smallcnn", weights="scratch", frozen=True), 2, (8, 8), 1)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     x, y = dots()
-    step = TrainStep(net, losses.parts(("ce",), losses.Task(2, (12, 12), "softmax", losses.Shape(*net.shape()), None)))
+    step = TrainStep(
+        net, losses.parts(("ce",), losses.Task(2, (12, 12), "softmax", losses.Shape(net.dim, net.channels), None))
+    )
     lesson = BatchSource(COUNT, lambda rows, epoch: (net.frozen_forward(x[rows]), y[rows], None, None))
     judge = lambda net: {"loss": 1.0, "accuracy": 0.5, "macro_f1": 0.5}  # noqa: E731
     fit(step, lesson, judge, Fit(epochs=1, batch=8, lr=0.1), run_in(tmp_path), Accelerator(cpu=True), NO_PROGRESS)

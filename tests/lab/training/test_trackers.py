@@ -11,6 +11,7 @@ import pytest
 
 from stillwatch.errors import UserError
 from stillwatch.lab.training import pipeline, trackers
+from stillwatch.lab.training.runs import RunOptions
 from stillwatch.recipe import Recipe, check
 from stillwatch.run import Run
 
@@ -43,7 +44,7 @@ def epochs(run: Run) -> list[float]:
 
 def test_tensorboard_gets_each_epoch(tmp_path: Path, variables: None) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run = pipeline.distil(recipe("tensorboard"), alone=True, root=tmp_path)
+    run = pipeline.distil(recipe("tensorboard"), RunOptions(tmp_path), alone=True)
     log = reader.EventAccumulator(str(run.path / "tensorboard" / "stillwatch")).Reload()
     assert [event.value for event in log.Scalars("valid/accuracy")] == pytest.approx(epochs(run))
     assert [event.step for event in log.Scalars("train/ce")] == [1, 2]
@@ -53,7 +54,7 @@ def test_tensorboard_gets_each_epoch(tmp_path: Path, variables: None) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own
 def test_mlflow_gets_figures_and_parameters_beside_the_runs(tmp_path: Path, variables: None) -> None:
     mlflow = pytest.importorskip("mlflow")
-    run = pipeline.distil(recipe("mlflow"), alone=True, root=tmp_path)
+    run = pipeline.distil(recipe("mlflow"), RunOptions(tmp_path), alone=True)
     client = mlflow.tracking.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     found: Any = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert [one.info.run_name for one in found] == [run.path.name]
@@ -64,7 +65,7 @@ def test_mlflow_gets_figures_and_parameters_beside_the_runs(tmp_path: Path, vari
 
 def test_without_a_tracker_nothing_is_written_and_no_variable_is_set(tmp_path: Path, variables: None) -> None:
     before = dict(os.environ)
-    run = pipeline.distil(recipe(), alone=True, root=tmp_path)
+    run = pipeline.distil(recipe(), RunOptions(tmp_path), alone=True)
     assert not list(run.path.rglob("*tensorboard*"))
     assert os.environ == before
 
@@ -74,12 +75,12 @@ def test_a_tracker_that_is_missing_is_one_line_before_anything_is_decoded(
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'stillwatch\[wandb\]'"):
-        pipeline.teach(recipe("wandb"), tmp_path)
+        pipeline.teach(recipe("wandb"), RunOptions(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_no_path_of_the_machine_is_among_the_parameters(tmp_path: Path, variables: None) -> None:
-    run, asked = pipeline.distil(recipe(), alone=True, root=tmp_path), MagicMock(trackers=[])
+    run, asked = pipeline.distil(recipe(), RunOptions(tmp_path), alone=True), MagicMock(trackers=[])
     with trackers.tracked(asked, recipe("wandb").fit, run):
         assert os.environ["WANDB_MODE"] == "offline"
     parameters = asked.init_trackers.call_args[0][1]

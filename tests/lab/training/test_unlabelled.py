@@ -19,7 +19,7 @@ from stillwatch.lab.export import fusion
 from stillwatch.lab.models.classifier import ModelOutput
 from stillwatch.lab.training import crossval, inputs, losses, pipeline
 from stillwatch.lab.training.loop import BatchSource, TrainStep, _order
-from stillwatch.lab.training.runs import load_net
+from stillwatch.lab.training.runs import RunOptions, load_net
 from stillwatch.media import synthetic
 from stillwatch.predictions import read
 from stillwatch.recipe import Data, Fit, Recipe, check
@@ -90,7 +90,7 @@ def test_what_they_show_does_not_touch_ce() -> None:
     """Gradient by gradient: with ce alone, a batch with unlabelled rows behind it is the batch without them."""
     torch.manual_seed(0)
     net = pipeline.classifier.build_side(recipe(), "student").eval()
-    task = losses.Task(2, (4, 4), "softmax", losses.Shape(*net.shape()), losses.Shape(*net.shape()))
+    task = losses.Task(2, (4, 4), "softmax", losses.Shape(net.dim, net.channels), losses.Shape(net.dim, net.channels))
     step = TrainStep(net, losses.parts(["ce"], task))
     x, y = torch.randint(0, 255, (8, 1, 16, 16, 1), dtype=torch.uint8), torch.tensor([0, 1, 1])
     found = []
@@ -177,12 +177,12 @@ def test_the_test_split_stays_and_the_labels_go(folder: Path) -> None:
 def test_cached_and_live_answers_teach_the_same(tmp_path: Path, folder: Path, augment: tuple[Any, ...]) -> None:
     changes = {"data__unlabelled": folder, "fit__augment": augment, "fit__ema": 0.9}
     asked = recipe(fit__views=2, **changes)
-    pipeline.teach(asked, tmp_path)
-    cached, live = (pipeline.distil(each, root=tmp_path) for each in (asked, recipe(fit__views=0, **changes)))
+    pipeline.teach(asked, RunOptions(tmp_path))
+    cached, live = (pipeline.distil(each, RunOptions(tmp_path)) for each in (asked, recipe(fit__views=0, **changes)))
     for a, b in zip(cached.history(), live.history(), strict=True):
         assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
     assert np.allclose(read(cached).p, read(live).p, atol=5e-3)
-    plain = pipeline.distil(recipe(fit__views=2, fit__augment=augment, fit__ema=0.9), root=tmp_path)
+    plain = pipeline.distil(recipe(fit__views=2, fit__augment=augment, fit__ema=0.9), RunOptions(tmp_path))
     assert plain.info.parent == cached.info.parent  # one teacher serves both
     assert not np.allclose(read(plain).p, read(cached).p, atol=1e-4) and plain.info.unlabelled is None
     assert cached.info.unlabelled is not None and cached.info.unlabelled.used == 12
@@ -190,18 +190,18 @@ def test_cached_and_live_answers_teach_the_same(tmp_path: Path, folder: Path, au
 
 def test_other_pictures_of_the_same_names_are_other_answers(tmp_path: Path, folder: Path) -> None:
     asked = recipe(data__unlabelled=folder, fit__views=1, fit__augment=["contrast"])
-    pipeline.teach(asked, tmp_path)
-    one = pipeline.distil(asked, root=tmp_path)
+    pipeline.teach(asked, RunOptions(tmp_path))
+    one = pipeline.distil(asked, RunOptions(tmp_path))
     for path in folder.glob("*.png"):
         cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
-    other = pipeline.distil(asked, root=tmp_path)
+    other = pipeline.distil(asked, RunOptions(tmp_path))
     assert not np.allclose(read(one).p, read(other).p, atol=1e-4)
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recipe(data__unlabelled=folder, data__labelled=1, fit__epochs=3, fit__ema=0.9, fit__balance=True)
-    pipeline.teach(asked, tmp_path)
-    whole, log = pipeline.distil(asked, root=tmp_path), Run.log
+    pipeline.teach(asked, RunOptions(tmp_path))
+    whole, log = pipeline.distil(asked, RunOptions(tmp_path)), Run.log
 
     def cut(run: Run, row: Any) -> None:
         if row["epoch"] == 2:
@@ -210,17 +210,17 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, folder: Path, mon
 
     monkeypatch.setattr(Run, "log", cut)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.distil(asked, root=tmp_path)
+        pipeline.distil(asked, RunOptions(tmp_path))
     monkeypatch.setattr(Run, "log", log)
-    resumed = pipeline.distil(asked, root=tmp_path)
+    resumed = pipeline.distil(asked, RunOptions(tmp_path))
     assert resumed.path != whole.path and len(resumed.history()) == 3
     assert all(torch.equal(weights(whole)[name], value) for name, value in weights(resumed).items())
 
 
 def test_the_teacher_s_own_pixels_go_with_them(tmp_path: Path, folder: Path) -> None:
     asked = recipe(data__unlabelled=folder, data__labelled=1, teacher__data={"size": 24})
-    pipeline.teach(asked, tmp_path)
-    run = pipeline.distil(asked, root=tmp_path)
+    pipeline.teach(asked, RunOptions(tmp_path))
+    run = pipeline.distil(asked, RunOptions(tmp_path))
     assert run.info.unlabelled is not None and run.info.unlabelled.samples == 12 + 8
 
 
@@ -248,7 +248,7 @@ def test_floor_and_balance_choose_by_the_teacher_s_answers() -> None:
 
 def test_what_would_mean_nothing_is_said(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match=r"fit\.confidence and fit\.balance choose .* there are none"):
-        pipeline.distil(recipe(fit__confidence=0.5), root=tmp_path)
+        pipeline.distil(recipe(fit__confidence=0.5), RunOptions(tmp_path))
     (folder / "broken.png").write_bytes(b"x")
     with pytest.raises(UserError, match=r"^data\.unlabelled = .*: 1 of 13 samples cannot be used"):
         load_dataset(recipe(data__unlabelled=folder, data__max_bad=0.0))
@@ -256,14 +256,14 @@ def test_what_would_mean_nothing_is_said(tmp_path: Path, folder: Path) -> None:
 
 def test_a_test_person_among_them_is_named(tmp_path: Path, folder: Path) -> None:
     asked = recipe(data__unlabelled=folder, data__size=[96, 128], data__group=r"(?:p|person-|toy/cabin/)(\d+)")
-    run, data = pipeline.inspect(asked, tmp_path)
+    run, data = pipeline.inspect(asked, RunOptions(tmp_path))
     found = run.read_json("audit.json")
     assert found["unlabelled"]["people"] == [] and found["unlabelled"]["copies"] == 0
     assert not [line for line in found["warnings"] if "data.unlabelled" in line]
     row = int(data.rows["test"][0])
     person = data.samples[row].group
     cv2.imwrite(str(folder / f"p{person}_0.png"), cv2.convertScaleAbs(np.array(data.store.pixels[row, 0]), alpha=1.1))
-    leaking, _ = pipeline.inspect(asked, tmp_path)
+    leaking, _ = pipeline.inspect(asked, RunOptions(tmp_path))
     told = leaking.read_json("audit.json")
     assert told["unlabelled"]["people"] == [person] and told["unlabelled"]["copies"] >= 1
     assert told["warnings"][0].startswith("data.unlabelled leaks")
@@ -272,7 +272,7 @@ def test_a_test_person_among_them_is_named(tmp_path: Path, folder: Path) -> None
     assert len(lines) == 13 and {row["label"] for row in lines} == {"unlabelled"}
     (folder / "broken.mp4").write_bytes(b"x")  # the same pictures, and one file more that is left out
     raw = asked.model_dump(mode="json")
-    again, _ = pipeline.inspect(check(raw | {"data": raw["data"] | {"max_bad": 0.5}}, "here"), tmp_path)
+    again, _ = pipeline.inspect(check(raw | {"data": raw["data"] | {"max_bad": 0.5}}, "here"), RunOptions(tmp_path))
     assert again.read_json("audit.json")["unlabelled"]["skipped"] == told["unlabelled"]["skipped"] + 1
 
 
@@ -295,18 +295,18 @@ def test_a_teacher_with_signals_is_a_teacher(tmp_path: Path, folder: Path, monke
 
     monkeypatch.setattr(fusion, "face_logs", knows)
     asked = recipe(**{**CHANGES, "data__unlabelled": folder, "fit__views": 2})
-    teacher = pipeline.teach(asked, tmp_path)
+    teacher = pipeline.teach(asked, RunOptions(tmp_path))
     (net,) = teacher.info.members
     said, bare = read(teacher, "test"), read(Run.open(tmp_path / net), "test")
     assert (said.p.argmax(1) == said.y).all() and not np.allclose(said.p, bare.p)
     assert teacher.info.best["accuracy"] == 1
-    cached = pipeline.distil(asked, root=tmp_path)
-    live = pipeline.distil(recipe(**{**CHANGES, "data__unlabelled": folder}), root=tmp_path)
+    cached = pipeline.distil(asked, RunOptions(tmp_path))
+    live = pipeline.distil(recipe(**{**CHANGES, "data__unlabelled": folder}), RunOptions(tmp_path))
     assert cached.info.parent == live.info.parent == teacher.path.name
     for a, b in zip(cached.history(), live.history(), strict=True):
         assert a["train"]["parts"] == pytest.approx(b["train"]["parts"], rel=2e-3, abs=2e-3)
     assert cached.info.unlabelled is not None and cached.info.unlabelled.named == {"SafeDriving": 6, "Yawn": 6}
-    assert pipeline.teach(recipe(**CHANGES), tmp_path).info.members == [net]  # the net is not trained again
+    assert pipeline.teach(recipe(**CHANGES), RunOptions(tmp_path)).info.members == [net]  # the net is not trained again
     with pytest.raises(UserError, match=f"its net is {net}"):
         load_net(teacher)
     with pytest.raises(UserError, match="a sigmoid head says yes or no"):
