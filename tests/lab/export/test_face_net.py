@@ -128,7 +128,7 @@ def test_a_replay_and_an_archive_answer_alike(
     detector, alarm = Detector(made), alarm_of(made, "cab", faces=True)
     faces = FaceStream(reader(TOY, face_net(made)), live=False)
     answers = list[Any]()
-    for now, p, status in steps(detector, faces.tapped(source.frames(TOY)), batch=1):
+    for now, p, status in steps(detector, faces.tapped(source.frames(TOY))):
         alarm.step(now, p, status, faces.take(now))
         answers.append(alarm.answer)
     root.mkdir()
