@@ -176,7 +176,7 @@ def test_fusion_is_measured_on_drivers_left_out_over_whole_seeds_alone(
         signals, np.zeros((len(samples), 4)), np.zeros((len(samples), 468, 3)), np.ones((len(samples), 2))
     )
     monkeypatch.setattr(
-        fusion, "dataset_of", lambda run: SimpleNamespace(samples=samples, store=SimpleNamespace(key=""))
+        fusion, "dataset_of", lambda run: SimpleNamespace(samples=samples, store=SimpleNamespace(content=""))
     )
     monkeypatch.setattr(fusion.faces, "faces", lambda samples, key: table)
     rows = list(fusion.rows_of(folder, "alone", "toy"))
