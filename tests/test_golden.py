@@ -51,7 +51,9 @@ def thirty_steps() -> dict[str, list[float]]:
     ids = np.array([augment.number(sample.id) for sample in store.samples], np.uint64)
     teacher = classifier.build(RECIPE.teacher.net, 3, (32, 32), 1).eval().requires_grad_(False)
     net = classifier.build(RECIPE.student.net, 3, (32, 32), 1)
-    task = losses.Task(3, (16, 16, 16), "softmax", losses.Shape(*net.shape()), losses.Shape(*teacher.shape()))
+    task = losses.Task(
+        3, (16, 16, 16), "softmax", losses.Shape(net.dim, net.channels), losses.Shape(teacher.dim, teacher.channels)
+    )
     step = TrainStep(net, losses.parts(RECIPE.fit.loss, task))
     optimizer = Accelerator(cpu=True).prepare(_optimizer(step, RECIPE.fit))
     change = augment.plan(RECIPE.fit.augment, 0)
