@@ -29,7 +29,7 @@ demo: $(READY)   ## drawn drivers: from the data to a live page (4 to 6 minutes 
 test: $(READY)   ## the whole suite (7 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2
 
-fast: $(READY)   ## what needs no PyTorch, no clock, process or browser (a minute on one core with two threads)
+fast: $(READY)   ## what needs no PyTorch, no clock, process or browser (40 s on one core with two threads)
 	@OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 -m 'not real and not torch and not slow'
 
 docs: $(READY)   ## the site, in site/; strict, and nothing in it loads from another host

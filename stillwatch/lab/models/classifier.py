@@ -40,9 +40,8 @@ class Classifier(nn.Module):
         plain = (spec.front, spec.shift) == ("frame", "none")
         self.key = spec.name if plain else f"{spec.name} {spec.front} {spec.shift}"  # with the weights, names features
         self.size, self.channels, self.net = body.size, dict(body.maps), body.net
-        self.temporal = bind(temporal.TEMPORAL, spec.temporal, 2, "net.temporal", "net.temporal")(
-            body.feature, self.steps
-        )
+        over = bind(temporal.TEMPORAL, spec.temporal, 2, "net.temporal", "net.temporal")
+        self.temporal = over(body.feature, self.steps)
         self.dim = self.temporal.size
         self.timed: list[temporal.Timed] = [m for m in self.net.modules() if isinstance(m, temporal.TemporalConv)]
         for layer in self.timed:
@@ -269,6 +268,8 @@ def settle_norms(net: Classifier, hw: tuple[int, int], channels: int) -> None:
     out = net.eval()(x, () if net.frozen_steps else tuple(net.channels))
     net.train(training)
     net.dim = out.feature.shape[1]
+    if isinstance(net.temporal, temporal.Window):  # what it remembers is as wide as a feature
+        net.temporal = temporal.Window(net.dim // (1 + net.temporal.spread), net.steps, net.temporal.spread)
     net.channels |= {stride: found.shape[1] for stride, found in out.maps.items()}
 
 
@@ -279,9 +280,8 @@ def cost(net: Classifier, hw: tuple[int, int], channels: int) -> dict[str, int]:
     """
     device = next(net.parameters()).device
     training = net.training
-    net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, net.frames, *hw, channels, dtype=torch.uint8, device=device))
+        net.eval()(torch.zeros(1, net.frames, *hw, channels, dtype=torch.uint8, device=device))
     net.train(training)
     stored = sum(v.numel() for v in net.state_dict().values() if v.is_floating_point())
     params = sum(p.numel() for p in net.parameters())

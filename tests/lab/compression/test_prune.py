@@ -10,8 +10,10 @@ import torch
 
 from stillwatch import recipe
 from stillwatch.errors import UserError
+from stillwatch.inference import runtimes, streams
 from stillwatch.lab.compression import prune
 from stillwatch.lab.data.dataset import load_dataset
+from stillwatch.lab.export import exporters
 from stillwatch.lab.models import classifier
 from stillwatch.lab.models.classifier import Classifier
 from stillwatch.lab.training import pipeline
@@ -47,6 +49,21 @@ def make(name: str, shape: tuple[int, ...]) -> tuple[Classifier, Any]:
 
 def cost(net: Classifier, shape: tuple[int, ...]) -> dict[str, int]:
     return classifier.cost(net, (shape[0], shape[1]), shape[2])
+
+
+@pytest.mark.parametrize("temporal", ["mean", "spread"])
+def test_a_narrowed_net_of_looks_remembers_features_of_its_own_width(temporal: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plan = Net(name="tf_mobilenetv3_small_075", weights="scratch", front="difference", temporal=temporal)
+    net = classifier.build(plan, 3, (32, 32), 3, (0.2, 0.1, 0.0))
+    data: Any = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(hw=(32, 32), channels=3)))
+    before = cost(net, (32, 32, 3))
+    prune.narrow(net, data, before["macs"], 0.5 * before["params"], 8)
+    shape = (3, 32, 32, 3)
+    predict = runtimes.open(exporters.to_onnx(net, shape, tmp_path / "model.onnx"), "onnxruntime", shape)
+    assert isinstance(predict, streams.Stream)
+    x = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    assert np.abs(predict(x) - predictor(net)(x)).max() < 1e-4
 
 
 @pytest.mark.parametrize(("name", "shape"), NETS, ids=[name for name, _ in NETS])
