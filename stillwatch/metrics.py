@@ -119,11 +119,14 @@ def alarm_score(p: ArrayLike, safe: Sequence[int]) -> Floats:
 def operating_point(
     y: ArrayLike, p: ArrayLike, safe: Sequence[int], rate: float, groups: Names | None = None
 ) -> dict[str, float] | None:
-    """The lowest alarm_score threshold at which at most `rate`, 0 to below 1, of the safe samples alarm.
+    """The lowest alarm_score threshold at which at most `rate` of the safe samples alarm.
 
     groups: (N,): and for four groups in five at most twice `rate` of their own. Samples at it alarm. Above every score
-    if a safe sample's is highest. None where all or no classes are safe, or y lacks one kind.
+    if a safe sample's is highest. None where all or no classes are safe, or y lacks one kind. Raises ValueError unless
+    0 <= rate < 1.
     """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate {rate} must lie from 0 to below 1")
     truth, table = checked(y, p)
     harmless = np.isin(truth, list(safe))
     if not harmless.any() or harmless.all() or len(set(safe)) == table.shape[1]:
@@ -426,6 +429,8 @@ def _drawn(
     folds: ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
     """(S,D) by draw, (S,) as it is."""
+    if name not in METRICS:
+        raise ValueError(f"{name!r} is no metric; known: {', '.join(METRICS)}")
     parts = np.zeros(len(codes), np.int64) if folds is None else np.asarray(folds)
     whole, rows = np.ones((1, weights.shape[1])), []
     for one in _stack(p):

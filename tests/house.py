@@ -13,13 +13,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "stillwatch"
 # What may not be exceeded, and what the design wants. A limit only ever goes down, or up with a reason in its commit.
 LIMITS = {
-    "lines": (25_770, 16_000),
+    "lines": (25_777, 16_000),
     "functions": (1_541, 1_100),
     "of them used once, %": (45, 45),
     "Any": (257, 300),
     "dict[str, Any]": (73, 80),
     'info["…"]': (1, 10),
-    "docstring words": (14_949, 15_000),
+    "docstring words": (14_953, 15_000),
     "functions over 60 lines": (1, 2),
     "files in the fullest folder": (9, 9),
     "import chain": (8, 8),

@@ -466,3 +466,5 @@ def test_the_operating_point_catches_what_the_metric_says() -> None:
     assert point is not None
     assert point["recall"] == metrics.scores(y, p, "abcd", "ab")["recall_at_1pct_fa"]
     assert point["false_alarm_rate"] <= 0.01
+    with pytest.raises(ValueError, match="rate 1"):
+        metrics.operating_point(y, p, [0], 1)

@@ -124,6 +124,8 @@ def audit(
 
     samples: N, with their splits. clips: uint8 (N,T,H,W,C). split: the recipe's data.split.
     """
+    if len(samples) != len(clips):
+        raise ValueError(f"{len(samples)} samples but {len(clips)} pictures")
     duplicates, distinct = find(samples, clips, progress)
     baseline = no_pixels(samples, labels)
     counts = Counter((sample.split, sample.label) for sample in samples)

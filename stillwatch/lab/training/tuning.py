@@ -36,10 +36,8 @@ if TYPE_CHECKING:  # optuna takes most of a second to import
 
 
 STARTUP = 5  # trials that end by themselves before one is cut short for being below their median
-FREE: dict[str, set[str] | bool] = {  # what may differ in one study
-    "data": {"root"},
-    **dict.fromkeys(("prune", "quantise", "export", "adapt", "rule"), True),
-}
+# What may differ in one study
+FREE: dict[str, set[str] | bool] = {"data": {"root"}, **dict.fromkeys(set(runs.LATER) - {"tune"}, True)}
 BAD = (UserError, ValueError, torch.OutOfMemoryError)  # what values of a trial can cause; all else ends the command
 
 
@@ -51,6 +49,8 @@ def tune(recipe: Recipe, trials: int, options: RunOptions, storage: str | None =
     URL; None: a file in the run. Raises UserError, also where no trial completed.
     """
     # ---- every key is checked before the data are read
+    if trials < 1:
+        raise UserError(f"trials = {trials}: must be at least 1")
     if storage and options.fresh:
         raise UserError(f"--fresh: {storage} may hold this study; for a new one name another --storage")
     keys, side = keys_of(recipe), recipe.tune.side

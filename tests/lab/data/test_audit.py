@@ -72,6 +72,11 @@ def test_clean_data_gives_counts_and_no_warning():
     assert found["skipped"] == {"count": 0, "share": 0.0, "reasons": {}, "files": []}
 
 
+def test_pictures_must_match_samples():
+    with pytest.raises(ValueError, match="36 samples but 35 pictures"):
+        audit(clean(), [], noise(35), ("a", "b"), "grouped")
+
+
 def test_the_same_data_are_searched_once(monkeypatch):
     searches, real = [], audit_module.find
 

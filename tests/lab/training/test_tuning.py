@@ -107,6 +107,11 @@ def test_a_teacher_cannot_be_tuned_by_what_it_does_not_learn_from() -> None:
         keys_of(asked)
 
 
+def test_a_study_needs_a_trial(here: Path) -> None:
+    with pytest.raises(UserError, match="trials = 0: must be at least 1"):
+        tune(recipe(), 0, RunOptions())
+
+
 def test_values_go_where_they_take_effect_and_leave_the_other_side_alone() -> None:
     losses = ["ce", {"name": "kd", "temperature": {"from": 1, "to": 4}}, "ce"]
     values = {
